@@ -1,0 +1,1 @@
+"""The page, served by the gateway as static files."""

@@ -1,0 +1,1 @@
+"""Generates: chunk loop, pass planner, session state, encoder, models."""

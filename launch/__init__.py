@@ -1,0 +1,1 @@
+"""The `turboserve` command: clusters on one machine, single roles, the terminal client."""

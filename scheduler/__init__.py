@@ -1,0 +1,1 @@
+"""Who is where: session and engine records in Redis, placement policy, control loop."""
