@@ -17,7 +17,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Annotated, Any, ClassVar, Literal, NewType, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NewType, TypeVar, get_args
 
 # Re-exported: this is the one module of ours that gateway and engine share.
 from scheduler.schema import Chars as Chars
@@ -159,7 +159,8 @@ class EngineRecord:
     state: EngineState
     url: str
     """WebSocket URL of its link."""
-    model: ModelInfo
+    model: ModelInfo | None
+    """None while starting."""
     capacity: int
     """Sessions it takes at once."""
     sessions: int
@@ -215,7 +216,7 @@ class ResetInput:
 
 
 Input = PromptInput | ControlInput | ResetInput
-INPUTS: Mapping[str, type[Input]] = {c.type: c for c in (PromptInput, ControlInput, ResetInput)}
+INPUTS: Mapping[str, type[Input]] = {c.type: c for c in get_args(Input)}
 
 
 # --- commands: scheduler -> engine ----------------------------------------------------------------------
@@ -264,9 +265,7 @@ class StopEngine:
 
 
 EngineCommand = OpenSession | ReleaseSession | CloseSession | Drain | StopEngine
-ENGINE_COMMANDS: Mapping[str, type[EngineCommand]] = {
-    c.type: c for c in (OpenSession, ReleaseSession, CloseSession, Drain, StopEngine)
-}
+ENGINE_COMMANDS: Mapping[str, type[EngineCommand]] = {c.type: c for c in get_args(EngineCommand)}
 
 
 # --- events: one bounded stream that everybody reads -----------------------------------------------------
@@ -353,19 +352,7 @@ Event = (
     | EngineChanged
     | DesiredChanged
 )
-EVENTS: Mapping[str, type[Event]] = {
-    c.type: c
-    for c in (
-        SessionQueued,
-        SessionPlaced,
-        SessionOpened,
-        SessionChanged,
-        SessionClosed,
-        ControllerChanged,
-        EngineChanged,
-        DesiredChanged,
-    )
-}
+EVENTS: Mapping[str, type[Event]] = {c.type: c for c in get_args(Event)}
 
 
 # --- link: gateway -> engine ------------------------------------------------------------------------------
@@ -431,9 +418,7 @@ class Stop:
 
 
 LinkRequest = Subscribe | Unsubscribe | Credit | Pause | Resume | Stop
-LINK_REQUESTS: Mapping[str, type[LinkRequest]] = {
-    c.type: c for c in (Subscribe, Unsubscribe, Credit, Pause, Resume, Stop)
-}
+LINK_REQUESTS: Mapping[str, type[LinkRequest]] = {c.type: c for c in get_args(LinkRequest)}
 
 
 # --- link: engine -> gateway ------------------------------------------------------------------------------
@@ -559,21 +544,7 @@ class Closed:
 LinkReply = (
     Subscribed | Refused | ChunkPart | Applied | Accepted | StateChanged | Stats | Superseded | Moved | Closed
 )
-LINK_REPLIES: Mapping[str, type[LinkReply]] = {
-    c.type: c
-    for c in (
-        Subscribed,
-        Refused,
-        ChunkPart,
-        Applied,
-        Accepted,
-        StateChanged,
-        Stats,
-        Superseded,
-        Moved,
-        Closed,
-    )
-}
+LINK_REPLIES: Mapping[str, type[LinkReply]] = {c.type: c for c in get_args(LinkReply)}
 
 
 # --- bytes --------------------------------------------------------------------------------------------------

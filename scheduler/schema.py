@@ -100,7 +100,8 @@ def decode(table: Mapping[str, type[M]], data: object) -> M:
 def decode_fields(cls: type[M], data: Mapping[str, object]) -> M:
     """Build dataclass `cls` from a mapping, checking types and limits. Raises DecodeError."""
     values: dict[str, object] = {}
-    for name, annotation, required in _plan(cls):
+    key: Any = cls  # a TypeVar is not Hashable to mypy
+    for name, annotation, required in _plan(key):
         if name in data:
             values[name] = _check(name, annotation, data[name])
         elif required:
