@@ -1,0 +1,1 @@
+"""Models behind one interface (`base.py`) and the table that loads them (`registry.py`)."""

@@ -1,0 +1,159 @@
+"""The streaming autoencoder of `shapes`: 4 pixel frames ↔ one latent frame, 8× smaller each way.
+
+The encoder is causal in the strict sense: a latent sees its own 4 frames only. The decoder looks back: each of its two
+memory blocks also reads its own input of the previous latent, zeros at the start. Nothing is recurrent, so the decoder
+state depends on the last two latents and can be rebuilt from them.
+
+Shape letters: B clips, F latent frames, P = 4 pixel frames of a latent, C latent channels, h latent side, Z = 8h.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as fn
+from torch import Tensor, nn
+
+__all__ = ["CodecConfig", "Decoder", "Encoder", "to_uint8"]
+
+_LIMIT = 3.0  # latents before normalising lie in (−_LIMIT, _LIMIT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodecConfig:
+    """Sizes of encoder and decoder."""
+
+    channels: int = 8
+    """C"""
+    side: int = 12
+    """h"""
+    frames: int = 4
+    """P"""
+    widths: tuple[int, int, int] = (96, 48, 32)
+    """Feature channels at latent, 2× and 4× resolution."""
+
+    @property
+    def memory_shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """Shapes of the two memories of the decoder state."""
+        return (self.widths[0], self.side, self.side), (self.widths[1], 2 * self.side, 2 * self.side)
+
+    @property
+    def state_numel(self) -> int:
+        """Length of the flat decoder state."""
+        return sum(c * h * w for c, h, w in self.memory_shapes)
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1)
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = _conv(width, width)
+        self.conv2 = _conv(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(fn.relu(self.conv1(fn.relu(x))))
+
+
+class _Memory(nn.Module):
+    """A residual block that reads its input of the previous latent frame too."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = _conv(2 * width, width)
+        self.conv2 = _conv(width, width)
+
+    def forward(self, x: Tensor, past: Tensor) -> Tensor:
+        return x + self.conv2(fn.relu(self.conv1(fn.relu(torch.cat([x, past], dim=1)))))
+
+
+class Encoder(nn.Module):
+    """RGB [B, F·P, 3, Z, Z] in [0, 1] → raw latents [B, F, C, h, h] (not normalised)."""
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        self.config = config
+        high, mid, low = config.widths
+        self.layers = nn.Sequential(
+            nn.PixelUnshuffle(2),
+            _conv(12 * config.frames, low),
+            nn.ReLU(),
+            _conv(low, mid, stride=2),
+            _Residual(mid),
+            nn.ReLU(),
+            _conv(mid, high, stride=2),
+            _Residual(high),
+            _Residual(high),
+            nn.ReLU(),
+            _conv(high, config.channels),
+        )
+
+    def forward(self, rgb: Tensor) -> Tensor:
+        """See the class."""
+        batch = rgb.shape[0]
+        stacked = rgb.unflatten(1, (-1, self.config.frames)).flatten(2, 3).flatten(0, 1)
+        z = self.layers((stacked * 2 - 1).contiguous(memory_format=torch.channels_last))
+        return (_LIMIT * torch.tanh(z / _LIMIT)).unflatten(0, (batch, -1))
+
+
+class Decoder(nn.Module):
+    """Normalised latents → RGB, one flat state in and out. `mean` and `std` map latents back to the encoder's."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        self.config = config
+        high, mid, low = config.widths
+        self.register_buffer("mean", torch.zeros(config.channels))
+        self.register_buffer("std", torch.ones(config.channels))
+        self.conv_in = _conv(config.channels, high)
+        self.memory1 = _Memory(high)
+        self.up1 = _conv(high, 4 * mid)
+        self.memory2 = _Memory(mid)
+        self.up2 = _conv(mid, 4 * low)
+        self.residual = _Residual(low)
+        self.conv_out = _conv(low, 12 * config.frames)
+
+    def initial_state(self) -> Tensor:
+        """Zeros [state_numel] on the decoder's device."""
+        return torch.zeros(self.config.state_numel, device=self.mean.device)
+
+    def normalise(self, raw: Tensor) -> Tensor:
+        """Raw latents [..., C, h, h] → the zero-mean, unit-variance ones that the DiT works on."""
+        return (raw - self.mean[:, None, None]) / self.std[:, None, None]
+
+    def forward(self, latents: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents [B, F, C, h, h], states [B, state_numel] → (RGB [B, F·P, 3, Z, Z], unclamped; next states)."""
+        batch, frames = latents.shape[:2]
+        sizes = [c * h * w for c, h, w in self.config.memory_shapes]
+        past = [
+            part.unflatten(1, shape)
+            for part, shape in zip(state.split(sizes, dim=1), self.config.memory_shapes, strict=True)
+        ]
+        z = (latents * self.std[:, None, None] + self.mean[:, None, None]).flatten(0, 1)
+        x = self.conv_in(z.contiguous(memory_format=torch.channels_last))
+        x, last1 = self._remember(self.memory1, x, past[0], batch)
+        x = fn.pixel_shuffle(self.up1(fn.relu(x)), 2)
+        x, last2 = self._remember(self.memory2, x, past[1], batch)
+        x = self.residual(fn.pixel_shuffle(self.up2(fn.relu(x)), 2))
+        x = fn.pixel_shuffle(self.conv_out(fn.relu(x)), 2)  # [B·F, P·3, Z, Z]
+        rgb = x.unflatten(1, (self.config.frames, 3)).unflatten(0, (batch, frames)).flatten(1, 2)
+        return (rgb + 1) / 2, torch.cat([last1.flatten(1), last2.flatten(1)], dim=1)
+
+    @staticmethod
+    def _remember(block: nn.Module, x: Tensor, past: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """Apply a memory block to all frames at once: frame f reads the input of frame f − 1."""
+        frames = x.unflatten(0, (batch, -1))
+        shifted = torch.cat([past[:, None].to(x.dtype), frames[:, :-1]], dim=1).flatten(0, 1)
+        out: Tensor = block(x, shifted.contiguous(memory_format=torch.channels_last))
+        return out, frames[:, -1].float()
+
+
+def to_uint8(rgb: Tensor) -> Tensor:
+    """RGB [T, 3, Z, Z] in [0, 1] → uint8 [T, Z, Z, 3], rounded, out-of-range values clamped."""
+    return (rgb * 255 + 0.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()

@@ -1,0 +1,238 @@
+"""The model `shapes`: prompt reading, causal DiT and streaming decoder behind the engine's interface.
+
+Shape letters: as in base.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from engine.models.base import ModelSpec, PassBatch
+from engine.models.causal_dit import CausalDiT, CausalDiTConfig
+from engine.models.shapes.captions import read
+from engine.models.shapes.codec import CodecConfig, Decoder, to_uint8
+from engine.models.shapes.concepts import TEXT_LEN, VOCAB_SIZE, scene_ids, scene_tokens
+
+__all__ = ["SHAPES", "TINY", "ShapesConfig", "ShapesModel", "ShapesNet", "WeightsError"]
+
+_STATE_VERSION = 1
+_CLEAN_SIGMA = 1e-6  # below this a pass is a clean one; its velocity means nothing and is returned as zero
+
+
+class WeightsError(ValueError):
+    """A weights file does not fit the model; the message names what is missing, unknown or of another shape."""
+
+
+def shifted_sigmas(steps: int, shift: float = 5.0) -> tuple[float, ...]:
+    """Noise levels of `steps` equal steps from 1 towards 0, moved to the noisy side by `shift`."""
+    return tuple(shift * u / (1 + (shift - 1) * u) for u in (1 - i / steps for i in range(steps)))
+
+
+def _default_dit() -> CausalDiTConfig:
+    return CausalDiTConfig(
+        dim=192,
+        ffn_dim=768,
+        heads=6,
+        layers=6,
+        latent_shape=(8, 12, 12),
+        patch=2,
+        chunk_frames=3,
+        window_frames=12,
+        text_shape=(TEXT_LEN, 64),
+        spatial_embedding=True,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShapesConfig:
+    """Sizes and schedule of a `shapes` model."""
+
+    dit: CausalDiTConfig = field(default_factory=_default_dit)
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    fps: int = 16
+    sink_frames: int = 0
+    sigmas: tuple[float, ...] = shifted_sigmas(4)
+    first_sigmas: tuple[float, ...] = shifted_sigmas(8)
+
+
+SHAPES = ShapesConfig()
+"""What the shipped weights are for."""
+
+TINY = ShapesConfig(
+    dit=CausalDiTConfig(
+        dim=32,
+        ffn_dim=64,
+        heads=2,
+        layers=2,
+        latent_shape=(4, 4, 4),
+        patch=2,
+        chunk_frames=3,
+        window_frames=12,
+        text_shape=(TEXT_LEN, 16),
+        spatial_embedding=True,
+    ),
+    codec=CodecConfig(channels=4, side=4, widths=(16, 8, 8)),
+)
+"""For tests: 32×32 pixels, milliseconds a pass."""
+
+
+class ShapesNet(nn.Module):
+    """Every tensor that a weights file holds."""
+
+    def __init__(self, config: ShapesConfig) -> None:
+        super().__init__()
+        text_len, text_dim = config.dit.text_shape
+        self.token_embedding = nn.Embedding(VOCAB_SIZE, text_dim)
+        self.slot_embedding = nn.Parameter(0.2 * torch.randn(text_len, text_dim))
+        self.dit = CausalDiT(config.dit)
+        self.decoder = Decoder(config.codec)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Concept tokens [..., T] → [..., T, E]"""
+        out: Tensor = self.token_embedding(tokens) + self.slot_embedding
+        return out
+
+
+class ShapesModel:
+    """`CausalVideoModel` of the procedural shapes world. Holds weights only; see base.py for the contract."""
+
+    def __init__(
+        self,
+        config: ShapesConfig,
+        net: ShapesNet,
+        *,
+        weights_hash: str,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        """Takes over `net` and moves it to `device`; K/V and the transformer use `dtype`, the decoder float32."""
+        self.device, self.dtype = device, dtype
+        self.spec = _spec(config, weights_hash)
+        self._net = net.eval().requires_grad_(False).to(device)
+        self._net.dit.to(dtype)
+        self._net.decoder.to(memory_format=torch.channels_last)
+
+    @classmethod
+    def random(
+        cls,
+        seed: int,
+        *,
+        config: ShapesConfig = SHAPES,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> ShapesModel:
+        """A model with random weights, equal for equal seed and config. Leaves torch's own generator untouched."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net = ShapesNet(config)
+        digest = hashlib.sha256(f"random {seed} {asdict(config)}".encode()).hexdigest()
+        return cls(config, net, weights_hash=digest, device=torch.device(device), dtype=dtype)
+
+    @classmethod
+    def from_tensors(
+        cls,
+        tensors: Mapping[str, Tensor],
+        weights_hash: str,
+        *,
+        config: ShapesConfig = SHAPES,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> ShapesModel:
+        """A model with these weights.
+
+        Raises:
+            WeightsError: a name is missing or unknown, or a shape differs.
+        """
+        with torch.device("meta"):
+            net = ShapesNet(config)
+        check_tensors(net, tensors)
+        net.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
+        return cls(config, net, weights_hash=weights_hash, device=torch.device(device), dtype=dtype)
+
+    def encode_prompts(self, texts: Sequence[str]) -> Tensor:
+        """Text → [B, T, E] float32; words without a meaning here are skipped."""
+        tokens = [scene_tokens(scene_ids(read(text))) for text in texts]
+        return self._net.embed(torch.tensor(tokens, device=self.device).reshape(-1, TEXT_LEN))
+
+    @torch.inference_mode()
+    def prompt_kv(self, embeds: Tensor) -> Tensor:
+        """[B, T, E] → [B, L, 2, T, H, D] in the model's dtype."""
+        return self._net.dit.prompt_kv(embeds.to(self.dtype))
+
+    @torch.inference_mode()
+    def run_pass(self, batch: PassBatch) -> Tensor:
+        """See `CausalVideoModel.run_pass`. The transformer predicts x0; the velocity is what leads there.
+
+        Rows of a clean pass return zeros.
+        """
+        x0 = self._net.dit.run_pass(batch)
+        sigma = batch.sigma[:, :, None, None, None]
+        return torch.where(sigma > _CLEAN_SIGMA, (batch.x - x0) / sigma.clamp(min=_CLEAN_SIGMA), 0.0)
+
+    def initial_decoder_state(self) -> Tensor:
+        """Zeros [decoder_state_numel] float32."""
+        return self._net.decoder.initial_state()
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents [F, C, h, w] → (RGB uint8 [F·4, height, width, 3], next state). Works for any F ≥ 1."""
+        rgb, next_state = self._net.decoder(latents[None].float(), state[None])
+        return to_uint8(rgb[0]), next_state[0]
+
+
+def check_tensors(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Compare names and shapes with a module's.
+
+    Raises:
+        WeightsError: naming up to five of each kind of mismatch.
+    """
+    wanted = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    problems = {
+        "missing": [name for name in wanted if name not in found],
+        "unknown": [name for name in found if name not in wanted],
+        "other shape": [
+            f"{name} is {list(found[name])}, needs {list(shape)}"
+            for name, shape in wanted.items()
+            if name in found and found[name] != shape
+        ],
+    }
+    parts = [
+        f"{kind} ({len(names)}): {', '.join(names[:5])}{' …' if len(names) > 5 else ''}"
+        for kind, names in problems.items()
+        if names
+    ]
+    if parts:
+        raise WeightsError("weights do not fit: " + "; ".join(parts))
+
+
+def _spec(config: ShapesConfig, weights_hash: str) -> ModelSpec:
+    dit, codec = config.dit, config.codec
+    return ModelSpec(
+        name="shapes",
+        weights_hash=weights_hash,
+        state_version=_STATE_VERSION,
+        width=8 * codec.side,
+        height=8 * codec.side,
+        fps=config.fps,
+        chunk_latent_frames=dit.chunk_frames,
+        frames_per_latent=codec.frames,
+        first_chunk_drop_frames=0,
+        latent_shape=dit.latent_shape,
+        tokens_per_frame=dit.tokens_per_frame,
+        layers=dit.layers,
+        heads=dit.heads,
+        head_dim=dit.head_dim,
+        window_frames=dit.window_frames,
+        sink_frames=config.sink_frames,
+        text_shape=dit.text_shape,
+        action_dim=0,
+        sigmas=config.sigmas,
+        first_sigmas=config.first_sigmas,
+        decoder_state_numel=codec.state_numel,
+    )
