@@ -1,0 +1,73 @@
+// Playback clock: turns wall time into media time. Pure; "now" is always an argument, in milliseconds.
+
+const TARGET_LOW_MS = 220; // what should still be buffered when the next chunk arrives
+const SLOWEST_RATE = 0.85; // slower motion is hard to see; a stop is not
+const RATE_STEP = 0.03;
+
+export class PlaybackClock {
+  rate = 1;
+  playedMs = 0;
+  stalledMs = 0;
+  stalls = 0;
+  #anchorMediaMs = null;
+  #anchorNowMs = 0;
+  #heldSinceMs = null; // set while the clock stands still
+  #heldForData = false;
+
+  get started() {
+    return this.#anchorMediaMs !== null;
+  }
+
+  get running() {
+    return this.started && this.#heldSinceMs === null;
+  }
+
+  /** Media time now; null before the first frame. */
+  mediaMs(nowMs) {
+    if (!this.started) return null;
+    const untilMs = this.#heldSinceMs ?? nowMs;
+    return this.#anchorMediaMs + (untilMs - this.#anchorNowMs) * this.rate;
+  }
+
+  /** Put the playhead at mediaMs and let it run. */
+  anchor(mediaMs, nowMs) {
+    this.#settle(nowMs);
+    this.#anchorMediaMs = mediaMs;
+    this.#anchorNowMs = nowMs;
+    this.#heldSinceMs = null;
+  }
+
+  /** Stand still at mediaMs. `forData` says that the picture should be moving, so the pause is a stall. */
+  hold(mediaMs, nowMs, forData) {
+    this.anchor(mediaMs, nowMs);
+    this.#heldSinceMs = nowMs;
+    this.#heldForData = forData;
+    if (forData) this.stalls += 1;
+  }
+
+  /** Forget everything but the counters: the next frame starts a new life. */
+  clear(nowMs) {
+    this.#settle(nowMs);
+    this.#anchorMediaMs = null;
+    this.#heldSinceMs = null;
+    this.rate = 1;
+  }
+
+  /**
+   * Called when a chunk has arrived, with what was left to play just before. Slows down a little when the
+   * source is slower than real time: the server paces itself by our acks, so one step at a time is enough.
+   */
+  steer(leftMs, nowMs) {
+    const wanted = leftMs >= TARGET_LOW_MS ? 1 : SLOWEST_RATE + (1 - SLOWEST_RATE) * (leftMs / TARGET_LOW_MS);
+    const step = Math.max(-RATE_STEP * 2, Math.min(RATE_STEP, wanted - this.rate));
+    if (step === 0) return;
+    if (this.running) this.anchor(this.mediaMs(nowMs), nowMs);
+    this.rate += step;
+  }
+
+  #settle(nowMs) {
+    if (!this.started) return;
+    if (this.#heldSinceMs === null) this.playedMs += Math.max(0, nowMs - this.#anchorNowMs);
+    else if (this.#heldForData) this.stalledMs += Math.max(0, nowMs - this.#heldSinceMs);
+  }
+}

@@ -1,0 +1,175 @@
+// The WebSocket to the gateway: keeps one session alive over lost connections.
+//
+// A session is known by its id and a secret `resume` token. When the socket breaks, connect again with a
+// growing, jittered delay and `attach`; messages that were not yet `accepted` are sent again with the same id,
+// which the server answers without doing them twice.
+
+import { FINAL_CLOSE, NO_CAPACITY, ProtocolError, RATE_LIMITED, SUBPROTOCOL, parseMedia } from "./protocol.js";
+
+const FIRST_DELAY_MS = 50;
+const LONGEST_DELAY_MS = 2000;
+const RATE_DELAY_MS = 2000;
+const PING_EVERY_MS = 5000;
+const SILENT_AFTER_MS = 12000;
+const MAX_UNACCEPTED = 64;
+const MAX_START_ATTEMPTS = 6;
+
+const NEEDS_ACCEPT = new Set(["prompt", "reset"]);
+
+export class Connection {
+  roundTripMs = null;
+  #url;
+  #handlers;
+  #socket = null;
+  #opening = null; // the start or attach message to send on connect
+  #identity = null; // {session, resume}
+  #unaccepted = new Map(); // id -> message
+  #wanted = null; // the newest of pause and resume, sent again after an attach
+  #attempt = 0;
+  #retryTimer = 0;
+  #pingTimer = 0;
+  #heardMs = 0;
+  #refusal = null; // newest error message, to explain a close
+
+  /**
+   * Handlers: message(object), media({header, units}), lost(attempt), ended({code, sentence, retryAfterMs}),
+   * nextSeq() -> the chunk to continue from.
+   */
+  constructor(url, handlers) {
+    this.#url = url;
+    this.#handlers = handlers;
+  }
+
+  start(message) {
+    this.#open(() => message);
+  }
+
+  attach(identity) {
+    this.#identity = identity;
+    this.#open(null);
+  }
+
+  /** Send a control message now, or after the next attach if the connection is down. */
+  send(message) {
+    if (NEEDS_ACCEPT.has(message.type)) {
+      if (this.#unaccepted.size >= MAX_UNACCEPTED) return false;
+      this.#unaccepted.set(message.id, message);
+    } else if (message.type === "pause" || message.type === "resume") {
+      this.#wanted = message;
+    }
+    this.#transmit(message);
+    return true;
+  }
+
+  /** Leave for good; nothing is heard of this connection afterwards. */
+  close() {
+    clearTimeout(this.#retryTimer);
+    clearInterval(this.#pingTimer);
+    const socket = this.#socket;
+    this.#socket = null;
+    this.#opening = null;
+    if (socket !== null) socket.close(1000);
+  }
+
+  #open(opening) {
+    this.#opening = opening ?? (() => ({ type: "attach", ...this.#identity, next_seq: this.#handlers.nextSeq() }));
+    this.#connect();
+  }
+
+  #connect() {
+    const socket = new WebSocket(this.#url, [SUBPROTOCOL]);
+    socket.binaryType = "arraybuffer";
+    this.#socket = socket;
+    this.#heardMs = performance.now();
+    this.#refusal = null;
+    const ifCurrent = (action) => (event) => {
+      if (socket === this.#socket) action(event);
+    };
+    socket.onopen = ifCurrent(() => this.#transmit(this.#opening()));
+    socket.onmessage = ifCurrent((event) => this.#receive(event.data));
+    socket.onclose = ifCurrent((event) => this.#closed(event.code, event.reason));
+    clearInterval(this.#pingTimer);
+    this.#pingTimer = setInterval(ifCurrent(() => this.#checkAlive()), PING_EVERY_MS);
+  }
+
+  #transmit(message) {
+    if (this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify(message));
+  }
+
+  #receive(data) {
+    this.#heardMs = performance.now();
+    try {
+      if (typeof data !== "string") this.#handlers.media(parseMedia(data));
+      else this.#control(JSON.parse(data));
+    } catch (error) {
+      if (!(error instanceof ProtocolError || error instanceof SyntaxError)) throw error;
+      console.warn("ignored a message from the server:", error.message);
+    }
+  }
+
+  #control(message) {
+    switch (message.type) {
+      case "session":
+        this.#established(message);
+        break;
+      case "accepted":
+      case "applied":
+        this.#unaccepted.delete(message.id);
+        break;
+      case "error":
+        this.#refusal = message;
+        this.#unaccepted.delete(message.id);
+        break;
+      case "pong":
+        this.roundTripMs = performance.now() - message.t;
+        return;
+    }
+    this.#handlers.message(message);
+  }
+
+  #established(message) {
+    const isReturn = this.#identity?.session === message.session;
+    this.#identity = { session: message.session, resume: message.resume };
+    this.#attempt = 0;
+    this.#opening = () => ({ type: "attach", ...this.#identity, next_seq: this.#handlers.nextSeq() });
+    this.#transmit({ type: "ping", t: performance.now() });
+    if (!isReturn) return;
+    for (const unaccepted of this.#unaccepted.values()) this.#transmit(unaccepted);
+    if (this.#wanted !== null) this.#transmit(this.#wanted);
+  }
+
+  #checkAlive() {
+    if (performance.now() - this.#heardMs > SILENT_AFTER_MS) {
+      const socket = this.#socket;
+      this.#closed(1006, "");
+      socket.close();
+      return;
+    }
+    this.#transmit({ type: "ping", t: performance.now() });
+  }
+
+  #closed(code, reason) {
+    clearInterval(this.#pingTimer);
+    this.#socket = null;
+    const isHopeless = this.#identity === null && this.#attempt + 1 >= MAX_START_ATTEMPTS;
+    if (!FINAL_CLOSE.has(code) && !isHopeless) {
+      this.#retry(code);
+      return;
+    }
+    const refusal = this.#refusal;
+    const sentence = refusal?.message || FINAL_CLOSE.get(code) || reason || "The server cannot be reached. Is it running?";
+    this.#handlers.ended({
+      code,
+      sentence,
+      retryAfterMs: code === NO_CAPACITY ? (refusal?.retry_after_ms ?? null) : null,
+    });
+  }
+
+  #retry(code) {
+    const ceilingMs = Math.min(LONGEST_DELAY_MS, FIRST_DELAY_MS * 2 ** this.#attempt);
+    const delayMs = code === RATE_LIMITED ? RATE_DELAY_MS : ceilingMs * (0.5 + Math.random() / 2);
+    this.#attempt += 1;
+    this.#handlers.lost(this.#attempt);
+    this.#retryTimer = setTimeout(() => this.#connect(), delayMs);
+  }
+}

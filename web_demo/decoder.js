@@ -1,0 +1,126 @@
+// One WebCodecs H.264 decoder that survives its own errors. Fed with Annex-B access units.
+//
+// Rules learned by measurement: no `description` (SPS and PPS are in the stream), never flush in mid-stream
+// (it demands a key frame), never wait for output before feeding more, a delta frame first is an error.
+
+import { codecString } from "./protocol.js";
+
+const STUCK_FRAMES = 3;
+const STUCK_MS = 300;
+const MAX_FAILURES = 5;
+const TICK_US = 1000; // the decoder's timestamp only carries a ticket
+
+/** Whether this browser can show the stream; null, or a sentence that says why not and what to do. */
+export async function whyUnsupported(scope = globalThis) {
+  if (!("VideoDecoder" in scope)) {
+    if (scope.isSecureContext === false) {
+      return `Browsers decode live video only on a secure address. Open this page over https, or through a tunnel: ` +
+        `ssh -L ${scope.location.port || 80}:localhost:${scope.location.port || 80} and the name of the server, ` +
+        `then http://localhost:${scope.location.port || 80}`;
+    }
+    return "This browser is too old to decode live video. Use Chrome or Edge 94, Safari 16.4, Firefox 130, or newer.";
+  }
+  try {
+    const { supported } = await scope.VideoDecoder.isConfigSupported({ codec: "avc1.42C01E" });
+    if (supported) return null;
+  } catch {
+    // An answer in the form of an error is a no as well.
+  }
+  return "This browser was built without H.264 decoding. Use a regular Chrome, Edge, Safari or Firefox.";
+}
+
+export class Decoder {
+  #onFrame;
+  #onFailure;
+  #decoder = null;
+  #codec = null;
+  #waitingForKey = true;
+  #pending = new Map(); // ticket -> {tag, fedMs}
+  #nextTicket = 1;
+  #failures = 0;
+  #preferSoftware = false;
+
+  /** onFrame(VideoFrame, tag) owns the frame and must close it. onFailure() when decoding fails for good. */
+  constructor(onFrame, onFailure) {
+    this.#onFrame = onFrame;
+    this.#onFailure = onFailure;
+  }
+
+  /** Decode one access unit; its frame comes back with `tag`. */
+  decode(unit, isKey, tag, nowMs) {
+    if (isKey) this.#prepare(unit, nowMs);
+    else if (this.#waitingForKey) return;
+    const ticket = this.#nextTicket++;
+    this.#pending.set(ticket, { tag, fedMs: nowMs });
+    try {
+      this.#decoder.decode(
+        new EncodedVideoChunk({ type: isKey ? "key" : "delta", timestamp: ticket * TICK_US, data: unit }),
+      );
+    } catch (error) {
+      this.#fail(this.#decoder, error);
+    }
+  }
+
+  /** A delta frame without its predecessors decodes to a smear without an error: skip to the next key. */
+  waitForKey() {
+    this.#waitingForKey = true;
+  }
+
+  close() {
+    if (this.#decoder !== null && this.#decoder.state !== "closed") this.#decoder.close();
+    this.#decoder = null;
+    this.#pending.clear();
+    this.#waitingForKey = true;
+  }
+
+  #prepare(unit, nowMs) {
+    const codec = codecString(unit) ?? this.#codec ?? "avc1.42C01E";
+    if (this.#isStuck(nowMs)) {
+      this.#preferSoftware = true; // some hardware decoders hold frames back
+      this.close();
+    }
+    this.#waitingForKey = false;
+    if (this.#decoder !== null && codec === this.#codec) return;
+    if (this.#decoder === null) this.#create();
+    this.#codec = codec;
+    this.#decoder.configure({
+      codec,
+      optimizeForLatency: true,
+      hardwareAcceleration: this.#preferSoftware ? "prefer-software" : "no-preference",
+    });
+  }
+
+  #create() {
+    const decoder = new VideoDecoder({
+      output: (frame) => this.#output(decoder, frame),
+      error: (error) => this.#fail(decoder, error),
+    });
+    this.#decoder = decoder;
+  }
+
+  #output(decoder, frame) {
+    const ticket = frame.timestamp / TICK_US;
+    const entry = this.#pending.get(ticket);
+    this.#pending.delete(ticket);
+    if (decoder !== this.#decoder || entry === undefined) {
+      frame.close();
+      return;
+    }
+    this.#failures = 0;
+    this.#onFrame(frame, entry.tag);
+  }
+
+  #fail(decoder, error) {
+    if (decoder !== this.#decoder) return;
+    console.warn("video decoder:", error.message);
+    this.close();
+    this.#failures += 1;
+    if (this.#failures >= MAX_FAILURES) this.#onFailure();
+  }
+
+  #isStuck(nowMs) {
+    if (this.#preferSoftware || this.#pending.size <= STUCK_FRAMES) return false;
+    const oldest = this.#pending.values().next().value;
+    return nowMs - oldest.fedMs > STUCK_MS;
+  }
+}

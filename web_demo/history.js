@@ -1,0 +1,60 @@
+// The prompts of this session and where each one stands: sent, accepted, applied at a chunk, on screen, refused.
+
+const MAX_ENTRIES = 30;
+
+export class PromptHistory {
+  entries = []; // {id, text, state, seq, rev, sentMs, latencyMs}
+
+  add(id, text, nowMs) {
+    const entry = { id, text, state: "sent", seq: null, rev: null, sentMs: nowMs, latencyMs: null };
+    this.entries.push(entry);
+    if (this.entries.length > MAX_ENTRIES) this.entries.shift();
+    return entry;
+  }
+
+  clear() {
+    this.entries = [];
+  }
+
+  find(id) {
+    return this.entries.find((entry) => entry.id === id) ?? null;
+  }
+
+  accepted(id) {
+    const entry = this.find(id);
+    if (entry?.state === "sent") entry.state = "accepted";
+  }
+
+  refused(id) {
+    const entry = this.find(id);
+    if (entry !== null) entry.state = "refused";
+  }
+
+  applied(id, rev, seq) {
+    const entry = this.find(id);
+    if (entry === null || entry.state === "shown") return;
+    Object.assign(entry, { state: "applied", rev, seq });
+  }
+
+  /**
+   * A picture of revision `rev` was drawn. Returns the entry that became visible with it, or null. Entries
+   * overtaken by a later prompt before anything was drawn with them are marked as such.
+   */
+  drawn(rev, nowMs) {
+    const open = this.entries.filter((entry) => entry.state === "applied" && entry.rev <= rev);
+    const shown = open.at(-1) ?? null; // also if a reset raised the revision once more
+    for (const entry of open) entry.state = entry === shown ? "shown" : "overtaken";
+    if (shown !== null) shown.latencyMs = nowMs - shown.sentMs;
+    return shown;
+  }
+
+  /** The prompt on screen, or null. */
+  get current() {
+    return this.entries.findLast((entry) => entry.state === "shown") ?? null;
+  }
+
+  /** The newest prompt that is still on its way, or null. */
+  get underWay() {
+    return this.entries.findLast((entry) => ["sent", "accepted", "applied"].includes(entry.state)) ?? null;
+  }
+}

@@ -1,0 +1,264 @@
+// The video player: parts of chunks in, pictures on a canvas out, at the pace of a playback clock.
+//
+// Everything is decoded at once and waits in a queue ordered by media time. Each animation frame draws the
+// newest picture that is due and closes the rest. When the queue runs dry the last picture stays, and the
+// clock starts again with the next frame, so lateness is paid once and never accumulates.
+
+import { PlaybackClock } from "./clock.js";
+import { Decoder } from "./decoder.js";
+import { ChunkSequence } from "./protocol.js";
+
+const MAX_QUEUED_FRAMES = 256;
+const KEEP_FRAMES_AT_CUT = 3;
+const GEN_MEMORY = 4;
+const LONGEST_SIDE_PX = 480; // small video is enlarged by the canvas's smooth filter up to about this
+
+export class Player {
+  clock = new PlaybackClock();
+  framesDrawn = 0;
+  framesSkipped = 0;
+  chunks = 0;
+  gaps = 0;
+  drawn = null; // {seq, rev, ptsMs, endMs} of the picture on the canvas
+  #canvas;
+  #context;
+  #handlers;
+  #decoder;
+  #sequence = new ChunkSequence(0);
+  #queue = []; // decoded, not yet shown: {frame, seq, rev, ptsMs, endMs, life}
+  #life = 0; // grows when a chunk is sent again; frames of its first life are dropped
+  #begunSeq = null;
+  #frameMs = 62.5;
+  #firstMs = null; // media time where this player came in
+  #newestEndMs = null; // media time at the end of the newest complete chunk
+  #chunkEndMs = null; // where the next part of the chunk being received goes on
+  #cutRev = null;
+  #genMs = []; // what the last chunks took to make
+  #paused = false;
+  #loop = 0;
+  #drawTimes = [];
+
+  /**
+   * Handlers: complete(header) after each complete chunk, drawn(info) after each picture,
+   * failed() when this browser cannot decode the video.
+   */
+  constructor(canvas, handlers) {
+    this.#canvas = canvas;
+    this.#context = canvas.getContext("2d", { alpha: false });
+    this.#handlers = handlers;
+    this.#decoder = new Decoder(
+      (frame, tag) => this.#decoded(frame, tag),
+      () => handlers.failed(),
+    );
+    document.addEventListener("visibilitychange", () => this.tick(performance.now()));
+  }
+
+  /** Begin a session (or join a running one) whose first wanted chunk is nextSeq. */
+  open(session, nextSeq) {
+    this.close();
+    this.#frameMs = 1000 / session.fps;
+    this.#sequence = new ChunkSequence(nextSeq);
+    this.#resize(session.width, session.height);
+    this.#paused = false;
+    this.#run();
+  }
+
+  /** Stop playing; the last picture stays on the canvas. */
+  close() {
+    cancelAnimationFrame(this.#loop);
+    this.#loop = 0;
+    for (const item of this.#queue) item.frame.close();
+    this.#queue = [];
+    this.#decoder.close();
+    this.clock.clear(performance.now());
+    this.drawn = null;
+    this.#begunSeq = null;
+    this.#firstMs = null;
+    this.#newestEndMs = null;
+    this.#cutRev = null;
+    this.#genMs = [];
+  }
+
+  get nextSeq() {
+    return this.#sequence.nextSeq;
+  }
+
+  get newestSeq() {
+    return this.#sequence.newestComplete;
+  }
+
+  get fps() {
+    const since = performance.now() - 2000;
+    while (this.#drawTimes.length > 0 && this.#drawTimes[0] < since) this.#drawTimes.shift();
+    return this.#drawTimes.length / 2;
+  }
+
+  get genMs() {
+    return this.#genMs.at(-1) ?? null;
+  }
+
+  /** Media time from the playhead to the end of the newest complete chunk. */
+  bufferMs(nowMs) {
+    if (this.#newestEndMs === null) return 0;
+    const playhead = this.clock.mediaMs(nowMs) ?? this.#firstMs;
+    return Math.max(0, this.#newestEndMs - playhead);
+  }
+
+  setPaused(paused) {
+    if (paused === this.#paused) return;
+    this.#paused = paused;
+    const nowMs = performance.now();
+    if (!this.clock.started) return;
+    if (paused) this.clock.hold(this.clock.mediaMs(nowMs), nowMs, false);
+    else this.clock.anchor(this.clock.mediaMs(nowMs), nowMs);
+    if (!paused) this.#run();
+  }
+
+  /** Take one media message. */
+  part({ header, units }) {
+    const nowMs = performance.now();
+    const verdict = this.#sequence.accept(header);
+    if (verdict === "skip") return;
+    if (verdict === "begin") this.#begin(header);
+    this.tick(nowMs);
+    const isComplete = header.part === header.parts - 1;
+    if (isComplete) this.#measure(header, nowMs);
+    units.forEach((unit, index) => {
+      const ptsMs = this.#chunkEndMs;
+      this.#chunkEndMs += this.#frameMs;
+      const tag = { seq: header.seq, rev: header.rev, ptsMs, endMs: this.#chunkEndMs, life: this.#life };
+      this.#decoder.decode(unit, index === 0 && header.key === true, tag, nowMs);
+    });
+    if (!isComplete) return;
+    this.chunks += 1;
+    this.#newestEndMs = this.#chunkEndMs;
+    this.#handlers.complete(header);
+  }
+
+  /** The server will not send chunks up to toSeq. */
+  gap(toSeq) {
+    this.gaps += 1;
+    this.#sequence.gap(toSeq);
+    this.#decoder.waitForKey();
+  }
+
+  /** Show what is due. Runs on every animation frame, and on arrivals while the page is hidden. */
+  tick(nowMs) {
+    if (this.#paused || !this.clock.started) return;
+    this.#skipHole(nowMs);
+    const mediaMs = this.clock.mediaMs(nowMs);
+    let due = null;
+    while (this.#queue.length > 0 && this.#queue[0].ptsMs <= mediaMs) {
+      if (due !== null) this.#drop(due);
+      due = this.#queue.shift();
+    }
+    if (due !== null) this.#show(due, nowMs);
+    const isDry = this.#queue.length === 0 && this.drawn !== null && mediaMs >= this.drawn.endMs;
+    if (isDry && this.clock.running) this.clock.hold(this.drawn.endMs, nowMs, true);
+  }
+
+  #run() {
+    if (this.#loop !== 0) return;
+    const step = (nowMs) => {
+      this.#loop = this.#paused ? 0 : requestAnimationFrame(step);
+      this.tick(nowMs);
+    };
+    this.#loop = requestAnimationFrame(step);
+  }
+
+  #begin(header) {
+    if (header.seq === this.#begunSeq) {
+      // Sent again whole: it replaces what is held of its first, incomplete life.
+      this.#life += 1;
+      for (const item of this.#queue.filter(({ seq }) => seq === header.seq)) this.#drop(item);
+      this.#queue = this.#queue.filter(({ seq }) => seq !== header.seq);
+    }
+    this.#begunSeq = header.seq;
+    this.#firstMs ??= header.pts_ms;
+    this.#chunkEndMs = header.pts_ms;
+  }
+
+  #measure(header, nowMs) {
+    if (this.clock.started) this.clock.steer(this.bufferMs(nowMs), nowMs);
+    if (typeof header.gen_ms !== "number") return;
+    this.#genMs.push(header.gen_ms);
+    if (this.#genMs.length > GEN_MEMORY) this.#genMs.shift();
+  }
+
+  #decoded(frame, tag) {
+    const isOutdated = tag.seq === this.#begunSeq && tag.life !== this.#life;
+    const isShown = this.drawn !== null && tag.ptsMs <= this.drawn.ptsMs;
+    if (isOutdated || isShown) {
+      frame.close();
+      return;
+    }
+    this.#cutTo(tag);
+    this.#queue.push({ frame, ...tag });
+    if (this.#queue.length > MAX_QUEUED_FRAMES) this.#drop(this.#queue.shift());
+    this.#wake(tag);
+    if (document.hidden) this.tick(performance.now());
+  }
+
+  /** Start the clock with the first frame, and again with the first frame after it ran dry. */
+  #wake(tag) {
+    if (this.clock.running) return;
+    const nowMs = performance.now();
+    if (!this.#paused) {
+      this.clock.anchor(tag.ptsMs, nowMs);
+    } else if (!this.clock.started) {
+      this.clock.hold(tag.ptsMs, nowMs, false); // joined a paused session: show one still picture
+      this.#show(this.#queue.shift(), nowMs);
+    }
+  }
+
+  /**
+   * A new prompt should be seen soon: of the older pictures still queued keep only as many as the next
+   * chunk needs to arrive in time.
+   */
+  #cutTo(tag) {
+    const playingRev = this.drawn?.rev ?? tag.rev;
+    if (tag.rev <= playingRev || tag.rev === this.#cutRev) return;
+    this.#cutRev = tag.rev;
+    const chunkMs = this.#chunkEndMs - tag.ptsMs;
+    const spareMs = 1.25 * Math.max(0, ...this.#genMs) - chunkMs;
+    const keep = Math.max(KEEP_FRAMES_AT_CUT, Math.ceil(spareMs / this.#frameMs));
+    for (const item of this.#queue.splice(keep)) this.#drop(item);
+  }
+
+  /** Where media time jumps (a cut, a gap), jump with it as soon as the picture before has had its time. */
+  #skipHole(nowMs) {
+    if (this.#queue.length === 0 || this.drawn === null || !this.clock.running) return;
+    const next = this.#queue[0];
+    const mediaMs = this.clock.mediaMs(nowMs);
+    const isHole = next.ptsMs > this.drawn.endMs + this.#frameMs / 2;
+    if (isHole && mediaMs >= this.drawn.endMs) this.clock.anchor(next.ptsMs, nowMs);
+  }
+
+  #show(item, nowMs) {
+    const { frame, ...info } = item;
+    if (document.hidden) {
+      this.framesSkipped += 1;
+    } else {
+      this.#context.drawImage(frame, 0, 0, this.#canvas.width, this.#canvas.height);
+      this.framesDrawn += 1;
+      this.#drawTimes.push(nowMs);
+      if (this.#drawTimes.length > 480) this.#drawTimes.shift();
+    }
+    frame.close();
+    this.drawn = info;
+    this.#handlers.drawn(info);
+  }
+
+  #drop(item) {
+    item.frame.close();
+    this.framesSkipped += 1;
+  }
+
+  #resize(width, height) {
+    const scale = Math.max(1, Math.floor(LONGEST_SIDE_PX / Math.max(width, height)));
+    if (this.#canvas.width === width * scale && this.#canvas.height === height * scale) return;
+    this.#canvas.width = width * scale;
+    this.#canvas.height = height * scale;
+    this.#context.imageSmoothingQuality = "high";
+  }
+}

@@ -1,0 +1,130 @@
+// The public protocol v1, JSON flavour, as the page needs it. Pure: no sockets, no clocks, no DOM.
+// The full description is docs/protocol.md.
+
+export const SUBPROTOCOL = "turboserve.v1+json";
+export const PATH = "/v1/stream";
+export const MAX_PROMPT_CHARS = 2000;
+export const MAX_HEADER_BYTES = 65536;
+export const MAX_PARTS = 1024;
+
+export class ProtocolError extends Error {}
+
+/** Close codes after which connecting again cannot help, and what to tell the person. */
+export const FINAL_CLOSE = new Map([
+  [1000, "The session is over."],
+  [4400, "The server did not understand this page. Reload it; if that does not help, page and server differ in version."],
+  [4401, "The server wants a valid access token for this."],
+  [4403, "The server does not accept pages from this address."],
+  [4404, "This session no longer exists. Start a new one."],
+  [4408, "The session was closed because it was paused for a long time."],
+  [4409, "This session was opened in another window."],
+  [4503, "Every engine is busy. Try again in a moment."],
+]);
+
+export const TAKEN_OVER = 4409;
+export const NO_SUCH_SESSION = 4404;
+export const NO_CAPACITY = 4503;
+export const RATE_LIMITED = 4429;
+
+const isCount = (value) => Number.isSafeInteger(value) && value >= 0;
+const isTime = (value) => typeof value === "number" && Number.isFinite(value);
+
+function checkHeader(header, payloadBytes) {
+  if (header === null || typeof header !== "object" || header.type !== "chunk") {
+    throw new ProtocolError("a media message must have a chunk header");
+  }
+  const { seq, part, parts, frames, sizes, rev } = header;
+  if (![seq, part, parts, frames, rev].every(isCount) || parts > MAX_PARTS || part >= parts) {
+    throw new ProtocolError("a chunk header has a wrong seq, part, parts, frames or rev");
+  }
+  if (!isTime(header.pts_ms) || !isTime(header.duration_ms) || header.duration_ms < 0) {
+    throw new ProtocolError("a chunk header has a wrong time");
+  }
+  if (!Array.isArray(sizes) || sizes.length !== frames || !sizes.every(isCount)) {
+    throw new ProtocolError("a chunk header has wrong sizes");
+  }
+  if (sizes.reduce((sum, size) => sum + size, 0) !== payloadBytes) {
+    throw new ProtocolError("the sizes of a chunk part do not sum to its payload");
+  }
+}
+
+/**
+ * Split one binary message: 4-byte big-endian header length, JSON header, H.264 access units.
+ * Returns {header, units}; the units are views into the buffer, not copies.
+ */
+export function parseMedia(buffer) {
+  if (buffer.byteLength < 4) throw new ProtocolError("a media message is too short");
+  const headerBytes = new DataView(buffer).getUint32(0, false);
+  if (headerBytes > MAX_HEADER_BYTES || 4 + headerBytes > buffer.byteLength) {
+    throw new ProtocolError("a media message has a wrong header length");
+  }
+  let header;
+  try {
+    header = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(new Uint8Array(buffer, 4, headerBytes)));
+  } catch (error) {
+    throw new ProtocolError("a chunk header is not JSON", { cause: error });
+  }
+  let offset = 4 + headerBytes;
+  checkHeader(header, buffer.byteLength - offset);
+  const units = header.sizes.map((size) => {
+    const unit = new Uint8Array(buffer, offset, size);
+    offset += size;
+    return unit;
+  });
+  return { header, units };
+}
+
+/**
+ * Keeps the order of parts. `accept(header)` says what to do with a part:
+ * "skip" (a repeat, or the rest of a chunk whose beginning is missing), "begin" (first part of a chunk,
+ * also when an incomplete one is sent again: what is held of it must go), "continue".
+ */
+export class ChunkSequence {
+  constructor(nextSeq) {
+    this.nextSeq = nextSeq; // the chunk that is not yet complete
+    this.nextPart = 0;
+    this.missing = 0; // chunks jumped over without a gap message
+  }
+
+  accept(header) {
+    if (header.seq < this.nextSeq) return "skip";
+    if (header.part === 0) {
+      this.missing += header.seq - this.nextSeq;
+      this.nextSeq = header.seq;
+      this.#advance(header);
+      return "begin";
+    }
+    if (header.seq !== this.nextSeq || header.part !== this.nextPart) return "skip";
+    this.#advance(header);
+    return "continue";
+  }
+
+  /** The server said that it will not send these chunks. */
+  gap(toSeq) {
+    if (toSeq < this.nextSeq) return;
+    this.nextSeq = toSeq + 1;
+    this.nextPart = 0;
+  }
+
+  get newestComplete() {
+    return this.nextSeq - 1;
+  }
+
+  #advance(header) {
+    this.nextPart = header.part + 1;
+    if (this.nextPart < header.parts) return;
+    this.nextSeq = header.seq + 1;
+    this.nextPart = 0;
+  }
+}
+
+/** WebCodecs codec string from the SPS of an Annex-B access unit, or null if it has none. */
+export function codecString(unit) {
+  for (let i = 0; i + 6 < unit.length; i++) {
+    const isStart = unit[i] === 0 && unit[i + 1] === 0 && unit[i + 2] === 1;
+    if (!isStart || (unit[i + 3] & 0x1f) !== 7) continue;
+    const hex = (byte) => byte.toString(16).padStart(2, "0").toUpperCase();
+    return `avc1.${hex(unit[i + 4])}${hex(unit[i + 5])}${hex(unit[i + 6])}`;
+  }
+  return null;
+}
