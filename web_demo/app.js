@@ -7,7 +7,8 @@ import { Session } from "./session.js";
 import { View } from "./view.js";
 
 const REFRESH_MS = 250;
-const SEED_LIMIT = 2 ** 32;
+const LARGEST_SEED = Number.MAX_SAFE_INTEGER;
+const RANDOM_SEEDS = 1_000_000; // short enough to note down
 
 const view = new View();
 const { elements } = view;
@@ -24,9 +25,9 @@ const session = new Session(elements.screen, {
 function readSeed() {
   const text = elements.seed.value.trim();
   const seed = Number(text);
-  const isGood = text === "" || (/^\d+$/.test(text) && seed < SEED_LIMIT);
+  const isGood = text === "" || (/^\d+$/.test(text) && seed <= LARGEST_SEED);
   view.badSeed(!isGood);
-  if (!isGood) view.steering(`A seed is a whole number from 0 to ${SEED_LIMIT - 1}, or nothing for a random one.`, "bad");
+  if (!isGood) view.steering(`A seed is a whole number with at most 15 digits, or nothing for a random one.`, "bad");
   return isGood ? (text === "" ? null : seed) : undefined;
 }
 
@@ -48,7 +49,7 @@ function submit(text) {
   const seed = readSeed();
   if (seed === undefined) return;
   view.steering("");
-  session.start(prompt, seed ?? Math.floor(Math.random() * SEED_LIMIT));
+  session.start(prompt, seed ?? Math.floor(Math.random() * RANDOM_SEEDS));
 }
 
 function detail() {
@@ -164,7 +165,7 @@ async function main() {
   unsupported = await whyUnsupported();
   publish();
   listen();
-  if (unsupported === null) session.continueSaved();
+  if (unsupported === null && session.continueSaved()) elements.prompt.value = session.history.current?.text ?? "";
   render();
   setInterval(render, REFRESH_MS);
   if (!session.isLive) elements.prompt.focus({ preventScroll: true });

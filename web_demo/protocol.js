@@ -5,7 +5,7 @@ export const SUBPROTOCOL = "turboserve.v1+json";
 export const PATH = "/v1/stream";
 export const MAX_PROMPT_CHARS = 2000;
 export const MAX_HEADER_BYTES = 65536;
-export const MAX_PARTS = 1024;
+export const MAX_PARTS = 4096;
 
 export class ProtocolError extends Error {}
 

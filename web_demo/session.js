@@ -229,7 +229,7 @@ export class Session {
   }
 
   #refused({ id, message, code }) {
-    if (id !== undefined && this.history.find(id) !== null && this.id !== null) this.history.refused(id);
+    if (this.id !== null && this.history.find(id) !== null) this.history.refused(id);
     const isStartRefused = this.id === null;
     if (isStartRefused) this.#finish("failed", message || code);
     else this.#note(message || code, "bad");
@@ -256,7 +256,7 @@ export class Session {
     const entry = this.history.drawn(rev, performance.now());
     if (entry !== null) this.latencyMs = entry.latencyMs;
     if (entry !== null && !isFirst) {
-      this.#note(`On screen from chunk ${entry.seq}, ${(entry.latencyMs / 1000).toFixed(1)} s after Enter`, "good");
+      this.#note(`On screen ${(entry.latencyMs / 1000).toFixed(1)} s after Enter`, "good");
     } else if (!isFirst) this.#note("Started over", "good");
     this.#notify();
   }

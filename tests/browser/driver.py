@@ -1,0 +1,110 @@
+"""A real Chromium for tests: launching it, waiting on a page without arbitrary sleeps, reading its canvas."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from playwright.async_api import Browser, Page, async_playwright
+
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    " --disable-component-update --disable-sync --disable-dev-shm-usage"
+    " --autoplay-policy=no-user-gesture-required"
+).split()
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+POLL_S = 0.03
+SCALE = float(os.environ.get("TURBOSERVE_TEST_TIME_SCALE", "1"))
+WIDE = (1280, 800)
+NARROW = (400, 860)
+
+
+def find_chromium() -> str:
+    """Path of an installed Chromium. Its absence is a failure: these tests must not pass by not running."""
+    for name in NAMES:
+        path = shutil.which(name)
+        if path is not None:
+            return path
+    raise AssertionError("no Chromium on PATH, the browser tests need one: apt-get install chromium")
+
+
+@asynccontextmanager
+async def chromium() -> AsyncIterator[Browser]:
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
+        try:
+            yield browser
+        finally:
+            await browser.close()
+
+
+@asynccontextmanager
+async def tab(
+    browser: Browser, url: str, size: tuple[int, int] = WIDE
+) -> AsyncIterator[tuple[Page, list[str]]]:
+    """A page at `url` in a fresh profile, and the list its errors and warnings go to."""
+    context = await browser.new_context(viewport={"width": size[0], "height": size[1]})
+    try:
+        page = await context.new_page()
+        complaints = listen(page)
+        await page.goto(url)
+        await until(page, "window.turboserve !== undefined")
+        yield page, complaints
+    finally:
+        await context.close()
+
+
+def listen(page: Page) -> list[str]:
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(f"pageerror: {error}"))
+    page.on(
+        "console",
+        lambda m: complaints.append(f"{m.type}: {m.text}") if m.type in ("error", "warning") else None,
+    )
+    return complaints
+
+
+async def until(page: Page, condition: str, limit_s: float = 20) -> None:
+    """Wait for a JavaScript condition. Polls from outside: the page's CSP forbids it to evaluate strings."""
+    end = asyncio.get_running_loop().time() + limit_s * SCALE
+    while not await page.evaluate(condition):
+        if asyncio.get_running_loop().time() > end:
+            raise AssertionError(
+                f"not reached in {limit_s * SCALE:.0f} s: {condition}\npage: {await stats(page)}"
+            )
+        await asyncio.sleep(POLL_S)
+
+
+async def stats(page: Page) -> dict[str, Any]:
+    """The page's own figures, `window.turboserve`."""
+    figures: dict[str, Any] = await page.evaluate("({...window.turboserve})")
+    return figures
+
+
+async def ask(page: Page, prompt: str) -> None:
+    """Type a prompt and press Enter, as a person would."""
+    await page.fill("#prompt", prompt)
+    await page.press("#prompt", "Enter")
+
+
+async def pixels(page: Page) -> list[tuple[int, int, int]]:
+    """32×32 samples of the picture on the canvas, RGB 0…255."""
+    flat: list[int] = await page.evaluate(
+        """() => {
+            const small = new OffscreenCanvas(32, 32).getContext("2d");
+            small.drawImage(document.getElementById("screen"), 0, 0, 32, 32);
+            return [...small.getImageData(0, 0, 32, 32).data];
+        }"""
+    )
+    return [(flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat), 4)]
+
+
+def share(samples: list[tuple[int, int, int]], channel: int, margin: int = 40) -> float:
+    """Share of the samples in which one channel (0 red, 1 green, 2 blue) clearly exceeds both others."""
+    others = [c for c in range(3) if c != channel]
+    hits = sum(all(sample[channel] > sample[other] + margin for other in others) for sample in samples)
+    return hits / len(samples)

@@ -1,0 +1,373 @@
+"""A small protocol-v1 server for tests of the page and the Python client: real H.264, scripted faults.
+
+It stands at the far edge only: what it sends is what a gateway may send, paced by acks, and every fault a test needs
+(lost connections, chunks cut in the middle and sent again, gaps, close codes, queueing) can be ordered from outside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import mimetypes
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import PictureType, VideoFrame
+from av.video.reformatter import VideoReformatter
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.datastructures import Headers
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+
+WEB = Path(__file__).resolve().parents[2] / "web_demo"
+FPS = 16
+CHUNK_FRAMES = 12
+SIDE = 96
+REPLAY_CHUNKS = 16
+COLOURS = {
+    "red": (235, 45, 45), "green": (20, 190, 60), "blue": (25, 60, 200), "yellow": (250, 225, 55),
+    "black": (8, 8, 8), "white": (250, 250, 250), "purple": (120, 40, 170), "orange": (255, 145, 35),
+}  # fmt: skip
+
+
+def colours_of(prompt: str) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Object and background colour: the first and the last colour word of a prompt."""
+    found = [COLOURS[word] for word in prompt.lower().split() if word in COLOURS]
+    return (found or [COLOURS["white"]])[0], (found[1:] or [COLOURS["black"]])[-1]
+
+
+def draw(prompt: str, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Frame `index` of a bouncing ball, RGB [SIDE, SIDE, 3]; the top row of blocks is `index` in binary."""
+    fore, back = colours_of(prompt)
+    y, x = np.mgrid[0:SIDE, 0:SIDE]
+    cy = SIDE - 22 - abs(np.sin(index * 0.13)) * 50
+    cx = SIDE / 2 + np.sin(index * 0.05) * 26
+    inside = np.clip(15.5 - np.hypot(y - cy, x - cx), 0, 1)[..., None]
+    picture = np.array(back) * (1 - inside) + np.array(fore) * inside
+    for bit in range(12):
+        picture[0:6, bit * 8 : bit * 8 + 8] = 255 if index >> bit & 1 else 0
+    return picture.astype(np.uint8)
+
+
+class Encoder:
+    """x264, one IDR per chunk, one access unit per frame."""
+
+    def __init__(self) -> None:
+        context = VideoCodecContext.create("libx264", "w")
+        context.width, context.height, context.pix_fmt = SIDE, SIDE, "yuv420p"
+        context.framerate, context.gop_size, context.thread_count = FPS, 10_000, 1
+        colour = "colorprim=smpte170m:transfer=smpte170m:colormatrix=smpte170m:fullrange=off"
+        context.options = {"preset": "ultrafast", "tune": "zerolatency", "crf": "20", "x264-params": colour}
+        self._context = context
+        self._reformatter = VideoReformatter()
+
+    def encode(self, pictures: list[np.ndarray[Any, np.dtype[np.uint8]]]) -> list[bytes]:
+        units: list[bytes] = []
+        for number, picture in enumerate(pictures):
+            frame = self._reformatter.reformat(
+                VideoFrame.from_ndarray(picture, "rgb24"), format="yuv420p", threads=1
+            )
+            frame.pict_type = PictureType.I if number == 0 else PictureType.NONE
+            units += [bytes(packet) for packet in self._context.encode(frame)]
+        assert len(units) == len(pictures)
+        return units
+
+
+@dataclass(slots=True)
+class Chunk:
+    seq: int
+    rev: int
+    units: list[bytes]
+
+
+@dataclass(slots=True)
+class Session:
+    id: str
+    resume: str
+    prompt: str
+    lead_ms: float
+    rev: int = 0
+    chunks: list[Chunk] = field(default_factory=list)
+    inputs: list[dict[str, Any]] = field(default_factory=list)
+    answers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    paused: bool = False
+    sent_seq: int = -1
+    acked_seq: int = -1
+    buffer_ms: float = 0
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    socket: ServerConnection | None = None
+    encoder: Encoder = field(default_factory=Encoder)
+    messages: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Faults:
+    """What to do wrong. Tests change these while the server runs."""
+
+    gen_s: float = 0.05
+    parts: int = 1
+    cut_in_chunk: int | None = None
+    """Abort the connection after part 0 of this chunk, once; needs parts > 1."""
+    gap_at: int | None = None
+    """Skip this chunk and say so, once."""
+    damage_chunk: int | None = None
+    """Send this chunk with its first access unit overwritten, once."""
+    queue: asyncio.Event | None = None
+    """New sessions wait in line until it is set."""
+    close_on_start: tuple[int, dict[str, Any]] | None = None
+    refuse_connections: bool = False
+
+
+class StreamServer:
+    """Sessions outlive their sockets. `url` is the address of the page."""
+
+    def __init__(self) -> None:
+        self.faults = Faults()
+        self.sessions: dict[str, Session] = {}
+        self.attaches = 0
+        self._server: Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def url(self) -> str:
+        assert self._server is not None
+        return f"http://localhost:{next(iter(self._server.sockets)).getsockname()[1]}"
+
+    @property
+    def only(self) -> Session:
+        (session,) = self.sessions.values()
+        return session
+
+    def abort_all(self) -> None:
+        """Break every connection without a closing handshake."""
+        for session in self.sessions.values():
+            if session.socket is not None:
+                session.socket.transport.abort()
+
+    async def close_all(self, code: int) -> None:
+        for session in self.sessions.values():
+            if session.socket is not None:
+                await session.socket.close(code)
+
+    async def open(self, server: Server) -> None:
+        self._server = server
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def serve_file(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Static files; None lets the WebSocket handshake go on."""
+        if request.path.startswith("/v1/stream"):
+            if self.faults.refuse_connections:
+                return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "")
+            return None
+        path = WEB / (request.path.split("?")[0].lstrip("/") or "index.html")
+        if path.parent != WEB or not path.is_file():
+            return connection.respond(HTTPStatus.NOT_FOUND, "")
+        body = path.read_bytes()
+        kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+        headers = Headers({"Content-Type": kind, "Content-Length": str(len(body)), "Connection": "close"})
+        return Response(200, "OK", headers, body)
+
+    async def handle(self, socket: ServerConnection) -> None:
+        session: Session | None = None
+        try:
+            async for text in socket:
+                message = json.loads(text)
+                if message["type"] == "start":
+                    session = await self._start(socket, message)
+                elif message["type"] == "attach":
+                    session = await self._attach(socket, message)
+                elif message["type"] == "ping":
+                    await say(socket, type="pong", t=message["t"])
+                elif session is not None and session.socket is socket:
+                    await self._take(session, socket, message)
+        except ConnectionClosed:
+            pass
+        finally:
+            if session is not None and session.socket is socket:
+                session.socket = None
+
+    async def _start(self, socket: ServerConnection, message: dict[str, Any]) -> Session | None:
+        if self.faults.close_on_start is not None:
+            code, error = self.faults.close_on_start
+            await say(socket, **error)
+            await socket.close(code)
+            return None
+        session = Session(
+            f"s_{secrets.token_hex(8)}", secrets.token_hex(16), message["prompt"], message["lead_ms"]
+        )
+        session.messages.append(message)
+        self.sessions[session.id] = session
+        session.socket = socket
+        await say_session(socket, session)
+        if self.faults.queue is not None and not self.faults.queue.is_set():
+            await say(socket, type="queued", position=2, eta_ms=12_000)
+        task = asyncio.create_task(self._generate(session))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return session
+
+    async def _attach(self, socket: ServerConnection, message: dict[str, Any]) -> Session | None:
+        self.attaches += 1
+        session = self.sessions.get(message["session"])
+        if session is None or session.resume != message["resume"]:
+            await socket.close(4404)
+            return None
+        older, session.socket = session.socket, None
+        if older is not None:
+            await older.close(4409)
+        await say_session(socket, session)
+        await say_state(socket, session)
+        oldest = max(0, len(session.chunks) - REPLAY_CHUNKS)
+        if message["next_seq"] < oldest:
+            await say(socket, type="gap", from_seq=message["next_seq"], to_seq=oldest - 1)
+        seq = max(oldest, message["next_seq"])
+        while seq < len(session.chunks):  # it may grow while earlier chunks are being sent
+            await self._send_chunk(session, socket, session.chunks[seq], parts=2)
+            seq += 1
+        session.socket = socket
+        session.changed.set()
+        return session
+
+    async def _take(self, session: Session, socket: ServerConnection, message: dict[str, Any]) -> None:
+        session.messages.append(message)
+        name = message.get("id")
+        if name in session.answers:
+            for answer in session.answers[name]:
+                await say(socket, **answer)
+            return
+        match message["type"]:
+            case "ack":
+                session.acked_seq, session.buffer_ms = message["seq"], message["buffer_ms"]
+            case "pause" | "resume":
+                session.paused = message["type"] == "pause"
+                await say_state(socket, session)
+            case "prompt" | "reset":
+                session.inputs.append(message)
+                session.answers[name] = [{"type": "accepted", "id": name}]
+                await say(socket, type="accepted", id=name)
+            case "stop":
+                await say(socket, type="closed", reason="stopped")
+        session.changed.set()
+
+    async def _generate(self, session: Session) -> None:
+        if self.faults.queue is not None:
+            await self.faults.queue.wait()
+        if session.socket is not None:
+            await say_state(session.socket, session)
+        while True:
+            while session.paused or self._unplayed_ms(session) >= max(session.lead_ms, 750):
+                session.changed.clear()
+                await session.changed.wait()
+            await self._apply(session)
+            await asyncio.sleep(self.faults.gen_s)
+            await self._emit(session)
+
+    def _unplayed_ms(self, session: Session) -> float:
+        return session.buffer_ms + (len(session.chunks) - 1 - session.acked_seq) * 750
+
+    async def _apply(self, session: Session) -> None:
+        for message in session.inputs:
+            session.rev += 1
+            if message["type"] == "prompt":
+                session.prompt = message["text"]
+            applied = {"type": "applied", "id": message["id"], "rev": session.rev, "seq": len(session.chunks)}
+            session.answers[message["id"]].append(applied)
+            if session.socket is not None:
+                await say(session.socket, **applied)
+        session.inputs.clear()
+
+    async def _emit(self, session: Session) -> None:
+        seq = len(session.chunks)
+        pictures = [draw(session.prompt, seq * CHUNK_FRAMES + k) for k in range(CHUNK_FRAMES)]
+        chunk = Chunk(seq, session.rev, session.encoder.encode(pictures))
+        session.chunks.append(chunk)
+        if session.socket is None:
+            return
+        if self.faults.gap_at == seq:
+            self.faults.gap_at = None
+            session.acked_seq = seq
+            await say(session.socket, type="gap", from_seq=seq, to_seq=seq)
+            return
+        await self._send_chunk(session, session.socket, chunk, parts=self.faults.parts)
+
+    async def _send_chunk(self, session: Session, socket: ServerConnection, chunk: Chunk, parts: int) -> None:
+        units = chunk.units
+        if self.faults.damage_chunk == chunk.seq:
+            self.faults.damage_chunk = None
+            units = [units[0][:60] + bytes(len(units[0]) - 60), *units[1:]]
+        groups = [list(group) for group in np.array_split(np.arange(len(units)), parts)]
+        for part, group in enumerate(groups):
+            header = make_header(session, chunk, part, parts, [units[i] for i in group], int(group[0]))
+            await say_media(socket, header, b"".join(units[i] for i in group))
+            if self.faults.cut_in_chunk == chunk.seq and part == 0 and parts > 1:
+                self.faults.cut_in_chunk = None
+                await socket.ping()  # what was written so far is on its way
+                await asyncio.sleep(0.05)
+                socket.transport.abort()
+                return
+
+
+def make_header(
+    session: Session, chunk: Chunk, part: int, parts: int, units: list[bytes], first_frame: int
+) -> dict[str, Any]:
+    header = {
+        "type": "chunk", "session": session.id, "seq": chunk.seq, "part": part, "parts": parts, "key": part == 0,
+        "frames": len(units), "sizes": [len(unit) for unit in units],
+        "pts_ms": (chunk.seq * CHUNK_FRAMES + first_frame) * 1000 / FPS, "duration_ms": len(units) * 1000 / FPS,
+        "codec": "h264", "rev": chunk.rev, "engine": "e_test",
+    }  # fmt: skip
+    return header | ({"gen_ms": 50.0} if part == parts - 1 else {})
+
+
+async def say(socket: ServerConnection, **message: Any) -> None:
+    try:
+        await socket.send(json.dumps(message))
+    except ConnectionClosed:
+        pass
+
+
+async def say_media(socket: ServerConnection, header: dict[str, Any], payload: bytes) -> None:
+    packed = json.dumps(header).encode()
+    try:
+        await socket.send(len(packed).to_bytes(4, "big") + packed + payload)
+    except ConnectionClosed:
+        pass
+
+
+async def say_session(socket: ServerConnection, session: Session) -> None:
+    await say(
+        socket, type="session", session=session.id, resume=session.resume, model="test", width=SIDE, height=SIDE,
+        fps=FPS, chunk_frames=CHUNK_FRAMES, codec="h264", lead_ms=session.lead_ms,
+    )  # fmt: skip
+
+
+async def say_state(socket: ServerConnection, session: Session) -> None:
+    await say(socket, type="state", state="idle" if session.paused else "active", engine="e_test", reason="")
+
+
+@asynccontextmanager
+async def stream_server(port: int = 0) -> AsyncIterator[StreamServer]:
+    """A server on localhost, stopped with everything it started at the end."""
+    av.logging.set_level(av.logging.ERROR)
+    state = StreamServer()
+    async with serve(
+        state.handle, "localhost", port, process_request=state.serve_file, compression=None,
+        subprotocols=["turboserve.v1+json"],  # type: ignore[list-item]
+    ) as server:  # fmt: skip
+        await state.open(server)
+        try:
+            yield state
+        finally:
+            await state.close()

@@ -1,0 +1,312 @@
+"""The page in a real Chromium against a scripted server: what works, and what each fault looks like."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from playwright.async_api import Browser, Page
+
+from tests.browser.driver import NARROW, WIDE, ask, pixels, share, stats, tab, until
+from tests.browser.stream_server import StreamServer
+
+pytestmark = pytest.mark.browser
+
+RED_ON_BLUE = "a red ball bouncing on a blue background"
+GREEN_ON_BLACK = "a green ball bouncing on a black background"
+
+
+async def begin(page: Page, prompt: str = RED_ON_BLUE, frames: int = 20) -> None:
+    await ask(page, prompt)
+    await until(page, f"turboserve.framesDrawn >= {frames}")
+
+
+async def test_prompt_becomes_moving_pictures_in_its_colours(browser: Browser, server: StreamServer) -> None:
+    """Typing a prompt draws decoded frames whose colours are the prompt's, without any complaint or stall."""
+    async with tab(browser, server.url) as (page, complaints):
+        await begin(page, frames=60)
+        samples = await pixels(page)
+        figures = await stats(page)
+        assert share(samples, 2) > 0.5
+        assert share(samples, 0) > 0.03
+        assert (figures["state"], figures["stalls"], complaints) == ("generating", 0, [])
+
+
+async def test_new_prompt_changes_the_running_video(browser: Browser, server: StreamServer) -> None:
+    """A second prompt keeps the session, is reported from pending to on screen, and changes the picture."""
+    async with tab(browser, server.url) as (page, _):
+        await begin(page)
+        session = (await stats(page))["session"]
+        await ask(page, GREEN_ON_BLACK)
+        await until(page, "turboserve.rev === 1")
+        await until(page, "document.getElementById('steering').textContent.startsWith('On screen')")
+        samples = await pixels(page)
+        assert share(samples, 1) > 0.03
+        assert share(samples, 2) < 0.05
+        assert (await stats(page))["session"] == session
+        assert await page.text_content("#caption") == GREEN_ON_BLACK
+        assert await page.locator("#history li").count() == 2
+
+
+async def test_reload_resumes_the_running_session(browser: Browser, server: StreamServer) -> None:
+    """After a reload the same session plays on from where the picture was, and its prompts are still listed."""
+    async with tab(browser, server.url) as (page, _):
+        await begin(page)
+        before = await stats(page)
+        await page.reload()
+        await until(page, "window.turboserve !== undefined && turboserve.framesDrawn >= 20")
+        after = await stats(page)
+        assert after["session"] == before["session"]
+        assert before["seq"] <= after["seq"] <= before["seq"] + 4
+        assert await page.input_value("#prompt") == RED_ON_BLUE
+        assert len(server.sessions) == 1
+
+
+async def test_lost_connection_is_survived_without_a_gap(browser: Browser, server: StreamServer) -> None:
+    """Two broken connections: the page attaches again and every chunk is played exactly once."""
+    async with tab(browser, server.url) as (page, _):
+        await begin(page)
+        for attaches in (1, 2):
+            server.abort_all()
+            await until(page, f"turboserve.state === 'generating' && turboserve.seq >= {attaches * 3}")
+            assert server.attaches == attaches
+        figures = await stats(page)
+        assert (figures["gaps"], figures["chunks"]) == (0, figures["newestSeq"] + 1)
+
+
+async def test_chunk_cut_in_the_middle_is_replaced_by_its_second_sending(
+    browser: Browser, server: StreamServer
+) -> None:
+    """A chunk whose connection broke after its first part is sent again in other parts; no frame is lost or doubled."""
+    server.faults.parts, server.faults.cut_in_chunk = 3, 2
+    async with tab(browser, server.url) as (page, _):
+        await begin(page)
+        await until(page, "turboserve.seq >= 4")
+        figures = await stats(page)
+        assert server.attaches == 1
+        assert figures["chunks"] == figures["newestSeq"] + 1
+        shown = figures["framesDrawn"] + figures["framesSkipped"]
+        # Frames 0…shown-1 of the stream have been shown; a doubled chunk part would count 4 more.
+        assert figures["seq"] * 12 < shown <= (figures["seq"] + 1) * 12 + 4
+
+
+async def test_gap_is_jumped_over(browser: Browser, server: StreamServer) -> None:
+    """Playback goes on after chunks that the server will not send."""
+    server.faults.gap_at = 2
+    async with tab(browser, server.url) as (page, _):
+        await begin(page)
+        await until(page, "turboserve.seq >= 5")
+        figures = await stats(page)
+        assert figures["gaps"] == 1
+        assert figures["chunks"] == figures["newestSeq"]
+
+
+async def test_damaged_chunk_costs_only_itself(browser: Browser, server: StreamServer) -> None:
+    """After a broken access unit the decoder is made anew and plays from the next key frame."""
+    server.faults.damage_chunk = 2
+    async with tab(browser, server.url) as (page, complaints):
+        await begin(page)
+        await until(page, "turboserve.seq >= 5 && turboserve.state === 'generating'")
+        assert share(await pixels(page), 2) > 0.5
+        assert not [text for text in complaints if "pageerror" in text]
+
+
+async def test_slow_engine_shows_the_last_picture_and_goes_on(browser: Browser, server: StreamServer) -> None:
+    """When chunks come late the picture holds and playback slows down a little instead of breaking."""
+    server.faults.gen_s = 0.9
+    async with tab(browser, server.url) as (page, _):
+        await begin(page)
+        await until(page, "turboserve.seq >= 4")
+        figures = await stats(page)
+        assert figures["stalls"] >= 1
+        assert figures["rate"] < 1
+
+
+async def test_pause_freezes_the_picture_and_resume_continues_it(
+    browser: Browser, server: StreamServer
+) -> None:
+    """Pausing stops drawing and tells the server; resuming goes on from the same picture."""
+    async with tab(browser, server.url) as (page, _):
+        await begin(page)
+        await page.click("#pause")
+        await until(page, "turboserve.state === 'paused'")
+        await until(page, "document.getElementById('pause-label').textContent === 'Resume'")
+        frozen = await stats(page)
+        await asyncio.sleep(0.3)
+        assert (await stats(page))["framesDrawn"] == frozen["framesDrawn"]
+        assert server.only.paused
+        await page.click("#pause")
+        await until(page, f"turboserve.framesDrawn > {frozen['framesDrawn'] + 20}")
+        assert (await stats(page))["framesSkipped"] == frozen["framesSkipped"]
+
+
+async def test_paused_session_reloads_as_a_still_picture(browser: Browser, server: StreamServer) -> None:
+    """A reload while paused stays paused, and shows one picture instead of an empty frame."""
+    async with tab(browser, server.url) as (page, _):
+        await begin(page)
+        await page.click("#pause")
+        await until(page, "turboserve.state === 'paused'")
+        await page.reload()
+        await until(
+            page,
+            "window.turboserve !== undefined && turboserve.state === 'paused' && turboserve.seq !== null",
+        )
+        assert share(await pixels(page), 2) > 0.5
+        assert (await stats(page))["framesDrawn"] == 1
+
+
+async def test_queue_place_is_shown_and_ends_by_itself(browser: Browser, server: StreamServer) -> None:
+    """In line, the page says the place and the estimate; generation starts without another click."""
+    server.faults.queue = asyncio.Event()
+    async with tab(browser, server.url) as (page, _):
+        await ask(page, RED_ON_BLUE)
+        await until(page, "turboserve.state === 'queued'")
+        assert await page.text_content("#status") == "Queued, place 2 in line"
+        assert "12 s" in (await page.text_content("#veil-text") or "")
+        server.faults.queue.set()
+        await until(page, "turboserve.state === 'generating'")
+
+
+async def test_session_taken_over_by_another_tab_does_not_fight_back(
+    browser: Browser, server: StreamServer
+) -> None:
+    """Close code 4409 ends this tab's connection; it attaches again only when asked to."""
+    async with tab(browser, server.url) as (page, _):
+        await begin(page)
+        await server.close_all(4409)
+        await until(page, "turboserve.state === 'taken'")
+        attaches = server.attaches
+        await asyncio.sleep(0.3)
+        assert server.attaches == attaches
+        await page.click("#veil-action")
+        await until(page, "turboserve.state === 'generating'")
+        assert server.attaches == attaches + 1
+
+
+async def test_no_capacity_shows_the_servers_sentence(browser: Browser, server: StreamServer) -> None:
+    """A refused start shows the server's own words and offers to try again."""
+    sentence = "All engines are full and the queue is too."
+    error = {"type": "error", "code": "capacity", "message": sentence, "retry_after_ms": 4000}
+    server.faults.close_on_start = (4503, error)
+    async with tab(browser, server.url) as (page, _):
+        await ask(page, RED_ON_BLUE)
+        await until(page, "turboserve.state === 'failed'")
+        assert sentence in (await page.text_content("#veil-text") or "")
+        server.faults.close_on_start = None
+        await page.click("#veil-action")
+        await until(page, "turboserve.state === 'generating'")
+
+
+async def test_session_gone_after_a_reload_is_a_calm_start(browser: Browser, server: StreamServer) -> None:
+    """If the saved session no longer exists, the page is ready for a new one instead of showing an error."""
+    async with tab(browser, server.url) as (page, _):
+        await begin(page)
+        server.sessions.clear()
+        await page.reload()
+        await until(page, "window.turboserve !== undefined && turboserve.state === 'ready'")
+        await begin(page)
+
+
+async def test_server_away_and_back(browser: Browser, server: StreamServer) -> None:
+    """While no connection can be made the page says so, and continues when the server is back."""
+    async with tab(browser, server.url) as (page, _):
+        await begin(page)
+        server.faults.refuse_connections = True
+        server.abort_all()
+        await until(page, "turboserve.state === 'lost'")
+        assert "reconnecting" in (await page.text_content("#status") or "")
+        server.faults.refuse_connections = False
+        await until(page, "turboserve.state === 'generating'")
+
+
+async def test_prompt_is_text_not_markup(browser: Browser, server: StreamServer) -> None:
+    """A prompt full of HTML is shown literally everywhere and runs nothing."""
+    evil = '<img src=x onerror="window.hacked=1"> <script>window.hacked=1</script> red'
+    async with tab(browser, server.url) as (page, _):
+        await begin(page, evil)
+        await until(page, "document.getElementById('caption').textContent !== ''")
+        assert await page.text_content("#caption") == evil
+        assert await page.evaluate(
+            "window.hacked === undefined && document.querySelector('main img') === null"
+        )
+
+
+async def test_stop_ends_and_start_begins_anew(browser: Browser, server: StreamServer) -> None:
+    """Stop ends the session for good: a reload does not bring it back, and Start makes another one."""
+    async with tab(browser, server.url) as (page, _):
+        await begin(page)
+        first = (await stats(page))["session"]
+        await page.click("#stop")
+        await until(page, "turboserve.state === 'ended'")
+        await page.reload()
+        await until(page, "window.turboserve !== undefined && turboserve.state === 'ready'")
+        await begin(page)
+        assert (await stats(page))["session"] != first
+
+
+async def test_seed_field_is_sent_and_checked(browser: Browser, server: StreamServer) -> None:
+    """A whole number goes out with start; anything else is refused with a sentence and nothing is sent."""
+    async with tab(browser, server.url) as (page, _):
+        await page.fill("#seed", "12x")
+        await ask(page, RED_ON_BLUE)
+        assert "seed" in (await page.text_content("#steering") or "")
+        assert server.sessions == {}
+        await page.fill("#seed", "1234")
+        await begin(page, frames=1)
+        assert server.only.messages[0]["seed"] == 1234
+
+
+async def test_acks_tell_what_is_buffered(browser: Browser, server: StreamServer) -> None:
+    """Every complete chunk is acknowledged with the media time left to play, never more than was delivered."""
+    async with tab(browser, server.url) as (page, _):
+        await begin(page, frames=60)
+        acks = [message for message in server.only.messages if message["type"] == "ack"]
+        assert {ack["seq"] for ack in acks} >= set(range(4))
+        assert all(0 <= ack["buffer_ms"] <= (ack["seq"] + 1) * 750 for ack in acks)
+        assert max(ack["buffer_ms"] for ack in acks) > 500
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+async def test_layout_holds_still(browser: Browser, server: StreamServer, size: tuple[int, int]) -> None:
+    """From ready to playing to steered nothing moves, and nothing sticks out sideways."""
+    boxes = """() => ["stage", "form", "chips", "pause", "history"].map((id) => {
+        const {x, y, width, height} = document.getElementById(id).getBoundingClientRect();
+        return [x, y + scrollY, width, height].map(Math.round);
+    })"""
+    async with tab(browser, server.url, size) as (page, _):
+        ready = await page.evaluate(boxes)
+        await begin(page)
+        assert await page.evaluate(boxes) == ready
+        await ask(page, GREEN_ON_BLACK)
+        await until(page, "turboserve.rev === 1")
+        assert await page.evaluate(boxes) == ready
+        assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+async def test_keyboard_alone_is_enough(browser: Browser, server: StreamServer) -> None:
+    """Tab reaches every control in order and each shows where the focus is."""
+    async with tab(browser, server.url) as (page, _):
+        await begin(page)
+        seen = []
+        for _ in range(11):
+            await page.keyboard.press("Tab")
+            seen.append(
+                await page.evaluate("document.activeElement.id || document.activeElement.parentElement.id")
+            )
+        assert seen[:3] == ["send", "seed", "chips"]
+        assert [name for name in seen if name in ("pause", "reset", "stop")] == ["pause", "reset", "stop"]
+        await page.focus("#pause")
+        await page.keyboard.press("Enter")
+        await until(page, "turboserve.state === 'paused'")
+
+
+async def test_without_webcodecs_the_page_says_what_to_do(browser: Browser, server: StreamServer) -> None:
+    """A browser or address without a video decoder gets a sentence, not a blank picture."""
+    context = await browser.new_context()
+    page = await context.new_page()
+    await page.add_init_script("delete window.VideoDecoder")
+    await page.goto(server.url)
+    await until(page, "window.turboserve !== undefined && turboserve.state === 'unsupported'")
+    assert "Chrome" in (await page.text_content("#veil-text") or "")
+    assert await page.is_disabled("#send")
+    await context.close()
