@@ -149,6 +149,10 @@ class SessionRecord:
     """Redis time of the last active moment."""
     reason: str
     """Why the session was closed, or queued again; "" otherwise."""
+    queue_order: int = 0
+    """Place in the model's queue while queued, smaller first: returners below zero, new starts above."""
+    left_ms: int | None = None
+    """Redis time at which the controlling connection left; None while there is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +175,13 @@ class EngineRecord:
     """Latency of its recent chunks, mean, milliseconds; 0 before the first."""
     started_ms: int
     heartbeat_ms: int
-    """Redis time of its last heartbeat."""
+    """Redis time of its last heartbeat; `started_ms` before the first."""
+    phase: str = ""
+    """What its compute thread does, as last published."""
+    deadline_ms: int | None = None
+    """Redis time by which that phase must have ended; None without a limit."""
+    drain_ordered: bool = False
+    """Did an administrator order it to drain?"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,60 @@
+"""What the scheduler can be told. `scheduler/__main__.py` reads it, `launch/` writes it. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerConfig:
+    """Checked on construction.
+
+    Raises:
+        ValueError: a value is out of its range; the text says which and why.
+    """
+
+    redis: str
+    """redis://…, rediss://… or unix:///path?db=0."""
+    cluster: str = "main"
+    """Name below which all keys live; clusters can share one Redis."""
+    policy: str = "least_loaded"
+    """Name of the placement policy, see `scheduler/policy/registry.py`."""
+    model: str = "shapes"
+    """Model of the engines that the scheduler asks for."""
+    engines: int = 2
+    """Budget: engines it keeps provisioned."""
+    scheduler_id: str | None = None
+    """Name in the leader lease; None draws a random one."""
+    lease_ttl_ms: int = 3_000
+    """Time without renewal after which another scheduler may lead."""
+    heartbeat_ms: int = 500
+    """Interval at which engines beat."""
+    heartbeat_timeout_ms: int = 2_000
+    """Silence after which an engine is lost."""
+    start_timeout_ms: int = 120_000
+    """Time from being wanted to ready after which a starting engine is lost."""
+    tick_ms: int = 500
+    """Longest time between two looks at the heartbeats."""
+    retain_s: int = 600
+    """A queued session whose connection left is closed after this time."""
+    idle_close_s: int = 600
+    """Stated to everybody alike; the owner engine acts on it."""
+    resync_s: int = 30
+    """Interval at which the view is rebuilt from Redis and compared."""
+
+    def __post_init__(self) -> None:
+        if not self.redis.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("redis must be a URL that starts with redis://, rediss:// or unix://")
+        if not 0 <= self.engines <= 256:
+            raise ValueError(f"engines must be between 0 and 256, got {self.engines}")
+        for name in ("lease_ttl_ms", "heartbeat_ms", "heartbeat_timeout_ms", "start_timeout_ms", "tick_ms"):
+            if not 10 <= getattr(self, name) <= 3_600_000:
+                raise ValueError(f"{name} must be between 10 and 3600000 ms, got {getattr(self, name)}")
+        if self.tick_ms * 3 > self.lease_ttl_ms:
+            raise ValueError(
+                "tick_ms must be at most a third of lease_ttl_ms, or the lease lapses between ticks"
+            )
+        if self.heartbeat_timeout_ms < 2 * self.heartbeat_ms:
+            raise ValueError("heartbeat_timeout_ms must be at least twice heartbeat_ms")
+        if min(self.retain_s, self.idle_close_s) < 0 or self.resync_s < 1:
+            raise ValueError("retain_s and idle_close_s must not be negative, resync_s at least 1")

@@ -1,0 +1,84 @@
+"""The cluster's shared records in Redis: one Lua script per atomic operation, every write fenced.
+
+    store = await Store.connect("unix:///run/redis.sock?db=0", cluster="main")
+
+One Store per process. Methods come by role: `reader`, `gateway`, `engine`, `leader`.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+from scheduler.store.connection import Connection
+from scheduler.store.engine import EngineStore
+from scheduler.store.errors import (
+    EngineGone,
+    EngineUnknown,
+    EventsTrimmed,
+    InputLogFull,
+    NoSuchEngine,
+    NoSuchSession,
+    PlacementRefused,
+    QueueFull,
+    ServerTooOld,
+    SessionIsClosed,
+    StaleController,
+    StaleEpoch,
+    StaleTerm,
+    StoreError,
+    StoreUnavailable,
+)
+from scheduler.store.gateway import GatewayStore
+from scheduler.store.leader import LeaderStore
+from scheduler.store.reader import START, draw_id
+from scheduler.store.values import AppliedRecord, ClusterInfo, InputReceipt, SessionProgress
+
+__all__ = [
+    "START",
+    "AppliedRecord",
+    "ClusterInfo",
+    "EngineGone",
+    "EngineUnknown",
+    "EventsTrimmed",
+    "InputLogFull",
+    "InputReceipt",
+    "NoSuchEngine",
+    "NoSuchSession",
+    "PlacementRefused",
+    "QueueFull",
+    "ServerTooOld",
+    "SessionIsClosed",
+    "SessionProgress",
+    "StaleController",
+    "StaleEpoch",
+    "StaleTerm",
+    "Store",
+    "StoreError",
+    "StoreUnavailable",
+    "draw_id",
+]
+
+
+class Store(GatewayStore, EngineStore, LeaderStore):
+    """All roles' methods over one pair of connection pools."""
+
+    @classmethod
+    async def connect(cls, url: str, *, cluster: str = "main") -> Self:
+        """Open a store. url: redis://…, rediss://… or unix:///path?db=0.
+
+        Raises:
+            StoreUnavailable: no server answers there.
+            ServerTooOld: it is older than 6.2.
+            ValueError: the url or the cluster's name can't be used.
+        """
+        connection = Connection(url, cluster)
+        try:
+            await connection.open()
+        except BaseException:
+            await connection.close()
+            raise
+        return cls(connection)
+
+    async def close(self) -> None:
+        """Close every connection; blocking reads in flight end with StoreUnavailable."""
+        await self._redis.close()

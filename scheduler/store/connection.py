@@ -1,0 +1,127 @@
+"""The one place that talks to redis-py: connections, timeouts, and the mapping of its errors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import BusyLoadingError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from scheduler.keys import Keys
+from scheduler.store.errors import ServerTooOld, StoreUnavailable
+from scheduler.store.scripts import script_error, scripts
+
+COMMAND_TIMEOUT_S = 2.0
+"""A command that takes longer counts as an unreachable Redis."""
+MAX_CONNECTIONS = 16
+"""Commands at once per process; more wait their turn for up to COMMAND_TIMEOUT_S."""
+MAX_BLOCKING_CONNECTIONS = 8
+"""Blocking reads at once per process."""
+MIN_VERSION = (6, 2)
+
+Entry = tuple[str, dict[str, str]]
+"""Id and fields of a stream entry."""
+
+
+class Connection:
+    """Two bounded connection pools to one Redis: one for commands, one for blocking reads.
+
+    Every method raises StoreUnavailable instead of redis-py's connection errors, and the StoreError that a
+    script's error code names. Nothing is retried here: the caller knows whether a repeat is harmless.
+    """
+
+    def __init__(self, url: str, cluster: str) -> None:
+        self.keys = Keys(cluster)
+        # No hidden retries: an input appended twice would be applied twice.
+        options: dict[str, Any] = {
+            "decode_responses": True,
+            "protocol": 2,
+            "retry": Retry(NoBackoff(), 0),
+            "socket_connect_timeout": COMMAND_TIMEOUT_S,
+        }
+        self._commands = Redis(
+            connection_pool=BlockingConnectionPool.from_url(
+                url,
+                max_connections=MAX_CONNECTIONS,
+                timeout=COMMAND_TIMEOUT_S,
+                socket_timeout=COMMAND_TIMEOUT_S,
+                **options,
+            )
+        )
+        self._blocking = Redis(
+            connection_pool=ConnectionPool.from_url(
+                url, max_connections=MAX_BLOCKING_CONNECTIONS, socket_timeout=None, **options
+            )
+        )
+        self._scripts = {name: self._commands.register_script(text) for name, text in scripts().items()}
+
+    async def open(self) -> None:
+        """Check the server. Raises StoreUnavailable, ServerTooOld."""
+        with mapped_errors():
+            info: dict[str, Any] = await self._commands.info("server")
+        version = tuple(int(part) for part in str(info["redis_version"]).split(".")[:2])
+        if version < MIN_VERSION:
+            raise ServerTooOld(f"Redis 6.2 or newer is needed, the server is {info['redis_version']}")
+
+    async def close(self) -> None:
+        """Close every connection. Blocking reads in flight end with StoreUnavailable."""
+        for client in (self._commands, self._blocking):
+            await client.aclose()
+            await client.connection_pool.disconnect()
+
+    @property
+    def client(self) -> Any:
+        """For single commands, inside `mapped_errors()`. Any: redis-py types sync and async alike."""
+        return self._commands
+
+    def pipeline(self) -> Any:
+        """For several commands in one round trip (not atomic), inside `mapped_errors()`."""
+        return self._commands.pipeline(transaction=False)
+
+    async def run(self, script: str, key: str, *args: str | int | float) -> Any:
+        """Run the Lua script `script` on its subject's key."""
+        with mapped_errors():
+            return await self._scripts[script](keys=[key], args=args)
+
+    async def run_many(self, script: str, calls: Sequence[tuple[str, tuple[str | int, ...]]]) -> list[Any]:
+        """Run one script on several subjects in one round trip; a refused one yields its StoreError."""
+        pipe = self.pipeline()
+        for key, args in calls:
+            await self._scripts[script](keys=[key], args=args, client=pipe)
+        with mapped_errors():
+            results = await pipe.execute(raise_on_error=False)
+        return [script_error(str(r)) or r if isinstance(r, ResponseError) else r for r in results]
+
+    async def read_streams(
+        self, after: Mapping[str, str], *, block_ms: int, count: int
+    ) -> dict[str, list[Entry]]:
+        """XREAD over the given keys, each after its id. block_ms 0 returns at once. Safe to cancel."""
+        client: Any = self._blocking if block_ms > 0 else self._commands
+        with mapped_errors():
+            async with asyncio.timeout(block_ms / 1000 + COMMAND_TIMEOUT_S):
+                reply = await client.xread(dict(after), count=count, block=block_ms or None)
+        return {key: [entry for entry in entries if entry[1]] for key, entries in reply or ()}
+
+
+@contextmanager
+def mapped_errors() -> Iterator[None]:
+    """Turn redis-py's errors into the StoreError tree."""
+    try:
+        yield
+    except (RedisConnectionError, RedisTimeoutError, BusyLoadingError, ReadOnlyError, OSError) as exc:
+        # TimeoutError, the builtin, is an OSError.
+        raise StoreUnavailable(f"Redis can't be reached: {exc or type(exc).__name__}") from exc
+    except ResponseError as exc:
+        known = script_error(str(exc))
+        if known is not None:
+            raise known from exc
+        raise
+    except RedisError as exc:
+        raise StoreUnavailable(f"Redis can't be used: {exc}") from exc

@@ -1,0 +1,139 @@
+"""What an engine writes: itself, and the sessions it owns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from scheduler.messages import ENGINE_COMMANDS, EngineCommand, EngineId, ModelInfo, SessionId
+from scheduler.store import records
+from scheduler.store.errors import StaleEpoch
+from scheduler.store.reader import StoreReader, decoded
+from scheduler.store.values import AppliedRecord, SessionProgress
+
+NO_DEADLINE = -1
+
+
+class EngineStore(StoreReader):
+    """Writes of sessions are fenced by (engine, epoch). Every method raises StoreUnavailable."""
+
+    async def register_engine(self, engine: EngineId, *, url: str, model: ModelInfo, capacity: int) -> None:
+        """Announce a started engine: its state becomes ready. Counts as a heartbeat; may be repeated.
+
+        An engine that no leader asked for may register too; the leader takes it into the budget.
+
+        Raises:
+            EngineGone: it isn't wanted any more.
+        """
+        await self._redis.run(
+            "register_engine",
+            self._key("engine", engine),
+            engine,
+            url,
+            model.name,
+            records.model_json(model),
+            capacity,
+        )
+
+    async def heartbeat_engine(
+        self, engine: EngineId, *, load: float, chunk_ms: float, phase: str, deadline_ms: int | None
+    ) -> None:
+        """Say that the engine lives, every 500 ms; also while starting.
+
+        load is a share from 0 to 1, chunk_ms the mean latency of recent chunks, phase what the compute
+        thread does. deadline_ms is how long from now that phase may still take (Lua adds the server's time,
+        0 and less is overdue); None without a limit.
+
+        Raises:
+            EngineGone: declared gone; EngineUnknown when Redis has no record (register again).
+        """
+        await self._redis.run(
+            "heartbeat_engine",
+            self._key("engine", engine),
+            engine,
+            load,
+            chunk_ms,
+            phase,
+            "" if deadline_ms is None else deadline_ms,
+        )
+
+    async def read_commands(
+        self, engine: EngineId, after: str, *, block_ms: int = 0
+    ) -> list[tuple[str, EngineCommand]]:
+        """Commands after an id, "0-0" at the start; waits up to block_ms for the first. Safe to cancel."""
+        key = self._key("commands", engine)
+        streams = await self._redis.read_streams({key: after}, block_ms=block_ms, count=256)
+        return decoded(ENGINE_COMMANDS, streams.get(key, []))
+
+    async def announce_session(self, engine: EngineId, session: SessionId, epoch: int) -> None:
+        """The owner generates: gateways may subscribe. Raises StaleEpoch."""
+        await self._redis.run("announce_session", self._key("session", session), session, engine, epoch)
+
+    async def publish_session(
+        self,
+        engine: EngineId,
+        session: SessionId,
+        epoch: int,
+        *,
+        active: bool,
+        next_seq: int,
+        next_frame: int,
+        rev: int,
+        slack_ms: int,
+    ) -> None:
+        """Publish progress; an event follows only when `active` changes. Raises StaleEpoch."""
+        progress = SessionProgress(
+            session=session,
+            epoch=epoch,
+            active=active,
+            next_seq=next_seq,
+            next_frame=next_frame,
+            rev=rev,
+            slack_ms=slack_ms,
+        )
+        if await self.publish_sessions(engine, [progress]):
+            raise StaleEpoch(f"{engine} does not own {session} at epoch {epoch}")
+
+    async def publish_sessions(
+        self, engine: EngineId, sessions: Sequence[SessionProgress]
+    ) -> list[SessionId]:
+        """Publish progress of many in one round trip. Returns those it does not own: drop them."""
+        if not sessions:
+            return []
+        calls = [(self._key("session", p.session), _progress_args(engine, p)) for p in sessions]
+        results = await self._redis.run_many("publish_session", calls)
+        stale: list[SessionId] = []
+        for progress, result in zip(sessions, results, strict=True):
+            if isinstance(result, StaleEpoch):
+                stale.append(progress.session)
+            elif isinstance(result, Exception):
+                raise result
+        return stale
+
+    async def record_applied(
+        self, engine: EngineId, session: SessionId, epoch: int, entries: Sequence[AppliedRecord]
+    ) -> None:
+        """Record where inputs were applied, before the first chunk made with them is emitted.
+
+        Entries in log order. Entries at or before `last_applied` were recorded by an earlier call (or owner)
+        and are skipped, so a repeat is harmless.
+
+        Raises:
+            StaleEpoch
+        """
+        if not entries:
+            return
+        fields = [item for e in entries for item in (e.entry, e.id or "", e.rev, e.seq)]
+        key = self._key("session", session)
+        await self._redis.run("record_applied", key, session, engine, epoch, *fields)
+
+    async def end_session(self, engine: EngineId, session: SessionId, epoch: int, reason: str) -> None:
+        """The owner closes it: the client's stop, idle too long, retained too long. Raises StaleEpoch."""
+        await self._redis.run("end_session", self._key("session", session), session, engine, epoch, reason)
+
+    async def remove_engine(self, engine: EngineId, reason: str = "exited") -> None:
+        """Orderly end, or a provisioner saw the process end. Its sessions are queued again. Idempotent."""
+        await self._redis.run("remove_engine", self._key("engine", engine), engine, reason)
+
+
+def _progress_args(engine: EngineId, p: SessionProgress) -> tuple[str | int, ...]:
+    return (p.session, engine, p.epoch, int(p.active), p.next_seq, p.next_frame, p.rev, p.slack_ms)

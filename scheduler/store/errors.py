@@ -1,0 +1,88 @@
+"""What can go wrong at the store. Pure.
+
+StoreError
+├── StoreUnavailable     Redis can't be reached, is loading, or did not answer in time: try again
+├── StaleEpoch           the writer is no longer the session's owner: drop that session
+├── StaleTerm            the writer is no longer the leader: stop acting
+├── StaleController      a newer connection controls the session
+├── EngineGone           this engine was declared gone: it must exit
+│   └── EngineUnknown    Redis has no record of this engine: it lost data, or the id was never registered
+├── NoSuchEngine         an order names an engine that does not exist (any more)
+├── NoSuchSession        no record, or the resume token is wrong (not told apart on purpose)
+├── SessionIsClosed      `.reason` says why
+├── QueueFull            `.retry_after_ms` says when to try again
+├── InputLogFull         the session's input log holds MAX_INPUT_LOG entries
+├── PlacementRefused     the world moved on since the plan was made: plan again
+├── EventsTrimmed        events after the given id are lost to this reader: read everything again
+└── ServerTooOld         the Redis server is older than 6.2
+"""
+
+from __future__ import annotations
+
+
+class StoreError(Exception):
+    """Base of the tree above. `str()` is a sentence a person can act on."""
+
+
+class StoreUnavailable(StoreError):
+    """Redis can't be reached, is loading its data, or did not answer in time. The write may have happened."""
+
+
+class StaleEpoch(StoreError):
+    """The writer does not own the session (any more). Nothing was written."""
+
+
+class StaleTerm(StoreError):
+    """The writer does not hold the leader lease (any more). Nothing was written."""
+
+
+class StaleController(StoreError):
+    """A newer connection controls the session. Nothing was written."""
+
+
+class EngineGone(StoreError):
+    """The engine was declared gone and its sessions have other owners: it must exit."""
+
+
+class EngineUnknown(EngineGone):
+    """Redis has no record of the engine: exit, or register again if it was registered before."""
+
+
+class NoSuchEngine(StoreError):
+    """No engine of that id exists (any more)."""
+
+
+class NoSuchSession(StoreError):
+    """No session of that id exists, or the resume token does not fit."""
+
+
+class SessionIsClosed(StoreError):
+    """The session was closed."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the session is closed: {reason}")
+        self.reason = reason
+
+
+class QueueFull(StoreError):
+    """The queue of the model is as long as the gateway allows."""
+
+    def __init__(self, retry_after_ms: int) -> None:
+        super().__init__(f"the queue is full, try again in {retry_after_ms / 1000:.0f} s")
+        self.retry_after_ms = retry_after_ms
+
+
+class InputLogFull(StoreError):
+    """The session's input log is full: inputs are refused until it is trimmed."""
+
+
+class PlacementRefused(StoreError):
+    """A placement no longer fits: the session, its epoch or the engine changed since the plan was made."""
+
+
+class EventsTrimmed(StoreError):
+    """The reader fell behind the bounded events stream, or Redis came back older: read everything again."""
+
+
+class ServerTooOld(StoreError):
+    """The Redis server is older than 6.2."""

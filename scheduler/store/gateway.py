@@ -1,0 +1,135 @@
+"""What a gateway writes: sessions on behalf of clients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from scheduler.messages import EngineId, GatewayId, Input, PromptInput, SessionId, SessionRecord, encode_json
+from scheduler.store.errors import NoSuchSession
+from scheduler.store.reader import StoreReader
+from scheduler.store.values import AppliedRecord, InputReceipt
+
+ANY_CONTROLLER = 0
+
+
+class GatewayStore(StoreReader):
+    """Writes for one connection are fenced by its controller_epoch. Every method raises StoreUnavailable."""
+
+    async def create_session(
+        self,
+        *,
+        session: SessionId,
+        model: str,
+        prompt: PromptInput,
+        seed: int,
+        lead_ms: int,
+        codec: str,
+        resume_hash: str,
+        gateway: GatewayId,
+        queue_limit: int,
+    ) -> SessionRecord:
+        """Write a new session, queued, controller_epoch 1, its prompt the first entry of its input log.
+
+        queue_limit (≥ 1) counts sessions of the model that wait, those about to be placed at once included.
+
+        Raises:
+            QueueFull: queue_limit sessions wait already.
+        """
+        await self._redis.run(
+            "create_session",
+            self._key("session", session),
+            session,
+            model,
+            encode_json(prompt).decode(),
+            prompt.id or "",
+            seed,
+            lead_ms,
+            codec,
+            resume_hash,
+            gateway,
+            queue_limit,
+            await self.queue_eta_ms(1),
+        )
+        return await self._written(session)
+
+    async def append_input(
+        self, session: SessionId, message: Input, *, controller_epoch: int
+    ) -> InputReceipt:
+        """Append to the input log, once per message id (the last MAX_REMEMBERED_IDS are known).
+
+        Raises:
+            NoSuchSession, SessionIsClosed, StaleController, InputLogFull
+        """
+        entry, repeat, rev, seq = await self._redis.run(
+            "append_input",
+            self._key("session", session),
+            session,
+            controller_epoch,
+            encode_json(message).decode(),
+            message.id or "",
+        )
+        applied = None
+        if rev != "":
+            applied = AppliedRecord(entry=entry, id=message.id, rev=int(rev), seq=int(seq))
+        return InputReceipt(entry=entry, repeat=repeat == 1, applied=applied)
+
+    async def take_control(
+        self, session: SessionId, *, gateway: GatewayId, resume_hash: str
+    ) -> SessionRecord:
+        """Let a new connection control the session: controller_epoch + 1, older ones are told by event.
+
+        Raises:
+            NoSuchSession: no such session, or the resume token's hash is another.
+            SessionIsClosed: it was closed in the last CLOSED_TTL_S seconds (and the hash fits).
+        """
+        key = self._key("session", session)
+        await self._redis.run("take_control", key, session, gateway, resume_hash)
+        return await self._written(session)
+
+    async def leave_session(self, session: SessionId, *, controller_epoch: int) -> None:
+        """The connection is gone: nobody controls the session. No effect when closed or taken over."""
+        await self._redis.run("leave_session", self._key("session", session), session, controller_epoch)
+
+    async def set_paused(self, session: SessionId, paused: bool, *, controller_epoch: int) -> None:
+        """Record pause or resume: a copy of what went over the link, or the only record while queued.
+
+        Raises:
+            NoSuchSession, SessionIsClosed, StaleController
+        """
+        key = self._key("session", session)
+        await self._redis.run("set_paused", key, session, controller_epoch, int(paused))
+
+    async def close_session(
+        self, session: SessionId, reason: str, *, controller_epoch: int | None = None
+    ) -> bool:
+        """Close it, and tell the owner if it is placed. False: it was closed before. None closes for anybody.
+
+        Raises:
+            NoSuchSession, StaleController
+        """
+        key = self._key("session", session)
+        fence = ANY_CONTROLLER if controller_epoch is None else controller_epoch
+        return bool(await self._redis.run("close_session", key, session, fence, reason))
+
+    async def order_drain(self, engine: EngineId) -> None:
+        """An administrator wants the engine empty and stopped; the leader acts on it, also a later one.
+
+        Raises:
+            NoSuchEngine
+        """
+        await self._redis.run("order_drain", self._key("engine", engine), engine)
+
+    async def heartbeat_gateway(self, gateway: GatewayId, info: Mapping[str, str | int | float]) -> None:
+        """Say that the gateway lives, with what it wants to be known (few small values). Beat every 3 s."""
+        pairs = [item for pair in info.items() for item in pair]
+        await self._redis.run("heartbeat_gateway", self._key("gateway", gateway), gateway, *pairs)
+
+    async def remove_gateway(self, gateway: GatewayId) -> None:
+        """Orderly end. Its sessions must have been left before."""
+        await self._redis.run("remove_gateway", self._key("gateway", gateway), gateway)
+
+    async def _written(self, session: SessionId) -> SessionRecord:
+        record = await self.get_session(session)
+        if record is None:
+            raise NoSuchSession("the session vanished right after it was written: Redis lost data")
+        return record

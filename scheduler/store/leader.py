@@ -1,0 +1,93 @@
+"""What the leading scheduler writes. Every write but the lease itself is fenced by the leader's term."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from scheduler.keys import MAX_MEMORY_BYTES
+from scheduler.messages import DesiredEngine, EngineId, SessionId
+from scheduler.store import records
+from scheduler.store.reader import StoreReader
+
+
+class LeaderStore(StoreReader):
+    """Every method raises StoreUnavailable; those with a `term` raise StaleTerm when it is not in force."""
+
+    async def acquire_lease(self, owner: str, ttl_ms: int, *, floor: int = 0) -> int | None:
+        """Lead for ttl_ms from before this call was sent. Returns the term, or None while another leads.
+
+        floor: newest term the caller knows of; the new term is above it even if Redis lost its data.
+        """
+        term = await self._redis.run("acquire_lease", self._key("lease"), owner, ttl_ms, floor)
+        return int(term) or None
+
+    async def renew_lease(self, owner: str, term: int, ttl_ms: int) -> bool:
+        """Lead for ttl_ms from before this call was sent. False: the lease is lost."""
+        return bool(await self._redis.run("renew_lease", self._key("lease"), owner, term, ttl_ms))
+
+    async def release_lease(self, owner: str, term: int) -> None:
+        """Let another lead at once. No effect when the lease is another's."""
+        await self._redis.run("release_lease", self._key("lease"), owner, term)
+
+    async def place_session(
+        self, session: SessionId, engine: EngineId, *, expect_epoch: int, term: int
+    ) -> int:
+        """Give a session to an engine, a placed one to another engine. Returns the new epoch.
+
+        Raises:
+            PlacementRefused: closed, epoch changed, or the engine isn't ready, is full or has another model.
+        """
+        key = self._key("session", session)
+        return int(await self._redis.run("place_session", key, session, engine, expect_epoch, term))
+
+    async def requeue_session(self, session: SessionId, *, expect_epoch: int, term: int, reason: str) -> None:
+        """Take a placed session from its engine and put it at the front of the queue.
+
+        Raises:
+            PlacementRefused: not placed, or the epoch changed.
+        """
+        key = self._key("session", session)
+        await self._redis.run("requeue_session", key, session, expect_epoch, term, reason)
+
+    async def lose_engine(self, engine: EngineId, *, term: int, reason: str) -> list[SessionId]:
+        """Declare an engine gone; its sessions go to the front of the queue. Returns them. Idempotent."""
+        return list(await self._redis.run("lose_engine", self._key("engine", engine), engine, term, reason))
+
+    async def drain_engine(self, engine: EngineId, *, term: int, reason: str) -> None:
+        """No new sessions for this engine; it is told. Idempotent.
+
+        Raises:
+            PlacementRefused: the engine is not ready or gone.
+        """
+        await self._redis.run("drain_engine", self._key("engine", engine), engine, term, reason)
+
+    async def stop_engine(self, engine: EngineId, *, term: int) -> None:
+        """Tell a drained engine to exit.
+
+        Raises:
+            PlacementRefused: it is not draining, or not empty.
+        """
+        await self._redis.run("stop_engine", self._key("engine", engine), engine, term)
+
+    async def write_desired(self, term: int, engines: Sequence[DesiredEngine]) -> None:
+        """Say which engines should exist. New ids get a starting record; dropped ones that start are gone."""
+        pairs = [item for e in engines for item in (e.id, e.model)]
+        await self._redis.run(
+            "write_desired", self._key("desired"), term, records.desired_json(engines), *pairs
+        )
+
+    async def save_memory(self, term: int, data: bytes) -> None:
+        """Keep the policy's memory (UTF-8, at most MAX_MEMORY_BYTES) for the next leader."""
+        if len(data) > MAX_MEMORY_BYTES:
+            raise ValueError(f"memory may have at most {MAX_MEMORY_BYTES} bytes, has {len(data)}")
+        await self._redis.run("save_memory", self._key("memory"), term, data.decode())
+
+    async def load_memory(self) -> bytes | None:
+        """What the last leader kept."""
+        (found,) = await self._hashes([self._key("memory")])
+        return found["data"].encode() if found else None
+
+    async def publish_cluster(self, term: int, *, policy: str, budget: int, release_interval_ms: int) -> None:
+        """What `cluster_info` and the queue's ETA show."""
+        key = self._key("cluster")
+        await self._redis.run("publish_cluster", key, term, policy, budget, release_interval_ms)

@@ -1,0 +1,230 @@
+"""Reads that every role needs: records, events, the cluster's summary."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from scheduler.messages import (
+    EVENTS,
+    INPUTS,
+    DecodeError,
+    DesiredEngine,
+    EngineId,
+    EngineRecord,
+    Event,
+    Input,
+    ModelInfo,
+    SessionId,
+    SessionRecord,
+    decode_json,
+)
+from scheduler.store import records
+from scheduler.store.connection import Connection, Entry, mapped_errors
+from scheduler.store.errors import EventsTrimmed
+from scheduler.store.values import PRIOR_RELEASE_INTERVAL_MS, AppliedRecord, ClusterInfo
+
+log = logging.getLogger("scheduler.store")
+
+M = TypeVar("M")
+START = "0-0"
+"""The id before the first entry of any stream."""
+
+
+class StoreReader:
+    """Reads only. All times are Redis server time in ms. Every method raises StoreUnavailable."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._redis = connection
+        self._key = connection.keys.key
+
+    async def ping(self) -> None:
+        """Return when Redis answers."""
+        with mapped_errors():
+            await self._redis.client.ping()
+
+    async def now_ms(self) -> int:
+        """Redis server time."""
+        with mapped_errors():
+            seconds, micros = await self._redis.client.time()
+        return int(seconds) * 1_000 + int(micros) // 1_000
+
+    # --- sessions
+
+    async def get_session(self, session: SessionId) -> SessionRecord | None:
+        """The record, also of a session closed in the last CLOSED_TTL_S seconds."""
+        return (await self.get_sessions([session]))[session]
+
+    async def get_sessions(self, sessions: Iterable[SessionId]) -> dict[SessionId, SessionRecord | None]:
+        """Several records in one round trip."""
+        ids = list(sessions)
+        hashes = await self._hashes(self._key("session", session) for session in ids)
+        return {id: records.session_record(id, h) if h else None for id, h in zip(ids, hashes, strict=True)}
+
+    async def list_sessions(self) -> list[SessionRecord]:
+        """All sessions that are not closed, oldest first."""
+        with mapped_errors():
+            ids = await self._redis.client.zrange(self._key("sessions"), 0, -1)
+        found = await self.get_sessions(SessionId(id) for id in ids)
+        return [record for record in found.values() if record is not None]
+
+    async def applied_history(self, session: SessionId) -> list[AppliedRecord]:
+        """Where each input was applied, in log order."""
+        with mapped_errors():
+            items = await self._redis.client.lrange(self._key("applied", session), 0, -1)
+        return [records.applied_record(item) for item in items]
+
+    async def read_inputs(
+        self, after: Mapping[SessionId, str], *, block_ms: int = 0
+    ) -> dict[SessionId, list[tuple[str, Input]]]:
+        """New entries of many input logs, each after its id ("0-0" from the start); only logs with news.
+
+        Waits up to block_ms for the first news, 0 does not wait. Safe to cancel, e.g. to add a session.
+        At most 256 entries per log and call. An entry that can't be read is logged and left out.
+        """
+        if not after:
+            return {}
+        sessions = {self._key("inputs", session): session for session in after}
+        cursors = {key: after[session] for key, session in sessions.items()}
+        streams = await self._redis.read_streams(cursors, block_ms=block_ms, count=256)
+        return {sessions[key]: decoded(INPUTS, entries) for key, entries in streams.items()}
+
+    # --- queue
+
+    async def queue_position(self, session: SessionId) -> int | None:
+        """Place in the queue of the session's model, from 1; None when it does not wait."""
+        with mapped_errors():
+            model = await self._redis.client.hget(self._key("session", session), "model")
+            if model is None:
+                return None
+            rank = await self._redis.client.zrank(self._key("queue", model), session)
+        return None if rank is None else int(rank) + 1
+
+    async def queue_eta_ms(self, position: int) -> int:
+        """Expected wait at a position, from the mean time between two places becoming free."""
+        return position * (await self.cluster_info()).release_interval_ms
+
+    # --- engines, models, gateways
+
+    async def get_engine(self, engine: EngineId) -> EngineRecord | None:
+        """The record, also of an engine gone in the last GONE_TTL_S seconds."""
+        return (await self.get_engines([engine]))[engine]
+
+    async def get_engines(self, engines: Iterable[EngineId]) -> dict[EngineId, EngineRecord | None]:
+        """Several records in one round trip."""
+        ids = list(engines)
+        hashes = await self._hashes(self._key("engine", engine) for engine in ids)
+        return {id: records.engine_record(id, h) if h else None for id, h in zip(ids, hashes, strict=True)}
+
+    async def list_engines(self) -> list[EngineRecord]:
+        """All engines that are not gone, by id."""
+        with mapped_errors():
+            ids = await self._redis.client.zrange(self._key("engines"), 0, -1)
+        found = await self.get_engines(EngineId(id) for id in sorted(ids))
+        return [record for record in found.values() if record is not None]
+
+    async def list_models(self) -> dict[str, ModelInfo]:
+        """Every model that an engine ever registered here, by name: known also while no engine is ready."""
+        with mapped_errors():
+            found = await self._redis.client.hgetall(self._key("models"))
+        return {name: records.model_info(text) for name, text in found.items()}
+
+    async def list_gateways(self) -> list[str]:
+        """Gateways that beat within the last GATEWAY_TTL_S seconds."""
+        with mapped_errors():
+            ids = await self._redis.client.zrange(self._key("gateways"), 0, -1)
+        hashes = await self._hashes(self._key("gateway", id) for id in ids)
+        return [id for id, h in zip(ids, hashes, strict=True) if h]
+
+    async def read_desired(self) -> tuple[int, tuple[DesiredEngine, ...]]:
+        """(term, the engines that should exist); term 0 when no leader ever wrote it."""
+        (found,) = await self._hashes([self._key("desired")])
+        return (int(found["term"]), records.desired_engines(found["engines"])) if found else (0, ())
+
+    async def cluster_info(self) -> ClusterInfo:
+        """What the leader published, and how many sessions wait."""
+        with mapped_errors():
+            models = await self._redis.client.smembers(self._key("queued_models"))
+            pipe = self._redis.pipeline()
+            pipe.hgetall(self._key("cluster")).hget(self._key("desired"), "term")
+            for model in sorted(models):
+                pipe.zcard(self._key("queue", model))
+            published, term, *lengths = await pipe.execute()
+        return ClusterInfo(
+            policy=published.get("policy", ""),
+            budget=int(published.get("budget", 0)),
+            queue=sum(map(int, lengths)),
+            release_interval_ms=int(published.get("release_interval_ms", PRIOR_RELEASE_INTERVAL_MS)),
+            term=int(term or 0),
+        )
+
+    # --- events
+
+    async def read_events(
+        self, after: str, *, block_ms: int = 0, count: int = 1_000
+    ) -> list[tuple[str, Event]]:
+        """Events after an id; waits up to block_ms for the first, 0 does not wait. Safe to cancel.
+
+        Start with `last_event_id()`, then read the records, then the events: nothing is missed.
+
+        Raises:
+            EventsTrimmed: events after `after` are lost; take `last_event_id()`, then read all records again.
+        """
+        key = self._key("events")
+        entries = (await self._redis.read_streams({key: after}, block_ms=block_ms, count=count)).get(key, [])
+        # Trimming leaves at least MAX_EVENTS entries, so a reader that lost some gets a full batch. An empty
+        # batch may mean that Redis came back older than the reader: its ids would stay unread for long.
+        if not entries or len(entries) == count:
+            await self._check_reader(after)
+        return decoded(EVENTS, entries)
+
+    async def last_event_id(self) -> str:
+        """Id of the newest event; "0-0" before the first."""
+        return (await self._event_bounds())[1]
+
+    async def _check_reader(self, after: str) -> None:
+        first, last, length = await self._event_bounds()
+        if _order(after) > _order(last):
+            raise EventsTrimmed("Redis has older events than this reader: its data was restored or lost")
+        if length and _order(after) < _order(first) and after != START:
+            raise EventsTrimmed("this reader fell behind the bounded events stream")
+
+    async def _event_bounds(self) -> tuple[str, str, int]:
+        """(first id, last id, length)."""
+        key = self._key("events")
+        with mapped_errors():
+            pipe = self._redis.pipeline()
+            first, last = await pipe.xrange(key, count=1).xrevrange(key, count=1).execute()
+        return (first[0][0], last[0][0], 1) if first else (START, START, 0)
+
+    async def _hashes(self, keys: Iterable[str]) -> Sequence[dict[str, str]]:
+        pipe = self._redis.pipeline()
+        for key in keys:
+            pipe.hgetall(key)
+        if not len(pipe):
+            return []
+        with mapped_errors():
+            result: list[Any] = await pipe.execute()
+        return result
+
+
+def decoded(table: Mapping[str, type[M]], entries: Sequence[Entry]) -> list[tuple[str, M]]:
+    decoded: list[tuple[str, M]] = []
+    for id, fields in entries:
+        try:
+            decoded.append((id, decode_json(table, fields["m"])))
+        except (DecodeError, KeyError) as exc:
+            log.warning("left out stream entry %s that can't be read: %s", id, exc)
+    return decoded
+
+
+def _order(id: str) -> tuple[int, int]:
+    ms, _, serial = id.partition("-")
+    return int(ms), int(serial or 0)
+
+
+def draw_id(prefix: str, num_bytes: int) -> str:
+    """A random id, e.g. `draw_id("s", 8)` for a session."""
+    return f"{prefix}_{secrets.token_hex(num_bytes)}"

@@ -1,0 +1,101 @@
+"""Redis hashes ↔ records. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+from scheduler.messages import (
+    DecodeError,
+    DesiredEngine,
+    EngineId,
+    EngineRecord,
+    EngineState,
+    GatewayId,
+    ModelInfo,
+    Phase,
+    SessionId,
+    SessionRecord,
+    decode_fields,
+)
+from scheduler.store.values import AppliedRecord
+
+MAX_DESIRED = 1_024
+
+
+def session_record(session: SessionId, h: Mapping[str, str]) -> SessionRecord:
+    """Layout of the hash `session:<id>`: the record's fields; "" stands for None, "1"/"0" for booleans."""
+    return SessionRecord(
+        id=session,
+        model=h["model"],
+        phase=Phase(h["phase"]),
+        epoch=int(h["epoch"]),
+        engine=EngineId(h["engine"]) if h["engine"] else None,
+        opened=h["opened"] == "1",
+        active=h["active"] == "1",
+        paused=h["paused"] == "1",
+        seed=int(h["seed"]),
+        lead_ms=int(h["lead_ms"]),
+        codec=h["codec"],
+        resume_hash=h["resume_hash"],
+        controller_epoch=int(h["controller_epoch"]),
+        gateway=GatewayId(h["gateway"]) if h["gateway"] else None,
+        next_seq=int(h["next_seq"]),
+        next_frame=int(h["next_frame"]),
+        rev=int(h["rev"]),
+        last_applied=h["last_applied"],
+        slack_ms=int(h["slack_ms"]),
+        created_ms=int(h["created_ms"]),
+        active_ms=int(h["active_ms"]),
+        reason=h["reason"],
+        queue_order=int(h["queue_order"] or 0),
+        left_ms=int(h["left_ms"]) if h["left_ms"] else None,
+    )
+
+
+def engine_record(engine: EngineId, h: Mapping[str, str]) -> EngineRecord:
+    """Layout of the hash `engine:<id>`: the record's fields, `model` as JSON, plus `model_name`."""
+    return EngineRecord(
+        id=engine,
+        state=EngineState(h["state"]),
+        url=h["url"],
+        model=model_info(h["model"]) if h["model"] else None,
+        capacity=int(h["capacity"]),
+        sessions=int(h["sessions"]),
+        load=float(h["load"]),
+        chunk_ms=float(h["chunk_ms"]),
+        started_ms=int(h["started_ms"]),
+        heartbeat_ms=int(h["heartbeat_ms"]),
+        phase=h["phase"],
+        deadline_ms=int(h["deadline_ms"]) if h["deadline_ms"] else None,
+        drain_ordered=h["drain_ordered"] == "1",
+    )
+
+
+def model_info(text: str) -> ModelInfo:
+    """Raises DecodeError."""
+    return decode_fields(ModelInfo, json.loads(text))
+
+
+def model_json(model: ModelInfo) -> str:
+    """The inverse."""
+    return json.dumps(asdict(model), separators=(",", ":"), sort_keys=True)
+
+
+def desired_engines(text: str) -> tuple[DesiredEngine, ...]:
+    """Raises DecodeError."""
+    items = json.loads(text)
+    if not isinstance(items, list) or len(items) > MAX_DESIRED:
+        raise DecodeError(f"the desired set must be a list of at most {MAX_DESIRED} engines")
+    return tuple(decode_fields(DesiredEngine, item) for item in items)
+
+
+def desired_json(engines: Sequence[DesiredEngine]) -> str:
+    """The inverse."""
+    return json.dumps([asdict(engine) for engine in engines], separators=(",", ":"))
+
+
+def applied_record(text: str) -> AppliedRecord:
+    """Raises DecodeError."""
+    return decode_fields(AppliedRecord, json.loads(text))

@@ -1,0 +1,64 @@
+"""What goes into and comes out of the store besides the records of `scheduler.messages`. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scheduler.messages import MessageId, SessionId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppliedRecord:
+    """An entry of the input log is in the picture from chunk `seq` on."""
+
+    entry: str
+    """Its id in the input log."""
+    id: MessageId | None = None
+    """The client's message id, if it gave one."""
+    rev: int
+    seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputReceipt:
+    """The answer to an appended input."""
+
+    entry: str
+    """Id in the input log; of the first append if this is a repeat."""
+    repeat: bool
+    """True: the message id was seen before and the input had no second effect."""
+    applied: AppliedRecord | None
+    """On a repeat: where it was applied, if it has been."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionProgress:
+    """What an owner publishes about a session after a chunk or a change of activity."""
+
+    session: SessionId
+    epoch: int
+    active: bool
+    next_seq: int
+    next_frame: int
+    rev: int
+    slack_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterInfo:
+    """What the leader publishes, and the length of the queues."""
+
+    policy: str
+    """"" before any leader."""
+    budget: int
+    """Engines that the leader keeps provisioned."""
+    queue: int
+    """Sessions that wait, all models."""
+    release_interval_ms: int
+    """Mean time between two places becoming free."""
+    term: int
+    """Term of the leader that wrote the desired set; 0 before the first."""
+
+
+PRIOR_RELEASE_INTERVAL_MS = 30_000
+"""Assumed until the leader has measured one."""
