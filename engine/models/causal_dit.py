@@ -16,7 +16,13 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
 
-from engine.models.attention import Attend, attend_pool, attend_prompts, teacher_forcing_attend
+from engine.models.attention import (
+    Attend,
+    attend_pool,
+    attend_prompts,
+    attend_trainable,
+    teacher_forcing_attend,
+)
 from engine.models.base import PassBatch
 from engine.models.rope import Rope, rope_table, rotate
 
@@ -261,5 +267,4 @@ def _sinusoid(position: Tensor, dim: int) -> Tensor:
 def _attend_clip_text(span: int, k: Tensor, v: Tensor, q: Tensor) -> Tensor:
     """Each chunk of q [R, K·F, N, H, D] attends to its own prompt k, v [R·K, T, H, D]."""
     q_chunks = q.unflatten(1, (-1, span)).flatten(0, 1).flatten(1, 2)  # [R·K, F·N, H, D]
-    out = fn.scaled_dot_product_attention(q_chunks.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-    return out.transpose(1, 2).reshape(q.shape)
+    return attend_trainable(q_chunks, k, v).reshape(q.shape)

@@ -18,8 +18,8 @@ _BATCH = 4
 _CHUNKS = (
     2  # 6 latent frames a clip: the decoder must learn to start from an empty memory and to use a full one
 )
-_NOISE = 0.12  # added to raw latents before decoding, so that the DiT's small errors decode to small errors
-_PEAK_LR = 2e-3
+_NOISE = 0.09  # added to raw latents before decoding, so that the DiT's small errors decode to small errors
+_PEAK_LR = 1.6e-3
 
 
 def train_codec(out: Path, minutes: float, device: torch.device, seed: int = 0) -> Path:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 import time
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 
-__all__ = ["Progress", "autocast", "ease", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Peers", "Progress", "autocast", "ease", "load_checkpoint", "save_checkpoint"]
 
 _CHECKPOINT_S = 300.0
 _LINE_S = 10.0
@@ -82,3 +85,35 @@ def load_checkpoint(path: Path, module: nn.Module) -> bool:
         module.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
         return True
     return False
+
+
+class Peers:
+    """The processes that train one model together: one under plain python, several under torchrun.
+
+    On a shared CPU, processes of one thread each lose far less to other programs than one process of many threads,
+    whose every operation waits for its slowest thread.
+    """
+
+    def __init__(self) -> None:
+        self.count = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        if self.count > 1 and not dist.is_initialized():
+            dist.init_process_group("gloo")
+
+    def agree(self, value: float) -> float:
+        """The first process's value, on all of them."""
+        shared = torch.tensor([value], dtype=torch.float64)
+        if self.count > 1:
+            dist.broadcast(shared, src=0)
+        return float(shared.item())
+
+    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Replace every gradient by its mean over the processes."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self.count == 1:
+            return
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self.count
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))

@@ -1,0 +1,225 @@
+"""Train the transformer of `shapes` by teacher forcing on encoded clips."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from engine.models.shapes.concepts import SLOTS, TEXT_LEN
+from engine.models.shapes.model import SHAPES, ShapesConfig, ShapesNet
+from engine.models.shapes.train_data import Clips, load_clips, load_codec
+from engine.models.shapes.train_sheet import save_sheet, save_weights
+from engine.models.shapes.train_util import Peers, Progress, autocast, ease
+
+__all__ = ["train_dit"]
+
+_BATCH = 8
+_PEAK_LR = 2e-3
+_CONTEXT_NOISE = 0.15  # largest deviation added to the clean context, against drift
+_START_SHARE = 0.4  # share of batches whose first chunk is a session's first
+_SELF_FROM = 0.55  # from this part of the run on, half of the batches see the model's own chunks as context
+_EMA = 0.998
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Batch:
+    """R training clips; noisy chunks begin at `first_noisy`."""
+
+    clean: Tensor
+    """[R, Kc·F, C, h, w]"""
+    target: Tensor
+    """[R, Kn·F, C, h, w]"""
+    weight: Tensor
+    """[R, Kn·F, 1, h, w]"""
+    tokens: Tensor
+    """[R, K, T]"""
+    first_noisy: int
+
+
+def train_dit(out: Path, minutes: float, device: torch.device, seed: int = 0) -> Path:
+    """Train for `minutes`, resuming `out/dit.pt`; write weights and sample sheets to `out` every five minutes.
+
+    Under torchrun every process draws its own clips and the gradients are averaged.
+    """
+    torch.manual_seed(seed)
+    peers = Peers()
+    clips = load_clips(out)
+    run = _Run(out, SHAPES, device, peers)
+    draws = torch.Generator().manual_seed(seed + 7919 * run.steps + peers.rank)
+    torch.manual_seed(seed + 7919 * run.steps + peers.rank)
+    common = torch.Generator().manual_seed(seed + run.steps)  # choices that all processes must make alike
+    progress = Progress("dit", minutes)
+    while (fraction := peers.agree(progress.fraction())) < 1.0:
+        run.set_lr(ease(fraction, progress.steps, warmup=60))
+        from_start, from_self = torch.rand(2, generator=common).tolist()
+        batch = _draw(clips, SHAPES, draws, device, first_noisy=0 if from_start < _START_SHARE else 1)
+        progress.update(**run.step(batch, own_context=fraction > _SELF_FROM and from_self < 0.5))
+        if peers.rank == 0 and progress.is_checkpoint_due():
+            run.save()
+    return run.save() if peers.rank == 0 else out
+
+
+class _Run:
+    """The model in training, its average, its optimizers."""
+
+    def __init__(self, out: Path, config: ShapesConfig, device: torch.device, peers: Peers) -> None:
+        self.steps = 0
+        self._peers = peers
+        self._out, self._config, self._device = out, config, device
+        self._net = ShapesNet(config).to(device)
+        _, decoder = load_codec(out / "codec.pt", device)
+        self._net.decoder.load_state_dict(decoder.state_dict())
+        self._net.decoder.requires_grad_(False)
+        self._average = {name: p.detach().clone() for name, p in self._net.named_parameters()}
+        self._optimizers = _optimizers(self._net)
+        if (out / "dit.pt").exists():
+            self._resume(torch.load(out / "dit.pt", weights_only=True))
+
+    def _resume(self, saved: dict[str, object]) -> None:
+        self.steps = int(str(saved["steps"]))
+        self._net.load_state_dict(saved["net"])  # type: ignore[arg-type]
+        self._average.update(saved["average"])  # type: ignore[call-overload]
+        for optimizer, state in zip(self._optimizers, saved["optimizers"], strict=True):  # type: ignore[call-overload]
+            optimizer.load_state_dict(state)
+
+    def set_lr(self, factor: float) -> None:
+        """Scale the peak learning rate."""
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = _PEAK_LR * factor
+
+    def step(self, batch: _Batch, *, own_context: bool) -> dict[str, float]:
+        """One update; returns losses of the first and of the other chunks."""
+        if own_context:
+            batch = self._with_own_context(batch)
+        sigma = _sigmas(batch, self._config)
+        out = self._forward(batch, sigma)
+        error = (
+            (batch.weight * (out - batch.target) ** 2)
+            .mean(dim=(0, 2, 3, 4))
+            .unflatten(0, (-1, 3))
+            .mean(dim=1)
+        )
+        loss = error.mean()
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._peers.average_gradients(self._net.parameters())
+        nn.utils.clip_grad_norm_(self._net.parameters(), 1.0)
+        for optimizer in self._optimizers:
+            optimizer.step()
+        self._follow()
+        self.steps += 1
+        parts = error.detach()
+        if batch.first_noisy == 0:
+            return {"first": parts[0].item(), "next": parts[1:].mean().item()}
+        return {"later": parts.mean().item()}
+
+    def _forward(self, batch: _Batch, sigma: Tensor) -> Tensor:
+        span = self._config.dit.chunk_frames
+        level = sigma.repeat_interleave(span, dim=1)[:, :, None, None, None]
+        noisy = (1 - level) * batch.target + level * torch.randn_like(batch.target)
+        with autocast(self._device):
+            embeds = self._net.embed(batch.tokens)
+            out: Tensor = self._net.dit.predict_clip(batch.clean, noisy, sigma, embeds, batch.first_noisy)
+        return out.float()
+
+    @torch.no_grad()
+    def _with_own_context(self, batch: _Batch) -> _Batch:
+        """Replace the clean chunks by what the model itself makes of them in its last denoising step."""
+        count = batch.target.shape[1] // self._config.dit.chunk_frames
+        made = self._forward(batch, torch.full((len(batch.target), count), self._config.sigmas[-1]))
+        known = batch.first_noisy * self._config.dit.chunk_frames
+        clean = torch.cat([batch.clean[:, :known], made], dim=1)[:, : batch.clean.shape[1]]
+        return _Batch(
+            clean=clean,
+            target=batch.target,
+            weight=batch.weight,
+            tokens=batch.tokens,
+            first_noisy=batch.first_noisy,
+        )
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        decay = min(_EMA, (1 + self.steps) / (20 + self.steps))
+        for name, parameter in self._net.named_parameters():
+            self._average[name].lerp_(parameter, 1 - decay)
+
+    def save(self) -> Path:
+        """Write the resumable state, the averaged weights and a sample sheet; returns the weights' path."""
+        state = {
+            "steps": self.steps,
+            "net": self._net.state_dict(),
+            "average": self._average,
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+        }
+        partial = self._out / "dit.partial"
+        torch.save(state, partial)
+        partial.replace(self._out / "dit.pt")
+        tensors = dict(self._net.state_dict()) | self._average
+        path = save_weights(self._out / "shapes.safetensors", tensors)
+        save_sheet(self._out / f"sheet-{self.steps:06d}.png", path)
+        return path
+
+
+def _optimizers(net: ShapesNet) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for everything else that trains."""
+    matrices = [p for p in net.dit.blocks.parameters() if p.ndim == 2]
+    inside = {id(p) for p in matrices}
+    others = [p for p in net.parameters() if p.requires_grad and id(p) not in inside]
+    return [
+        torch.optim.Muon(
+            matrices, lr=_PEAK_LR, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(others, lr=_PEAK_LR, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def _sigmas(batch: _Batch, config: ShapesConfig) -> Tensor:
+    """A noise level [R, Kn] per noisy chunk, from exactly those that streaming will ask for."""
+    rows, count = batch.target.shape[0], batch.target.shape[1] // config.dit.chunk_frames
+
+    def draw(levels: tuple[float, ...], columns: int) -> Tensor:
+        return torch.tensor(levels)[torch.randint(len(levels), (rows, columns))]
+
+    if batch.first_noisy > 0:
+        return draw(config.sigmas, count).to(batch.target.device)
+    return torch.cat([draw(config.first_sigmas, 1), draw(config.sigmas, count - 1)], dim=1).to(
+        batch.target.device
+    )
+
+
+def _draw(
+    clips: Clips, config: ShapesConfig, generator: torch.Generator, device: torch.device, *, first_noisy: int
+) -> _Batch:
+    """Random clips of one window: from a session's start (first_noisy 0), or from its middle, with that many more
+    chunks as mere context before."""
+    span, window = config.dit.chunk_frames, config.dit.window_frames // config.dit.chunk_frames
+    total = clips.ids.shape[1]
+    chunks = window + first_noisy
+    rows = torch.randint(len(clips.ids), (_BATCH,), generator=generator)
+    begin = torch.randint(total - chunks + 1, (_BATCH,), generator=generator) * min(first_noisy, 1)
+    chunk_index = begin[:, None] + torch.arange(chunks)
+    frame_index = begin[:, None] * span + torch.arange(chunks * span)
+    latents = clips.latents[rows[:, None], frame_index].float().to(device)
+    mask = clips.masks[rows[:, None], frame_index].float().to(device) / 255
+    weight = 1 + 4 * (mask > 0.02).float() + 4 * mask
+    deviation = _CONTEXT_NOISE * torch.rand(_BATCH, 1, 1, 1, 1, device=device)
+    clean = latents[:, :-span]
+    return _Batch(
+        clean=clean + deviation * torch.randn_like(clean),
+        target=latents[:, first_noisy * span :],
+        weight=(weight / weight.mean())[:, first_noisy * span :, None],
+        tokens=_tokens(clips.ids[rows[:, None], chunk_index].long()).to(device),
+        first_noisy=first_noisy,
+    )
+
+
+def _tokens(ids: Tensor) -> Tensor:
+    """Slot indices [R, K, S] → concept tokens [R, K, T], as concepts.scene_tokens does for one."""
+    sizes = torch.tensor([0] + [len(slot) for slot in SLOTS[:-1]])
+    tokens = ids + 1 + sizes.cumsum(0)
+    return nn.functional.pad(tokens, (0, TEXT_LEN - ids.shape[-1]))
