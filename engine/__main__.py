@@ -1,0 +1,74 @@
+"""One rank of an engine:
+
+torchrun --nproc-per-node 1 --max-restarts=0 --rdzv-backend=c10d --rdzv-endpoint=localhost:0 -m engine
+
+The configuration is one JSON object in the environment variable TURBOSERVE_ENGINE_CONFIG, see `config.py`.
+"""
+
+import os
+
+_PARENT = os.getppid()  # before the slow imports: a parent that dies during them must be noticed
+
+import json  # noqa: E402
+import logging  # noqa: E402
+import sys  # noqa: E402
+from datetime import timedelta  # noqa: E402
+
+from torch import distributed  # noqa: E402
+
+from engine.config import EngineConfig  # noqa: E402
+from engine.engine import EXIT_FAILED, run  # noqa: E402
+from engine.process import die_with  # noqa: E402
+from scheduler.messages import DecodeError, decode_fields  # noqa: E402
+from scheduler.store import StoreError  # noqa: E402
+
+CONFIG_VARIABLE = "TURBOSERVE_ENGINE_CONFIG"
+EXIT_BAD_CONFIG = 2
+START_TIMEOUT_S = 60.0
+
+
+def main() -> int:
+    """Run this rank; returns the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        _check_launcher()
+        die_with(_PARENT)
+        config = read_config()
+        distributed.init_process_group("gloo", timeout=timedelta(seconds=START_TIMEOUT_S))
+        try:
+            return run(config)
+        finally:
+            distributed.destroy_process_group()
+    except (DecodeError, ValueError) as exc:
+        sys.stderr.write(f"engine: {exc}\n")
+        return EXIT_BAD_CONFIG
+    except StoreError as exc:
+        sys.stderr.write(f"engine: {exc}\n")
+        return EXIT_FAILED
+
+
+def read_config() -> EngineConfig:
+    """The configuration from the environment. Raises DecodeError and ValueError."""
+    text = os.environ.get(CONFIG_VARIABLE)
+    if text is None:
+        raise ValueError(f"the environment variable {CONFIG_VARIABLE} is missing")
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as exc:
+        raise ValueError(f"{CONFIG_VARIABLE} is not JSON: {exc}") from exc
+    if not isinstance(data, dict):
+        raise ValueError(f"{CONFIG_VARIABLE} must be a JSON object")
+    return decode_fields(EngineConfig, data)
+
+
+def _check_launcher() -> None:
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        raise ValueError(
+            "start an engine by torchrun: see `python -m pydoc engine.__main__`, or `turboserve engine`"
+        )
+    if os.environ.get("WORLD_SIZE") != "1":
+        raise ValueError("engines of several ranks are not supported yet: use torchrun --nproc-per-node 1")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Settings of one engine. `launch/` merges TOML, environment and flags into it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["EngineConfig"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """One engine; every rank of its job gets the same. Checked on construction."""
+
+    engine_id: str
+    """`e_` + 8 hex digits, never used before."""
+    redis: str
+    """URL of the control Redis: redis://, rediss:// or unix://."""
+    cluster: str = "main"
+    """Clusters of different names can share one Redis."""
+    model: str = "shapes"
+    """Name of the one model that this engine serves."""
+    weights: str | None = None
+    """Path of a weights file; None: the shipped or cached ones."""
+    device: str = "cpu"
+    """"cpu", "cuda" or "cuda:N"."""
+    threads: int = 1
+    """CPU threads of the compute thread's kernels."""
+    capacity: int = 4
+    """Sessions that are resident at once."""
+    link_host: str = "127.0.0.1"
+    """Address that the link for gateways binds to and is published with."""
+    link_port: int = 0
+    """0: any free port."""
+    link_secret: str
+    """Shared by the cluster's processes; gateways present it on the link."""
+    linger_s: float = 30.0
+    """A session without subscriber stays active for so long."""
+    retain_s: float = 600.0
+    """A session without subscriber is closed after so long."""
+    idle_close_s: float = 600.0
+    """An idle session is closed after so long."""
+    full_s: float = 30.0
+    """A session whose player takes no more chunks becomes idle after so long."""
+    encoder_threads: int = 1
+    """Threads that encode video."""
+    crf: int = 23
+    """x264 quality, 0 (lossless) to 51 (worst)."""
+    heartbeat_ms: int = 500
+    """Between heartbeats."""
+    publish_ms: int = 500
+    """Between updates of the session records that changed."""
+    record_wait_ms: int = 500
+    """A chunk made with a new input waits at most so long for the record of it in Redis."""
+    collective_timeout_s: float = 10.0
+    """Limit of a collective operation among the ranks while serving."""
+
+    def __post_init__(self) -> None:
+        if not self.link_secret:
+            raise ValueError("link_secret must not be empty")
+        at_least_one = ("threads", "capacity", "encoder_threads", "heartbeat_ms", "publish_ms")
+        for name in at_least_one:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        durations = ("linger_s", "retain_s", "idle_close_s", "full_s", "record_wait_ms")
+        for name in durations:
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.collective_timeout_s <= 0:
+            raise ValueError(f"collective_timeout_s must be above 0, got {self.collective_timeout_s}")
+        if not 0 <= self.crf <= 51:
+            raise ValueError(f"crf must be between 0 and 51, got {self.crf}")
+        if not 0 <= self.link_port <= 65_535:
+            raise ValueError(f"link_port must be between 0 and 65535, got {self.link_port}")
+        if self.device != "cpu" and self.device.partition(":")[0] != "cuda":
+            raise ValueError(f"device must be cpu, cuda or cuda:N, got {self.device!r}")

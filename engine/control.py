@@ -1,0 +1,348 @@
+"""What the engine reads from and writes to Redis; nothing of it is in the way of a chunk for long.
+
+While Redis is out of reach, sessions keep streaming and what must be written waits; afterwards everything is
+written again and Redis decides by epoch what still counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import assert_never
+
+from engine.config import EngineConfig
+from engine.host import Host
+from engine.hosted import Hosted
+from engine.progress import Progress
+from engine.steering import LogEntry
+from scheduler.messages import (
+    CloseSession,
+    Drain,
+    EngineCommand,
+    EngineId,
+    ModelInfo,
+    OpenSession,
+    Phase,
+    ReleaseSession,
+    SessionId,
+    StopEngine,
+)
+from scheduler.store import (
+    START,
+    AppliedRecord,
+    EngineUnknown,
+    SessionProgress,
+    StaleEpoch,
+    Store,
+    StoreUnavailable,
+)
+
+__all__ = ["Control"]
+
+_log = logging.getLogger("turboserve.engine.control")
+
+BLOCK_MS = 5_000
+"""Longest wait of one blocking read."""
+MIN_BACKOFF_S = 0.1
+MAX_BACKOFF_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ended:
+    """A session that this engine closed and Redis does not know of yet."""
+
+    epoch: int
+    reason: str
+
+
+class Control:
+    """The engine's tasks that speak with Redis, and the host's `Ledger`.
+
+    Set `host` before the first task runs. Each task runs until cancelled; EngineGone ends it with that error.
+    """
+
+    host: Host
+
+    def __init__(
+        self, store: Store, config: EngineConfig, progress: Progress, *, stop: Callable[[], None]
+    ) -> None:
+        """`stop` is called when the scheduler wants this engine to end."""
+        self._store, self._config, self._progress, self._stop = store, config, progress, stop
+        self._engine = EngineId(config.engine_id)
+        self._registration: Callable[[], Awaitable[None]] | None = None
+        self._online = True
+        self._changed = asyncio.Event()
+        self._logs_changed = asyncio.Event()
+        self._ended: dict[SessionId, _Ended] = {}
+
+    # --- Ledger ----------------------------------------------------------------------------------------
+
+    async def record_applied(self, hosted: Hosted, entries: Sequence[AppliedRecord]) -> None:
+        """Record applied inputs; waits at most record_wait_ms, then they follow when Redis answers again."""
+        hosted.unrecorded.extend(entries)
+        if not self._online:
+            return
+        try:
+            async with asyncio.timeout(self._config.record_wait_ms / 1000.0):
+                await self._flush_applied(hosted)
+        except (TimeoutError, StoreUnavailable) as exc:
+            self._went_offline(exc)
+
+    def ended(self, hosted: Hosted, reason: str) -> None:
+        """Have the session's record closed."""
+        self._ended[hosted.id] = _Ended(epoch=hosted.epoch, reason=reason)
+        self._changed.set()
+
+    def changed(self) -> None:
+        """Publish soon."""
+        self._changed.set()
+
+    def log_wanted(self) -> None:
+        """Start the blocking read again with the present set of sessions."""
+        self._logs_changed.set()
+
+    # --- registration ----------------------------------------------------------------------------------
+
+    async def register(self, url: str, model: ModelInfo) -> None:
+        """Announce the engine; returns once Redis knows it.
+
+        Raises:
+            EngineGone: it isn't wanted any more.
+        """
+
+        async def register() -> None:
+            await self._store.register_engine(
+                self._engine, url=url, model=model, capacity=self._config.capacity
+            )
+
+        await self._insist(register)
+        self._registration = register
+
+    async def deregister(self) -> None:
+        """Say that the engine ends; gives up when Redis is out of reach, then its heartbeats just stop."""
+        try:
+            await self._flush()
+            await self._store.remove_engine(self._engine)
+        except (StoreUnavailable, TimeoutError) as exc:
+            _log.warning("Redis does not learn that this engine ends: %s", exc)
+
+    # --- tasks -----------------------------------------------------------------------------------------
+
+    async def beat(self) -> None:
+        """Heartbeats, also during start-up."""
+        while True:
+            try:
+                await self._beat_once()
+                self._online = True
+            except StoreUnavailable as exc:
+                self._went_offline(exc)
+            await asyncio.sleep(self._config.heartbeat_ms / 1000.0)
+
+    async def read_commands(self) -> None:
+        """Obey the scheduler's commands in order."""
+        position, backoff_s = START, MIN_BACKOFF_S
+        while True:
+            try:
+                commands = await self._store.read_commands(self._engine, position, block_ms=BLOCK_MS)
+                backoff_s = MIN_BACKOFF_S
+            except StoreUnavailable as exc:
+                self._went_offline(exc)
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+                continue
+            for id, command in commands:
+                await self._obey(command)
+                position = id
+
+    async def read_inputs(self) -> None:
+        """Follow the input logs of all sessions here with one blocking read."""
+        backoff_s = MIN_BACKOFF_S
+        while True:
+            self._logs_changed.clear()
+            after = {h.id: h.log.position for h in self.host.sessions.values() if not h.log.is_full}
+            if not after:
+                await self._logs_changed.wait()
+                continue
+            try:
+                await self._read_inputs_once(after)
+                backoff_s = MIN_BACKOFF_S
+            except StoreUnavailable as exc:
+                self._went_offline(exc)
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+
+    async def publish(self) -> None:
+        """Keep the session records up to date: at once when activity changes, else every publish_ms."""
+        while True:
+            try:
+                await self._flush()
+            except StoreUnavailable as exc:
+                self._went_offline(exc)
+                await asyncio.sleep(MAX_BACKOFF_S)
+            try:
+                async with asyncio.timeout(self._config.publish_ms / 1000.0):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+            self._changed.clear()
+
+    # --- parts of the above ----------------------------------------------------------------------------
+
+    async def _beat_once(self) -> None:
+        left_ms = self._progress.left_ms()
+        try:
+            await self._store.heartbeat_engine(
+                self._engine,
+                load=self._progress.load(),
+                chunk_ms=self.host.chunk_ms if self._registration else 0.0,
+                phase=self._progress.stamp.phase,
+                deadline_ms=None if left_ms is None else int(left_ms),
+            )
+        except EngineUnknown:
+            # Before registration: started by hand, no scheduler asked for it. Later: Redis lost its data.
+            if self._registration is not None:
+                _log.warning("Redis does not know this engine any more: registering again")
+                await self._registration()
+
+    async def _obey(self, command: EngineCommand) -> None:
+        match command:
+            case OpenSession():
+                await self._open(command)
+            case ReleaseSession():
+                self.host.release(command)
+            case CloseSession(session=session, reason=reason):
+                self.host.close(session, reason)
+            case Drain():
+                _log.info("draining: no new sessions come, the present ones will be moved")
+            case StopEngine():
+                self._stop()
+            case _:
+                assert_never(command)
+
+    async def _open(self, command: OpenSession) -> None:
+        async def open() -> None:
+            record = await self._store.get_session(command.session)
+            owned = (
+                record is not None
+                and record.phase is Phase.PLACED
+                and record.engine == self._engine
+                and record.epoch == command.epoch
+            )
+            if record is None or not owned:
+                _log.info("%s has moved on since the order to open it", command.session)
+                return
+            log = await self._read_whole_log(command.session)
+            if command.session in self.host.sessions:
+                self.host.lose(command.session)  # a former ownership
+            self.host.open(record, log)
+            self._logs_changed.set()
+
+        await self._insist(open)
+        if command.session in self.host.sessions:
+            await self._insist(lambda: self._announce(command.session, command.epoch))
+
+    async def _announce(self, session: SessionId, epoch: int) -> None:
+        try:
+            await self._store.announce_session(self._engine, session, epoch)
+        except StaleEpoch:
+            self.host.lose(session)
+
+    async def _read_whole_log(self, session: SessionId) -> list[LogEntry]:
+        log: list[LogEntry] = []
+        while True:
+            after = log[-1].entry if log else START
+            page = (await self._store.read_inputs({session: after})).get(session, [])
+            if not page:
+                return log
+            log.extend(LogEntry(entry=id, message=message) for id, message in page)
+
+    async def _read_inputs_once(self, after: dict[SessionId, str]) -> None:
+        read = asyncio.create_task(self._store.read_inputs(after, block_ms=BLOCK_MS))
+        changed = asyncio.create_task(self._logs_changed.wait())
+        try:
+            await asyncio.wait({read, changed}, return_when=asyncio.FIRST_COMPLETED)
+            if not read.done():
+                return
+            for session, page in read.result().items():
+                self._take_inputs(session, after[session], page)
+        finally:
+            for task in (read, changed):
+                task.cancel()
+            await asyncio.gather(read, changed, return_exceptions=True)
+
+    def _take_inputs(self, session: SessionId, after: str, page: Sequence[tuple[str, object]]) -> None:
+        hosted = self.host.sessions.get(session)
+        if hosted is None or hosted.log.position != after or not page:
+            return  # dropped or opened again meanwhile
+        entries = [LogEntry(entry=id, message=message) for id, message in page]  # type: ignore[arg-type]
+        hosted.log.position = entries[-1].entry
+        self.host.feed(hosted, entries)
+
+    async def _flush(self) -> None:
+        """Write everything that Redis does not know yet."""
+        await self._flush_ended()
+        for hosted in list(self.host.sessions.values()):
+            if hosted.unrecorded:
+                await self._flush_applied(hosted)
+        await self._flush_progress()
+
+    async def _flush_ended(self) -> None:
+        for session, ended in list(self._ended.items()):
+            try:
+                await self._store.end_session(self._engine, session, ended.epoch, ended.reason)
+            except StaleEpoch:
+                _log.info("%s had another owner when it was closed here", session)
+            self._ended.pop(session, None)
+
+    async def _flush_applied(self, hosted: Hosted) -> None:
+        entries = list(hosted.unrecorded)
+        try:
+            await self._store.record_applied(self._engine, hosted.id, hosted.epoch, entries)
+        except StaleEpoch:
+            self.host.lose(hosted.id)
+            return
+        hosted.unrecorded = [entry for entry in hosted.unrecorded if entry not in entries]
+
+    async def _flush_progress(self) -> None:
+        news = [
+            (hosted, facts)
+            for hosted in self.host.sessions.values()
+            if hosted.opening is None
+            and (facts := (hosted.active, hosted.replay.next_seq, hosted.next_frame, hosted.rev))
+            != hosted.published
+        ]
+        progress = [self._progress_of(hosted) for hosted, _ in news]
+        for session in await self._store.publish_sessions(self._engine, progress):
+            self.host.lose(session)
+        for hosted, facts in news:
+            hosted.published = facts
+
+    def _progress_of(self, hosted: Hosted) -> SessionProgress:
+        return SessionProgress(
+            session=hosted.id,
+            epoch=hosted.epoch,
+            active=hosted.active,
+            next_seq=hosted.replay.next_seq,
+            next_frame=hosted.next_frame,
+            rev=hosted.rev,
+            slack_ms=self.host.slack_ms(hosted),
+        )
+
+    async def _insist(self, action: Callable[[], Awaitable[None]]) -> None:
+        """Do it, again and again while Redis is out of reach. Only for what may be repeated."""
+        backoff_s = MIN_BACKOFF_S
+        while True:
+            try:
+                await action()
+                return
+            except StoreUnavailable as exc:
+                self._went_offline(exc)
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+
+    def _went_offline(self, exc: Exception) -> None:
+        if self._online:
+            _log.warning("Redis is out of reach, sessions keep streaming: %s", exc)
+        self._online = False

@@ -1,0 +1,260 @@
+"""One engine: the event loop for I/O, one compute thread, the encoder pool. DESIGN.md section 6.5.
+
+Only rank 0 speaks with Redis and with gateways.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import uvloop
+
+from engine.compute import ComputeLoop
+from engine.compute_messages import ComputeEvent
+from engine.config import EngineConfig
+from engine.control import MAX_BACKOFF_S, Control
+from engine.costs import measure_costs
+from engine.encoder import EncoderPool
+from engine.host import Host
+from engine.kv_pool import SlabPool
+from engine.lifecycle import LifeLimits
+from engine.link import LinkServer
+from engine.models.base import CausalVideoModel, ModelSpec
+from engine.models.registry import load_model
+from engine.planner import CostTable
+from engine.progress import Progress
+from scheduler.messages import ModelInfo
+from scheduler.store import EngineGone, Store, StoreUnavailable
+
+__all__ = ["EXIT_FAILED", "EXIT_FENCED", "EXIT_OK", "model_info", "monotonic_ms", "run"]
+
+_log = logging.getLogger("turboserve.engine")
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_FENCED = 3
+"""This engine was declared gone; its sessions have other owners."""
+STORE_PATIENCE_S = 30.0
+"""How long Redis may be out of reach at start-up."""
+DRAIN_LIMIT_S = 5.0
+"""At an orderly end, what is made must be handed to the links within this time."""
+
+
+EndEngine = Callable[[int], None]
+"""Ends the engine with an exit status; only the first call counts."""
+
+
+class UnsupportedModel(ValueError):
+    """The model needs what this engine does not do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """What start-up makes before the engine can serve."""
+
+    model: CausalVideoModel
+    pool: SlabPool
+    costs: CostTable
+
+
+def monotonic_ms() -> float:
+    """The engine's own clock: milliseconds, never set back."""
+    return time.monotonic() * 1000.0
+
+
+def run(config: EngineConfig) -> int:
+    """Serve until SIGTERM, SIGINT, the scheduler's order, or an error. Returns the exit status."""
+    torch.set_num_threads(config.threads)
+    # The loop must get its turn while the compute thread is between kernels.
+    sys.setswitchinterval(0.001)
+    return uvloop.run(_serve(config))
+
+
+def model_info(spec: ModelSpec) -> ModelInfo:
+    """What other processes learn about the model."""
+    return ModelInfo(
+        name=spec.name,
+        weights_hash=spec.weights_hash,
+        state_version=spec.state_version,
+        width=spec.width,
+        height=spec.height,
+        fps=spec.fps,
+        chunk_frames=spec.chunk_frames,
+        controls=spec.action_dim > 0,
+    )
+
+
+def load(config: EngineConfig, progress: Progress) -> Loaded:
+    """Load the model, allocate the pools, measure the cost table. Blocks for seconds.
+
+    Raises:
+        ValueError: the model or its weights cannot be used.
+    """
+    weights = None if config.weights is None else Path(config.weights)
+    model = load_model(config.model, device=torch.device(config.device), weights=weights)
+    if model.spec.action_dim:
+        raise UnsupportedModel(f"model {config.model} takes control input, which this version cannot give it")
+    pool = SlabPool(model, slots=config.capacity)
+    costs = measure_costs(model, pool, monotonic_ms)
+    pool.check_integrity()
+    _log.info("one pass takes %s ms with 1, 2, ... rows", ", ".join(f"{ms:.1f}" for ms in costs.ms))
+    progress.rest()
+    return Loaded(model=model, pool=pool, costs=costs)
+
+
+async def _serve(config: EngineConfig) -> int:
+    outcome: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def end(status: int) -> None:
+        if not outcome.done():
+            outcome.set_result(status)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, end, EXIT_OK)
+    store = await _connect(config)
+    progress = Progress(monotonic_ms)
+    control = Control(store, config, progress, stop=lambda: end(EXIT_OK))
+    tasks = [_supervised(control.beat(), "beat", end)]
+    try:
+        loading = asyncio.create_task(asyncio.to_thread(load, config, progress))
+        either: set[asyncio.Future[Any]] = {loading, outcome}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            engine = Engine(config, control, loading.result(), progress, end)
+            return await engine.serve(tasks, outcome)
+        return outcome.result()
+    except EngineGone as exc:
+        _log.error("%s", exc)
+        return EXIT_FENCED
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await store.close()
+
+
+class Engine:
+    """The running parts, wired together."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        control: Control,
+        loaded: Loaded,
+        progress: Progress,
+        end: EndEngine,
+    ) -> None:
+        self._config, self._control, self._spec, self._end = config, control, loaded.model.spec, end
+        self._loop = asyncio.get_running_loop()
+        self._encoders = EncoderPool(threads=config.encoder_threads)
+        self._compute = ComputeLoop(
+            loaded.model,
+            loaded.pool,
+            costs=loaded.costs,
+            encoders=self._encoders,
+            crf=config.crf,
+            progress=progress,
+            clock=monotonic_ms,
+            emit=self._emit,
+        )
+        self._host = Host(
+            loaded.model.spec,
+            self._compute,
+            control,
+            limits=LifeLimits(
+                linger_ms=config.linger_s * 1000.0,
+                retain_ms=config.retain_s * 1000.0,
+                idle_close_ms=config.idle_close_s * 1000.0,
+                full_ms=config.full_s * 1000.0,
+            ),
+            clock=monotonic_ms,
+            fatal=self._fail,
+        )
+        control.host = self._host
+        self._links = LinkServer(self._host, secret=config.link_secret)
+        self._thread = threading.Thread(target=self._run_compute, name="compute", daemon=True)
+
+    async def serve(self, tasks: list[asyncio.Task[None]], outcome: asyncio.Future[int]) -> int:
+        """Serve until `outcome` is known, then end in order. Adds its tasks to `tasks`."""
+        await self._links.start(self._config.link_host, self._config.link_port)
+        self._thread.start()
+        await self._control.register(self._links.url, model_info(self._spec))
+        _log.info("engine %s serves %s at %s", self._config.engine_id, self._spec.name, self._links.url)
+        parts = {
+            "commands": self._control.read_commands(),
+            "inputs": self._control.read_inputs(),
+            "publish": self._control.publish(),
+            "watch": self._host.watch(),
+        }
+        tasks.extend(_supervised(work, name, self._end) for name, work in parts.items())
+        status = await outcome
+        await self._finish(status)
+        return status
+
+    async def _finish(self, status: int) -> None:
+        """Let the chunks in work leave, say goodbye, close the links."""
+        self._compute.stop()
+        if status == EXIT_OK:
+            _log.info("ending: the chunks in work are finished first")
+            try:
+                async with asyncio.timeout(DRAIN_LIMIT_S):
+                    await asyncio.to_thread(self._thread.join, DRAIN_LIMIT_S)
+                    await asyncio.to_thread(self._encoders.close)
+                    await self._host.drained()
+                    await self._links.drained()
+            except TimeoutError:
+                _log.warning("not everything was handed to the gateways within %g s", DRAIN_LIMIT_S)
+            await self._control.deregister()
+        await self._links.close()
+
+    def _run_compute(self) -> None:
+        torch.set_num_threads(self._config.threads)  # counts per thread in some builds
+        self._compute.run()
+
+    def _emit(self, event: ComputeEvent) -> None:
+        """From any thread to the event loop."""
+        self._loop.call_soon_threadsafe(self._host.receive_event, event)
+
+    def _fail(self, error: BaseException) -> None:
+        _log.critical("the engine cannot go on", exc_info=error)
+        self._end(EXIT_FAILED)
+
+
+async def _connect(config: EngineConfig) -> Store:
+    """Reach Redis within STORE_PATIENCE_S. Raises StoreUnavailable."""
+    give_up_ms = monotonic_ms() + STORE_PATIENCE_S * 1000.0
+    while True:
+        try:
+            return await Store.connect(config.redis, cluster=config.cluster)
+        except StoreUnavailable as exc:
+            if monotonic_ms() > give_up_ms:
+                raise
+            _log.warning("waiting for Redis: %s", exc)
+        await asyncio.sleep(MAX_BACKOFF_S)
+
+
+def _supervised(work: Coroutine[None, None, None], name: str, end: EndEngine) -> asyncio.Task[None]:
+    """A task whose end by an error ends the engine."""
+
+    def check(task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, EngineGone):
+            _log.error("this engine was declared gone: %s", error)
+            end(EXIT_FENCED)
+        elif error is not None:
+            _log.critical("task %s failed", name, exc_info=error)
+            end(EXIT_FAILED)
+
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(check)
+    return task

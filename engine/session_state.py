@@ -1,0 +1,86 @@
+"""What the model state of a session is. It belongs to the compute thread; its slabs lie in the pool."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
+
+from torch import Tensor
+
+from engine.steering import AppliedInput, LogEntry, Steering
+from scheduler.messages import SessionId
+
+__all__ = ["ChunkWork", "PromptBlend", "SessionState", "Stage"]
+
+
+class Stage(Enum):
+    """What the next pass of a session is."""
+
+    BOUNDARY = "boundary"
+    """The first step of a chunk that is not begun."""
+    DENOISE = "denoise"
+    """A denoising step of the chunk in work."""
+    CLEAN = "clean"
+    """The clean pass that writes the chunk's final K/V; its frames are already on their way."""
+
+
+@dataclass(slots=True, kw_only=True)
+class PromptBlend:
+    """Prompt embeddings [1, T, E] on their way from one prompt to the next."""
+
+    start: Tensor
+    target: Tensor
+    chunks: int
+    """Chunks that the way takes."""
+    done: int = 0
+    """Chunks already made on it."""
+
+    def advance(self) -> Tensor:
+        """Embeddings for the next chunk; the last one is exactly the target."""
+        self.done += 1
+        if self.done >= self.chunks:
+            return self.target
+        return self.start.lerp(self.target, self.done / self.chunks)
+
+
+@dataclass(slots=True, kw_only=True)
+class ChunkWork:
+    """Bookkeeping of the chunk in work."""
+
+    applied: tuple[AppliedInput, ...]
+    due_ms: float
+    """Since when it could have started, as far as credit goes."""
+    started_ms: float
+    num_passes: int = 0
+    num_rows: int = 0
+    """Rows of all its passes together: num_rows / num_passes is its mean batch."""
+
+
+@dataclass(slots=True, kw_only=True)
+class SessionState:
+    """One resident session."""
+
+    session: SessionId
+    epoch: int
+    slot: int
+    steering: Steering
+    seq: int
+    """Number of the chunk in work, or of the next one."""
+    frame: int
+    """Pixel frames of all chunks before `seq`."""
+    pending: deque[LogEntry] = field(default_factory=deque)
+    """Inputs for the next boundary. Bounded by MAX_PENDING_INPUTS, which the reader observes."""
+    stage: Stage = Stage.BOUNDARY
+    index: int = 0
+    """Chunks since start or reset: with the seed, it names the noise."""
+    step: int = 0
+    """Denoising step of the next pass."""
+    x: Tensor | None = None
+    """[F, C, h, w] float32 noisy latents; in the clean stage the clean ones."""
+    embeds: Tensor | None = None
+    """[1, T, E] prompt embeddings in force; None before the first chunk."""
+    blend: PromptBlend | None = None
+    due_ms: float | None = None
+    """Since when the next chunk could start; None: it can't."""
+    work: ChunkWork | None = None

@@ -1,0 +1,141 @@
+"""The model side of a session's chunk: begin it at a boundary, advance it by a pass, decode it.
+
+Shape letters: F latent frames of a chunk, C latent channels, h, w latent size.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from engine.compute_messages import Open
+from engine.kv_pool import SlabPool
+from engine.models.base import CausalVideoModel
+from engine.sampler import denoise, initial_latents, sigmas_for
+from engine.session_state import ChunkWork, PromptBlend, SessionState, Stage
+from engine.steering import Blend, Changes, fold
+
+__all__ = ["BrokenSession", "Stepper"]
+
+
+class BrokenSession(Exception):
+    """The session's state cannot give a picture; the message says why, for the log."""
+
+
+class Stepper:
+    """Advances session states. Not thread-safe: it belongs to the compute thread, like the pool."""
+
+    def __init__(self, model: CausalVideoModel, pool: SlabPool) -> None:
+        self._model = model
+        self._pool = pool
+
+    def open(self, command: Open) -> SessionState:
+        """Fresh model state for a session.
+
+        Raises:
+            PoolFull: no slot is free.
+        """
+        state = SessionState(
+            session=command.session,
+            epoch=command.epoch,
+            slot=self._pool.allocate(),
+            steering=command.steering,
+            seq=command.seq,
+            frame=command.frame,
+        )
+        state.pending.extend(command.pending)
+        return state
+
+    def begin(self, state: SessionState, *, due_ms: float, now_ms: float) -> int:
+        """Start the next chunk: apply what is pending, draw its noise. Returns how many inputs were taken.
+
+        Raises:
+            BrokenSession: there is no prompt.
+        """
+        assert state.stage is Stage.BOUNDARY, f"a chunk was begun in stage {state.stage}"
+        taken = len(state.pending)
+        before = state.steering.text
+        state.steering, changes = fold(state.steering, state.pending)
+        state.pending.clear()
+        if changes.reset:
+            self._reset(state)
+        self._steer(state, changes, before)
+        state.x = initial_latents(
+            self._model.spec, seed=state.steering.seed, index=state.index, device=self._model.device
+        )
+        state.step, state.stage = 0, Stage.DENOISE
+        state.work = ChunkWork(applied=changes.applied, due_ms=due_ms, started_ms=now_ms)
+        return taken
+
+    def advance(self, state: SessionState, velocity: Tensor) -> bool:
+        """Take the result of the session's pass; True when the chunk's latents are now ready to decode.
+
+        Raises:
+            BrokenSession: the latents are not finite.
+        """
+        if state.stage is Stage.CLEAN:
+            state.stage, state.x = Stage.BOUNDARY, None
+            state.index += 1
+            return False
+        assert state.x is not None and state.stage is Stage.DENOISE
+        spec, seed = self._model.spec, state.steering.seed
+        state.x = denoise(spec, state.x, velocity, seed=seed, index=state.index, step=state.step)
+        state.step += 1
+        if state.step < len(sigmas_for(spec, state.index)):
+            return False
+        if not bool(torch.isfinite(state.x).all()):
+            raise BrokenSession("its latents are not finite")
+        state.stage = Stage.CLEAN
+        return True
+
+    def decode(self, state: SessionState) -> npt.NDArray[np.uint8]:
+        """RGB uint8 [frames, height, width, 3] of the chunk whose latents are ready."""
+        assert state.x is not None and state.stage is Stage.CLEAN
+        decoder = self._pool.decoder[state.slot]
+        frames, following = self._model.decode(state.x, decoder)
+        decoder.copy_(following)
+        drop = self._model.spec.first_chunk_drop_frames if state.index == 0 else 0
+        rgb: npt.NDArray[np.uint8] = frames[drop:].cpu().numpy()
+        return rgb
+
+    def close(self, state: SessionState) -> None:
+        """Free the session's slot."""
+        self._pool.free(state.slot)
+
+    def _reset(self, state: SessionState) -> None:
+        self._pool.clear(state.slot)
+        state.index = 0
+        if state.blend is not None:  # nothing is left to blend from
+            self._show(state, state.blend.target)
+            state.blend = None
+
+    def _steer(self, state: SessionState, changes: Changes, before: str | None) -> None:
+        cut = changes.cut
+        if cut is None and state.embeds is None:
+            cut = before  # an earlier owner had applied this prompt
+        if cut is not None:
+            state.blend = None
+            self._show(state, self._encode(cut))
+        if changes.blend is not None:
+            state.blend = self._begin_blend(state, changes.blend)
+        if state.blend is not None:
+            self._show(state, state.blend.advance())
+            if state.blend.done >= state.blend.chunks:
+                state.blend = None
+        if state.embeds is None:
+            raise BrokenSession("its input log holds no prompt")
+
+    def _begin_blend(self, state: SessionState, blend: Blend) -> PromptBlend:
+        if state.embeds is None:
+            raise BrokenSession("its input log holds no start prompt")
+        return PromptBlend(start=state.embeds, target=self._encode(blend.text), chunks=blend.chunks)
+
+    def _encode(self, text: str) -> Tensor:
+        return self._model.encode_prompts([text])  # [1, T, E]
+
+    def _show(self, state: SessionState, embeds: Tensor) -> None:
+        """Make these embeddings [1, T, E] the ones that the session's passes attend to."""
+        state.embeds = embeds
+        self._pool.prompt_kv[state.slot].copy_(self._model.prompt_kv(embeds)[0])
