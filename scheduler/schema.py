@@ -104,6 +104,8 @@ def decode_fields(cls: type[M], data: Mapping[str, object]) -> M:
     for name, annotation, required in _plan(key):
         if name in data:
             values[name] = _check(name, annotation, data[name])
+        elif required and type(None) in get_args(annotation):
+            values[name] = None  # `encode` leaves None out
         elif required:
             raise DecodeError(f"field {name!r} is missing")
     return cls(**values)

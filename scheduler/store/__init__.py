@@ -2,7 +2,7 @@
 
     store = await Store.connect("unix:///run/redis.sock?db=0", cluster="main")
 
-One Store per process. Methods come by role: `reader`, `gateway`, `engine`, `leader`.
+One Store per process. Methods come by role: `reader`, `gateway`, `engine`, `leader`, `provisioner`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from scheduler.store.errors import (
 )
 from scheduler.store.gateway import GatewayStore
 from scheduler.store.leader import LeaderStore
+from scheduler.store.provisioner import ProvisionerStore
 from scheduler.store.reader import START, draw_id
 from scheduler.store.values import AppliedRecord, ClusterInfo, InputReceipt, SessionProgress
 
@@ -59,7 +60,7 @@ __all__ = [
 ]
 
 
-class Store(GatewayStore, EngineStore, LeaderStore):
+class Store(GatewayStore, EngineStore, LeaderStore, ProvisionerStore):
     """All roles' methods over one pair of connection pools."""
 
     @classmethod

@@ -131,7 +131,7 @@ class EngineStore(StoreReader):
         await self._redis.run("end_session", self._key("session", session), session, engine, epoch, reason)
 
     async def remove_engine(self, engine: EngineId, reason: str = "exited") -> None:
-        """Orderly end, or a provisioner saw the process end. Its sessions are queued again. Idempotent."""
+        """Orderly end. Sessions still there wait again. Idempotent."""
         await self._redis.run("remove_engine", self._key("engine", engine), engine, reason)
 
 

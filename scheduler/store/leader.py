@@ -49,6 +49,11 @@ class LeaderStore(StoreReader):
         key = self._key("session", session)
         await self._redis.run("requeue_session", key, session, expect_epoch, term, reason)
 
+    async def sweep_session(self, session: SessionId, *, left_ms: int, term: int, reason: str) -> bool:
+        """Close a queued session that nobody controls since left_ms. False: the world moved on."""
+        key = self._key("session", session)
+        return bool(await self._redis.run("sweep_session", key, session, term, left_ms, reason))
+
     async def lose_engine(self, engine: EngineId, *, term: int, reason: str) -> list[SessionId]:
         """Declare an engine gone; its sessions go to the front of the queue. Returns them. Idempotent."""
         return list(await self._redis.run("lose_engine", self._key("engine", engine), engine, term, reason))

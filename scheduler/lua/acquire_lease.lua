@@ -1,0 +1,18 @@
+-- Become the leader, if nobody is.
+--
+-- KEYS[1]  lease (hash, expires)
+-- ARGV[1]  owner
+-- ARGV[2]  ttl_ms, ms
+-- ARGV[3]  floor: the new term is above it
+-- Derived  term (string)
+-- Returns  the new term, or 0 while somebody leads
+-- Events   none
+
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  return 0
+end
+local term = math.max(tonumber(redis.call('GET', key('term')) or '0'), tonumber(ARGV[3])) + 1
+redis.call('SET', key('term'), term)
+redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'term', term)
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return term

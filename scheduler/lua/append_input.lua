@@ -1,0 +1,37 @@
+-- Append to a session's input log, once per message id.
+--
+-- KEYS[1]  session:<id> (hash)
+-- ARGV[1]  session
+-- ARGV[2]  controller_epoch of the writing connection
+-- ARGV[3]  JSON Input
+-- ARGV[4]  message id, or ''
+-- Derived  session:<id>:inputs (stream), session:<id>:ids (hash), session:<id>:id_order (list)
+-- Returns  {entry id, is_repeat 0/1, rev or '', seq or ''}; of a repeat the first append's entry
+-- Errors   NO_SUCH_SESSION, SESSION_CLOSED, STALE_CONTROLLER, INPUT_LOG_FULL
+-- Events   none: the owner blocks on the log itself
+
+local session, id = ARGV[1], ARGV[4]
+local bad = check_controller(read_hash(KEYS[1]), ARGV[2])
+if bad then
+  return bad
+end
+local ids, id_order, inputs = key('ids', session), key('id_order', session), key('inputs', session)
+if id ~= '' then
+  local known = redis.call('HGET', ids, id)
+  if known then
+    local entry, rev, seq = string.match(known, '^(%S+) ?(%S*) ?(%S*)$')
+    return {entry, 1, rev, seq}
+  end
+end
+if redis.call('XLEN', inputs) >= MAX_INPUT_LOG then
+  return fail('INPUT_LOG_FULL', 'the session has taken as many inputs as it can')
+end
+
+local entry = redis.call('XADD', inputs, '*', 'm', ARGV[3])
+if id ~= '' then
+  redis.call('HSET', ids, id, entry)
+  if redis.call('RPUSH', id_order, id) > MAX_REMEMBERED_IDS then
+    redis.call('HDEL', ids, redis.call('LPOP', id_order))
+  end
+end
+return {entry, 0, '', ''}

@@ -1,0 +1,43 @@
+-- Write a new session: queued, with its prompt as first entry of its input log.
+--
+-- KEYS[1]  session:<id> (hash, must not exist)
+-- ARGV[1]  session
+-- ARGV[2]  model
+-- ARGV[3]  prompt, JSON PromptInput
+-- ARGV[4]  message id of the prompt, or ''
+-- ARGV[5]  seed
+-- ARGV[6]  lead_ms, ms
+-- ARGV[7]  codec
+-- ARGV[8]  resume_hash, hex
+-- ARGV[9]  gateway
+-- ARGV[10] queue_limit, sessions
+-- ARGV[11] retry_after_ms to state when the queue is full, ms
+-- Derived  queue:<model> (zset), queued_models (set), serial (string), sessions (zset),
+--          session:<id>:inputs (stream), session:<id>:ids (hash), session:<id>:id_order (list)
+-- Returns  id of the prompt's log entry
+-- Errors   QUEUE_FULL <retry_after_ms>, REFUSED
+-- Events   session_queued
+
+local session, model, id = ARGV[1], ARGV[2], ARGV[4]
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  return fail('REFUSED', 'the session exists already')
+end
+if redis.call('ZCARD', key('queue', model)) >= tonumber(ARGV[10]) then
+  return fail('QUEUE_FULL', ARGV[11])
+end
+
+local now = now_ms()
+local order = enqueue(session, model, false)
+redis.call('HSET', KEYS[1], 'model', model, 'phase', 'queued', 'epoch', 0, 'engine', '', 'opened', 0,
+  'active', 1, 'paused', 0, 'seed', ARGV[5], 'lead_ms', ARGV[6], 'codec', ARGV[7], 'resume_hash', ARGV[8],
+  'controller_epoch', 1, 'gateway', ARGV[9], 'next_seq', 0, 'next_frame', 0, 'rev', 0,
+  'last_applied', '0-0', 'slack_ms', 0, 'created_ms', now, 'active_ms', now, 'reason', '',
+  'queue_order', order, 'left_ms', '')
+redis.call('ZADD', key('sessions'), now, session)
+local entry = redis.call('XADD', key('inputs', session), '*', 'm', ARGV[3])
+if id ~= '' then
+  redis.call('HSET', key('ids', session), id, entry)
+  redis.call('RPUSH', key('id_order', session), id)
+end
+emit({type = 'session_queued', session = session, reason = ''})
+return entry

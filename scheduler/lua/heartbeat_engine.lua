@@ -1,0 +1,29 @@
+-- An engine lives.
+--
+-- KEYS[1]  engine:<id> (hash)
+-- ARGV[1]  engine
+-- ARGV[2]  load, 0 to 1
+-- ARGV[3]  chunk_ms, ms
+-- ARGV[4]  phase
+-- ARGV[5]  time that the phase may still take, ms from now; '' without a limit
+-- Derived  engines (zset)
+-- Returns  1
+-- Errors   ENGINE_GONE, ENGINE_UNKNOWN
+-- Events   none: the leader reads heartbeats each tick
+
+local e = read_hash(KEYS[1])
+if not e then
+  return fail('ENGINE_UNKNOWN', 'no record of engine ' .. ARGV[1])
+end
+if e.state == 'gone' then
+  return fail('ENGINE_GONE', ARGV[1] .. ' was declared gone and must exit')
+end
+local now = now_ms()
+local deadline = ''
+if ARGV[5] ~= '' then
+  deadline = string.format('%.0f', now + math.floor(ARGV[5]))
+end
+redis.call('HSET', KEYS[1], 'load', ARGV[2], 'chunk_ms', ARGV[3], 'phase', ARGV[4], 'deadline_ms', deadline,
+  'heartbeat_ms', now)
+redis.call('ZADD', key('engines'), now, ARGV[1])
+return 1

@@ -1,0 +1,157 @@
+-- Parts that every script shares. Rendered before it from Python: KEY, SESSION_MOVES, ENGINE_MOVES and bounds.
+--
+-- KEYS[1] of every script is the hash of its subject. Other keys are built with key(), below the same prefix
+-- and so with the same hash tag; each script's header names them.
+-- A script checks everything before it writes anything: an error reply means that nothing was changed.
+
+local PREFIX = string.match(KEYS[1], '^.-}:')
+
+local function key(name, id)
+  return PREFIX .. string.format(KEY[name], id)
+end
+
+-- Server time, ms. The only clock.
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function fail(code, text)
+  return redis.error_reply(code .. ' ' .. (text or ''))
+end
+
+-- Hash as a table; nil when it does not exist.
+local function read_hash(name)
+  local flat = redis.call('HGETALL', name)
+  if #flat == 0 then
+    return nil
+  end
+  local hash = {}
+  for i = 1, #flat, 2 do
+    hash[flat[i]] = flat[i + 1]
+  end
+  return hash
+end
+
+local function emit(event)
+  redis.call('XADD', key('events'), 'MAXLEN', '~', MAX_EVENTS, '*', 'm', cjson.encode(event))
+end
+
+local function command(engine, message)
+  redis.call('XADD', key('commands', engine), 'MAXLEN', '~', MAX_COMMANDS, '*', 'm', cjson.encode(message))
+end
+
+-- Error reply unless `term` is in force.
+local function check_term(term)
+  if redis.call('HGET', key('lease'), 'term') ~= term then
+    return fail('STALE_TERM', 'term ' .. term .. ' is not in force: another scheduler leads or the lease ended')
+  end
+end
+
+-- Error reply unless `engine` owns the session at `epoch`. `s`: its hash or nil.
+local function check_owner(s, engine, epoch)
+  if not s or s.phase ~= 'placed' or s.engine ~= engine or s.epoch ~= epoch then
+    return fail('STALE_EPOCH', engine .. ' does not own the session at epoch ' .. epoch)
+  end
+end
+
+-- Error reply unless the session exists, is open and controller_epoch controls it (0: anybody may).
+local function check_controller(s, controller_epoch)
+  if not s then
+    return fail('NO_SUCH_SESSION', 'no such session')
+  end
+  if s.phase == 'closed' then
+    return fail('SESSION_CLOSED', s.reason)
+  end
+  if controller_epoch ~= '0' and s.controller_epoch ~= controller_epoch then
+    return fail('STALE_CONTROLLER', 'a newer connection controls the session')
+  end
+end
+
+-- The single setter of a session's phase: writes `fields` and the phase that SESSION_MOVES names.
+-- The caller has checked that the move is legal.
+local function move_session(session, s, move, fields)
+  local phase = SESSION_MOVES[s.phase][move]
+  redis.call('HSET', key('session', session), 'phase', phase, unpack(fields))
+  s.phase = phase
+end
+
+-- The single setter of an engine's state. The caller has checked that the move is legal.
+local function move_engine(engine, e, move)
+  e.state = ENGINE_MOVES[e.state][move]
+  redis.call('HSET', key('engine', engine), 'state', e.state)
+end
+
+local function count_placed(engine)
+  redis.call('HSET', key('engine', engine), 'sessions', redis.call('SCARD', key('placed', engine)))
+end
+
+-- Take a session from its engine's set, if it has an engine whose record still exists.
+local function detach(session, s)
+  if s.engine ~= '' then
+    redis.call('SREM', key('placed', s.engine), session)
+    if redis.call('EXISTS', key('engine', s.engine)) == 1 then
+      count_placed(s.engine)
+    end
+  end
+end
+
+-- Next place in a queue: starts count up from zero, returners lie 2^52 below, in front of every start.
+local function enqueue(session, model, is_returner)
+  local order = redis.call('INCR', key('serial'))
+  if is_returner then
+    order = order - 4503599627370496
+  end
+  local text = string.format('%.0f', order)
+  redis.call('ZADD', key('queue', model), text, session)
+  redis.call('SADD', key('queued_models'), model)
+  return text
+end
+
+-- A placed session loses its owner and waits at the front of the queue.
+local function requeue(session, s, reason)
+  detach(session, s)
+  local order = enqueue(session, s.model, true)
+  move_session(session, s, 'requeue', {'epoch', s.epoch + 1, 'engine', '', 'opened', 0, 'reason', reason,
+    'queue_order', order})
+  emit({type = 'session_queued', session = session, reason = reason})
+end
+
+-- Close an open session. `closer` is the engine that does it, '' for anybody else; an owner is told otherwise.
+local function close(session, s, reason, closer)
+  detach(session, s)
+  redis.call('ZREM', key('queue', s.model), session)
+  redis.call('ZREM', key('sessions'), session)
+  redis.call('DEL', key('inputs', session), key('applied', session), key('ids', session), key('id_order', session))
+  if s.engine ~= '' and s.engine ~= closer then
+    command(s.engine, {type = 'close', session = session, reason = reason})
+  end
+  move_session(session, s, 'close', {'engine', '', 'active', 0, 'reason', reason})
+  redis.call('EXPIRE', key('session', session), CLOSED_TTL_S)
+  emit({type = 'session_closed', session = session, reason = reason})
+end
+
+-- An engine is gone: its sessions wait at the front of their queue, oldest first. Returns their ids.
+local function retire(engine, e, reason)
+  local sessions = {}
+  for _, session in ipairs(redis.call('SMEMBERS', key('placed', engine))) do
+    local s = read_hash(key('session', session))
+    if s and s.engine == engine and s.phase == 'placed' then
+      sessions[#sessions + 1] = {id = session, hash = s, created = tonumber(s.created_ms)}
+    end
+  end
+  table.sort(sessions, function(a, b)
+    return a.created < b.created or (a.created == b.created and a.id < b.id)
+  end)
+  local ids = {}
+  for i, entry in ipairs(sessions) do
+    requeue(entry.id, entry.hash, 'engine_lost')
+    ids[i] = entry.id
+  end
+  move_engine(engine, e, 'lose')
+  redis.call('ZREM', key('engines'), engine)
+  redis.call('DEL', key('placed', engine), key('commands', engine))
+  redis.call('EXPIRE', key('engine', engine), GONE_TTL_S)
+  emit({type = 'engine_changed', engine = engine, state = 'gone', reason = reason})
+  return ids
+end

@@ -1,0 +1,29 @@
+-- The owner publishes progress.
+--
+-- KEYS[1]  session:<id> (hash)
+-- ARGV[1]  session
+-- ARGV[2]  engine
+-- ARGV[3]  epoch
+-- ARGV[4]  active, 0 or 1
+-- ARGV[5]  next_seq, chunks
+-- ARGV[6]  next_frame, pixel frames
+-- ARGV[7]  rev
+-- ARGV[8]  slack_ms, ms
+-- Returns  1
+-- Errors   STALE_EPOCH
+-- Events   session_changed, only when active changes
+
+local s = read_hash(KEYS[1])
+local bad = check_owner(s, ARGV[2], ARGV[3])
+if bad then
+  return bad
+end
+redis.call('HSET', KEYS[1], 'active', ARGV[4], 'next_seq', ARGV[5], 'next_frame', ARGV[6], 'rev', ARGV[7],
+  'slack_ms', ARGV[8])
+if s.active == '1' or ARGV[4] == '1' then
+  redis.call('HSET', KEYS[1], 'active_ms', now_ms())
+end
+if s.active ~= ARGV[4] then
+  emit({type = 'session_changed', session = ARGV[1], active = ARGV[4] == '1'})
+end
+return 1

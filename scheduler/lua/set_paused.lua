@@ -1,0 +1,20 @@
+-- Record pause or resume. While queued it decides whether the session starts active.
+--
+-- KEYS[1]  session:<id> (hash)
+-- ARGV[1]  session
+-- ARGV[2]  controller_epoch of the connection
+-- ARGV[3]  paused, 0 or 1
+-- Returns  1
+-- Errors   NO_SUCH_SESSION, SESSION_CLOSED, STALE_CONTROLLER
+-- Events   none: of a placed session the owner publishes `active` itself
+
+local s = read_hash(KEYS[1])
+local bad = check_controller(s, ARGV[2])
+if bad then
+  return bad
+end
+redis.call('HSET', KEYS[1], 'paused', ARGV[3])
+if s.phase == 'queued' then
+  redis.call('HSET', KEYS[1], 'active', 1 - ARGV[3])
+end
+return 1

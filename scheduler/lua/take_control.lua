@@ -1,0 +1,22 @@
+-- Let a new connection control a session.
+--
+-- KEYS[1]  session:<id> (hash)
+-- ARGV[1]  session
+-- ARGV[2]  gateway of the new connection
+-- ARGV[3]  resume_hash, hex
+-- Returns  the new controller_epoch
+-- Errors   NO_SUCH_SESSION (also for a wrong hash), SESSION_CLOSED
+-- Events   controller_changed
+
+local s = read_hash(KEYS[1])
+if not s or s.resume_hash ~= ARGV[3] then
+  return fail('NO_SUCH_SESSION', 'no such session, or the resume token does not fit')
+end
+local bad = check_controller(s, '0')
+if bad then
+  return bad
+end
+local epoch = redis.call('HINCRBY', KEYS[1], 'controller_epoch', 1)
+redis.call('HSET', KEYS[1], 'gateway', ARGV[2], 'left_ms', '')
+emit({type = 'controller_changed', session = ARGV[1], controller_epoch = epoch, gateway = ARGV[2]})
+return epoch

@@ -1,0 +1,26 @@
+"""What a provisioner writes: facts about its processes. It is not the leader and carries no term."""
+
+from __future__ import annotations
+
+from scheduler.messages import EngineId
+from scheduler.store.reader import StoreReader
+
+
+class ProvisionerStore(StoreReader):
+    """Used by `launch/`. Every method raises StoreUnavailable."""
+
+    async def report_exit(self, engine: EngineId, reason: str) -> None:
+        """The process of this engine is gone and never returns under this id, whatever state it was in.
+
+        Its sessions wait again at once and the leader wants a replacement. Unknown or gone: no effect.
+        """
+        await self._redis.run("remove_engine", self._key("engine", engine), engine, reason)
+
+    async def claim_engine(self) -> EngineId | None:
+        """Take one desired engine that nobody starts yet; its start time limit runs from here.
+
+        For `turboserve engine` on a machine of its own. None: the cluster wants no more engines. A claim ends
+        with the engine: after the start time limit a new id replaces it.
+        """
+        claimed: str = await self._redis.run("claim_engine", self._key("desired"))
+        return EngineId(claimed) if claimed else None
