@@ -1,0 +1,69 @@
+"""HTTP as the gateway's routes see it: a request, a response, and who answers. Pure words, no I/O."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Awaitable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+from urllib.parse import unquote, urlsplit
+
+from gateway.websocket import Receiver
+
+TEXT = "text/plain; charset=utf-8"
+JSON = "application/json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A request whose head and body are complete (the body is empty while `check` sees it)."""
+
+    method: str
+    target: str
+    """As sent: path and query."""
+    headers: Mapping[str, str]
+    """Names in lower case; repeated ones joined with a comma."""
+    body: bytes = b""
+
+    @property
+    def path(self) -> str:
+        """The decoded path without query."""
+        return unquote(urlsplit(self.target).path)
+
+    def header(self, name: str) -> str | None:
+        return self.headers.get(name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """An answer. A body of unknown length comes from a generator; it is read as fast as the peer takes it."""
+
+    status: int = 200
+    body: bytes | AsyncGenerator[bytes, None] = b""
+    content_type: str = TEXT
+    headers: tuple[tuple[str, str], ...] = field(default=())
+    length: int | None = None
+    """Bytes that a generator yields, if known."""
+
+
+class Application(Protocol):
+    """What stands behind the listener."""
+
+    def check(self, request: Request) -> Response | None:
+        """Refuse a request by its head (Host, Origin, method, content type), or None to go on."""
+
+    def respond(self, request: Request) -> Awaitable[Response]:
+        """Answer a complete request. An exception becomes a 500."""
+
+    def accept(self, request: Request) -> Receiver | Response:
+        """Who speaks on the WebSocket that this request asks for, or why not."""
+
+
+def text_response(status: int, text: str, *headers: tuple[str, str]) -> Response:
+    """A sentence as plain text."""
+    return Response(status=status, body=f"{text}\n".encode(), headers=headers)
+
+
+def json_response(value: object, status: int = 200) -> Response:
+    """A value as JSON."""
+    return Response(status=status, body=json.dumps(value).encode(), content_type=JSON)

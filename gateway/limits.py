@@ -1,0 +1,93 @@
+"""How much a client may ask per second: a token bucket for messages and a merger for controls. Pure."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from gateway.protocol import Control
+from scheduler.messages import ControlInput
+
+MESSAGES_PER_S = 100
+MESSAGE_BURST = 200
+MAX_REFUSED = 100
+"""Refused messages without a pause before the connection closes 4429."""
+CONTROL_INTERVAL_MS = 50
+"""Controls reach the input log at most so often; what comes between is merged."""
+MAX_MERGED_IDS = 64
+
+
+class Verdict(Enum):
+    """What to do with one more message."""
+
+    PASS = "pass"
+    TELL = "tell"
+    """Refuse it and say so: the first of a series, and every 20th."""
+    DROP = "drop"
+    """Refuse it silently: the client was told."""
+    CLOSE = "close"
+
+
+class MessageBucket:
+    """Lets MESSAGES_PER_S through, MESSAGE_BURST at once."""
+
+    def __init__(self) -> None:
+        self._tokens = float(MESSAGE_BURST)
+        self._last_ms: float | None = None
+        self._refused = 0
+
+    def spend(self, now_ms: float) -> Verdict:
+        """Count one message at `now_ms`, a monotonic clock."""
+        if self._last_ms is not None:
+            gained = max(0.0, now_ms - self._last_ms) * MESSAGES_PER_S / 1000
+            self._tokens = min(float(MESSAGE_BURST), self._tokens + gained)
+        self._last_ms = now_ms
+        if self._tokens >= MESSAGE_BURST - 1:
+            self._refused = 0
+        if self._tokens >= 1:
+            self._tokens -= 1
+            return Verdict.PASS
+        self._refused += 1
+        if self._refused > MAX_REFUSED:
+            return Verdict.CLOSE
+        return Verdict.TELL if self._refused % 20 == 1 else Verdict.DROP
+
+
+class ControlMerger:
+    """Merges `control` messages to one per CONTROL_INTERVAL_MS.
+
+    A key that was pressed and released between two slots is in the first entry and not in the second, so the
+    model sees every press.
+    """
+
+    def __init__(self) -> None:
+        self._latest: Control | None = None
+        self._pressed: dict[str, None] = {}
+        self._ids: list[str] = []
+        self._next_ms = 0.0
+
+    def push(self, control: Control) -> bool:
+        """Take one in. False: too many ids wait already, and this message was not taken."""
+        if control.id is not None:
+            if len(self._ids) >= MAX_MERGED_IDS:
+                return False
+            self._ids.append(control.id)
+        self._latest = control
+        self._pressed.update(dict.fromkeys(control.keys))
+        return True
+
+    def due_ms(self) -> float | None:
+        """When the next entry may go to the log; None: nothing waits."""
+        return self._next_ms if self._latest is not None else None
+
+    def pop(self, now_ms: float) -> tuple[ControlInput, tuple[str, ...]] | None:
+        """The merged entry and the message ids it answers, if one waits and its slot has come."""
+        latest = self._latest
+        if latest is None or now_ms < self._next_ms:
+            return None
+        ids, self._ids = tuple(self._ids), []
+        keys = tuple(self._pressed)[:16]
+        released = set(keys) != set(latest.keys)
+        self._pressed = {}
+        self._latest = Control(keys=latest.keys, axes=latest.axes) if released else None
+        self._next_ms = now_ms + CONTROL_INTERVAL_MS
+        return ControlInput(keys=keys, axes=latest.axes, id=ids[-1] if ids else None), ids

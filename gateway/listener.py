@@ -1,0 +1,363 @@
+"""One TCP port for HTTP/1.1 and WebSocket.
+
+h11 parses the request head; an upgrade goes to `websockets`' sans-I/O `ServerProtocol` on the same transport,
+everything else to the `Application`. The transport stays reachable: it can be aborted, and its buffers
+are small, so that a slow client is noticed after kilobytes instead of megabytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, replace
+from email.utils import formatdate
+from http import HTTPStatus
+
+import h11
+from websockets.datastructures import Headers
+from websockets.exceptions import NegotiationError
+from websockets.http11 import Request as HandshakeRequest
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
+
+from gateway.http import Application, Request, Response, text_response
+from gateway.protocol import CODECS, MAX_CLIENT_MESSAGE_BYTES, TOKEN_SUBPROTOCOL_PREFIX
+from gateway.websocket import SocketLimits, WebSocket
+
+logger = logging.getLogger("gateway.listener")
+
+TCP_NOTSENT_LOWAT = 25
+"""Linux; not in every Python's socket module."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenerLimits:
+    """Sizes and times of one connection, and how many there may be."""
+
+    max_connections: int = 4096
+    head_bytes: int = 16 * 1024
+    """Request line and headers together."""
+    body_bytes: int = 64 * 1024
+    request_timeout_s: float = 10.0
+    """For a complete request since the connection opened or the previous answer."""
+    stall_timeout_s: float = 30.0
+    """A response that the peer does not read for so long is aborted."""
+    write_high_bytes: int = 64 * 1024
+    notsent_lowat_bytes: int = 16 * 1024
+
+
+class Listener:
+    """Accepts connections on one address. `start`, then `close`."""
+
+    def __init__(
+        self,
+        application: Application,
+        *,
+        limits: ListenerLimits | None = None,
+        sockets: SocketLimits | None = None,
+    ) -> None:
+        self.application = application
+        self.limits = limits or ListenerLimits()
+        self.socket_limits = sockets or SocketLimits()
+        self.connections: set[HttpConnection] = set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self, host: str, port: int) -> int:
+        """Bind and listen. Returns the port, which the system chooses when `port` is 0. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: HttpConnection(self), host, port, backlog=512)
+        bound: int = self._server.sockets[0].getsockname()[1]
+        return bound
+
+    def stop_accepting(self) -> None:
+        """Refuse new connections; open ones live on."""
+        if self._server is not None:
+            self._server.close()
+
+    async def close(self) -> None:
+        """Stop accepting and drop what is still open."""
+        self.stop_accepting()
+        tasks = []
+        for connection in tuple(self.connections):
+            connection.abort()
+            if connection.task is not None:
+                tasks.append(connection.task)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class HttpConnection(asyncio.Protocol):
+    """One connection: HTTP requests one after the other, or a WebSocket from the upgrade on."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._limits = listener.limits
+        self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=listener.limits.head_bytes)
+        self._request: Request | None = None
+        self._body = bytearray()
+        self._heard = False
+        self._websocket: WebSocket | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._timer: asyncio.TimerHandle | None = None
+        self.task: asyncio.Task[None] | None = None
+
+    # --- asyncio.Protocol ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        _set_buffers(transport, self._limits)
+        if len(self._listener.connections) >= self._limits.max_connections:
+            self._refuse(text_response(503, "too many connections; try again later", ("Retry-After", "1")))
+            return
+        self._listener.connections.add(self)
+        self._restart_timer()
+
+    def data_received(self, data: bytes) -> None:
+        if self._websocket is not None:
+            self._websocket.receive_data(data)
+            return
+        self._heard = True
+        try:
+            self._h11.receive_data(data)
+            self._advance()
+        except h11.RemoteProtocolError as exc:
+            self._refuse(_explain(exc))
+
+    def eof_received(self) -> bool | None:
+        if self._websocket is not None:
+            self._websocket.receive_eof()
+            return False
+        # A client may half-close after its request and still read the answer.
+        return self.task is not None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._listener.connections.discard(self)
+        self._cancel_timer()
+        self._writable.set()
+        if self._websocket is not None:
+            self._websocket.receive_connection_lost()
+            self._websocket.release()
+        if self.task is not None:
+            self.task.cancel()
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+        if self._websocket is not None:
+            self._websocket.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+        if self._websocket is not None:
+            self._websocket.resume_writing()
+
+    def abort(self) -> None:
+        """Drop the connection at once."""
+        self.transport.abort()
+
+    # --- requests ---
+
+    def _advance(self) -> None:
+        """Take what h11 has parsed, until a request is complete or more bytes are needed."""
+        while self.task is None and self._websocket is None and not self.transport.is_closing():
+            event = self._h11.next_event()
+            if event is h11.NEED_DATA:
+                if self._h11.they_are_waiting_for_100_continue:
+                    self._send(h11.InformationalResponse(status_code=100, headers=[]))
+                return
+            match event:
+                case h11.Request():
+                    self._begin(event)
+                case h11.Data():
+                    self._body += event.data
+                    if len(self._body) > self._limits.body_bytes:
+                        self._refuse(text_response(413, f"a body may have {self._limits.body_bytes} bytes"))
+                case h11.EndOfMessage():
+                    self._dispatch()
+                case _:  # PAUSED, ConnectionClosed
+                    if event is not h11.PAUSED:
+                        self.transport.close()
+                    return
+
+    def _begin(self, event: h11.Request) -> None:
+        request = _to_request(event)
+        if (refusal := self._listener.application.check(request)) is not None:
+            self._refuse(refusal, head=request.method == "HEAD")
+            return
+        if "websocket" in (request.header("upgrade") or "").lower():
+            self._upgrade(request)
+            return
+        length = request.header("content-length")
+        if length is not None and int(length) > self._limits.body_bytes:
+            self._refuse(text_response(413, f"a body may have {self._limits.body_bytes} bytes"))
+            return
+        self._request, self._body = request, bytearray()
+
+    def _dispatch(self) -> None:
+        assert self._request is not None
+        self._cancel_timer()
+        self.transport.pause_reading()  # one request at a time: what is pipelined waits in the kernel
+        request = replace(self._request, body=bytes(self._body))
+        self.task = asyncio.get_running_loop().create_task(self._answer(request))
+
+    async def _answer(self, request: Request) -> None:
+        try:
+            response = await self._listener.application.respond(request)
+        except Exception:
+            logger.exception("a request handler failed: %s %s", request.method, request.path)
+            response = text_response(500, "internal error")
+        try:
+            await self._send_response(response, head=request.method == "HEAD")
+        except (h11.LocalProtocolError, OSError, TimeoutError) as exc:
+            logger.info("response cut off: %s", exc)
+            self.transport.abort()
+            return
+        self.task = None
+        self._next_request()
+
+    def _next_request(self) -> None:
+        if self._h11.our_state is not h11.DONE or self._h11.their_state is not h11.DONE:
+            self.transport.close()
+            return
+        self._h11.start_next_cycle()
+        self._request = None
+        self._heard = False
+        self._restart_timer()
+        self.transport.resume_reading()
+        try:
+            self._advance()
+        except h11.RemoteProtocolError as exc:
+            self._refuse(_explain(exc))
+
+    # --- answers ---
+
+    async def _send_response(self, response: Response, *, head: bool) -> None:
+        if isinstance(response.body, bytes):
+            self._send_whole(response, head=head)
+            return
+        await self._send_stream(response, response.body, head=head)
+
+    def _send_whole(self, response: Response, *, head: bool) -> None:
+        assert isinstance(response.body, bytes)
+        self._send(_head(response, len(response.body)))
+        if response.body and not head:
+            self._send(h11.Data(data=response.body))
+        self._send(h11.EndOfMessage())
+
+    async def _send_stream(
+        self, response: Response, body: AsyncGenerator[bytes, None], *, head: bool
+    ) -> None:
+        self._send(_head(response, response.length))
+        async with contextlib.aclosing(body):
+            if not head:
+                async for piece in body:
+                    self._send(h11.Data(data=piece))
+                    await asyncio.wait_for(self._writable.wait(), self._limits.stall_timeout_s)
+        self._send(h11.EndOfMessage())
+
+    def _refuse(self, response: Response, *, head: bool = False) -> None:
+        """Answer before the request is complete, then close: the rest of it is not worth reading."""
+        if self._h11.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            closing = replace(response, headers=(*response.headers, ("Connection", "close")))
+            with contextlib.suppress(h11.LocalProtocolError):
+                self._send_whole(closing, head=head)
+        self._cancel_timer()
+        self.transport.close()
+
+    def _send(self, event: h11.Event) -> None:
+        data = self._h11.send(event)
+        if data and not self.transport.is_closing():
+            self.transport.write(data)
+
+    # --- upgrade ---
+
+    def _upgrade(self, request: Request) -> None:
+        receiver = self._listener.application.accept(request)
+        if isinstance(receiver, Response):
+            self._refuse(receiver)
+            return
+        protocol = ServerProtocol(max_size=MAX_CLIENT_MESSAGE_BYTES, select_subprotocol=_select_subprotocol)
+        response = protocol.accept(_to_handshake(request))
+        if response.status_code == 101:
+            rest, _closed = self._h11.trailing_data
+            self._cancel_timer()
+            self._websocket = WebSocket(self.transport, protocol, receiver, self._listener.socket_limits)
+        protocol.send_response(response)
+        for data in protocol.data_to_send():
+            if data:
+                self.transport.write(data)
+        if self._websocket is None:
+            self._cancel_timer()
+            self.transport.close()
+            return
+        receiver.receive_open(self._websocket)
+        if rest:
+            self._websocket.receive_data(rest)
+
+    # --- timer ---
+
+    def _restart_timer(self) -> None:
+        self._cancel_timer()
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._limits.request_timeout_s, self._time_out)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _time_out(self) -> None:
+        if self._heard:
+            self._refuse(text_response(408, "the request was not complete in time"))
+        else:  # nobody asked anything: nothing to answer
+            self.transport.close()
+
+
+def _set_buffers(transport: asyncio.Transport, limits: ListenerLimits) -> None:
+    transport.set_write_buffer_limits(high=limits.write_high_bytes, low=limits.write_high_bytes // 4)
+    raw = transport.get_extra_info("socket")
+    with contextlib.suppress(OSError):  # not Linux
+        raw.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, limits.notsent_lowat_bytes)
+
+
+def _to_request(event: h11.Request) -> Request:
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in event.headers:
+        name, value = raw_name.decode("ascii"), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return Request(method=event.method.decode("ascii"), target=event.target.decode("ascii"), headers=headers)
+
+
+def _to_handshake(request: Request) -> HandshakeRequest:
+    return HandshakeRequest(request.target, Headers(dict(request.headers)), method=request.method)
+
+
+def _select_subprotocol(_protocol: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+    """The first flavour that the client offers. None (JSON) when it names no flavour at all."""
+    names = [name for name in offered if not name.startswith(TOKEN_SUBPROTOCOL_PREFIX)]
+    for name in names:
+        if name in CODECS:
+            return name
+    if names:
+        raise NegotiationError(f"none of the offered subprotocols is served; use {' or '.join(CODECS)}")
+    return None
+
+
+def _head(response: Response, length: int | None) -> h11.Response:
+    headers = [("Date", formatdate(usegmt=True)), ("Content-Type", response.content_type), *response.headers]
+    # Without a length h11 chooses chunked encoding.
+    if length is not None and response.status not in (204, 304):
+        headers.append(("Content-Length", str(length)))
+    reason = HTTPStatus(response.status).phrase
+    return h11.Response(status_code=response.status, headers=headers, reason=reason.encode())
+
+
+def _explain(exc: h11.RemoteProtocolError) -> Response:
+    if exc.error_status_hint == 431:
+        return text_response(431, "the request head is too large")
+    return text_response(exc.error_status_hint, "not a valid HTTP/1.1 request")

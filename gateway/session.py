@@ -1,0 +1,350 @@
+"""The rules of one client connection, without I/O.
+
+In come client messages, answers of the store, events and link messages; out comes a list of
+`gateway.steps.Output`, which `gateway/connection.py` carries out. Everything that decides what a client
+is told lives in four files, each built on the one before; which chunk parts are relayed is decided in
+`gateway/flow.py`:
+
+    session_core.py     stages, the session, helpers
+    session_follow.py   its owner: events and the link
+    session_entry.py    start and attach
+    session.py          all other client messages, rates, answers of the store
+
+There is no clock: `now_ms` is an argument (monotonic), and the shell calls `receive_tick` at `deadline_ms()`.
+While start, attach or stop is under way further messages wait (MAX_BACKLOG), so a client may send `start` and
+`prompt`, or `stop` and `start`, in one go.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from gateway import protocol as wire
+from gateway.limits import MESSAGES_PER_S, Verdict
+from gateway.session_core import MAX_HELD_INPUTS, Cause, Draw, Session, Stage
+from gateway.session_entry import ERROR_OF, RETRY_AFTER_MS, EntryRules, hash_resume
+from gateway.session_follow import RELOAD_MS
+from gateway.steps import (
+    AppendInput,
+    Call,
+    CreateSession,
+    EndSession,
+    Failure,
+    FailureKind,
+    LoadSession,
+    Output,
+    SetPaused,
+    TakeControl,
+)
+from scheduler import messages as link
+from scheduler.messages import ErrorCode, Phase, SessionRecord
+from scheduler.store.values import InputReceipt
+
+__all__ = ["Draw", "SessionMachine", "Stage", "hash_resume"]
+
+MAX_BACKLOG = 64
+"""Client messages that wait for an answer to start, attach or stop."""
+STOP_TIMEOUT_MS = 5_000
+"""An engine that does not confirm a stop by then is bypassed."""
+
+
+class SessionMachine(EntryRules):
+    """One client connection. Every `receive_*` returns what is to be done, in order."""
+
+    # --- from the client -------------------------------------------------------------------------------
+
+    def receive_message(self, message: wire.ClientMessage, now_ms: float) -> list[Output]:
+        """A well-formed message."""
+        if self._stage is not Stage.OVER and self._is_within_rate(message.id, now_ms):
+            self._bad_messages = 0
+            self._handle(message, now_ms)
+        return self._take()
+
+    def receive_bad(self, error: wire.MessageError, now_ms: float) -> list[Output]:
+        """A message that breaks the schema. The third without a good one between closes 4400."""
+        if self._stage is Stage.OVER or not self._is_within_rate(error.id, now_ms):
+            return self._take()
+        self._error(error.code, str(error), id=error.id)
+        if error.code is not ErrorCode.TOO_LARGE:  # well-formed, only too long: not a broken client
+            self._bad_messages += 1
+        if self._bad_messages >= wire.MAX_BAD_MESSAGES:
+            self._leave()
+            self._close(wire.CloseCode.PROTOCOL, "too many bad messages")
+        return self._take()
+
+    def receive_disconnect(self) -> list[Output]:
+        """The client is gone: the session, if any, lingers. Answers to calls still come and are cleaned
+        up.""" self._leave() return self._take()
+
+    def receive_shutdown(self) -> list[Output]:
+        """This gateway stops: the client shall attach elsewhere."""
+        if self._stage is not Stage.OVER:
+            self._leave()
+            self._close(wire.CloseCode.RESTART, "the gateway restarts; attach again")
+        return self._take()
+
+    def receive_silence(self) -> list[Output]:
+        """The client said nothing for too long after connecting."""
+        if self._stage is Stage.FRESH:
+            self._close(wire.CloseCode.IDLE, "no message came")
+        return self._take()
+
+    def receive_tick(self, now_ms: float) -> list[Output]:
+        """A deadline has come, or any other moment."""
+        s = self._session
+        if s is None:
+            return self._take()
+        if s.stop_ms is not None and now_ms >= s.stop_ms:
+            s.stop_ms = None
+            self._end_in_store(s)
+        if s.reload_ms is not None and now_ms >= s.reload_ms:
+            s.reload_ms = None
+            self._load(s)
+        self._append_controls(s, now_ms)
+        return self._take()
+
+    def _is_within_rate(self, id: str | None, now_ms: float) -> bool:
+        match self._bucket.spend(now_ms):
+            case Verdict.PASS:
+                return True
+            case Verdict.TELL:
+                text = f"more than {MESSAGES_PER_S} messages per second"
+                self._error(ErrorCode.RATE, text, id=id, retry_after_ms=1000)
+            case Verdict.CLOSE:
+                self._leave()
+                self._close(wire.CloseCode.RATE, "too many messages")
+            case Verdict.DROP:
+                pass
+        return False
+
+    def _handle(self, message: wire.ClientMessage, now_ms: float) -> None:
+        if isinstance(message, wire.Ping):
+            self._send(wire.Pong(t=message.t))
+            self._accept(message.id)
+        elif isinstance(message, wire.Watch):
+            self._error(ErrorCode.UNSUPPORTED, "watching sessions is not served yet", id=message.id)
+        elif isinstance(message, wire.Ack) and self._is_late_ack():
+            self._accept(message.id)
+        elif self._stage in (Stage.STARTING, Stage.ATTACHING, Stage.STOPPING):
+            self._hold_back(message)
+        elif isinstance(message, wire.Start):
+            self._receive_start(message)
+        elif isinstance(message, wire.Attach):
+            self._receive_attach(message)
+        elif self._session is None:
+            text = f"there is no session on this connection: send start or attach before {message.type}"
+            self._error(ErrorCode.BAD_STATE, text, id=message.id)
+        else:
+            self._handle_running(self._session, message, now_ms)
+
+    def _handle_running(
+        self,
+        s: Session,
+        message: wire.Prompt | wire.Control | wire.Ack | wire.Pause | wire.Resume | wire.Stop | wire.Reset,
+        now_ms: float,
+    ) -> None:
+        match message:
+            case wire.Prompt(text=text, transition=transition, blend_chunks=blend_chunks, id=id):
+                prompt = link.PromptInput(text=text, transition=transition, blend_chunks=blend_chunks, id=id)
+                self._append(s, prompt, _ids(id))
+            case wire.Reset(seed=seed, id=id):
+                self._append(s, link.ResetInput(seed=seed, id=id), _ids(id))
+            case wire.Control():
+                self._receive_control(s, message, now_ms)
+            case wire.Ack():
+                self._receive_ack(s, message)
+            case wire.Pause(id=id):
+                self._set_paused(s, True, id)
+            case wire.Resume(id=id):
+                self._set_paused(s, False, id)
+            case wire.Stop(id=id):
+                self._receive_stop(s, id, now_ms)
+            case _:
+                assert_never(message)
+
+    def _is_late_ack(self) -> bool:
+        """Acks that cross the end of their session are no mistake of the client."""
+        return self._stage is Stage.STOPPING or (self._stage is Stage.FRESH and self._had_session)
+
+    def _hold_back(self, message: wire.ClientMessage) -> None:
+        if len(self._backlog) >= MAX_BACKLOG:
+            text = f"more than {MAX_BACKLOG} messages wait for an answer to {self._stage.value}"
+            self._error(ErrorCode.RATE, text, id=message.id, retry_after_ms=1000)
+            return
+        self._backlog.append(message)
+
+    def _release_backlog(self, now_ms: float) -> None:
+        while self._backlog and self._stage in (Stage.FRESH, Stage.RUNNING):
+            self._handle(self._backlog.popleft(), now_ms)
+
+    # --- steering --------------------------------------------------------------------------------------
+
+    def _append(self, s: Session, message: link.Input, ids: tuple[str, ...]) -> None:
+        if s.held_inputs >= MAX_HELD_INPUTS:
+            for id in ids or (None,):
+                text = f"{MAX_HELD_INPUTS} inputs wait already; try again later"
+                self._error(ErrorCode.UNAVAILABLE, text, id=id, retry_after_ms=RETRY_AFTER_MS)
+            return
+        s.held_inputs += 1
+        call = AppendInput(session=s.id, controller_epoch=s.controller_epoch, message=message, ids=ids)
+        self._out.append(call)
+
+    def _receive_control(self, s: Session, message: wire.Control, now_ms: float) -> None:
+        if not s.info.controls:
+            self._error(ErrorCode.UNSUPPORTED, f"model {s.info.name} takes no control input", id=message.id)
+        elif not s.controls.push(message):
+            self._error(ErrorCode.RATE, "too many controls wait", id=message.id, retry_after_ms=1000)
+        else:
+            self._append_controls(s, now_ms)
+
+    def _append_controls(self, s: Session, now_ms: float) -> None:
+        """Controls wait, merged, while any other input waits for Redis."""
+        if s.held_inputs == 0 and (merged := s.controls.pop(now_ms)) is not None:
+            self._append(s, *merged)
+
+    def _receive_ack(self, s: Session, message: wire.Ack) -> None:
+        if message.seq >= s.flow.next_seq:
+            text = f"ack names chunk {message.seq}, the newest complete one sent is {s.flow.next_seq - 1}"
+            self._error(ErrorCode.BAD_STATE, text, id=message.id)
+            return
+        if s.flow.is_flowing():
+            buffer_ms = max(0.0, message.buffer_ms)
+            self._ask(
+                link.Credit(
+                    session=s.id,
+                    controller_epoch=s.controller_epoch,
+                    seq=message.seq,
+                    buffer_ms=buffer_ms,
+                )
+            )
+        self._accept(message.id)
+
+    def _set_paused(self, s: Session, paused: bool, id: str | None) -> None:
+        if s.flow.is_flowing():
+            kind = link.Pause if paused else link.Resume
+            self._ask(kind(session=s.id, controller_epoch=s.controller_epoch, id=id))
+            self._record_paused(s, paused, ())
+        else:
+            s.pause_wish = paused
+            self._record_paused(s, paused, _ids(id))
+
+    def _record_paused(self, s: Session, paused: bool, ids: tuple[str, ...]) -> None:
+        """One call at a time; what comes meanwhile is merged into the next."""
+        waiting = s.next_pause.ids if s.next_pause is not None else ()
+        ids = (waiting + ids)[-MAX_HELD_INPUTS:]
+        call = SetPaused(session=s.id, controller_epoch=s.controller_epoch, paused=paused, ids=ids)
+        if s.pause_call is None:
+            s.pause_call = call
+            self._out.append(call)
+        else:
+            s.next_pause = call
+
+    def _receive_stop(self, s: Session, id: str | None, now_ms: float) -> None:
+        self._move(Cause.STOP)
+        self._stop_id = id
+        if s.flow.is_flowing():
+            s.stop_ms = now_ms + STOP_TIMEOUT_MS
+            self._ask(link.Stop(session=s.id, controller_epoch=s.controller_epoch, id=id))
+            return
+        self._end_in_store(s)
+
+    # --- from the store --------------------------------------------------------------------------------
+
+    def receive_result(self, call: Call, result: object, now_ms: float) -> list[Output]:
+        """The answer to a call: its value, or a Failure."""
+        if isinstance(result, Failure):
+            self._receive_failure(call, result, now_ms)
+            return self._take()
+        match call:
+            case CreateSession():
+                assert isinstance(result, SessionRecord)
+                self._receive_created(call, result, now_ms)
+            case TakeControl():
+                assert isinstance(result, SessionRecord)
+                self._receive_taken(call, result, now_ms)
+            case _ if self._session is None or self._session.id != call.session:
+                pass  # the session ended meanwhile
+            case AppendInput():
+                assert isinstance(result, InputReceipt)
+                self._receive_receipt(self._session, call, result, now_ms)
+            case SetPaused():
+                self._receive_paused(self._session, call)
+            case EndSession():
+                self._end("stopped", now_ms)
+            case LoadSession():
+                assert result is None or isinstance(result, SessionRecord)
+                self._receive_record(self._session, result, now_ms)
+            case _:
+                assert_never(call)
+        return self._take()
+
+    def _receive_receipt(self, s: Session, call: AppendInput, receipt: InputReceipt, now_ms: float) -> None:
+        s.held_inputs -= 1
+        for id in call.ids:
+            self._accept(id)
+        if receipt.applied is not None:
+            self._tell_applied(s, receipt.applied.rev, receipt.applied.seq, call.message.id)
+        self._append_controls(s, now_ms)
+
+    def _receive_paused(self, s: Session, call: SetPaused) -> None:
+        for id in call.ids:
+            self._accept(id)
+        self._next_pause(s)
+
+    def _next_pause(self, s: Session) -> None:
+        s.pause_call, s.next_pause = s.next_pause, None
+        if s.pause_call is not None:
+            self._out.append(s.pause_call)
+
+    def _receive_record(self, s: Session, record: SessionRecord | None, now_ms: float) -> None:
+        s.is_loading = False
+        if record is None or record.phase is Phase.CLOSED:
+            self._end(record.reason if record is not None else "lost", now_ms)
+        elif record.controller_epoch > s.controller_epoch:
+            self._lose_control()
+        else:
+            self._follow_record(s, record)
+            s.queue_reason = None
+
+    def _receive_failure(self, call: Call, failure: Failure, now_ms: float) -> None:
+        match call:
+            case CreateSession():
+                self._receive_create_failure(call, failure, now_ms)
+                return
+            case TakeControl():
+                self._receive_take_failure(failure, now_ms)
+                return
+        s = self._session
+        if s is None or s.id != call.session:
+            return
+        if isinstance(call, AppendInput):
+            s.held_inputs -= 1
+        if failure.kind is FailureKind.TAKEN_OVER:
+            self._lose_control()
+        elif failure.kind in (FailureKind.CLOSED, FailureKind.NO_SUCH_SESSION):
+            self._end(failure.message if failure.kind is FailureKind.CLOSED else "lost", now_ms)
+        else:
+            self._report(s, call, failure, now_ms)
+
+    def _report(self, s: Session, call: Call, failure: Failure, now_ms: float) -> None:
+        match call:
+            case EndSession():
+                self._end("stopped", now_ms)
+                return
+            case LoadSession():
+                s.is_loading = False
+                s.reload_ms = now_ms + RELOAD_MS
+                return
+            case AppendInput(ids=ids):
+                pass
+            case SetPaused(ids=ids):
+                self._next_pause(s)
+            case _:
+                return
+        code = ERROR_OF.get(failure.kind, ErrorCode.INTERNAL)
+        for id in ids or (None,):
+            self._error(code, failure.message, id=id, retry_after_ms=failure.retry_after_ms)
+
+
+def _ids(id: str | None) -> tuple[str, ...]:
+    return () if id is None else (id,)

@@ -1,0 +1,252 @@
+"""State of one client connection: its stage, the session it controls, and what is said to the client. Pure.
+
+The first of the four files of the session rules (see `gateway/session.py`): the tables and the helpers
+that the others use. `_move` is the only place that writes the stage.
+
+    FRESH       no session                         RUNNING     controls a session
+    STARTING    create_session is under way        STOPPING    `stop` is under way
+    ATTACHING   take_control is under way          OVER        the connection is closed or closing
+"""
+
+from __future__ import annotations
+
+import abc
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from gateway import protocol as wire
+from gateway.catalog import Catalog
+from gateway.flow import Flow
+from gateway.limits import ControlMerger, MessageBucket
+from gateway.steps import Ask, Close, EndSession, Forget, LoadSession, Output, Send, SetPaused, Unfollow
+from scheduler import messages as link
+from scheduler.messages import EngineId, ErrorCode, ModelInfo, SessionId, SessionState
+
+logger = logging.getLogger("gateway.session")
+
+MAX_HELD_INPUTS = 64
+"""Inputs of a session that wait for Redis; more are refused."""
+MAX_TOLD_APPLIED = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """What chance decides about a new session."""
+
+    session: SessionId
+    resume: str
+    seed: int
+
+
+class Stage(Enum):
+    FRESH = "fresh"
+    STARTING = "starting"
+    ATTACHING = "attaching"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    OVER = "over"
+
+
+class Cause(Enum):
+    START = "start"
+    ATTACH = "attach"
+    GRANTED = "granted"
+    REFUSED = "refused"
+    STOP = "stop"
+    ENDED = "ended"
+    LOST = "lost"
+    """Nothing more can be said to the client: it left, or we close."""
+
+
+TRANSITIONS: dict[Stage, dict[Cause, Stage]] = {
+    Stage.FRESH: {Cause.START: Stage.STARTING, Cause.ATTACH: Stage.ATTACHING, Cause.LOST: Stage.OVER},
+    Stage.STARTING: {Cause.GRANTED: Stage.RUNNING, Cause.REFUSED: Stage.FRESH, Cause.LOST: Stage.OVER},
+    Stage.ATTACHING: {Cause.GRANTED: Stage.RUNNING, Cause.REFUSED: Stage.FRESH, Cause.LOST: Stage.OVER},
+    Stage.RUNNING: {
+        Cause.STOP: Stage.STOPPING,
+        Cause.ENDED: Stage.FRESH,
+        Cause.REFUSED: Stage.FRESH,
+        Cause.LOST: Stage.OVER,
+    },
+    Stage.STOPPING: {Cause.ENDED: Stage.FRESH, Cause.LOST: Stage.OVER},
+    Stage.OVER: {Cause.LOST: Stage.OVER},
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class Session:
+    """The session that a connection controls; thrown away as a whole when it no longer does."""
+
+    id: SessionId
+    info: ModelInfo
+    flow: Flow
+    controller_epoch: int
+    controls: ControlMerger
+    held_inputs: int = 0
+    pause_call: SetPaused | None = None
+    next_pause: SetPaused | None = None
+    pause_wish: bool | None = None
+    """Wished while no engine listened: told to the engine that subscribes us next."""
+    told_state: wire.State | None = None
+    told_position: int | None = None
+    told_applied: deque[wire.Applied]
+    queue_reason: str | None = None
+    is_loading: bool = False
+    reload_ms: float | None = None
+    stop_ms: float | None = None
+    attach: wire.Attach | None = None
+    """Until the first subscription after an attach is answered."""
+
+
+class SessionCore(abc.ABC):
+    """What all session rules share."""
+
+    def __init__(self, *, catalog: Callable[[], Catalog], draw: Callable[[], Draw]) -> None:
+        self._catalog = catalog
+        self._draw = draw
+        self._stage = Stage.FRESH
+        self._session: Session | None = None
+        self._start: wire.Start | None = None
+        self._drawn: Draw | None = None
+        self._attach: wire.Attach | None = None
+        self._stop_id: str | None = None
+        self._missed_event = False
+        self._had_session = False
+        self._backlog: deque[wire.ClientMessage] = deque()
+        self._bucket = MessageBucket()
+        self._bad_messages = 0
+        self._out: list[Output] = []
+
+    @abc.abstractmethod
+    def _release_backlog(self, now_ms: float) -> None:
+        """Handle the messages that waited, as far as the stage allows."""
+
+    # --- predicates and deadlines ----------------------------------------------------------------------
+
+    @property
+    def stage(self) -> Stage:
+        return self._stage
+
+    @property
+    def session_id(self) -> SessionId | None:
+        """Whose events and link messages this connection wants: also while start or attach is under way."""
+        if self._session is not None:
+            return self._session.id
+        if self._stage is Stage.STARTING and self._drawn is not None:
+            return self._drawn.session
+        if self._stage is Stage.ATTACHING and self._attach is not None:
+            return SessionId(self._attach.session)
+        return None
+
+    @property
+    def controller_epoch(self) -> int:
+        """0 while no session is controlled."""
+        return self._session.controller_epoch if self._session is not None else 0
+
+    def is_queued(self) -> bool:
+        """Does the client want to hear its position in the queue?"""
+        return self._stage is Stage.RUNNING and self._session is not None and self._session.flow.is_waiting()
+
+    def deadline_ms(self) -> float | None:
+        """When `receive_tick` is due at the latest; None: not before something else happens."""
+        s = self._session
+        if s is None:
+            return None
+        due = [s.stop_ms, s.reload_ms, s.controls.due_ms() if s.held_inputs == 0 else None]
+        return min((ms for ms in due if ms is not None), default=None)
+
+    # --- what the client hears -------------------------------------------------------------------------
+
+    def _tell_state(self, s: Session, state: SessionState, engine: EngineId | None, reason: str) -> None:
+        message = wire.State(state=state, engine=engine, reason=reason)
+        if message != s.told_state:
+            s.told_state = message
+            self._send(message)
+
+    def _tell_applied(self, s: Session, rev: int, seq: int, id: str | None) -> None:
+        message = wire.Applied(rev=rev, seq=seq, id=id)
+        if message not in s.told_applied:
+            s.told_applied.append(message)
+            self._send(message)
+
+    def _accept(self, id: str | None) -> None:
+        if id is not None:
+            self._send(wire.Accepted(id=id))
+
+    def _error(
+        self, code: ErrorCode, text: str, *, id: str | None = None, retry_after_ms: int | None = None
+    ) -> None:
+        self._send(wire.Error(code=code, message=text, id=id, retry_after_ms=retry_after_ms))
+
+    def _send(self, message: wire.ServerMessage) -> None:
+        if self._stage is not Stage.OVER:
+            self._out.append(Send(message=message))
+
+    def _ask(self, request: link.LinkRequest) -> None:
+        self._out.append(Ask(request=request))
+
+    # --- what the store and the engine hear ------------------------------------------------------------
+
+    def _load(self, s: Session) -> None:
+        if not s.is_loading:
+            s.is_loading = True
+            self._out.append(LoadSession(session=s.id))
+
+    def _end_in_store(self, s: Session) -> None:
+        self._out.append(EndSession(session=s.id, controller_epoch=s.controller_epoch, reason="stopped"))
+
+    # --- ends ------------------------------------------------------------------------------------------
+
+    def _end(self, reason: str, now_ms: float) -> None:
+        """The session is closed in the cluster; the connection may start again."""
+        if self._stage not in (Stage.RUNNING, Stage.STOPPING):
+            return
+        self._accept(self._stop_id)
+        self._send(wire.Closed(reason=reason))
+        if not (self._session is None or self._session.flow.is_waiting()):
+            self._out.append(Unfollow())
+        self._session, self._stop_id = None, None
+        self._move(Cause.ENDED)
+        if reason == "idle":
+            self._close(wire.CloseCode.IDLE, "the session was idle for too long")
+            return
+        self._release_backlog(now_ms)
+
+    def _lose_control(self) -> None:
+        """A newer connection controls the session: nothing here may touch it any more."""
+        self._session = None
+        self._out.append(Unfollow())
+        self._close(wire.CloseCode.TAKEN_OVER, "another connection attached to this session")
+
+    def _leave(self) -> None:
+        """The client can't be reached any more: the session lingers (or ends, if a stop was under way)."""
+        if self._session is not None:
+            self._drop_session(self._session)
+        self._backlog.clear()
+        self._move(Cause.LOST)
+
+    def _drop_session(self, s: Session) -> None:
+        if not s.flow.is_waiting():
+            self._ask(link.Unsubscribe(session=s.id, controller_epoch=s.controller_epoch))
+            self._out.append(Unfollow())
+        close = "stopped" if self._stage is Stage.STOPPING else None
+        self._out.append(Forget(session=s.id, controller_epoch=s.controller_epoch, close=close))
+        self._session = None
+
+    def _close(self, code: wire.CloseCode, reason: str) -> None:
+        self._move(Cause.LOST)
+        self._out.append(Close(code=code, reason=reason))
+
+    def _move(self, cause: Cause) -> None:
+        """The only place that writes `_stage`. Raises KeyError for an illegal move and changes nothing."""
+        stage = TRANSITIONS[self._stage][cause]
+        if stage is not self._stage:
+            logger.debug("connection: %s -> %s", self._stage.value, stage.value)
+        self._stage = stage
+
+    def _take(self) -> list[Output]:
+        out, self._out = self._out, []
+        return out

@@ -1,0 +1,222 @@
+"""Session rules, second file: the session's owner and its link. Events and link messages come in here.
+Pure."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from gateway import protocol as wire
+from gateway.flow import PartVerdict
+from gateway.session_core import Cause, Session, SessionCore, Stage
+from gateway.steps import Follow, Output, SendChunk, Unfollow
+from scheduler import messages as link
+from scheduler.messages import EngineId, ErrorCode, Phase, SessionRecord, SessionState
+
+RELOAD_MS = 500
+"""After an engine refused a subscription that the record says it serves."""
+
+
+class FollowRules(SessionCore):
+    """Which engine is followed, and what comes from it."""
+
+    # --- from the events stream ------------------------------------------------------------------------
+
+    def receive_event(self, event: link.Event, now_ms: float) -> list[Output]:
+        """An event about `session_id`; others are ignored."""
+        if getattr(event, "session", None) != self.session_id:
+            return self._take()
+        s = self._session
+        if s is None:  # the answer to start or attach is not here yet: read the record when it is
+            self._missed_event = True
+            return self._take()
+        match event:
+            case link.SessionPlaced(epoch=epoch, engine=engine):
+                self._receive_owner(s, engine, epoch, opened=False)
+            case link.SessionOpened(epoch=epoch, engine=engine):
+                self._receive_owner(s, engine, epoch, opened=True)
+            case link.SessionQueued(reason=reason):
+                if reason:  # it names no epoch, so it may be old: the record tells
+                    s.queue_reason = reason
+                    self._load(s)
+            case link.SessionClosed(reason=reason):
+                self._end(reason, now_ms)
+            case link.ControllerChanged(controller_epoch=epoch):
+                if epoch > s.controller_epoch:
+                    self._lose_control()
+            case _:
+                pass
+        return self._take()
+
+    def receive_events_lost(self) -> list[Output]:
+        """Events were missed: read the record again."""
+        if self._session is not None:
+            self._load(self._session)
+        else:
+            self._missed_event = True
+        return self._take()
+
+    def receive_taken_over(self, controller_epoch: int) -> list[Output]:
+        """Another connection of this gateway controls the session now."""
+        if self._session is not None and controller_epoch > self._session.controller_epoch:
+            self._lose_control()
+        return self._take()
+
+    def receive_position(self, position: int | None, eta_ms: int) -> list[Output]:
+        """Where the session stands in the queue; None: it does not wait any more."""
+        s = self._session
+        if s is not None and self.is_queued() and position is not None and position != s.told_position:
+            s.told_position = position
+            self._send(wire.Queued(position=position, eta_ms=eta_ms))
+        return self._take()
+
+    def _follow_record(self, s: Session, record: SessionRecord) -> None:
+        placed = record.phase is Phase.PLACED
+        if not placed and record.reason:
+            s.queue_reason = record.reason
+        self._receive_owner(
+            s, record.engine if placed else None, record.epoch, opened=placed and record.opened
+        )
+
+    def _receive_owner(self, s: Session, engine: EngineId | None, epoch: int, *, opened: bool) -> None:
+        was_followed = not s.flow.is_waiting()
+        is_followed = s.flow.receive_owner(engine, epoch, opened=opened)
+        if was_followed and (s.flow.is_waiting() or is_followed):
+            self._out.append(Unfollow())
+            if s.queue_reason is not None:
+                self._tell_state(s, SessionState.QUEUED, None, s.queue_reason)
+        if is_followed and engine is not None:
+            s.told_position = s.queue_reason = None
+            self._out.append(Follow(engine=engine))
+
+    # --- from the link ---------------------------------------------------------------------------------
+
+    def receive_link_up(self, engine: EngineId) -> list[Output]:
+        """The followed link to `engine` can be used."""
+        s = self._session
+        if s is not None and s.flow.engine == engine and (subscribe := s.flow.receive_link_up()) is not None:
+            self._ask(subscribe)
+        return self._take()
+
+    def receive_link_down(self, engine: EngineId) -> list[Output]:
+        """The followed link broke; the shell connects again."""
+        s = self._session
+        if s is not None and s.flow.engine == engine:
+            s.flow.receive_link_down()
+            if s.stop_ms is not None:
+                s.stop_ms = None
+                self._end_in_store(s)
+        return self._take()
+
+    def receive_chunk(self, part: link.ChunkPart, payload: bytes | memoryview) -> list[Output]:
+        """A chunk part of this session."""
+        s = self._session
+        if s is None or self._stage is not Stage.RUNNING:
+            return self._take()
+        match s.flow.receive_part(part):
+            case PartVerdict.RELAY:
+                header = _chunk_header(part, s.flow.engine or EngineId(""))
+                self._out.append(SendChunk(header=header, payload=payload))
+            case PartVerdict.RESUBSCRIBE:
+                self._ask(s.flow.resubscribe())
+            case PartVerdict.DROP:
+                pass
+        return self._take()
+
+    def receive_link(self, reply: link.LinkReply, now_ms: float) -> list[Output]:
+        """Any other link message about this session."""
+        s = self._session
+        if s is not None and reply.session == s.id:
+            self._handle_reply(s, reply, now_ms)
+        return self._take()
+
+    def _handle_reply(self, s: Session, reply: link.LinkReply, now_ms: float) -> None:  # noqa: C901 -
+    one arm per message
+        match reply:
+            case link.ChunkPart():
+                pass  # comes with its payload, to receive_chunk
+            case link.Subscribed():
+                self._receive_subscribed(s, reply)
+            case link.Refused():
+                self._receive_refused(s, reply, now_ms)
+            case link.Accepted(id=id):
+                if id == self._stop_id:
+                    self._stop_id = None
+                self._accept(id)
+            case link.Superseded(controller_epoch=epoch):
+                if epoch > s.controller_epoch:
+                    self._lose_control()
+            case link.Moved():
+                self._receive_moved(s, reply)
+            case _ if reply.epoch != s.flow.epoch:
+                pass  # an older owner
+            case link.Applied(rev=rev, seq=seq, id=id):
+                self._tell_applied(s, rev, seq, id)
+            case link.StateChanged(state=state, reason=reason):
+                self._tell_state(s, state, s.flow.engine, reason)
+            case link.Stats(seq=seq, latency_ms=latency_ms, gen_ms=gen_ms, slack_ms=slack_ms, batch=batch):
+                self._send(
+                    wire.Stats(seq=seq, latency_ms=latency_ms, gen_ms=gen_ms, slack_ms=slack_ms, batch=batch)
+                )
+            case link.Closed(reason=reason):
+                self._end(reason, now_ms)
+            case _:
+                assert_never(reply)
+
+    def _receive_subscribed(self, s: Session, reply: link.Subscribed) -> None:
+        is_ours, gap = s.flow.receive_subscribed(reply)
+        if not is_ours:
+            return
+        s.attach = None
+        self._tell_state(s, reply.state, s.flow.engine, reply.reason)
+        if gap is not None:
+            self._send(gap)
+        if s.pause_wish is not None:
+            kind = link.Pause if s.pause_wish else link.Resume
+            self._ask(kind(session=s.id, controller_epoch=s.controller_epoch))
+            s.pause_wish = None
+
+    def _receive_refused(self, s: Session, reply: link.Refused, now_ms: float) -> None:
+        if reply.id is not None:
+            self._error(reply.code, reply.message, id=reply.id)
+        elif s.flow.is_flowing() or s.flow.is_waiting():
+            return
+        elif reply.code is ErrorCode.BAD_STATE and reply.epoch == s.flow.epoch:
+            id = s.attach.id if s.attach is not None else None
+            self._error(ErrorCode.BAD_STATE, reply.message, id=id)
+            self._drop_session(s)
+            self._move(Cause.REFUSED)
+            self._release_backlog(now_ms)
+        else:
+            self._stop_following(s)
+            s.reload_ms = now_ms + RELOAD_MS
+
+    def _receive_moved(self, s: Session, reply: link.Moved) -> None:
+        if reply.epoch < s.flow.epoch or s.flow.is_waiting():
+            return
+        if reply.epoch > s.flow.epoch:
+            self._receive_owner(s, reply.engine, reply.epoch, opened=False)
+        else:
+            self._stop_following(s)
+        self._load(s)
+
+    def _stop_following(self, s: Session) -> None:
+        s.flow.receive_refused()
+        self._out.append(Unfollow())
+
+
+def _chunk_header(part: link.ChunkPart, engine: EngineId) -> wire.ChunkHeader:
+    return wire.ChunkHeader(
+        session=part.session,
+        seq=part.seq,
+        part=part.part,
+        parts=part.parts,
+        key=part.key,
+        frames=part.frames,
+        sizes=part.sizes,
+        pts_ms=part.pts_ms,
+        duration_ms=part.duration_ms,
+        codec=part.codec,
+        rev=part.rev,
+        engine=engine,
+        gen_ms=part.gen_ms,
+    )

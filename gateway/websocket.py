@@ -1,0 +1,251 @@
+"""One server-side WebSocket on an asyncio transport: framing, keepalive, bounded sending.
+
+`websockets` does the framing (sans-I/O); this class owns the queue, the timers and the only writes to the
+transport. Policies:
+
+* Outgoing messages queue up to `queue_bytes`; beyond that the socket is aborted.
+* A message that the peer does not take within `send_timeout_s` aborts the socket. The keepalive alone would
+  not notice: its ping waits behind the full buffer.
+* A peer from which no frame arrives for two ping intervals is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol
+
+from websockets.exceptions import InvalidState
+from websockets.frames import Frame, Opcode
+from websockets.protocol import State
+from websockets.server import ServerProtocol
+
+logger = logging.getLogger("gateway.websocket")
+
+MAX_CLOSE_REASON_BYTES = 123
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SocketLimits:
+    """Times and sizes of one client socket."""
+
+    ping_interval_s: float = 20.0
+    send_timeout_s: float = 5.0
+    close_timeout_s: float = 5.0
+    """How long the peer may take to answer a close frame."""
+    queue_bytes: int = 64 * 1024 * 1024
+
+
+class Receiver(Protocol):
+    """Whoever stands behind a WebSocket. All calls come from the event loop, in order."""
+
+    def receive_open(self, socket: WebSocket) -> None:
+        """The handshake is done: `socket` may be used."""
+
+    def receive_frame(self, data: str | bytes) -> None:
+        """A complete message arrived."""
+
+    def receive_lost(self) -> None:
+        """Nothing more will arrive and nothing more can be sent. Called exactly once."""
+
+
+class WebSocket:
+    """See the module's docstring. Created by the listener after a successful handshake."""
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        protocol: ServerProtocol,
+        receiver: Receiver,
+        limits: SocketLimits,
+    ) -> None:
+        self._transport = transport
+        self._protocol = protocol
+        self._receiver = receiver
+        self._limits = limits
+        self._loop = asyncio.get_running_loop()
+        self._queue: deque[str | bytes] = deque()
+        self._queued_bytes = 0
+        self._closing: tuple[int, str] | None = None
+        self._fragments: list[bytes] = []
+        self._text = False
+        self._writable = True
+        self._lost = False
+        self._heard = True
+        self._send_timer: asyncio.TimerHandle | None = None
+        self._close_timer: asyncio.TimerHandle | None = None
+        self._ping_timer = self._loop.call_later(limits.ping_interval_s, self._keep_alive)
+
+    @property
+    def subprotocol(self) -> str | None:
+        """What the handshake selected."""
+        return self._protocol.subprotocol
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes handed to `send` and not yet to the transport."""
+        return self._queued_bytes
+
+    def is_open(self) -> bool:
+        """May messages still be sent?"""
+        return not self._lost and self._closing is None and self._protocol.state is State.OPEN
+
+    def send(self, data: str | bytes) -> None:
+        """Queue one message; written at once if the peer keeps up. Does nothing on a closing socket."""
+        if not self.is_open():
+            return
+        if self._writable and not self._queue:
+            self._write(data)
+            return
+        self._queue.append(data)
+        self._queued_bytes += len(data)
+        if self._queued_bytes > self._limits.queue_bytes:
+            self.abort(f"more than {self._limits.queue_bytes} bytes wait for the peer")
+
+    def close(self, code: int, reason: str = "") -> None:
+        """Send a close frame behind what is queued. A peer that does not answer in time is cut off."""
+        if not self.is_open():
+            return
+        self._closing = (code, reason.encode()[:MAX_CLOSE_REASON_BYTES].decode(errors="ignore"))
+        self._start_close_timer()
+        self._pump()
+
+    def abort(self, why: str) -> None:
+        """Drop the connection at once."""
+        if not self._lost:
+            logger.info("socket aborted: %s", why)
+            self._transport.abort()
+            self._end()
+
+    # --- called by the listener ---
+
+    def receive_data(self, data: bytes) -> None:
+        self._protocol.receive_data(data)
+        self._handle_frames()
+
+    def receive_eof(self) -> None:
+        self._protocol.receive_eof()
+        self._handle_frames()
+        self._end()
+
+    def receive_connection_lost(self) -> None:
+        self._end()
+
+    def pause_writing(self) -> None:
+        self._writable = False
+        self._restart_send_timer()
+
+    def resume_writing(self) -> None:
+        self._writable = True
+        self._cancel_send_timer()
+        self._pump()
+
+    # --- inside ---
+
+    def _handle_frames(self) -> None:
+        for event in self._protocol.events_received():
+            assert isinstance(event, Frame)
+            self._heard = True
+            self._handle_frame(event)
+        self._flush()
+        if self._protocol.state is not State.OPEN and not self._lost:
+            self._start_close_timer()
+            if self._closing is None:  # the peer closes, or broke the WebSocket protocol
+                self._end()
+
+    def _handle_frame(self, frame: Frame) -> None:
+        if frame.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+            return
+        if frame.opcode is not Opcode.CONT:
+            self._text = frame.opcode is Opcode.TEXT
+        self._fragments.append(bytes(frame.data))
+        if not frame.fin:
+            return
+        message = b"".join(self._fragments)
+        self._fragments.clear()
+        if not self.is_open():
+            return
+        if not self._text:
+            self._receiver.receive_frame(message)
+            return
+        try:
+            text = message.decode()
+        except UnicodeDecodeError:
+            self._protocol.fail(1007, "a text frame must be UTF-8")
+            return
+        self._receiver.receive_frame(text)
+
+    def _pump(self) -> None:
+        """Hand queued messages to the transport while it takes them, then the close frame if one waits."""
+        while self._queue and self._writable and not self._lost:
+            data = self._queue.popleft()
+            self._queued_bytes -= len(data)
+            self._write(data)
+        if self._closing is not None and not self._queue and self._protocol.state is State.OPEN:
+            self._protocol.send_close(*self._closing)
+            self._flush()
+
+    def _write(self, data: str | bytes) -> None:
+        try:
+            if isinstance(data, str):
+                self._protocol.send_text(data.encode())
+            else:
+                self._protocol.send_binary(data)
+        except InvalidState:
+            return
+        self._flush()
+
+    def _flush(self) -> None:
+        """The one place that writes to the transport."""
+        for data in self._protocol.data_to_send():
+            if self._transport.is_closing():
+                return
+            if data:
+                self._transport.write(data)
+            elif self._transport.can_write_eof():
+                self._transport.write_eof()
+
+    def _keep_alive(self) -> None:
+        if not self._heard:
+            self._protocol.fail(1011, "no answer to keepalive ping")
+            self._flush()
+            self.abort("no answer to keepalive ping")
+            return
+        self._heard = False
+        if self.is_open() and self._writable:
+            self._protocol.send_ping(b"")
+            self._flush()
+        self._ping_timer = self._loop.call_later(self._limits.ping_interval_s, self._keep_alive)
+
+    def _restart_send_timer(self) -> None:
+        self._cancel_send_timer()
+        timeout_s = self._limits.send_timeout_s
+        self._send_timer = self._loop.call_later(
+            timeout_s, self.abort, f"a send was not finished within {timeout_s:g} s"
+        )
+
+    def _cancel_send_timer(self) -> None:
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+            self._send_timer = None
+
+    def _start_close_timer(self) -> None:
+        if self._close_timer is None:
+            self._close_timer = self._loop.call_later(self._limits.close_timeout_s, self._transport.abort)
+
+    def _end(self) -> None:
+        if self._lost:
+            return
+        self._lost = True
+        self._queue.clear()
+        self._queued_bytes = 0
+        self._ping_timer.cancel()
+        self._cancel_send_timer()
+        self._receiver.receive_lost()
+
+    def release(self) -> None:
+        """Cancel the last timer; called when the transport is closed for good."""
+        if self._close_timer is not None:
+            self._close_timer.cancel()
