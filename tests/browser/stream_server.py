@@ -1,7 +1,8 @@
 """A small protocol-v1 server for tests of the page and the Python client: real H.264, scripted faults.
 
-It stands at the far edge only: what it sends is what a gateway may send, paced by acks, and every fault a test needs
-(lost connections, chunks cut in the middle and sent again, gaps, close codes, queueing) can be ordered from outside.
+It stands at the far edge only: what it sends is what a gateway may send, paced by acks. Every fault a test
+needs (lost connections, chunks cut in the middle and sent again, gaps, close codes, queueing) is ordered from
+outside.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import json
 import mimetypes
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import msgpack
 import numpy as np
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import PictureType, VideoFrame
@@ -134,6 +136,7 @@ class StreamServer:
         self.sessions: dict[str, Session] = {}
         self.attaches = 0
         self._server: Server | None = None
+        self._news = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -145,6 +148,15 @@ class StreamServer:
     def only(self) -> Session:
         (session,) = self.sessions.values()
         return session
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until something that this server knows has become true."""
+        async with self._news:
+            await self._news.wait_for(condition)
+
+    async def _tell(self) -> None:
+        async with self._news:
+            self._news.notify_all()
 
     def abort_all(self) -> None:
         """Break every connection without a closing handshake."""
@@ -182,8 +194,8 @@ class StreamServer:
     async def handle(self, socket: ServerConnection) -> None:
         session: Session | None = None
         try:
-            async for text in socket:
-                message = json.loads(text)
+            async for data in socket:
+                message = unpack(socket, data)
                 if message["type"] == "start":
                     session = await self._start(socket, message)
                 elif message["type"] == "attach":
@@ -197,6 +209,7 @@ class StreamServer:
         finally:
             if session is not None and session.socket is socket:
                 session.socket = None
+            await self._tell()
 
     async def _start(self, socket: ServerConnection, message: dict[str, Any]) -> Session | None:
         if self.faults.close_on_start is not None:
@@ -252,14 +265,17 @@ class StreamServer:
                 session.acked_seq, session.buffer_ms = message["seq"], message["buffer_ms"]
             case "pause" | "resume":
                 session.paused = message["type"] == "pause"
+                await say(socket, type="accepted", id=name)
                 await say_state(socket, session)
             case "prompt" | "reset":
                 session.inputs.append(message)
                 session.answers[name] = [{"type": "accepted", "id": name}]
                 await say(socket, type="accepted", id=name)
             case "stop":
+                await say(socket, type="accepted", id=name)
                 await say(socket, type="closed", reason="stopped")
         session.changed.set()
+        await self._tell()
 
     async def _generate(self, session: Session) -> None:
         if self.faults.queue is not None:
@@ -293,6 +309,7 @@ class StreamServer:
         pictures = [draw(session.prompt, seq * CHUNK_FRAMES + k) for k in range(CHUNK_FRAMES)]
         chunk = Chunk(seq, session.rev, session.encoder.encode(pictures))
         session.chunks.append(chunk)
+        await self._tell()
         if session.socket is None:
             return
         if self.faults.gap_at == seq:
@@ -323,34 +340,63 @@ def make_header(
     session: Session, chunk: Chunk, part: int, parts: int, units: list[bytes], first_frame: int
 ) -> dict[str, Any]:
     header = {
-        "type": "chunk", "session": session.id, "seq": chunk.seq, "part": part, "parts": parts, "key": part == 0,
-        "frames": len(units), "sizes": [len(unit) for unit in units],
-        "pts_ms": (chunk.seq * CHUNK_FRAMES + first_frame) * 1000 / FPS, "duration_ms": len(units) * 1000 / FPS,
-        "codec": "h264", "rev": chunk.rev, "engine": "e_test",
-    }  # fmt: skip
+        "type": "chunk",
+        "session": session.id,
+        "seq": chunk.seq,
+        "part": part,
+        "parts": parts,
+        "key": part == 0,
+        "frames": len(units),
+        "sizes": [len(unit) for unit in units],
+        "pts_ms": (chunk.seq * CHUNK_FRAMES + first_frame) * 1000 / FPS,
+        "duration_ms": len(units) * 1000 / FPS,
+        "codec": "h264",
+        "rev": chunk.rev,
+        "engine": "e_test",
+    }
     return header | ({"gen_ms": 50.0} if part == parts - 1 else {})
 
 
+def is_msgpack(socket: ServerConnection) -> bool:
+    return socket.subprotocol == "turboserve.v1+msgpack"
+
+
+def unpack(socket: ServerConnection, data: str | bytes) -> dict[str, Any]:
+    message: dict[str, Any] = msgpack.unpackb(data[1:]) if is_msgpack(socket) else json.loads(data)
+    return message
+
+
 async def say(socket: ServerConnection, **message: Any) -> None:
+    packed = b"\0" + msgpack.packb(message) if is_msgpack(socket) else json.dumps(message)
     try:
-        await socket.send(json.dumps(message))
+        await socket.send(packed)
     except ConnectionClosed:
         pass
 
 
 async def say_media(socket: ServerConnection, header: dict[str, Any], payload: bytes) -> None:
-    packed = json.dumps(header).encode()
+    packed = msgpack.packb(header) if is_msgpack(socket) else json.dumps(header).encode()
+    prefix = b"\1" if is_msgpack(socket) else b""
     try:
-        await socket.send(len(packed).to_bytes(4, "big") + packed + payload)
+        await socket.send(prefix + len(packed).to_bytes(4, "big") + packed + payload)
     except ConnectionClosed:
         pass
 
 
 async def say_session(socket: ServerConnection, session: Session) -> None:
     await say(
-        socket, type="session", session=session.id, resume=session.resume, model="test", width=SIDE, height=SIDE,
-        fps=FPS, chunk_frames=CHUNK_FRAMES, codec="h264", lead_ms=session.lead_ms,
-    )  # fmt: skip
+        socket,
+        type="session",
+        session=session.id,
+        resume=session.resume,
+        model="test",
+        width=SIDE,
+        height=SIDE,
+        fps=FPS,
+        chunk_frames=CHUNK_FRAMES,
+        codec="h264",
+        lead_ms=session.lead_ms,
+    )
 
 
 async def say_state(socket: ServerConnection, session: Session) -> None:
@@ -364,7 +410,7 @@ async def stream_server(port: int = 0) -> AsyncIterator[StreamServer]:
     state = StreamServer()
     async with serve(
         state.handle, "localhost", port, process_request=state.serve_file, compression=None,
-        subprotocols=["turboserve.v1+json"],  # type: ignore[list-item]
+        subprotocols=["turboserve.v1+json", "turboserve.v1+msgpack"],  # type: ignore[list-item]
     ) as server:  # fmt: skip
         await state.open(server)
         try:

@@ -49,7 +49,7 @@ async def test_new_prompt_changes_the_running_video(browser: Browser, server: St
 
 
 async def test_reload_resumes_the_running_session(browser: Browser, server: StreamServer) -> None:
-    """After a reload the same session plays on from where the picture was, and its prompts are still listed."""
+    """After a reload the same session plays on from where the picture was, its prompts still listed."""
     async with tab(browser, server.url) as (page, _):
         await begin(page)
         before = await stats(page)
@@ -77,7 +77,7 @@ async def test_lost_connection_is_survived_without_a_gap(browser: Browser, serve
 async def test_chunk_cut_in_the_middle_is_replaced_by_its_second_sending(
     browser: Browser, server: StreamServer
 ) -> None:
-    """A chunk whose connection broke after its first part is sent again in other parts; no frame is lost or doubled."""
+    """A chunk cut off after its first part is sent again: no frame lost or doubled."""
     server.faults.parts, server.faults.cut_in_chunk = 3, 2
     async with tab(browser, server.url) as (page, _):
         await begin(page)
@@ -257,7 +257,7 @@ async def test_seed_field_is_sent_and_checked(browser: Browser, server: StreamSe
 
 
 async def test_acks_tell_what_is_buffered(browser: Browser, server: StreamServer) -> None:
-    """Every complete chunk is acknowledged with the media time left to play, never more than was delivered."""
+    """Every complete chunk is acknowledged with the media time left, never more than was delivered."""
     async with tab(browser, server.url) as (page, _):
         await begin(page, frames=60)
         acks = [message for message in server.only.messages if message["type"] == "ack"]

@@ -1,0 +1,277 @@
+"""The Python client against a scripted server: what a user does, and each fault on the way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from gateway.client import (
+    Chunk,
+    Client,
+    ClientError,
+    ConnectionLost,
+    ServerError,
+    Session,
+    SessionEnded,
+    TakenOver,
+    connect,
+    record,
+    stream_url,
+)
+from gateway.protocol import JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL
+from tests.browser.stream_server import StreamServer, stream_server
+
+RED_ON_BLUE = "a red ball bouncing on a blue background"
+GREEN_ON_BLACK = "a green ball bouncing on a black background"
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[StreamServer]:
+    async with stream_server() as instance:
+        instance.faults.gen_s = 0
+        yield instance
+
+
+@pytest.fixture
+async def client(server: StreamServer) -> AsyncIterator[Client]:
+    async with connect(server.url, give_up_s=5) as instance:
+        yield instance
+
+
+async def take(session: Session, count: int) -> list[Chunk]:
+    return [await anext(session) for _ in range(count)]
+
+
+def names(folder: Path) -> list[str]:
+    return [entry.name for entry in folder.iterdir()]
+
+
+def seqs(chunks: list[Chunk]) -> list[int]:
+    return [chunk.seq for chunk in chunks]
+
+
+@pytest.mark.parametrize("flavour", [JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL])
+async def test_chunks_come_as_pictures(server: StreamServer, flavour: str) -> None:
+    """A started session yields contiguous chunks that decode to pictures in the prompt's colours."""
+    async with connect(server.url, flavour=flavour) as client:
+        session = await client.start(RED_ON_BLUE, seed=3, mode="recorder")
+        chunks = await take(session, 3)
+        assert seqs(chunks) == [0, 1, 2]
+        assert server.only.messages[0]["seed"] == 3
+        picture = chunks[2].frames()[0]
+        assert picture.shape == (session.info.height, session.info.width, 3)
+        assert np.abs(picture[90, 5].astype(int) - (25, 60, 200)).max() <= 6
+
+
+async def test_prompt_returns_where_it_applies(client: Client) -> None:
+    """The chunk named by `applied` is the first with the new revision and the new colours."""
+    session = await client.start(RED_ON_BLUE, mode="recorder")
+    chunks = await take(session, 2)
+    applied = await session.prompt(GREEN_ON_BLACK)
+    while chunks[-1].seq < applied.seq:
+        chunks += await take(session, 1)
+    assert [chunk.rev for chunk in chunks] == [0] * applied.seq + [applied.rev]
+    assert chunks[-1].frames()[0][90, 5].max() < 20
+
+
+async def test_prompt_of_an_untaken_recorder_is_not_a_deadlock(client: Client) -> None:
+    """A recorder that takes no chunks while it waits for `applied` still gets it."""
+    session = await client.start(RED_ON_BLUE, mode="recorder", lead_ms=100)
+    await take(session, 1)
+    async with asyncio.timeout(10):
+        for number in range(3):
+            assert (await session.prompt(GREEN_ON_BLACK)).rev == number + 1
+
+
+async def test_lost_connection_leaves_no_gap_and_no_repeat(client: Client, server: StreamServer) -> None:
+    """Two broken connections: the chunks are contiguous and the session is the same."""
+    session = await client.start(RED_ON_BLUE, mode="recorder")
+    chunks = await take(session, 2)
+    for _ in range(2):
+        server.abort_all()
+        chunks += await take(session, 4)
+    assert seqs(chunks) == list(range(10))
+    assert server.attaches == 2
+    assert len(server.sessions) == 1
+
+
+async def test_chunk_cut_in_the_middle_arrives_whole(client: Client, server: StreamServer) -> None:
+    """A chunk whose connection broke after its first part is delivered once, complete."""
+    server.faults.parts, server.faults.cut_in_chunk = 3, 2
+    session = await client.start(RED_ON_BLUE, mode="recorder")
+    chunks = await take(session, 5)
+    assert server.attaches == 1
+    assert seqs(chunks) == [0, 1, 2, 3, 4]
+    assert all(len(chunk.frames()) == 12 for chunk in chunks)
+
+
+async def test_input_sent_while_disconnected_is_applied_once(client: Client, server: StreamServer) -> None:
+    """A prompt submitted as the connection breaks is sent again after the attach and has one effect."""
+    session = await client.start(RED_ON_BLUE, mode="recorder")
+    await take(session, 1)
+    server.faults.refuse_connections = True
+    server.abort_all()
+    waiting = asyncio.create_task(session.prompt(GREEN_ON_BLACK))
+    await server.until(lambda: server.only.socket is None)
+    server.faults.refuse_connections = False
+    applied = await waiting
+    assert applied.rev == 1
+    assert server.only.rev == 1
+
+
+async def test_gap_is_an_event_and_iteration_goes_on(client: Client, server: StreamServer) -> None:
+    """A chunk that the server skips is missing from the iteration and reported as an event."""
+    server.faults.gap_at = 1
+    session = await client.start(RED_ON_BLUE, mode="recorder")
+    assert seqs(await take(session, 2)) == [0, 2]
+    async for event in session.events():
+        if event.type == "gap":
+            assert (event.from_seq, event.to_seq) == (1, 1)
+            break
+
+
+async def test_stop_ends_the_iteration(client: Client) -> None:
+    """After our own stop the iteration ends without an error, and the client can start again."""
+    session = await client.start(RED_ON_BLUE, mode="recorder")
+    count = 0
+    async for chunk in session:
+        count += 1
+        if chunk.seq == 1:
+            await session.stop()
+    assert count >= 2
+    assert session.is_over
+    with pytest.raises(SessionEnded):
+        await session.prompt("too late")
+    again = await client.start(GREEN_ON_BLACK, mode="recorder")
+    assert again.id != session.id
+    assert seqs(await take(again, 1)) == [0]
+
+
+async def test_taken_over_is_told_and_not_fought(client: Client, server: StreamServer) -> None:
+    """When another client attaches, this one ends with TakenOver and the other one continues the session."""
+    session = await client.start(RED_ON_BLUE, mode="recorder")
+    await take(session, 2)
+    async with connect(server.url) as other:
+        heir = await other.attach(session.id, session.info.resume, session.next_seq, mode="recorder")
+        with pytest.raises(TakenOver):
+            while True:
+                await anext(session)
+        assert (await anext(heir)).seq == session.next_seq
+        assert server.attaches == 1
+
+
+async def test_end_by_the_server_is_an_error(client: Client, server: StreamServer) -> None:
+    """A session closed by the server raises SessionEnded with the close code, also for inputs under way."""
+    session = await client.start(RED_ON_BLUE, mode="recorder")
+    await take(session, 1)
+    await server.close_all(4408)
+    with pytest.raises(SessionEnded, match="idle") as caught:
+        while True:
+            await anext(session)
+    assert caught.value.close_code == 4408
+
+
+async def test_refused_start_carries_the_servers_words(server: StreamServer) -> None:
+    """An error instead of a session raises ServerError with code, sentence and when to try again."""
+    answer = {"type": "error", "code": "capacity", "message": "All engines are full.", "retry_after_ms": 4000}
+    server.faults.close_on_start = (4503, answer)
+    async with connect(server.url) as client:
+        with pytest.raises(ServerError, match="All engines are full") as caught:
+            await client.start(RED_ON_BLUE)
+    assert (caught.value.code, caught.value.retry_after_ms) == ("capacity", 4000)
+
+
+async def test_server_that_stays_away_is_given_up(server: StreamServer) -> None:
+    """When no connection can be made again in time, iteration raises ConnectionLost."""
+    async with connect(server.url, give_up_s=0.2) as client:
+        session = await client.start(RED_ON_BLUE, mode="recorder")
+        server.faults.refuse_connections = True
+        server.abort_all()
+        with pytest.raises(ConnectionLost):
+            while True:
+                await anext(session)
+
+
+async def test_unreachable_server_is_said_at_once() -> None:
+    """Connecting to a port where nobody listens raises ConnectionLost, not a bare OSError."""
+    with pytest.raises(ConnectionLost, match="localhost:9"):
+        async with connect("http://localhost:9"):
+            pass
+
+
+async def test_one_session_at_a_time(client: Client) -> None:
+    """A second start on the same client is refused while the first session runs."""
+    await client.start(RED_ON_BLUE, mode="recorder")
+    with pytest.raises(ClientError, match="has a session already"):
+        await client.start(GREEN_ON_BLACK)
+
+
+async def test_viewer_is_served_in_real_time(client: Client, server: StreamServer) -> None:
+    """A viewer acknowledges what a screen would hold: the server stops at its lead and does not run ahead."""
+    session = await client.start(RED_ON_BLUE, lead_ms=800)
+    await take(session, 2)
+    await server.until(lambda: server.only.acked_seq >= 1)
+    assert server.only.buffer_ms > 700
+    assert len(server.only.chunks) <= 3
+
+
+async def test_pause_and_resume(client: Client, server: StreamServer) -> None:
+    """Pause and resume reach the server and the newest state is visible."""
+    session = await client.start(RED_ON_BLUE, mode="recorder")
+    await take(session, 1)
+    await session.pause()
+    assert server.only.paused
+    await session.resume()
+    assert not server.only.paused
+    await take(session, 3)
+    assert session.engine == "e_test"
+
+
+@pytest.mark.parametrize(("seconds", "frames"), [(0.1, 12), (1.5, 24), (1.6, 36), (3, 48)])
+async def test_record_keeps_the_fewest_whole_chunks(
+    server: StreamServer, tmp_path: Path, seconds: float, frames: int
+) -> None:
+    """S seconds are all frames of the fewest chunks that reach S, and nothing else is left."""
+    path = tmp_path / "out.mp4"
+    recording = await record(server.url, RED_ON_BLUE, seconds, 1, path)
+    assert recording.num_frames == frames
+    with av.open(str(path)) as container:
+        assert sum(1 for _ in container.decode(video=0)) == frames
+    assert names(tmp_path) == ["out.mp4"]
+
+
+async def test_failed_recording_leaves_nothing(server: StreamServer, tmp_path: Path) -> None:
+    """When the server ends the session in the middle, no broken file is left."""
+    server.faults.gen_s = 0.2
+    task = asyncio.create_task(record(server.url, RED_ON_BLUE, 60, 1, tmp_path / "out.mp4"))
+    await server.until(lambda: bool(server.sessions) and len(server.only.chunks) > 1)
+    await server.close_all(4408)
+    with pytest.raises(SessionEnded):
+        await task
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("http://localhost:8000", "ws://localhost:8000/v1/stream"),
+        ("https://host/video/", "wss://host/video/v1/stream"),
+        ("ws://127.0.0.1:1/v1/stream", "ws://127.0.0.1:1/v1/stream"),
+        ("localhost:8000", "ws://localhost:8000/v1/stream"),
+    ],
+)
+def test_addresses(given: str, expected: str) -> None:
+    """The page's address, the stream's address and host:port all work."""
+    assert stream_url(given) == expected
+
+
+@pytest.mark.parametrize("given", ["ftp://host", "http://", ""])
+def test_wrong_addresses(given: str) -> None:
+    """What cannot be an address is refused with a sentence."""
+    with pytest.raises(ValueError, match="not the address of a server"):
+        stream_url(given)
