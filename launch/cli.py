@@ -1,0 +1,150 @@
+"""The command line: which commands there are, which settings each takes, and how errors end them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from engine.config import EngineConfig
+from gateway.config import GatewayConfig
+from launch import commands
+from launch.config import ClientConfig, StatusConfig, UpConfig
+from launch.settings import (
+    FILE_VARIABLE,
+    SECRETS,
+    Setting,
+    SettingsError,
+    Value,
+    catalogue,
+    environment_values,
+    file_values,
+    flag_name,
+    flag_values,
+    merge,
+)
+from launch.supervisor import StartError
+from scheduler.config import SchedulerConfig
+
+__all__ = ["main"]
+
+_IDS: Final = frozenset({"engine_id", "gateway_id", "scheduler_id"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Command:
+    run: Callable[[Mapping[str, Value]], int]
+    help: str
+    configs: tuple[type[Any], ...]
+    without: frozenset[str] = frozenset()
+    """Settings of the configs that this command decides itself."""
+
+
+COMMANDS: Final[Mapping[str, _Command]] = {
+    "up": _Command(
+        run=commands.run_up,
+        help="run a whole cluster on this machine",
+        configs=(UpConfig, GatewayConfig, SchedulerConfig, EngineConfig),
+        without=_IDS,
+    ),
+    "gateway": _Command(run=commands.run_gateway, help="run one gateway", configs=(GatewayConfig,)),
+    "scheduler": _Command(run=commands.run_scheduler, help="run one scheduler", configs=(SchedulerConfig,)),
+    "engine": _Command(run=commands.run_engine, help="run one engine", configs=(EngineConfig,)),
+    "client": _Command(
+        run=commands.run_client, help="record one session to a video file", configs=(ClientConfig,)
+    ),
+    "status": _Command(run=commands.run_status, help="show what a cluster does", configs=(StatusConfig,)),
+    "doctor": _Command(run=commands.run_doctor, help="check what a cluster needs", configs=(UpConfig,)),
+}
+
+_LATER: Final[Mapping[str, str]] = {
+    "loadtest": "load tests come with the scheduling policies",
+    "simulate": "the simulator comes with the scheduling policies",
+    "trace": "traces come with the scheduling policies",
+    "profile": "profiles come with migration",
+    "evaluate": "the evaluation comes with the scheduling policies",
+    "model": "managing models comes with the large models",
+}
+"""Commands whose names are taken and that do nothing yet."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `turboserve`. Exit status: 0 done, 1 it failed, 2 a wrong command line or setting."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in _LATER:
+        return _fail(f"turboserve {arguments[0]} is not in this version: {_LATER[arguments[0]]}", 2)
+    parsed = vars(_parser().parse_args(arguments))
+    name = parsed.pop("command")
+    command = COMMANDS[name]
+    try:
+        return command.run(_collect(command, parsed.pop("config"), parsed))
+    except SettingsError as exc:
+        return _fail(f"turboserve {name}: {exc}", 2)
+    except StartError as exc:
+        return _fail(f"turboserve {name}: {exc}", 1)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _fail(sentence: str, status: int) -> int:
+    print(sentence, file=sys.stderr)
+    return status
+
+
+def _collect(
+    command: _Command, file: str | None, flags: Mapping[str, str | bool | None]
+) -> Mapping[str, Value]:
+    """Everything that is set. File and environment may also hold settings of other commands."""
+    configs = dict.fromkeys(config for each in COMMANDS.values() for config in each.configs)
+    known = catalogue(*configs)
+    path = file or os.environ.get(FILE_VARIABLE)
+    layers = [
+        file_values(known, Path(path)) if path else {},
+        environment_values(known, os.environ),
+        flag_values(_settings(command), flags),
+    ]
+    taken = _settings(command).keys() | SECRETS
+    return {name: value for name, value in merge(*layers).items() if name in taken}
+
+
+def _settings(command: _Command) -> dict[str, Setting]:
+    found = catalogue(*command.configs)
+    return {name: setting for name, setting in found.items() if name not in command.without}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="turboserve",
+        description="Serve streaming video generation: many live, steerable sessions on few GPUs.",
+        epilog="Every setting can also be TURBOSERVE_<NAME> in the environment or <name> in a TOML file.",
+        allow_abbrev=False,
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        sub = subparsers.add_parser(
+            name, help=command.help, description=command.help + ".", allow_abbrev=False
+        )
+        sub.add_argument("--config", metavar="FILE", help="TOML file with settings")
+        for setting in _settings(command).values():
+            _add_setting(sub, setting, positional=(name, setting.name) == ("client", "prompt"))
+    return parser
+
+
+def _add_setting(parser: argparse.ArgumentParser, setting: Setting, *, positional: bool) -> None:
+    if setting.name in SECRETS:
+        return
+    text = setting.help.replace("%", "%%")
+    if positional:
+        parser.add_argument(setting.name, nargs="?", metavar=setting.name.upper(), help=text)
+    elif setting.kind is bool:
+        parser.add_argument(
+            flag_name(setting.name), action=argparse.BooleanOptionalAction, default=None, help=text
+        )
+    else:
+        short = ["-o"] if setting.name == "output" else []
+        metavar = {int: "N", float: "X", tuple: "A,B,…"}.get(setting.kind, "TEXT")
+        parser.add_argument(*short, flag_name(setting.name), metavar=metavar, help=text)

@@ -1,0 +1,131 @@
+"""What each `turboserve` command does. Heavy imports stay inside: `--help` and errors must be instant."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from launch.config import ClientConfig, StatusConfig
+from launch.roles import engine_command, engine_environment, role_command, role_environment
+from launch.settings import SettingsError, Value, build
+
+__all__ = ["run_client", "run_doctor", "run_engine", "run_gateway", "run_scheduler", "run_status", "run_up"]
+
+Values = Mapping[str, Value]
+
+
+def run_up(values: Values) -> int:
+    """A whole cluster on this machine."""
+    from launch import up
+    from launch.console import Console
+
+    _check_policy(values)
+    _check_model(values)
+    return up.run(values, Console())
+
+
+def run_gateway(values: Values) -> int:
+    """One gateway, in this process."""
+    from gateway.config import GatewayConfig
+
+    config = build(GatewayConfig, values)
+    return _become(role_command("gateway"), role_environment("gateway", config))
+
+
+def run_scheduler(values: Values) -> int:
+    """One scheduler, in this process."""
+    from scheduler.config import SchedulerConfig
+
+    _check_policy(values)
+    config = build(SchedulerConfig, values)
+    return _become(role_command("scheduler"), role_environment("scheduler", config))
+
+
+def run_engine(values: Values) -> int:
+    """One engine, as a torchrun job in this process; without an id, one that the scheduler wants."""
+    from engine.config import EngineConfig
+
+    _check_model(values)
+    wanted = None if "engine_id" in values else "e_00000000"
+    config = build(EngineConfig, values, engine_id=wanted)
+    if wanted is not None:
+        engine_id, model = asyncio.run(_claim_engine(config.redis, config.cluster))
+        config = replace(config, engine_id=engine_id, model=model)
+    return _become(engine_command(), engine_environment(config, threads=config.threads))
+
+
+async def _claim_engine(redis: str, cluster: str) -> tuple[str, str]:
+    """Id and model of an engine that should exist and that nobody starts."""
+    from launch.supervisor import StartError
+    from scheduler.store import Store, StoreError
+
+    try:
+        store = await Store.connect(redis, cluster=cluster)
+        try:
+            engine = await store.claim_engine()
+            _, desired = await store.read_desired()
+        finally:
+            await store.close()
+    except StoreError as exc:
+        raise StartError(str(exc)) from exc
+    found = [(wanted.id, wanted.model) for wanted in desired if wanted.id == engine]
+    if not found:
+        raise StartError(
+            f"cluster {cluster!r} wants no more engines: start its scheduler, or give it a larger --engines"
+        )
+    return found[0]
+
+
+def run_client(values: Values) -> int:
+    """One session, recorded to a file."""
+    from launch import client_cmd
+
+    return asyncio.run(client_cmd.run(build(ClientConfig, values)))
+
+
+def run_status(values: Values) -> int:
+    """What the cluster does now, as tables."""
+    from launch import status
+
+    return asyncio.run(status.run(build(StatusConfig, values)))
+
+
+def run_doctor(values: Values) -> int:
+    """Is everything here that a cluster needs?"""
+    from launch import doctor
+    from launch.config import UpConfig
+
+    return doctor.run(build(UpConfig, values))
+
+
+def _become(command: list[str], environment: dict[str, str]) -> int:
+    """Replace this process, so that signals and the exit status are the role's own."""
+    sys.stdout.flush()
+    os.execve(command[0], command, environment)
+
+
+def _check_policy(values: Values) -> None:
+    from scheduler.policy.registry import POLICIES
+
+    _check_choice(values, "policy", POLICIES)
+
+
+def _check_model(values: Values) -> None:
+    if values.get("model", Value("shapes", "")).value == "shapes":
+        return  # the default needs no second of importing torch
+    from engine.models.registry import MODELS
+
+    _check_choice(values, "model", MODELS)
+
+
+def _check_choice(values: Values, name: str, available: Mapping[str, Any]) -> None:
+    chosen = values.get(name)
+    if chosen is not None and chosen.value not in available:
+        known = ", ".join(sorted(available))
+        raise SettingsError(
+            f"{chosen.source}: there is no {name} {chosen.value!r} in this version; available: {known}"
+        )

@@ -1,0 +1,94 @@
+"""What `turboserve up` and `turboserve client` can be told beyond the settings of the roles. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["ClientConfig", "StatusConfig", "UpConfig"]
+
+_MAX_ENGINES = 256
+DEFAULT_URL = "http://127.0.0.1:8080"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpConfig:
+    """One cluster on one machine. Checked on construction.
+
+    Raises:
+        ValueError: a value is out of its range; the text says which and why.
+    """
+
+    dir: str = "run"
+    """Folder for run.json, logs and Redis data; one cluster per folder."""
+    redis: str | None = None
+    """URL of a Redis to use: redis://, rediss:// or unix://; unset: a private one is started."""
+    engines: int = 2
+    """Engines to run."""
+    max_engines: int | None = None
+    """Most engines to run at once; unset: as many as `engines`."""
+    host: str = "127.0.0.1"
+    """Address that the gateway listens on."""
+    port: int = 8080
+    """TCP port that the gateway listens on."""
+    device: str = "cpu"
+    """Where engines compute: cpu or cuda (one GPU each)."""
+    ready_timeout_s: float = 150.0
+    """The first engine must be ready after so long."""
+    stop_timeout_s: float = 10.0
+    """A process that is asked to stop is killed after so long."""
+
+    def __post_init__(self) -> None:
+        if not self.dir:
+            raise ValueError("dir must not be empty")
+        if not 1 <= self.engines <= _MAX_ENGINES:
+            raise ValueError(f"engines must be between 1 and {_MAX_ENGINES}, got {self.engines}")
+        if self.max_engines is not None and not self.engines <= self.max_engines <= _MAX_ENGINES:
+            raise ValueError(
+                f"max_engines must be between engines ({self.engines}) and {_MAX_ENGINES}, "
+                f"got {self.max_engines}"
+            )
+        if not 1 <= self.port <= 65_535:
+            raise ValueError(f"port must be between 1 and 65535, got {self.port}")
+        if self.device not in ("cpu", "cuda"):
+            raise ValueError(f"device must be cpu or cuda, got {self.device!r}")
+        for name in ("ready_timeout_s", "stop_timeout_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusConfig:
+    """What to look at."""
+
+    url: str = DEFAULT_URL
+    """Address of the cluster's gateway."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientConfig:
+    """One session to record. Checked on construction.
+
+    Raises:
+        ValueError: a value is out of its range; the text says which and why.
+    """
+
+    prompt: str
+    """What to show."""
+    url: str = DEFAULT_URL
+    """Address of the cluster's gateway: http://, https://, ws:// or wss://."""
+    seconds: float = 5.0
+    """Length of the video: the fewest chunks that reach it, all their frames kept."""
+    seed: int | None = None
+    """The same seed and prompt give the same video; unset: a random one."""
+    output: str = "out.mp4"
+    """The file to write."""
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise ValueError("prompt must not be empty")
+        if not 0 < self.seconds <= 3_600:
+            raise ValueError(f"seconds must be above 0 and at most 3600, got {self.seconds:g}")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be between 0 and 2^63 - 1, got {self.seed}")
+        if not self.output.endswith(".mp4"):
+            raise ValueError(f"output must name an .mp4 file, got {self.output!r}")

@@ -1,0 +1,105 @@
+"""Keeps this machine's engines equal to the desired set in Redis, and reports those whose process ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Final, NoReturn, Protocol
+
+from scheduler.messages import (
+    DesiredChanged,
+    DesiredEngine,
+    EngineChanged,
+    EngineId,
+    EngineState,
+    Event,
+)
+from scheduler.store import EventsTrimmed, Store, StoreUnavailable
+
+__all__ = ["Engines", "Provisioner"]
+
+log = logging.getLogger("launch.provisioner")
+_BLOCK_MS: Final = 5_000
+_RETRY_S: Final = 0.5
+
+
+class Engines(Protocol):
+    """What the provisioner steers: see `launch/fleet.py`."""
+
+    def reconcile(self, desired: Sequence[DesiredEngine]) -> None: ...
+
+    async def mark_ready(self, engine: EngineId) -> None: ...
+
+
+class Provisioner:
+    """Follows the events stream. Sets of a leader older than one already seen are ignored."""
+
+    def __init__(self, store: Store, engines: Engines, *, newer_than: int) -> None:
+        """`newer_than`: the term of the set found before this cluster's scheduler started."""
+        self._store = store
+        self._engines = engines
+        self._newest_term = newer_than + 1
+        self._ours: set[EngineId] = set()
+        self._reports: set[asyncio.Task[None]] = set()
+
+    async def follow(self) -> NoReturn:
+        """Reconcile at each change, for ever. While Redis is away everything keeps running as it is."""
+        while True:
+            try:
+                await self._follow_events()
+            except EventsTrimmed:
+                log.info("fell behind the events: reading everything again")
+            except StoreUnavailable as exc:
+                log.warning("%s; engines keep running", exc)
+                await asyncio.sleep(_RETRY_S)
+
+    async def _follow_events(self) -> NoReturn:
+        after = await self._store.last_event_id()
+        await self._reconcile()
+        await self._mark_all_ready()
+        while True:
+            entries = await self._store.read_events(after, block_ms=_BLOCK_MS)
+            for after, event in entries:  # noqa: B007 - the last id is where to go on
+                await self._handle(event)
+            if not entries:
+                await self._reconcile()  # once per quiet period, should an event ever be missed
+
+    async def _handle(self, event: Event) -> None:
+        match event:
+            case DesiredChanged():
+                await self._reconcile()
+            case EngineChanged(engine=engine, state=EngineState.READY):
+                await self._engines.mark_ready(engine)
+            case _:
+                pass
+
+    async def _mark_all_ready(self) -> None:
+        for engine in await self._store.list_engines():
+            if engine.state is EngineState.READY:
+                await self._engines.mark_ready(engine.id)
+
+    async def _reconcile(self) -> None:
+        term, desired = await self._store.read_desired()
+        if term < self._newest_term:
+            return
+        self._newest_term = term
+        unknown = [engine.id for engine in desired if engine.id not in self._ours]
+        records = await self._store.get_engines(unknown)
+        # One that has registered already was started elsewhere, and the scheduler took it in.
+        self._ours |= {id for id, r in records.items() if r is None or r.state is EngineState.STARTING}
+        self._engines.reconcile([engine for engine in desired if engine.id in self._ours])
+
+    def report_exit(self, engine: EngineId, reason: str) -> None:
+        """Tell the scheduler that an engine's process ended; goes on until Redis has heard it."""
+        task = asyncio.create_task(self._report_exit(engine, reason), name=f"report exit of {engine}")
+        self._reports.add(task)
+        task.add_done_callback(self._reports.discard)
+
+    async def _report_exit(self, engine: EngineId, reason: str) -> None:
+        while True:
+            try:
+                await self._store.remove_engine(engine, reason)
+                return
+            except StoreUnavailable:
+                await asyncio.sleep(_RETRY_S)

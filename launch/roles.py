@@ -1,0 +1,52 @@
+"""How each role's process is started: its command line, and its configuration in one environment variable."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from launch.settings import ENVIRONMENT_PREFIX
+
+__all__ = ["engine_command", "engine_environment", "role_command", "role_environment"]
+
+CONFIG_VARIABLES: Final[Mapping[str, str]] = {
+    role: f"{ENVIRONMENT_PREFIX}{role.upper()}_CONFIG" for role in ("gateway", "scheduler", "engine")
+}
+
+
+def role_command(role: str) -> list[str]:
+    """A gateway or a scheduler: one Python process."""
+    return [sys.executable, "-m", role]
+
+
+def role_environment(role: str, config: Any) -> dict[str, str]:
+    """Our environment without our own settings, plus this role's configuration.
+
+    Secrets are in there: other users can't read a process's environment, but can read its command line.
+    """
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(ENVIRONMENT_PREFIX)}
+    fields = {name: value for name, value in asdict(config).items() if value is not None}
+    return inherited | {"PYTHONUNBUFFERED": "1", CONFIG_VARIABLES[role]: json.dumps(fields)}
+
+
+def engine_command(log_dir: Path | None = None) -> list[str]:
+    """One engine of one rank: a torchrun job that never restarts its ranks."""
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run"),
+        *("--nnodes=1", "--nproc-per-node=1", "--max-restarts=0"),
+        *("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"),
+    ]
+    if log_dir is not None:
+        command.append(f"--log-dir={log_dir}")
+    return [*command, "-m", "engine"]
+
+
+def engine_environment(config: Any, *, threads: int, gpu: str | None = None) -> dict[str, str]:
+    """The environment of an engine's torchrun agent, which its ranks inherit."""
+    environment = role_environment("engine", config) | {"OMP_NUM_THREADS": str(threads)}
+    return environment if gpu is None else environment | {"CUDA_VISIBLE_DEVICES": gpu}

@@ -1,0 +1,158 @@
+"""`turboserve up`: a whole cluster on one machine, from nothing to a URL, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import signal
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.config import EngineConfig
+from gateway.config import GatewayConfig
+from launch import redis_server
+from launch.cluster import Cluster, Plan
+from launch.config import UpConfig
+from launch.console import Console
+from launch.gpus import visible_gpus
+from launch.processes import adopt_orphans
+from launch.run_file import DirectoryLock, DirectoryTaken, RunFile
+from launch.settings import SettingsError, Value, build
+from launch.supervisor import StartError
+from scheduler.config import SchedulerConfig
+
+__all__ = ["ROLE_CONFIGS", "run"]
+
+ROLE_CONFIGS = (GatewayConfig, SchedulerConfig, EngineConfig)
+_ANY_ENGINE = "e_00000000"
+
+
+def run(values: Mapping[str, Value], console: Console) -> int:
+    """Bring the cluster up, and take it down at SIGINT, SIGTERM or SIGHUP. Returns the exit status.
+
+    Raises:
+        SettingsError: a value can't be used; nothing was started.
+        StartError: something can't be started; everything has been stopped again.
+    """
+    config = build(UpConfig, values)
+    secret = secrets.token_urlsafe(32) if "link_secret" not in values else None
+    directory = Path(config.dir).absolute()
+    lock = _claim(directory)
+    try:
+        _check_port(config.host, config.port)
+        plan = _make_plan(config, values, directory, secret)
+        return asyncio.run(_serve(plan, console))
+    finally:
+        lock.release()
+
+
+def _claim(directory: Path) -> DirectoryLock:
+    """Make the folder ours, without traces of an earlier cluster but its logs."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = DirectoryLock(directory)
+    except DirectoryTaken as exc:
+        raise StartError(
+            f"another cluster runs in {directory}: stop it, or choose another folder with --dir"
+        ) from exc
+    except OSError as exc:
+        raise StartError(f"the folder {directory} can't be used: {exc.strerror}") from exc
+    (directory / "run.json").unlink(missing_ok=True)
+    logs, previous = directory / "logs", directory / "logs.previous"
+    if logs.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        logs.rename(previous)
+    logs.mkdir()
+    return lock
+
+
+def _check_port(host: str, port: int) -> None:
+    """Refuse a port that the gateway could not listen on, before anything starts."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except OSError as exc:
+            raise StartError(
+                f"port {port} on {host} can't be used ({exc.strerror}): stop what listens there, "
+                "or choose another with --port"
+            ) from exc
+
+
+def _make_plan(config: UpConfig, values: Mapping[str, Value], directory: Path, secret: str | None) -> Plan:
+    """Check every role's settings, so that a bad one stops us before anything runs."""
+    if config.redis is None:
+        try:
+            server = redis_server.find_server()
+        except redis_server.RedisMissing as exc:
+            raise StartError(str(exc)) from exc
+        files = redis_server.prepare(directory)
+        own_redis, redis = redis_server.command(server, files), files.url
+    else:
+        own_redis, redis = None, config.redis
+    gpus = visible_gpus(os.environ) if config.device == "cuda" else ()
+    if config.device == "cuda" and not gpus:
+        raise SettingsError("device is cuda, but this machine shows no NVIDIA GPU (no /dev/nvidia0)")
+    shared = {"redis": redis, "link_secret": secret}
+    return Plan(
+        config=config,
+        directory=directory,
+        redis_command=own_redis,
+        gpus=gpus,
+        gateway=build(GatewayConfig, values, **shared),
+        scheduler=build(SchedulerConfig, values, redis=redis),
+        engine=build(EngineConfig, values, engine_id=_ANY_ENGINE, **shared),
+    )
+
+
+@dataclass(slots=True)
+class _Signals:
+    """The first signal asks for an orderly end, the second for an immediate one."""
+
+    cluster: Cluster
+    asked: asyncio.Event
+
+    def receive(self) -> None:
+        if self.asked.is_set():
+            self.cluster.kill()
+        self.asked.set()
+
+
+async def _serve(plan: Plan, console: Console) -> int:
+    adopt_orphans()
+    url = url_of(plan.config.host, plan.config.port)
+    run_file = RunFile(plan.directory / "run.json", url=url, redis=plan.gateway.redis)
+    cluster = Cluster(plan, run_file=run_file, console=console, url=url)
+    signals = _Signals(cluster, asyncio.Event())
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, signals.receive)
+    stop = asyncio.create_task(signals.asked.wait(), name="stop")
+    running = asyncio.create_task(cluster.run(), name="cluster")
+    try:
+        await asyncio.wait((stop, running), return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            running.result()
+    finally:
+        console.step("stopping")
+        await _cancel(running)
+        await cluster.stop()
+        run_file.delete()
+        console.step("stopped")
+    return 0
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait((task,))
+
+
+def url_of(host: str, port: int) -> str:
+    """Where a browser on this machine finds a gateway that listens there."""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{reachable}:{port}"
