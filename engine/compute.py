@@ -124,7 +124,7 @@ class ComputeLoop:
     def run(self) -> None:
         """Run until stopped. Never raises: an error of the loop itself is emitted as ComputeDied."""
         try:
-            while self._step():
+            while self.step():
                 pass
         except BaseException as exc:
             _log.exception("the compute loop ended by an error")
@@ -132,7 +132,8 @@ class ComputeLoop:
         finally:
             self._progress.rest()
 
-    def _step(self) -> bool:
+    def step(self) -> bool:
+        """One pass boundary: run a pass, or rest until something is ready. False when there is no more to do."""
         self._take_in()
         now = self._clock()
         ready, wake_ms = self._ready_rows(now)

@@ -1,0 +1,183 @@
+"""A compute loop with a small random model, driven step by step on the test's own thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from engine.compute import ComputeLoop
+from engine.compute_messages import ComputeEvent, Drop, Feed, Open, PartMade, SessionFailed, Wish
+from engine.credit import Player
+from engine.encoder import EncoderPool
+from engine.kv_pool import SlabPool
+from engine.models.base import CausalVideoModel, ModelSpec, PassBatch
+from engine.models.shapes.model import TINY, ShapesModel
+from engine.planner import CostTable
+from engine.progress import Progress
+from engine.steering import LogEntry, Steering
+from scheduler.messages import Input, PromptInput, SessionId
+
+BATCHING_PAYS = CostTable(ms=(1.0, 1.01, 1.02, 1.03, 1.04, 1.05, 1.06, 1.07))
+BATCHING_COSTS = CostTable(ms=(1.0,))
+
+
+class RecordingModel:
+    """A random tiny model that notes batches and decoded latents, and can be told to fail."""
+
+    def __init__(self, *, seed: int = 0) -> None:
+        self.inner: CausalVideoModel = ShapesModel.random(seed, config=TINY)
+        self.spec: ModelSpec = self.inner.spec
+        self.device, self.dtype = self.inner.device, self.inner.dtype
+        self.batches: list[PassBatch] = []
+        self.latents: list[Tensor] = []
+        self.errors: list[Exception] = []
+        """Raised by the next passes, one each."""
+        self.max_rows: int | None = None
+        """Larger batches run out of memory."""
+        self.poisoned_slot: int | None = None
+        """A batch with this slot fails."""
+
+    def encode_prompts(self, texts: Sequence[str]) -> Tensor:
+        return self.inner.encode_prompts(texts)
+
+    def prompt_kv(self, embeds: Tensor) -> Tensor:
+        return self.inner.prompt_kv(embeds)
+
+    def run_pass(self, batch: PassBatch) -> Tensor:
+        self.batches.append(batch)
+        if self.errors:
+            raise self.errors.pop(0)
+        if self.max_rows is not None and len(batch.rows) > self.max_rows:
+            raise torch.OutOfMemoryError("no memory for so many rows")
+        if any(row.slot == self.poisoned_slot for row in batch.rows):
+            raise RuntimeError("this row breaks the pass")
+        return self.inner.run_pass(batch)
+
+    def initial_decoder_state(self) -> Tensor:
+        return self.inner.initial_decoder_state()
+
+    def decode(self, latents: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        self.latents.append(latents.clone())
+        return self.inner.decode(latents, state)
+
+
+@dataclass
+class Client:
+    """What a session's player did, as the compute loop is told."""
+
+    epoch: int
+    player: Player
+    running: bool = True
+
+
+@dataclass
+class Bench:
+    """The loop, its model and what it emitted. Time stands still unless a test moves it."""
+
+    model: RecordingModel = field(default_factory=RecordingModel)
+    slots: int = 4
+    costs: CostTable = BATCHING_PAYS
+    now_ms: float = 0.0
+    events: list[ComputeEvent] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.pool = SlabPool(self.model, slots=self.slots)
+        self.encoders = EncoderPool(threads=1)
+        self.loop = ComputeLoop(
+            self.model,
+            self.pool,
+            costs=self.costs,
+            encoders=self.encoders,
+            crf=23,
+            progress=Progress(self.clock),
+            clock=self.clock,
+            emit=self.events.append,
+        )
+        self.clients: dict[SessionId, Client] = {}
+
+    def clock(self) -> float:
+        return self.now_ms
+
+    def open(
+        self,
+        session: str,
+        *,
+        text: str = "a red ball",
+        seed: int = 1,
+        epoch: int = 1,
+        seq: int = 0,
+        lead_ms: float = 1e9,
+    ) -> SessionId:
+        """A new session whose player never gets enough."""
+        spec = self.model.spec
+        id = SessionId(session)
+        frame = seq * spec.chunk_frames
+        start = LogEntry(entry="1-0", message=PromptInput(text=text))
+        self.loop.submit(
+            Open(
+                session=id, epoch=epoch, steering=Steering(seed=seed), pending=(start,), seq=seq, frame=frame
+            )
+        )
+        player = Player(lead_ms=lead_ms, chunk_ms=spec.chunk_frames * 1000 / spec.fps, has_acked=True)
+        self.clients[id] = Client(epoch=epoch, player=player)
+        self.allow(id, seq)
+        return id
+
+    def allow(self, session: SessionId, done: int) -> None:
+        """The client has all chunks before `done` and wants more."""
+        client = self.clients[session]
+        client.player = replace(client.player, emitted_seq=done, delivered_seq=done, acked_seq=done)
+        self._wish(session)
+
+    def run(self, session: SessionId, running: bool) -> None:
+        """Resume or pause."""
+        self.clients[session].running = running
+        self._wish(session)
+
+    def feed(self, session: SessionId, *inputs: Input) -> None:
+        """Append to the session's input log."""
+        entries = tuple(LogEntry(entry=f"2-{n}", message=message) for n, message in enumerate(inputs))
+        self.loop.submit(Feed(session=session, epoch=self.clients[session].epoch, entries=entries))
+
+    def drop(self, session: SessionId) -> None:
+        self.loop.submit(Drop(session=session, epoch=self.clients.pop(session).epoch))
+
+    def step(self, passes: int = 1) -> None:
+        """Run so many passes, all sessions wanting more all the time."""
+        goal = self.loop.num_passes + passes
+        with torch.inference_mode():
+            while self.loop.num_passes < goal:
+                self._want_more()
+                assert self.loop.step(), "the loop ended"
+
+    def chunks(self, session: SessionId, count: int) -> None:
+        """Run until the session has made `count` chunks."""
+        with torch.inference_mode():
+            while self.made(session) < count:
+                self._want_more()
+                assert self.loop.step(), "the loop ended"
+        self.encoders.close()
+
+    def made(self, session: SessionId) -> int:
+        """Chunks that the session has made since it was opened."""
+        return next((s.seq for s in self.loop.states() if s.session == session), 0)
+
+    def parts(self, session: SessionId) -> list[PartMade]:
+        return [e for e in self.events if isinstance(e, PartMade) and e.session == session]
+
+    def failed(self) -> list[SessionId]:
+        return [e.session for e in self.events if isinstance(e, SessionFailed)]
+
+    def _want_more(self) -> None:
+        for state in self.loop.states():
+            if state.session in self.clients:
+                self.allow(state.session, state.seq)
+
+    def _wish(self, session: SessionId) -> None:
+        client = self.clients[session]
+        self.loop.wish(
+            session, client.epoch, Wish(running=client.running, since_ms=0.0, player=client.player)
+        )

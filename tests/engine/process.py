@@ -1,0 +1,112 @@
+"""An engine as a real torchrun job."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from engine.config import EngineConfig
+from scheduler.messages import EngineId, EngineRecord, EngineState, PromptInput, SessionId
+from scheduler.store import Store
+from tests.engine.link_client import SECRET
+
+RESUME_HASH = "ab" * 32
+TORCHRUN = [
+    *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=1", "--max-restarts=0"),
+    *("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "engine"),
+]
+
+
+class EngineProcess:
+    """The agent (torchrun) and, once ready, the pid of its rank."""
+
+    def __init__(self, engine: EngineId, agent: asyncio.subprocess.Process, log: Path) -> None:
+        self.id, self.agent, self.log = engine, agent, log
+
+    @classmethod
+    async def start(cls, config: EngineConfig, log: Path) -> EngineProcess:
+        environment = {**os.environ, "TURBOSERVE_ENGINE_CONFIG": json.dumps(asdict(config))}
+        with log.open("wb") as output:
+            agent = await asyncio.create_subprocess_exec(
+                *TORCHRUN, env=environment, stdout=output, stderr=output
+            )
+        return cls(EngineId(config.engine_id), agent, log)
+
+    @property
+    def rank(self) -> int:
+        """Pid of rank 0: the agent's only child."""
+        children = Path(f"/proc/{self.agent.pid}/task/{self.agent.pid}/children").read_text().split()
+        assert len(children) == 1, f"the agent has children {children}"
+        return int(children[0])
+
+    async def ready(self, store: Store) -> EngineRecord:
+        """Wait until the engine is registered."""
+        position = "0-0"
+        while True:
+            record = await store.get_engine(self.id)
+            if record is not None and record.state is EngineState.READY:
+                return record
+            assert self.agent.returncode is None, self.log.read_text()
+            events = await store.read_events(position, block_ms=500)
+            position = events[-1][0] if events else position
+
+    async def exit_status(self) -> int:
+        async with asyncio.timeout(60):
+            return await self.agent.wait()
+
+    async def kill(self) -> None:
+        """Kill the agent, and with it the rank."""
+        if self.agent.returncode is None:
+            self.agent.send_signal(signal.SIGKILL)
+            await self.agent.wait()
+
+
+def config(
+    store_url: str, cluster: str, weights: Path, engine: str = "e_00000001", **more: object
+) -> EngineConfig:
+    """Settings of a test's engine."""
+    return EngineConfig(
+        engine_id=engine,
+        redis=store_url,
+        cluster=cluster,
+        weights=str(weights),
+        link_secret=SECRET,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+async def place(
+    store: Store, engine: EngineId, session: SessionId, *, text: str = "a red ball", term: int
+) -> int:
+    """Create a session and place it; returns its epoch."""
+    from tests.scheduler.conftest import GATEWAY
+
+    await store.create_session(
+        session=session,
+        model="shapes",
+        prompt=PromptInput(text=text),
+        seed=7,
+        lead_ms=1500,
+        codec="h264",
+        resume_hash=RESUME_HASH,
+        gateway=GATEWAY,
+        queue_limit=64,
+    )
+    return await store.place_session(session, engine, expect_epoch=0, term=term)
+
+
+async def ended(pidfd: int) -> None:
+    """Wait until the process of this pidfd has ended, whoever its parent is."""
+    loop, gone = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(pidfd, gone.set)
+    try:
+        async with asyncio.timeout(30):
+            await gone.wait()
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
