@@ -1,7 +1,7 @@
 """Who attends to whom: over the engine's KV pools when streaming, over a whole clip when training.
 
-The streaming functions loop over the rows of a batch on exact slices of the pools: no mask, no padding, no copy of
-cached K/V, no device value read by the host. The GEMMs around them run on the concatenated batch.
+The streaming functions loop over the rows of a batch on exact slices of the pools: no mask, no padding, no
+copy of cached K/V, no device value read by the host. The GEMMs around them run on the concatenated batch.
 
 Shape letters: as in base.py; K chunks of a training clip, S = F·N tokens of a chunk.
 """
@@ -77,8 +77,8 @@ def teacher_forcing_attend(
 ) -> Attend:
     """Attention of a training clip laid out as chunks of (chunk index, is clean), clean ones first.
 
-    Every chunk attends to itself and to the clean chunks before it that are still in the window: what the KV ring
-    holds at that point of a stream.
+    Every chunk attends to itself and to the clean chunks before it that are still in the window: what the
+    KV ring holds at that point of a stream.
     """
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ class ModelSpec:
     action_dim: int
     """A; 0 when the model takes no control input."""
     sigmas: tuple[float, ...]
-    """Noise levels of the denoising steps, falling, each in (0, 1]; the clean pass (sigma 0) is not listed."""
+    """Noise levels of the denoising steps, falling, in (0, 1]; the clean pass (sigma 0) is not listed."""
     first_sigmas: tuple[float, ...]
     """Same for the first chunk after start or reset."""
     decoder_state_numel: int

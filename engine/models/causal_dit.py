@@ -1,7 +1,9 @@
-"""A causal video diffusion transformer, chunk by chunk, with Wan's structure and module names; a config sets the size.
+"""A causal video diffusion transformer, chunk by chunk, with Wan's structure and module names; a config
+sets the size.
 
-One set of blocks serves two paths that differ only in the attention handed to them: `run_pass` reads and writes the
-engine's KV pools, `predict_clip` sees a whole training clip at once. Nothing is kept between calls.
+One set of blocks serves two paths that differ only in the attention handed to them: `run_pass` reads and
+writes the engine's KV pools, `predict_clip` sees a whole training clip at once. Nothing is kept between
+calls.
 
 Shape letters: as in base.py. R training clips, K chunks, d model width, p patch side.
 """
@@ -51,7 +53,7 @@ class CausalDiTConfig:
     freq_dim: int = 256
     """Length of the sinusoidal embedding of the noise level."""
     spatial_embedding: bool = False
-    """Add a learned vector per token position (Wan has none; a small model learns where things are much faster)."""
+    """Add a learned vector per token position (Wan has none; a small model learns much faster with it)."""
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
@@ -80,7 +82,7 @@ class CausalDiTConfig:
 
 
 class _Attention(nn.Module):
-    """Projections shared by self- and cross-attention; q and k are normalised over the full width, as in Wan."""
+    """Projections of self- or cross-attention; q and k are normalised over the full width, as in Wan."""
 
     def __init__(self, config: CausalDiTConfig) -> None:
         super().__init__()
@@ -152,7 +154,7 @@ def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class CausalDiT(nn.Module):
-    """The transformer. Its output is raw: the model that owns it says whether that is a velocity or a sample."""
+    """The transformer. Its output is raw: its owner says whether that is a velocity or a sample."""
 
     def __init__(self, config: CausalDiTConfig) -> None:
         super().__init__()
@@ -195,7 +197,7 @@ class CausalDiT(nn.Module):
         return torch.stack([torch.stack(block.cross_attn.key_value(text), 1) for block in self._blocks()], 1)
 
     def run_pass(self, batch: PassBatch) -> Tensor:
-        """One streaming forward over the engine's pools; see `CausalVideoModel.run_pass`. Raw [B, F, C, h, w]."""
+        """One streaming forward over the pools; see `CausalVideoModel.run_pass`. Raw [B, F, C, h, w]."""
         frames = [[row.frame_start + f for f in range(self.config.chunk_frames)] for row in batch.rows]
         x, time, rope = self._embed(batch.x, batch.sigma, frames)
         e = self.time_projection(time).unflatten(-1, (6, -1))
@@ -208,8 +210,9 @@ class CausalDiT(nn.Module):
     ) -> Tensor:
         """Teacher forcing: predict every noisy chunk from the clean chunks before it, all at once.
 
-        clean [R, Kc·F, C, h, w] holds chunks 0 … Kc−1, noisy [R, Kn·F, C, h, w] chunks first_noisy …, sigma [R, Kn]
-        their noise levels, embeds [R, K, T, E] each chunk's prompt. Returns the raw output for the noisy chunks.
+        clean [R, Kc·F, C, h, w] holds chunks 0 … Kc−1, noisy [R, Kn·F, C, h, w] chunks first_noisy …, sigma
+        [R, Kn] their noise levels, embeds [R, K, T, E] each chunk's prompt. Returns the raw output for the
+        noisy chunks.
         """
         span, count = self.config.chunk_frames, noisy.shape[1] // self.config.chunk_frames
         num_clean = clean.shape[1] // span

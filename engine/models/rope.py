@@ -1,9 +1,10 @@
 """Rotary positions over three axes (time, row, column), exact for any absolute frame index.
 
-Angles are computed on the host in float64 and reduced before they become float32, so attention between two frames
-depends on their distance only, after hours as in the first second.
+Angles are computed on the host in float64 and reduced before they become float32, so attention between two
+frames depends on their distance only, after hours as in the first second.
 
-Shape letters: B rows, F frames, N tokens of a frame, H heads, D head dim, D/2 = time pairs + row pairs + column pairs.
+Shape letters: B rows, F frames, N tokens of a frame, H heads, D head dim, D/2 = time pairs + row pairs +
+column pairs.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def rope_table(
 ) -> Rope:
     """Rotation for absolute latent frame indices [B][F] and every token of a rows × columns grid.
 
-    The pairs of a head are split as Wan splits them: a third (rounded down) each for row and column, the rest time.
+    The pairs of a head are split as Wan splits them: a third (rounded down) each for row and column, the
+    rest time.
     """
     space = head_dim // 6
     time = head_dim // 2 - 2 * space
@@ -57,7 +59,7 @@ def rope_table(
 
 
 def rotate(x: Tensor, rope: Rope) -> Tensor:
-    """Turn neighbouring pairs of x [B, F, N, H, D] by their angles; computed in float32, returned in x's dtype."""
+    """Turn neighbouring pairs of x [B, F, N, H, D] by their angles, in float32; returns x's dtype."""
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack([even * rope.cos - odd * rope.sin, even * rope.sin + odd * rope.cos], dim=-1)
     return turned.flatten(-2).to(x.dtype)

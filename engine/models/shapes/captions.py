@@ -1,8 +1,8 @@
 """English ↔ scenes: a small, bounded reading of free text, and captions of a scene in many wordings. Pure.
 
-Reading never fails: words that mean nothing here are skipped, what is left out has a default. A colour belongs to the
-background if a background word follows it, or a preposition such as "on" or "against" stands before it with no
-shape after it; every other colour is the object's.
+Reading never fails: words that mean nothing here are skipped, what is left out has a default. A colour
+belongs to the background if a background word follows it, or a preposition such as "on" or "against" stands
+before it with no shape after it; every other colour is the object's.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def _is_ground(words: Sequence[str], position: int, on_ground: bool) -> bool:
 
 
 def describe(scene: Scene, pick: Callable[[Sequence[str]], str]) -> str:
-    """A caption that `read` maps back to this scene. `pick` chooses among wordings (random.choice, or first)."""
+    """A caption that `read` maps back to this scene. `pick` chooses among wordings (e.g. random.choice)."""
     colour, shape = pick(_words(_COLOUR_WORDS, scene.colour)), pick(_words(_SHAPE_WORDS, scene.shape))
     thing = f"{colour} {shape}"
     if scene.size == "small" or pick(("", "large")):
@@ -181,7 +181,7 @@ def _moving(scene: Scene, pick: Callable[[Sequence[str]], str]) -> str:
         words = pick([word for word in _words(_MOTION_WORDS, scene.motion) if word.endswith("ing")])
     if scene.speed == "normal":
         return words
-    return f"{words} {pick([word for word in _words(_SPEED_WORDS, scene.speed)])}"
+    return f"{words} {pick(_words(_SPEED_WORDS, scene.speed))}"
 
 
 def _ground(background: str, pick: Callable[[Sequence[str]], str]) -> str:

@@ -1,10 +1,11 @@
 """The streaming autoencoder of `shapes`: 4 pixel frames ↔ one latent frame, 8× smaller each way.
 
-The encoder is causal in the strict sense: a latent sees its own 4 frames only. The decoder looks back: each of its two
-memory blocks also reads its own input of the previous latent, zeros at the start. Nothing is recurrent, so the decoder
-state depends on the last two latents and can be rebuilt from them.
+The encoder is causal in the strict sense: a latent sees its own 4 frames only. The decoder looks back: each
+of its two memory blocks also reads its own input of the previous latent, zeros at the start. Nothing is
+recurrent, so the decoder state depends on the last two latents and can be rebuilt from them.
 
-Shape letters: B clips, F latent frames, P = 4 pixel frames of a latent, C latent channels, h latent side, Z = 8h.
+Shape letters: B clips, F latent frames, P = 4 pixel frames of a latent, C latent channels, h latent side, Z
+= 8h.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Normalised latents → RGB, one flat state in and out. `mean` and `std` map latents back to the encoder's."""
+    """Normalised latents → RGB, flat state in and out. `mean` and `std` map latents to the encoder's."""
 
     mean: Tensor
     std: Tensor
@@ -128,7 +129,7 @@ class Decoder(nn.Module):
         return (raw - self.mean[:, None, None]) / self.std[:, None, None]
 
     def forward(self, latents: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents [B, F, C, h, h], states [B, state_numel] → (RGB [B, F·P, 3, Z, Z], unclamped; next states)."""
+        """Latents [B, F, C, h, h], states [B, numel] → (RGB [B, F·P, 3, Z, Z], unclamped; next states)."""
         batch, frames = latents.shape[:2]
         sizes = [c * h * w for c, h, w in self.config.memory_shapes]
         past = [

@@ -2,8 +2,8 @@
 
     python -m engine.models.shapes.judge [--weights FILE] [--scenes N] [--chunks K]
 
-Every scene runs for K chunks, then another prompt for K chunks; the first chunk of each prompt is not judged, because
-a change may take that long. Drawn scenes go through the same judge: its own ceiling.
+Every scene runs for K chunks, then another prompt for K chunks; the first chunk of each prompt is not
+judged, because a change may take that long. Drawn scenes go through the same judge: its own ceiling.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 from engine.models.registry import load_model
 from engine.models.shapes.captions import describe
 from engine.models.shapes.codec import to_uint8
-from engine.models.shapes.concepts import COLOURS, SHAPES, SLOTS, Scene, scene_ids
+from engine.models.shapes.concepts import BACKGROUNDS, COLOURS, SHAPES, SLOTS, Scene, scene_ids
 from engine.models.shapes.rollout import stream
 from engine.models.shapes.world import CHUNK_FRAMES, COLOUR_RGB, SIDE, Track, render, sample_scenes, simulate
 
@@ -40,7 +41,7 @@ def scene_of(ids: Sequence[int]) -> Scene:
 
 
 def judge(rgb: Tensor, scene: Scene) -> dict[str, bool]:
-    """Check frames uint8 [T, Z, Z, 3] of one prompt: background, colour, area, shape, motion, speed (drifts only)."""
+    """Check frames uint8 [T, Z, Z, 3] of one prompt; speed is judged for drifts only."""
     mask = object_mask(rgb, scene)
     still = _still(scene)
     area, wanted = mask.sum(dim=(1, 2)).median().item(), object_mask(still, scene).sum().item()
@@ -74,15 +75,23 @@ def _still(scene: Scene, *, with_object: bool = True, angle: float = 0.0, shape:
     picture, mask = render(track)
     if not with_object:
         hidden = Track(ids=ids[None, None], x=middle + SIDE / 2, y=middle + SIDE / 2, angle=middle * 0)
-        other, _ = render(hidden)  # the object sits over the corners: take those pixels from the first picture
+        other, _ = render(
+            hidden
+        )  # the object sits over the corners: take those pixels from the first picture
         picture = torch.where(mask > 0, other, picture)
     return to_uint8(picture[0])
 
 
 def _is_background(rgb: Tensor, scene: Scene) -> bool:
-    ground = _still(scene, with_object=False).float()
-    distance = (rgb.float() - ground).norm(dim=-1)
-    return distance.flatten(1).median(dim=1).values.median().item() < 35.0
+    """The prompt's background is nearer than any other, and near."""
+    grounds = torch.cat(
+        [_still(replace(scene, background=b), with_object=False) for b in BACKGROUNDS]
+    ).float()
+    distance = torch.stack([(frame.float() - grounds).norm(dim=-1).mean(dim=(1, 2)) for frame in rgb]).mean(
+        dim=0
+    )
+    found = int(distance.argmin())
+    return BACKGROUNDS[found] == scene.background and distance[found].item() < 45.0
 
 
 def _path(mask: Tensor) -> Tensor:
@@ -100,7 +109,7 @@ def _path(mask: Tensor) -> Tensor:
 
 
 def _is_motion(path: Tensor, rgb: Tensor, scene: Scene) -> bool:
-    """Right kind of motion. Spin and rest are told apart by change within the object, where its shape can show it."""
+    """Right kind of motion. Change within the object tells spin from rest, where its shape can show it."""
     spread = path.max(dim=0).values - path.min(dim=0).values
     x, y = spread.tolist()
     if scene.motion in _DRIFT:
@@ -109,7 +118,8 @@ def _is_motion(path: Tensor, rgb: Tensor, scene: Scene) -> bool:
         across = (spread * (1 - sign.abs())).sum().item()
         return along > 10 and across < 0.6 * along
     if scene.motion == "bounce":
-        return y > 18 and x < 0.6 * y
+        falling = (torch.diff(path[:, 1]) > 0).float().mean().item()
+        return y > 18 and x < 0.6 * y and 0.15 < falling < 0.85
     if scene.motion == "orbit":
         around = path - path.mean(dim=0)
         bearing = torch.atan2(around[:, 1], around[:, 0])
@@ -124,7 +134,7 @@ def _is_motion(path: Tensor, rgb: Tensor, scene: Scene) -> bool:
 
 
 def _shape(mask: Tensor, scene: Scene) -> str:
-    """The shape whose drawing overlaps most with the object, summed over a few frames, best of some angles."""
+    """The shape whose drawing overlaps most with the object, over a few frames, at its best angle."""
     angles = [i * math.pi / 15 for i in range(30)] if scene.motion == "spin" else [0.0]
     drawn = {
         shape: torch.cat([object_mask(_still(scene, angle=a, shape=shape), scene) for a in angles])
@@ -193,7 +203,9 @@ def main() -> None:
             for part, scene in enumerate(pair):
                 begin = (part * args.chunks + 1) * CHUNK_FRAMES
                 for key, good in judge(rgb[begin : (part + 1) * args.chunks * CHUNK_FRAMES], scene).items():
-                    totals[who].setdefault(("start " if part == 0 else "after change ") + key, []).append(good)
+                    totals[who].setdefault(("start " if part == 0 else "after change ") + key, []).append(
+                        good
+                    )
     shares = {
         who: {key: round(sum(good) / len(good), 2) for key, good in sorted(checks.items())}
         for who, checks in totals.items()

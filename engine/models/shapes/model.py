@@ -25,7 +25,7 @@ _CLEAN_SIGMA = 1e-6  # below this a pass is a clean one; its velocity means noth
 
 
 class WeightsError(ValueError):
-    """A weights file does not fit the model; the message names what is missing, unknown or of another shape."""
+    """A weights file does not fit the model; the message names what is missing, unknown or misshapen."""
 
 
 def shifted_sigmas(steps: int, shift: float = 5.0) -> tuple[float, ...]:
@@ -110,7 +110,7 @@ class ShapesModel:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        """Takes over `net` and moves it to `device`; K/V and the transformer use `dtype`, the decoder float32."""
+        """Takes over `net`, moves it to `device`; K/V and transformer use `dtype`, the decoder float32."""
         self.device, self.dtype = device, dtype
         self.spec = _spec(config, weights_hash)
         self._net = net.eval().requires_grad_(False).to(device)
@@ -126,7 +126,7 @@ class ShapesModel:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> ShapesModel:
-        """A model with random weights, equal for equal seed and config. Leaves torch's own generator untouched."""
+        """Random weights, equal for equal seed and config. Leaves torch's own generator untouched."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             net = ShapesNet(config)
@@ -157,7 +157,9 @@ class ShapesModel:
     def encode_prompts(self, texts: Sequence[str]) -> Tensor:
         """Text → [B, T, E] float32; words without a meaning here are skipped."""
         tokens = [scene_tokens(scene_ids(read(text))) for text in texts]
-        return self._net.embed(torch.tensor(tokens, device=self.device).reshape(-1, TEXT_LEN))
+        return self._net.embed(
+            torch.tensor(tokens, dtype=torch.int64, device=self.device).reshape(-1, TEXT_LEN)
+        )
 
     @torch.inference_mode()
     def prompt_kv(self, embeds: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Stream a model without an engine: one session, the same passes, ring and sampler. For samples, the judge and tests."""
+"""Stream a model without an engine, same passes, ring and sampler: for samples, the judge and tests."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Rollout:
 
 @torch.inference_mode()
 def stream(model: CausalVideoModel, prompts: Sequence[str], seed: int) -> tuple[Tensor, Tensor]:
-    """One chunk per prompt: (RGB uint8 [chunks · chunk_frames, height, width, 3], latents [chunks · F, C, h, w])."""
+    """One chunk per prompt: (RGB uint8 [frames, height, width, 3], latents [chunks · F, C, h, w])."""
     spec = model.spec
     generator = torch.Generator().manual_seed(seed)
     size = (spec.chunk_latent_frames, *spec.latent_shape)

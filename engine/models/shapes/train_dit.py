@@ -40,7 +40,8 @@ class _Batch:
 
 
 def train_dit(out: Path, minutes: float, device: torch.device, seed: int = 0) -> Path:
-    """Train for `minutes`, resuming `out/dit.pt`; write weights and sample sheets to `out` every five minutes.
+    """Train for `minutes`, resuming `out/dit.pt`; write weights and sample sheets to `out` every five
+    minutes.
 
     Under torchrun every process draws its own clips and the gradients are averaged.
     """
@@ -195,8 +196,8 @@ def _sigmas(batch: _Batch, config: ShapesConfig) -> Tensor:
 def _draw(
     clips: Clips, config: ShapesConfig, generator: torch.Generator, device: torch.device, *, first_noisy: int
 ) -> _Batch:
-    """Random clips of one window: from a session's start (first_noisy 0), or from its middle, with that many more
-    chunks as mere context before."""
+    """Random clips of one window: from a session's start (first_noisy 0), or from its middle, with that
+    many more chunks as mere context before."""
     span, window = config.dit.chunk_frames, config.dit.window_frames // config.dit.chunk_frames
     total = clips.ids.shape[1]
     chunks = window + first_noisy

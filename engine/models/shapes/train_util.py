@@ -90,8 +90,8 @@ def load_checkpoint(path: Path, module: nn.Module) -> bool:
 class Peers:
     """The processes that train one model together: one under plain python, several under torchrun.
 
-    On a shared CPU, processes of one thread each lose far less to other programs than one process of many threads,
-    whose every operation waits for its slowest thread.
+    On a shared CPU, processes of one thread each lose far less to other programs than one process of many
+    threads, whose every operation waits for its slowest thread.
     """
 
     def __init__(self) -> None:

@@ -1,9 +1,11 @@
 """The procedural world that `shapes` learns: one object moving over a plain background, as tensors.
 
-A clip is simulated frame by frame from a small state (position, vertical speed, angle), so that a change of prompt at
-a chunk boundary carries on from where the object is. Weak pulls back to the middle keep the state bounded for ever.
+A clip is simulated frame by frame from a small state (position, vertical speed, angle), so that a change of
+prompt at a chunk boundary carries on from where the object is. Weak pulls back to the middle keep the state
+bounded for ever.
 
-Shape letters: B clips, T pixel frames, K chunks, S = 6 prompt slots (concepts.SLOTS), Z picture side in pixels.
+Shape letters: B clips, T pixel frames, K chunks, S = 6 prompt slots (concepts.SLOTS), Z picture side in
+pixels.
 """
 
 from __future__ import annotations
@@ -96,8 +98,8 @@ class Track:
 def sample_scenes(batch: int, chunks: int, generator: torch.Generator, switch_chance: float = 0.2) -> Tensor:
     """Random prompts [batch, chunks, S], changing at chunk boundaries with the given chance.
 
-    Half of the changes replace everything, the others about 40 % of the slots, so that the model learns to read every
-    word again at every chunk instead of copying the past.
+    Half of the changes replace everything, the others about 40 % of the slots, so that the model learns to
+    read every word again at every chunk instead of copying the past.
     """
 
     def draw() -> Tensor:
@@ -165,8 +167,8 @@ def _step(
     hop_y = torch.where(touched, floor, hop_y)
     fallen = torch.where(touched, -4 * _HOP_HEIGHT / hop, fallen)
 
-    # Orbit: go on from the present angle about the middle, radius easing to its own. Near the middle the angle of the
-    # state decides, because the position has none.
+    # Orbit: go on from the present angle about the middle, radius easing to its own. Near the middle the
+    # angle of the state decides, because the position has none.
     dx, dy = x - _MIDDLE, y - _MIDDLE
     distance = torch.hypot(dx, dy)
     bearing = torch.where(distance > 4, torch.atan2(dy, dx), turn) + 2 * math.pi / _ORBIT_FRAMES[speed]
@@ -193,7 +195,7 @@ def render(track: Track) -> tuple[Tensor, Tensor]:
 
 
 def _coverage(ids: Tensor, x: Tensor, y: Tensor, angle: Tensor) -> Tensor:
-    """Antialiased object masks [n, 1, Z, Z], computed in a patch around the object; patches wrap at the sides."""
+    """Antialiased masks [n, 1, Z, Z], computed in a patch around the object; patches wrap at the sides."""
     patch = torch.arange(-_REACH, _REACH)
     columns, rows = x.floor().long()[:, None] + patch, y.floor().long()[:, None] + patch  # [n, patch]
     dx, dy = columns + 0.5 - x[:, None], rows + 0.5 - y[:, None]
