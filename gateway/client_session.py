@@ -59,6 +59,7 @@ from gateway.protocol import (
     Stop,
 )
 from gateway.protocol import Session as SessionInfo
+from scheduler.messages import ErrorCode
 
 __all__ = ["MAX_QUEUED_CHUNKS", "MAX_QUEUED_EVENTS", "Dial", "Session"]
 
@@ -94,6 +95,14 @@ _FINAL = {
 }
 
 
+class _NotYet(Exception):
+    """An attach shall be tried again on the same connection."""
+
+    def __init__(self, delay_s: float) -> None:
+        super().__init__()
+        self.delay_s = delay_s
+
+
 @dataclass(slots=True)
 class _OpenInput:
     """An input that the server has not fully answered."""
@@ -126,7 +135,9 @@ class Session:
         self._established: asyncio.Future[SessionInfo] = asyncio.get_running_loop().create_future()
         self._socket: ClientConnection | None = None
         self._task: asyncio.Task[None] | None = None
+        self._refused_since: float | None = None  # attaching, the server said "not yet" since then
         self._end: ClientError | None = None
+        self._is_settled = False
         self._is_over = False
         self._is_stopping = False
 
@@ -236,7 +247,11 @@ class Session:
         acks = asyncio.create_task(self._keep_acking())
         try:
             while True:
-                code = await self._serve(socket)
+                try:
+                    code = await self._serve(socket)
+                except _NotYet as exc:
+                    await asyncio.sleep(exc.delay_s)
+                    continue
                 end = self._why_final(code)
                 if self._is_over or end is not None:
                     self._finish(end)
@@ -255,7 +270,7 @@ class Session:
 
     async def _serve(self, socket: ClientConnection) -> int:
         """Speak on one connection until it ends. Returns the close code, 1006 where there was none."""
-        self._socket = socket
+        self._socket, self._is_settled = socket, False
         codec = _codec(socket)
         with contextlib.suppress(ConnectionClosed):
             await socket.send(codec.encode_control(self._next_opening()))
@@ -339,6 +354,7 @@ class Session:
             self._put_event(message)
 
     async def _take_info(self, info: SessionInfo) -> None:
+        self._is_settled, self._refused_since = True, None
         if not self._established.done():
             self._established.set_result(info)
             return
@@ -384,11 +400,25 @@ class Session:
 
     def _take_error(self, message: Error) -> None:
         error = ServerError(message.code.value, message.message, message.retry_after_ms)
-        if not self._established.done():
-            raise error
+        if not self._is_settled:
+            raise self._why_not_opened(error)
         entry = self._open_inputs.pop(message.id, None) if message.id is not None else None
         if entry is not None:
             _fail(entry, error)
+
+    def _why_not_opened(self, error: ServerError) -> Exception:
+        """Start or attach was refused on this connection. Raises nothing; says what to raise."""
+        if not self._established.done():
+            return error
+        if error.code == ErrorCode.NO_SUCH_SESSION.value:
+            return SessionEnded(str(error), CloseCode.NO_SUCH_SESSION)
+        if error.code != ErrorCode.UNAVAILABLE.value:
+            return error
+        now_ms = _now_ms()
+        self._refused_since = now_ms if self._refused_since is None else self._refused_since
+        if now_ms - self._refused_since > self._give_up_s * 1000:
+            return error
+        return _NotYet((error.retry_after_ms or 1000) / 1000)
 
     def _put_event(self, event: Event) -> None:
         if self._events.full():

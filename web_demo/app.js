@@ -58,6 +58,7 @@ function detail() {
     const eta = session.queue.eta_ms > 0 ? `About ${Math.ceil(session.queue.eta_ms / 1000)} s to go. ` : "";
     return `${eta}The video starts by itself as soon as an engine is free.`;
   }
+  if (phase === "connecting" && session.waiting !== null) return `${session.waiting} (done for you)`;
   if (phase === "connecting" && session.attempts > 0) return "The server does not answer yet. Trying again.";
   return session.end?.sentence ?? "";
 }

@@ -14,6 +14,9 @@ const SILENT_AFTER_MS = 12000;
 const MAX_UNACCEPTED = 64;
 const MAX_START_ATTEMPTS = 6;
 
+/** Errors after which the server closes the connection itself; the close code says more. */
+const CLOSE_FOLLOWS = new Set(["no_such_session", "capacity", "unauthorised"]);
+const ASK_AGAIN_MS = 1000;
 const NEEDS_ACCEPT = new Set(["prompt", "reset"]);
 
 export class Connection {
@@ -29,11 +32,13 @@ export class Connection {
   #retryTimer = 0;
   #pingTimer = 0;
   #heardMs = 0;
+  #isSettled = false; // has the opening been answered with `session` on this socket?
   #refusal = null; // newest error message, to explain a close
 
   /**
-   * Handlers: message(object), media({header, units}), lost(attempt), ended({code, sentence, retryAfterMs}),
-   * nextSeq() -> the chunk to continue from.
+   * Handlers: message(object), media({header, units}), lost(attempt), waiting(sentence) when the server asks
+   * to try again in a moment (done here), ended({code, sentence, retryAfterMs}), nextSeq() -> the chunk to
+   * continue from.
    */
   constructor(url, handlers) {
     this.#url = url;
@@ -82,6 +87,7 @@ export class Connection {
     this.#socket = socket;
     this.#heardMs = performance.now();
     this.#refusal = null;
+    this.#isSettled = false;
     const ifCurrent = (action) => (event) => {
       if (socket === this.#socket) action(event);
     };
@@ -119,7 +125,9 @@ export class Connection {
       case "error":
         this.#refusal = message;
         this.#unaccepted.delete(message.id);
-        break;
+        if (this.#isSettled) break;
+        this.#openingRefused(message);
+        return;
       case "pong":
         this.roundTripMs = performance.now() - message.t;
         return;
@@ -127,7 +135,19 @@ export class Connection {
     this.#handlers.message(message);
   }
 
+  #openingRefused({ code, message, retry_after_ms }) {
+    if (CLOSE_FOLLOWS.has(code)) return;
+    if (code !== "unavailable") {
+      this.close();
+      this.#handlers.ended({ code: null, sentence: message || code, retryAfterMs: retry_after_ms ?? null });
+      return;
+    }
+    this.#handlers.waiting(message);
+    this.#retryTimer = setTimeout(() => this.#transmit(this.#opening()), retry_after_ms ?? ASK_AGAIN_MS);
+  }
+
   #established(message) {
+    this.#isSettled = true;
     const isReturn = this.#identity?.session === message.session;
     this.#identity = { session: message.session, resume: message.resume };
     this.#attempt = 0;
@@ -150,6 +170,7 @@ export class Connection {
 
   #closed(code, reason) {
     clearInterval(this.#pingTimer);
+    clearTimeout(this.#retryTimer);
     this.#socket = null;
     const isHopeless = this.#identity === null && this.#attempt + 1 >= MAX_START_ATTEMPTS;
     if (!FINAL_CLOSE.has(code) && !isHopeless) {

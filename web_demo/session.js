@@ -26,6 +26,7 @@ export class Session {
   attempts = 0;
   serverState = null; // queued, active, idle
   queue = null; // {position, eta_ms}
+  waiting = null; // the server's sentence why it cannot take the session yet
   end = null; // {kind: "ended" | "failed" | "taken", sentence}
   latencyMs = null;
   #resume = null;
@@ -145,7 +146,7 @@ export class Session {
     this.#connection = null;
     this.#player.close();
     this.link = "none";
-    Object.assign(this, { id: null, engine: null, rev: null, serverState: null, queue: null, end: null, latencyMs: null });
+    Object.assign(this, { id: null, engine: null, rev: null, serverState: null, queue: null, waiting: null, end: null, latencyMs: null });
     this.#wantsPause = null;
     this.#dryMs = null;
   }
@@ -171,6 +172,10 @@ export class Session {
         this.attempts = attempts;
         this.#notify();
       },
+      waiting: (sentence) => {
+        this.waiting = sentence;
+        this.#notify();
+      },
       ended: (ending) => this.#disconnected(ending),
     });
     this.link = "connecting";
@@ -181,6 +186,7 @@ export class Session {
     switch (message.type) {
       case "session":
         this.link = "open";
+        this.waiting = null;
         this.id = message.session;
         this.#resume = message.resume;
         this.#save();
@@ -229,10 +235,8 @@ export class Session {
   }
 
   #refused({ id, message, code }) {
-    if (this.id !== null && this.history.find(id) !== null) this.history.refused(id);
-    const isStartRefused = this.id === null;
-    if (isStartRefused) this.#finish("failed", message || code);
-    else this.#note(message || code, "bad");
+    this.history.refused(id);
+    this.#note(message || code, "bad");
   }
 
   #completed(header) {

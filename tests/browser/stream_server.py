@@ -125,6 +125,8 @@ class Faults:
     queue: asyncio.Event | None = None
     """New sessions wait in line until it is set."""
     close_on_start: tuple[int, dict[str, Any]] | None = None
+    refusals: list[dict[str, Any]] = field(default_factory=list)
+    """Errors that answer the next starts and attaches, one each; the connection stays open."""
     refuse_connections: bool = False
 
 
@@ -196,7 +198,9 @@ class StreamServer:
         try:
             async for data in socket:
                 message = unpack(socket, data)
-                if message["type"] == "start":
+                if message["type"] in ("start", "attach") and self.faults.refusals:
+                    await say(socket, type="error", **self.faults.refusals.pop(0))
+                elif message["type"] == "start":
                     session = await self._start(socket, message)
                 elif message["type"] == "attach":
                     session = await self._attach(socket, message)

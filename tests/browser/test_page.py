@@ -197,6 +197,30 @@ async def test_no_capacity_shows_the_servers_sentence(browser: Browser, server: 
         await until(page, "turboserve.state === 'generating'")
 
 
+async def test_start_before_the_engines_are_ready(browser: Browser, server: StreamServer) -> None:
+    """A start that comes too early is repeated by the page until it works, with the reason on show."""
+    not_yet = {"code": "unavailable", "message": "no engine is ready yet", "retry_after_ms": 400}
+    server.faults.refusals = [not_yet, not_yet]
+    async with tab(browser, server.url) as (page, _):
+        await ask(page, RED_ON_BLUE)
+        await until(
+            page, "document.getElementById('veil-text').textContent.includes('no engine is ready yet')"
+        )
+        await until(page, "turboserve.state === 'generating'")
+        assert len(server.sessions) == 1
+
+
+async def test_reconnect_to_a_gateway_that_is_not_ready(browser: Browser, server: StreamServer) -> None:
+    """An attach answered with `unavailable` is repeated; playback goes on without a gap."""
+    async with tab(browser, server.url) as (page, _):
+        await begin(page)
+        server.faults.refusals = [{"code": "unavailable", "message": "not yet", "retry_after_ms": 50}]
+        server.abort_all()
+        await until(page, "turboserve.seq >= 4 && turboserve.state === 'generating'")
+        figures = await stats(page)
+        assert (figures["gaps"], figures["chunks"]) == (0, figures["newestSeq"] + 1)
+
+
 async def test_session_gone_after_a_reload_is_a_calm_start(browser: Browser, server: StreamServer) -> None:
     """If the saved session no longer exists, the page is ready for a new one instead of showing an error."""
     async with tab(browser, server.url) as (page, _):

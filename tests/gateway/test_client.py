@@ -186,6 +186,42 @@ async def test_refused_start_carries_the_servers_words(server: StreamServer) -> 
     assert (caught.value.code, caught.value.retry_after_ms) == ("capacity", 4000)
 
 
+NOT_YET = {"code": "unavailable", "message": "the model is not known here yet", "retry_after_ms": 10}
+
+
+async def test_attach_is_tried_again_while_the_server_is_not_ready(
+    client: Client, server: StreamServer
+) -> None:
+    """A gateway that has just come up refuses the attach for a moment; the session goes on all the same."""
+    session = await client.start(RED_ON_BLUE, mode="recorder")
+    chunks = await take(session, 2)
+    server.faults.refusals = [NOT_YET, NOT_YET]
+    server.abort_all()
+    chunks += await take(session, 4)
+    assert seqs(chunks) == list(range(6))
+    assert server.faults.refusals == []
+
+
+async def test_attach_refused_for_good_ends_the_session(client: Client, server: StreamServer) -> None:
+    """Any other refusal of an attach is raised with the server's words."""
+    session = await client.start(RED_ON_BLUE, mode="recorder")
+    server.faults.refusals = [{"code": "bad_state", "message": "next_seq 9 is beyond what was generated"}]
+    server.abort_all()
+    with pytest.raises(ServerError, match="beyond"):
+        while True:
+            await anext(session)
+
+
+async def test_start_refused_for_a_moment_can_be_repeated(client: Client, server: StreamServer) -> None:
+    """A refused start is the caller's to repeat, with the same client."""
+    server.faults.refusals = [NOT_YET]
+    with pytest.raises(ServerError) as caught:
+        await client.start(RED_ON_BLUE)
+    assert caught.value.retry_after_ms == 10
+    session = await client.start(RED_ON_BLUE, mode="recorder")
+    assert seqs(await take(session, 1)) == [0]
+
+
 async def test_server_that_stays_away_is_given_up(server: StreamServer) -> None:
     """When no connection can be made again in time, iteration raises ConnectionLost."""
     async with connect(server.url, give_up_s=0.2) as client:
