@@ -13,6 +13,9 @@ from engine.models.shapes.model import TINY, ShapesModel
 
 SLOTS = 4
 
+# Two threads on a busy two-core machine wait for each other at every small operation.
+torch.set_num_threads(1)
+
 
 class Pools:
     """KV and prompt pools of a few slots, filled with noise so that a read of a wrong place shows."""
