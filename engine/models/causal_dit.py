@@ -97,7 +97,8 @@ class _Attention(nn.Module):
     def query(self, x: Tensor) -> Tensor:
         """[..., d] → [..., H, D]"""
         out: Tensor = self.norm_q(self.q(x))
-        return out.unflatten(-1, (-1, self.head_dim))
+        heads: Tensor = out.unflatten(-1, (-1, self.head_dim))
+        return heads
 
     def key_value(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[..., d] → two of [..., H, D]"""
@@ -180,13 +181,12 @@ class CausalDiT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for block in self.blocks:
-            assert isinstance(block, _Block)
-            with torch.no_grad():
+        with torch.no_grad():
+            for block in self._blocks():
                 block.modulation[:, (2, 5)] = 1.0
                 for linear in (block.self_attn.o, block.cross_attn.o, block.ffn[2]):
-                    linear.weight.mul_(0.2)
-        nn.init.normal_(self.time_projection[1].weight, std=0.002)
+                    nn.init.xavier_uniform_(linear.get_parameter("weight"), gain=0.2)
+        nn.init.normal_(self.time_projection[1].get_parameter("weight"), std=0.002)
         nn.init.normal_(self.head.head.weight, std=0.02)
         if self.spatial_embedding is not None:
             nn.init.normal_(self.spatial_embedding, std=0.5)

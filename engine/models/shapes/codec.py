@@ -56,7 +56,8 @@ class _Residual(nn.Module):
         self.conv2 = _conv(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(fn.relu(self.conv1(fn.relu(x))))
+        out: Tensor = x + self.conv2(fn.relu(self.conv1(fn.relu(x))))
+        return out
 
 
 class _Memory(nn.Module):
@@ -68,7 +69,8 @@ class _Memory(nn.Module):
         self.conv2 = _conv(width, width)
 
     def forward(self, x: Tensor, past: Tensor) -> Tensor:
-        return x + self.conv2(fn.relu(self.conv1(fn.relu(torch.cat([x, past], dim=1)))))
+        out: Tensor = x + self.conv2(fn.relu(self.conv1(fn.relu(torch.cat([x, past], dim=1)))))
+        return out
 
 
 class Encoder(nn.Module):
@@ -96,8 +98,9 @@ class Encoder(nn.Module):
         """See the class."""
         batch = rgb.shape[0]
         stacked = rgb.unflatten(1, (-1, self.config.frames)).flatten(2, 3).flatten(0, 1)
-        z = self.layers((stacked * 2 - 1).contiguous(memory_format=torch.channels_last))
-        return (_LIMIT * torch.tanh(z / _LIMIT)).unflatten(0, (batch, -1))
+        z: Tensor = self.layers((stacked * 2 - 1).contiguous(memory_format=torch.channels_last))
+        raw: Tensor = (_LIMIT * torch.tanh(z / _LIMIT)).unflatten(0, (batch, -1))
+        return raw
 
 
 class Decoder(nn.Module):

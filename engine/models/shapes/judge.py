@@ -62,7 +62,8 @@ def judge(rgb: Tensor, scene: Scene) -> dict[str, bool]:
 def object_mask(rgb: Tensor, scene: Scene) -> Tensor:
     """Pixels [T, Z, Z] that differ from the prompt's background."""
     ground = _still(scene, with_object=False)
-    return (rgb.float() - ground.float()).norm(dim=-1) > _DIFFERENT
+    different: Tensor = (rgb.float() - ground.float()).norm(dim=-1) > _DIFFERENT
+    return different
 
 
 def _still(scene: Scene, *, with_object: bool = True, angle: float = 0.0, shape: str | None = None) -> Tensor:
@@ -127,7 +128,8 @@ def _is_motion(path: Tensor, rgb: Tensor, scene: Scene) -> bool:
     if scene.shape in ("ball", "ring"):
         return True
     change = (rgb[4:].float() - rgb[:-4].float()).norm(dim=-1) > _DIFFERENT
-    return (change.sum(dim=(1, 2)).float().mean().item() > 20) == (scene.motion == "spin")
+    turns = bool(change.sum(dim=(1, 2)).float().mean().item() > 20)
+    return turns == (scene.motion == "spin")
 
 
 def _shape(mask: Tensor, scene: Scene) -> str:
@@ -160,7 +162,7 @@ def _overlap(a: Tensor, b: Tensor) -> float:
 def _scenes(count: int) -> list[tuple[Scene, Scene]]:
     """Random pairs of prompts whose objects stand out from their backgrounds."""
     generator = torch.Generator().manual_seed(4711)
-    pairs = []
+    pairs: list[tuple[Scene, Scene]] = []
     while len(pairs) < count:
         ids = sample_scenes(1, 2, generator, switch_chance=1.0)[0].tolist()
         before, after = scene_of(ids[0]), scene_of(ids[1])

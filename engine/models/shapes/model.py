@@ -115,7 +115,7 @@ class ShapesModel:
         self.spec = _spec(config, weights_hash)
         self._net = net.eval().requires_grad_(False).to(device)
         self._net.dit.to(dtype)
-        self._net.decoder.to(memory_format=torch.channels_last)
+        self._net.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @classmethod
     def random(

@@ -28,7 +28,7 @@ def train_codec(out: Path, minutes: float, device: torch.device, seed: int = 0) 
     generator = torch.Generator().manual_seed(seed + int(time.time()))
     torch.manual_seed(seed)
     pair = nn.ModuleDict({"encoder": Encoder(config), "decoder": Decoder(config)})
-    pair = pair.to(device=device, memory_format=torch.channels_last)
+    pair.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(pair.parameters(), lr=_PEAK_LR, betas=(0.9, 0.98), weight_decay=1e-4)
     path = out / "codec.pt"
     load_checkpoint(path, pair)
@@ -39,7 +39,7 @@ def train_codec(out: Path, minutes: float, device: torch.device, seed: int = 0) 
         rgb, mask = _clips(generator, device)
         loss, mse = _loss(pair, rgb, mask)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(pair.parameters(), 1.0)
         optimizer.step()
         progress.update(loss=loss.item(), psnr=-10 * mse.log10().item())

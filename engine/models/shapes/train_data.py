@@ -37,7 +37,7 @@ def load_codec(path: Path, device: torch.device) -> tuple[Encoder, Decoder]:
     pair = nn.ModuleDict({"encoder": Encoder(config), "decoder": Decoder(config)})
     if not load_checkpoint(path, pair):
         raise SystemExit(f"no codec at {path}: run the codec stage first")
-    pair.eval().requires_grad_(False).to(device=device, memory_format=torch.channels_last)
+    pair.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     encoder, decoder = pair["encoder"], pair["decoder"]
     assert isinstance(encoder, Encoder) and isinstance(decoder, Decoder)
     return encoder, decoder

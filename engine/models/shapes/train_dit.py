@@ -107,7 +107,7 @@ class _Run:
         loss = error.mean()
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self._peers.average_gradients(self._net.parameters())
         nn.utils.clip_grad_norm_(self._net.parameters(), 1.0)
         for optimizer in self._optimizers:
