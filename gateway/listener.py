@@ -64,6 +64,7 @@ class Listener:
         self.socket_limits = sockets or SocketLimits()
         self.connections: set[HttpConnection] = set()
         self._server: asyncio.Server | None = None
+        self._gone = asyncio.Event()
 
     async def start(self, host: str, port: int) -> int:
         """Bind and listen. Returns the port, which the system chooses when `port` is 0. Raises OSError."""
@@ -76,6 +77,17 @@ class Listener:
         """Refuse new connections; open ones live on."""
         if self._server is not None:
             self._server.close()
+
+    async def drained(self) -> None:
+        """Wait until the last open connection is gone."""
+        while self.connections:
+            self._gone.clear()
+            await self._gone.wait()
+
+    def forget(self, connection: HttpConnection) -> None:
+        """A connection is gone."""
+        self.connections.discard(connection)
+        self._gone.set()
 
     async def close(self) -> None:
         """Stop accepting and drop what is still open."""
@@ -137,7 +149,7 @@ class HttpConnection(asyncio.Protocol):
         return self.task is not None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._listener.connections.discard(self)
+        self._listener.forget(self)
         self._cancel_timer()
         self._writable.set()
         if self._websocket is not None:

@@ -73,8 +73,9 @@ class SessionMachine(EntryRules):
         return self._take()
 
     def receive_disconnect(self) -> list[Output]:
-        """The client is gone: the session, if any, lingers. Answers to calls still come and are cleaned
-        up.""" self._leave() return self._take()
+        """The client is gone: the session, if any, lingers. Answers to calls are still to be delivered."""
+        self._leave()
+        return self._take()
 
     def receive_shutdown(self) -> list[Output]:
         """This gateway stops: the client shall attach elsewhere."""

@@ -146,6 +146,13 @@ class SessionCore(abc.ABC):
         """0 while no session is controlled."""
         return self._session.controller_epoch if self._session is not None else 0
 
+    def told_state(self) -> SessionState | None:
+        """What the client believes; None without a session."""
+        s = self._session
+        if s is None:
+            return None
+        return s.told_state.state if s.told_state is not None else SessionState.QUEUED
+
     def is_queued(self) -> bool:
         """Does the client want to hear its position in the queue?"""
         return self._stage is Stage.RUNNING and self._session is not None and self._session.flow.is_waiting()

@@ -129,8 +129,7 @@ class FollowRules(SessionCore):
             self._handle_reply(s, reply, now_ms)
         return self._take()
 
-    def _handle_reply(self, s: Session, reply: link.LinkReply, now_ms: float) -> None:  # noqa: C901 -
-    one arm per message
+    def _handle_reply(self, s: Session, reply: link.LinkReply, now_ms: float) -> None:  # noqa: C901 - one arm per kind
         match reply:
             case link.ChunkPart():
                 pass  # comes with its payload, to receive_chunk

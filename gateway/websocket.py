@@ -243,7 +243,8 @@ class WebSocket:
         self._queued_bytes = 0
         self._ping_timer.cancel()
         self._cancel_send_timer()
-        self._receiver.receive_lost()
+        # Not at once: this may be inside the receiver's own call of `send`.
+        self._loop.call_soon(self._receiver.receive_lost)
 
     def release(self) -> None:
         """Cancel the last timer; called when the transport is closed for good."""

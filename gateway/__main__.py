@@ -1,0 +1,43 @@
+"""`python -m gateway`: one gateway, configured by the JSON object in TURBOSERVE_GATEWAY_CONFIG."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+
+from gateway.config import GatewayConfig
+from gateway.server import run
+from scheduler.messages import decode_fields
+from scheduler.store import ServerTooOld
+
+VARIABLE = "TURBOSERVE_GATEWAY_CONFIG"
+
+
+def main() -> int:
+    """Exit status: 0 after an orderly stop, 1 when the port is taken, 2 for a bad configuration."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        values = json.loads(os.environ.get(VARIABLE, "{}"))
+        if not isinstance(values, dict):
+            raise ValueError("not a JSON object")
+        unknown = set(values) - set(GatewayConfig.__dataclass_fields__)
+        if unknown:
+            raise ValueError(f"unknown settings: {', '.join(sorted(unknown))}")
+        config = decode_fields(GatewayConfig, values)
+    except ValueError as exc:
+        sys.stderr.write(f"{VARIABLE}: {exc}\n")
+        return 2
+    try:
+        run(config)
+    except (OSError, ServerTooOld, ValueError) as exc:
+        sys.stderr.write(f"gateway: {exc}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,202 @@
+"""Carries out the session machine's store calls: one connection's in order, forgetting in the background.
+
+While Redis can't be reached, `start` and `attach` fail at once and everything else is tried again until
+it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import assert_never
+
+from gateway.session_entry import RETRY_AFTER_MS
+from gateway.steps import (
+    AppendInput,
+    Call,
+    CreateSession,
+    EndSession,
+    Failure,
+    FailureKind,
+    Forget,
+    LoadSession,
+    SetPaused,
+    TakeControl,
+)
+from scheduler.messages import GatewayId
+from scheduler.store import (
+    InputLogFull,
+    NoSuchSession,
+    QueueFull,
+    SessionIsClosed,
+    StaleController,
+    Store,
+    StoreError,
+    StoreUnavailable,
+)
+
+logger = logging.getLogger("gateway.calls")
+
+FIRST_BACKOFF_S = 0.05
+MAX_BACKOFF_S = 1.0
+FORGET_WITHIN_S = 600.0
+MAX_FORGETS = 10_000
+"""Beyond, the oldest is dropped: engine and scheduler close abandoned sessions by themselves."""
+
+
+async def perform(store: Store, gateway: GatewayId, queue_limit: int, call: Call) -> object:
+    """One attempt. Returns the value or a Failure. Raises StoreUnavailable."""
+    try:
+        return await _perform(store, gateway, queue_limit, call)
+    except StoreUnavailable:
+        raise
+    except StoreError as exc:
+        return _to_failure(exc)
+    except Exception:
+        logger.exception("a store call failed: %s", type(call).__name__)
+        return Failure(kind=FailureKind.INTERNAL, message="internal error; the log of the gateway says more")
+
+
+async def _perform(store: Store, gateway: GatewayId, queue_limit: int, call: Call) -> object:
+    match call:
+        case CreateSession():
+            return await store.create_session(
+                session=call.session,
+                model=call.model,
+                prompt=call.prompt,
+                seed=call.seed,
+                lead_ms=call.lead_ms,
+                codec=call.codec,
+                resume_hash=call.resume_hash,
+                gateway=gateway,
+                queue_limit=queue_limit,
+            )
+        case TakeControl():
+            return await store.take_control(call.session, gateway=gateway, resume_hash=call.resume_hash)
+        case AppendInput():
+            return await store.append_input(
+                call.session, call.message, controller_epoch=call.controller_epoch
+            )
+        case SetPaused():
+            await store.set_paused(call.session, call.paused, controller_epoch=call.controller_epoch)
+            return None
+        case EndSession():
+            epoch = call.controller_epoch
+            return await store.close_session(call.session, call.reason, controller_epoch=epoch)
+        case LoadSession():
+            return await store.get_session(call.session)
+        case _:
+            assert_never(call)
+
+
+def _to_failure(exc: StoreError) -> Failure:
+    match exc:
+        case SessionIsClosed(reason=reason):
+            return Failure(kind=FailureKind.CLOSED, message=reason)
+        case NoSuchSession():
+            return Failure(kind=FailureKind.NO_SUCH_SESSION, message=str(exc))
+        case StaleController():
+            return Failure(kind=FailureKind.TAKEN_OVER, message=str(exc))
+        case QueueFull(retry_after_ms=ms):
+            return Failure(kind=FailureKind.QUEUE_FULL, message=str(exc), retry_after_ms=ms)
+        case InputLogFull():
+            return Failure(kind=FailureKind.LOG_FULL, message=str(exc), retry_after_ms=RETRY_AFTER_MS)
+        case StoreUnavailable():
+            text = "the cluster's records can't be reached right now; try again"
+            return Failure(kind=FailureKind.UNAVAILABLE, message=text, retry_after_ms=RETRY_AFTER_MS)
+        case _:
+            logger.error("unexpected answer of the store: %s", exc)
+            return Failure(kind=FailureKind.INTERNAL, message="internal error")
+
+
+class CallQueue:
+    """The calls of one connection, carried out one after the other. The machine bounds how many there are."""
+
+    def __init__(
+        self, store: Store, gateway: GatewayId, queue_limit: int, on_result: Callable[[Call, object], None]
+    ) -> None:
+        self._store = store
+        self._gateway = gateway
+        self._queue_limit = queue_limit
+        self._on_result = on_result
+        self._calls: deque[Call] = deque()
+        self._closing = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+
+    def push(self, call: Call) -> None:
+        """Add a call; its result is delivered from a task of its own."""
+        self._calls.append(call)
+        if self.task is None or self.task.done():
+            self.task = asyncio.get_running_loop().create_task(self._run())
+
+    def finish(self) -> None:
+        """The client is gone: try what waits once more, but wait for nothing."""
+        self._closing.set()
+
+    async def _run(self) -> None:
+        while self._calls:
+            call = self._calls.popleft()
+            result = await self._call(call)
+            self._on_result(call, result)
+
+    async def _call(self, call: Call) -> object:
+        backoff_s = FIRST_BACKOFF_S
+        while True:
+            try:
+                return await perform(self._store, self._gateway, self._queue_limit, call)
+            except StoreUnavailable as exc:
+                if isinstance(call, CreateSession | TakeControl) or self._closing.is_set():
+                    return _to_failure(exc)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), backoff_s)
+            backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+
+
+class Forgetter:
+    """Tells the store, whenever it can be reached, that connections are gone."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._waiting: deque[tuple[float, Forget]] = deque(maxlen=MAX_FORGETS)
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def push(self, forget: Forget) -> None:
+        self._waiting.append((asyncio.get_running_loop().time(), forget))
+        self._idle.clear()
+        self._wake.set()
+
+    async def drained(self) -> None:
+        """Wait until everything was told."""
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._waiting:
+                await self._forget_first()
+            self._idle.set()
+
+    async def _forget_first(self) -> None:
+        since, forget = self._waiting[0]
+        try:
+            if forget.close is not None:
+                await self._store.close_session(
+                    forget.session, forget.close, controller_epoch=forget.controller_epoch
+                )
+            else:
+                await self._store.leave_session(forget.session, controller_epoch=forget.controller_epoch)
+        except StoreUnavailable:
+            if asyncio.get_running_loop().time() - since < FORGET_WITHIN_S:
+                await asyncio.sleep(MAX_BACKOFF_S)
+                return
+        except StoreError as exc:
+            logger.debug("%s needs no forgetting: %s", forget.session, exc)
+        if self._waiting and self._waiting[0][1] is forget:
+            self._waiting.popleft()

@@ -1,0 +1,258 @@
+"""The shell of one client connection: carries out what the session machine decides."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Iterable
+from typing import assert_never
+
+from gateway.calls import CallQueue
+from gateway.hub import Hub
+from gateway.protocol import (
+    CLIENT_MESSAGES,
+    CODECS,
+    JSON_SUBPROTOCOL,
+    MAX_SEED,
+    CloseCode,
+    Error,
+    MessageError,
+    Stats,
+)
+from gateway.session import Draw, SessionMachine, Stage
+from gateway.steps import (
+    AppendInput,
+    Ask,
+    Call,
+    Close,
+    CreateSession,
+    EndSession,
+    Follow,
+    Forget,
+    LoadSession,
+    Output,
+    Send,
+    SendChunk,
+    SetPaused,
+    TakeControl,
+    Unfollow,
+)
+from gateway.websocket import WebSocket
+from scheduler.messages import ChunkPart, EngineId, Event, LinkReply, SessionId
+from scheduler.store import draw_id
+
+logger = logging.getLogger("gateway.connection")
+
+
+class ClientConnection:
+    """A `gateway.websocket.Receiver` and a `gateway.link.Follower`. All calls come from the event loop."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._loop = asyncio.get_running_loop()
+        self.machine = SessionMachine(catalog=lambda: hub.catalog, draw=_draw)
+        self._calls = CallQueue(hub.store, hub.gateway, hub.config.queue_limit, self._receive_result)
+        self._codec = CODECS[JSON_SUBPROTOCOL]
+        self._socket: WebSocket | None = None
+        self._registered: SessionId | None = None
+        self._followed: tuple[EngineId, SessionId] | None = None
+        self._announced_epoch = 0
+        self._was_queued = False
+        self._started_s: float | None = None
+        self._tick: asyncio.TimerHandle | None = None
+        self._silence: asyncio.TimerHandle | None = None
+
+    @property
+    def calls_task(self) -> asyncio.Task[None] | None:
+        """Runs while store calls are under way."""
+        return self._calls.task
+
+    # --- Receiver --------------------------------------------------------------------------------------
+
+    def receive_open(self, socket: WebSocket) -> None:
+        self._socket = socket
+        self._codec = CODECS[socket.subprotocol or JSON_SUBPROTOCOL]
+        self._hub.connections.add(self)
+        timeout_s = self._hub.config.first_message_timeout_s
+        self._silence = self._loop.call_later(timeout_s, self._receive_silence)
+
+    def receive_frame(self, data: str | bytes) -> None:
+        self._cancel_silence()
+        try:
+            message = self._codec.decode_control(CLIENT_MESSAGES, data)
+        except MessageError as exc:
+            self._do(self.machine.receive_bad(exc, self._now_ms()))
+            return
+        self._do(self.machine.receive_message(message, self._now_ms()))
+
+    def receive_lost(self) -> None:
+        self._cancel_silence()
+        self._do(self.machine.receive_disconnect())
+        self._calls.finish()
+        self._hub.connections.discard(self)
+
+    # --- Follower --------------------------------------------------------------------------------------
+
+    def receive_link_up(self, engine: EngineId) -> None:
+        self._do(self.machine.receive_link_up(engine))
+
+    def receive_link_down(self, engine: EngineId) -> None:
+        self._do(self.machine.receive_link_down(engine))
+
+    def receive_link(self, engine: EngineId, reply: LinkReply) -> None:
+        self._do(self.machine.receive_link(reply, self._now_ms()))
+
+    def receive_chunk(self, engine: EngineId, part: ChunkPart, payload: memoryview, arrived_s: float) -> None:
+        outputs = self.machine.receive_chunk(part, payload)
+        self._do(outputs)
+        if any(isinstance(output, SendChunk) for output in outputs):
+            self._count_part(len(payload), arrived_s)
+
+    # --- from the hub ----------------------------------------------------------------------------------
+
+    def receive_event(self, event: Event) -> None:
+        self._do(self.machine.receive_event(event, self._now_ms()))
+
+    def receive_events_lost(self) -> None:
+        self._do(self.machine.receive_events_lost())
+
+    def receive_taken_over(self, controller_epoch: int) -> None:
+        self._do(self.machine.receive_taken_over(controller_epoch))
+
+    def receive_position(self, position: int | None, eta_ms: int) -> None:
+        self._do(self.machine.receive_position(position, eta_ms))
+
+    def receive_shutdown(self) -> None:
+        self._do(self.machine.receive_shutdown())
+
+    def _receive_result(self, call: Call, result: object) -> None:
+        self._do(self.machine.receive_result(call, result, self._now_ms()))
+
+    def _receive_tick(self) -> None:
+        self._tick = None
+        self._do(self.machine.receive_tick(self._now_ms()))
+
+    def _receive_silence(self) -> None:
+        self._do(self.machine.receive_silence())
+
+    # --- outputs ---------------------------------------------------------------------------------------
+
+    def _do(self, outputs: Iterable[Output]) -> None:
+        """Carry out what the machine decided, then keep registry and timer in line with it."""
+        for output in outputs:
+            self._do_one(output)
+        self._update_registration()
+        self._update_timer()
+
+    def _do_one(self, output: Output) -> None:  # noqa: C901 - one arm per kind
+        match output:
+            case Send(message=message):
+                self._count(message)
+                self._send(self._codec.encode_control(message))
+            case SendChunk(header=header, payload=payload):
+                self._send(self._codec.encode_media(header, payload))
+            case Close(code=code, reason=reason):
+                self._close(code, reason)
+            case Follow(engine=engine):
+                self._follow(engine)
+            case Unfollow():
+                self._unfollow()
+            case Ask(request=request):
+                if self._followed is not None:
+                    self._hub.relay.send(self._followed[0], request)
+            case Forget():
+                self._hub.forgetter.push(output)
+            case CreateSession() | TakeControl() | AppendInput() | SetPaused() | EndSession() | LoadSession():
+                if isinstance(output, CreateSession):
+                    self._started_s = time.perf_counter()
+                self._calls.push(output)
+            case _:
+                assert_never(output)
+
+    def _send(self, data: str | bytes) -> None:
+        if self._socket is not None:
+            self._socket.send(data)
+
+    def _close(self, code: CloseCode, reason: str) -> None:
+        self._hub.metrics.closes.labels(int(code)).inc()
+        if self._socket is not None:
+            self._socket.close(code, reason)
+
+    def _follow(self, engine: EngineId) -> None:
+        self._unfollow()
+        session = self.machine.session_id
+        assert session is not None, "only a connection with a session follows an engine"
+        self._followed = (engine, session)
+        self._hub.relay.follow(engine, session, self)
+
+    def _unfollow(self) -> None:
+        if self._followed is not None:
+            self._hub.relay.unfollow(*self._followed, self)
+            self._followed = None
+
+    def _update_registration(self) -> None:
+        session = self.machine.session_id
+        if session != self._registered:
+            if self._registered is not None:
+                self._hub.unregister(self._registered, self)
+            if session is not None:
+                self._hub.register(session, self)
+            self._registered = session
+            self._announced_epoch = 0
+        epoch = self.machine.controller_epoch
+        if session is not None and epoch > self._announced_epoch:
+            self._announced_epoch = epoch
+            self._announce_control(session, epoch)
+        is_queued = self.machine.is_queued()
+        if is_queued and not self._was_queued:
+            self._hub.queue_changed()
+        self._was_queued = is_queued
+
+    def _announce_control(self, session: SessionId, epoch: int) -> None:
+        """Other connections of this gateway hear at once that they lost the session, without Redis."""
+        for other in self._hub.of(session):
+            if other is not self:
+                other.receive_taken_over(epoch)
+
+    def _update_timer(self) -> None:
+        deadline_ms = self.machine.deadline_ms()
+        if self._tick is not None:
+            self._tick.cancel()
+            self._tick = None
+        if deadline_ms is not None and self.machine.stage is not Stage.OVER:
+            self._tick = self._loop.call_at(deadline_ms / 1000, self._receive_tick)
+
+    def _cancel_silence(self) -> None:
+        if self._silence is not None:
+            self._silence.cancel()
+            self._silence = None
+
+    def _now_ms(self) -> float:
+        return self._loop.time() * 1000
+
+    # --- figures ---------------------------------------------------------------------------------------
+
+    def _count_part(self, num_bytes: int, arrived_s: float) -> None:
+        metrics, now_s = self._hub.metrics, time.perf_counter()
+        metrics.relay.observe(now_s - arrived_s)
+        metrics.parts.inc()
+        metrics.media_bytes.inc(num_bytes)
+        if self._started_s is not None:
+            metrics.ttfc.observe(now_s - self._started_s)
+            self._started_s = None
+
+    def _count(self, message: object) -> None:
+        if isinstance(message, Error):
+            self._hub.metrics.errors.labels(message.code.value).inc()
+        elif isinstance(message, Stats):
+            self._hub.metrics.chunk_latency.observe(message.latency_ms / 1000)
+
+
+def _draw() -> Draw:
+    return Draw(
+        session=SessionId(draw_id("s", 8)),
+        resume=secrets.token_urlsafe(24),
+        seed=secrets.randbelow(MAX_SEED + 1),
+    )

@@ -1,0 +1,51 @@
+"""Everything that the connections of one gateway share, and who of them wants which session's news."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from gateway.calls import Forgetter
+from gateway.catalog import Catalog
+from gateway.config import GatewayConfig
+from gateway.metrics import Metrics
+from gateway.relay import Relay
+from scheduler.messages import GatewayId, SessionId
+from scheduler.store import Store
+
+if TYPE_CHECKING:
+    from gateway.connection import ClientConnection
+
+
+class Hub:
+    """Plain references plus the registry of connections by session."""
+
+    def __init__(self, config: GatewayConfig, gateway: GatewayId, store: Store, metrics: Metrics) -> None:
+        self.config = config
+        self.gateway = gateway
+        self.store = store
+        self.metrics = metrics
+        self.relay = Relay(store, config.link_secret, metrics)
+        self.forgetter = Forgetter(store)
+        self.catalog = Catalog(default=config.model)
+        self.connections: set[ClientConnection] = set()
+        self.queue_changed: Callable[[], None] = _do_nothing
+        """Call it when queue positions may have changed; the queue watcher takes it over."""
+        self._by_session: dict[SessionId, set[ClientConnection]] = {}
+
+    def register(self, session: SessionId, connection: ClientConnection) -> None:
+        self._by_session.setdefault(session, set()).add(connection)
+
+    def unregister(self, session: SessionId, connection: ClientConnection) -> None:
+        connections = self._by_session.get(session, set())
+        connections.discard(connection)
+        if not connections:
+            self._by_session.pop(session, None)
+
+    def of(self, session: SessionId) -> tuple[ClientConnection, ...]:
+        """The connections that want news of this session."""
+        return tuple(self._by_session.get(session, ()))
+
+
+def _do_nothing() -> None:
+    pass

@@ -1,0 +1,217 @@
+"""One WebSocket to one engine, shared by all sessions of this gateway that it serves.
+
+Reconnects by itself while anybody follows it. What arrives is handed on at once and never waits for a client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import WebSocketException
+
+from scheduler.messages import (
+    LINK_REPLIES,
+    MAX_LINK_MESSAGE_BYTES,
+    ChunkPart,
+    DecodeError,
+    EngineId,
+    LinkReply,
+    LinkRequest,
+    SessionId,
+    decode_json,
+    encode_json,
+    unframe_media,
+)
+
+logger = logging.getLogger("gateway.link")
+
+MAX_QUEUED_REQUESTS = 4096
+"""Requests that wait for the engine's socket; beyond, the link is cut and everybody subscribes again."""
+CONNECT_TIMEOUT_S = 5.0
+SEND_TIMEOUT_S = 5.0
+FIRST_BACKOFF_S = 0.05
+MAX_BACKOFF_S = 1.0
+LINGER_S = 30.0
+"""An unused link stays up for so long."""
+
+
+class Follower(Protocol):
+    """A connection that follows an engine. Called on the event loop; must not block."""
+
+    def receive_link_up(self, engine: EngineId) -> None: ...
+
+    def receive_link_down(self, engine: EngineId) -> None: ...
+
+    def receive_link(self, engine: EngineId, reply: LinkReply) -> None: ...
+
+    def receive_chunk(self, engine: EngineId, part: ChunkPart, payload: memoryview, arrived_s: float) -> None:
+        """`arrived_s`: time.perf_counter() when the whole message was here."""
+
+
+class EngineLink:
+    """See the module's docstring. `run` is its life."""
+
+    def __init__(
+        self, engine: EngineId, find_url: Callable[[EngineId], Awaitable[str | None]], secret: str
+    ) -> None:
+        self.engine = engine
+        self.dropped_parts = 0
+        self._find_url = find_url
+        self._secret = secret
+        self._followers: dict[SessionId, set[Follower]] = {}
+        self._requests: asyncio.Queue[LinkRequest] = asyncio.Queue(MAX_QUEUED_REQUESTS)
+        self._connection: ClientConnection | None = None
+        self._changed = asyncio.Event()
+
+    def is_up(self) -> bool:
+        return self._connection is not None
+
+    def is_used(self) -> bool:
+        return bool(self._followers)
+
+    def add(self, session: SessionId, follower: Follower) -> None:
+        """Hand what arrives about `session` to `follower`, and tell it when the link is up."""
+        self._followers.setdefault(session, set()).add(follower)
+        self._changed.set()
+        if self.is_up():
+            asyncio.get_running_loop().call_soon(self._tell_up, session, follower)
+
+    def remove(self, session: SessionId, follower: Follower) -> None:
+        followers = self._followers.get(session, set())
+        followers.discard(follower)
+        if not followers:
+            self._followers.pop(session, None)
+        self._changed.set()
+
+    def send(self, request: LinkRequest) -> None:
+        """Queue a request; dropped while the link is down, because a new link starts with subscriptions."""
+        if self._connection is None:
+            return
+        try:
+            self._requests.put_nowait(request)
+        except asyncio.QueueFull:
+            logger.error("link to %s is stuck: cut", self.engine)
+            self._connection.transport.abort()
+
+    async def run(self) -> None:
+        """Connect, read, connect again; returns when nobody followed for LINGER_S."""
+        backoff_s = FIRST_BACKOFF_S
+        while await self._is_wanted():
+            url = await self._find_url(self.engine)
+            if url is not None and await self._serve_once(url):
+                backoff_s = FIRST_BACKOFF_S
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+
+    async def _is_wanted(self) -> bool:
+        if self.is_used():
+            return True
+        self._changed.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), LINGER_S)
+        return self.is_used()
+
+    async def _serve_once(self, url: str) -> bool:
+        """One connection's life. Returns whether it was ever up."""
+        try:
+            connection = await connect(
+                url,
+                additional_headers={"Authorization": f"Bearer {self._secret}"},
+                compression=None,
+                max_size=MAX_LINK_MESSAGE_BYTES,
+                open_timeout=CONNECT_TIMEOUT_S,
+                proxy=None,
+            )
+        except (OSError, TimeoutError, WebSocketException) as exc:
+            logger.info("no link to %s at %s: %s", self.engine, url, exc)
+            return False
+        self._connection = connection
+        tasks = [asyncio.create_task(job) for job in (self._read(), self._write(), self._watch_use())]
+        try:
+            self._tell_all_up()
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._connection = None
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            self._log_end(results)
+            await self._hang_up(connection)
+            self._tell_all_down()
+        return True
+
+    def _log_end(self, results: Sequence[object]) -> None:
+        for result in results:
+            if isinstance(result, WebSocketException | TimeoutError):
+                logger.info("link to %s ended: %s", self.engine, result)
+            elif isinstance(result, Exception):
+                logger.error("link to %s failed", self.engine, exc_info=result)
+
+    async def _hang_up(self, connection: ClientConnection) -> None:
+        while not self._requests.empty():
+            self._requests.get_nowait()
+        with contextlib.suppress(TimeoutError, WebSocketException):
+            await asyncio.wait_for(connection.close(), 1.0)
+
+    async def _read(self) -> None:
+        assert self._connection is not None
+        async for data in self._connection:
+            arrived_s = time.perf_counter()
+            try:
+                self._dispatch(data, arrived_s)
+            except DecodeError as exc:
+                logger.warning("%s sent a message that can't be read: %s", self.engine, exc)
+
+    async def _write(self) -> None:
+        assert self._connection is not None
+        while True:
+            request = await self._requests.get()
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                await self._connection.send(encode_json(request).decode())
+
+    async def _watch_use(self) -> None:
+        """Ends when nobody followed for LINGER_S, which ends the link."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            if not await self._is_wanted():
+                return
+
+    def _dispatch(self, data: str | bytes, arrived_s: float) -> None:
+        if isinstance(data, str):
+            reply = decode_json(LINK_REPLIES, data)
+            for follower in self._of(reply.session):
+                follower.receive_link(self.engine, reply)
+            return
+        header, payload = unframe_media(data)
+        part = decode_json(LINK_REPLIES, header)
+        if not isinstance(part, ChunkPart) or sum(part.sizes) != len(payload):
+            raise DecodeError("a media message whose header does not fit")
+        followers = self._of(part.session)
+        if not followers:
+            self.dropped_parts += 1
+        for follower in followers:
+            follower.receive_chunk(self.engine, part, payload, arrived_s)
+
+    def _of(self, session: SessionId) -> tuple[Follower, ...]:
+        return tuple(self._followers.get(session, ()))
+
+    def _tell_up(self, session: SessionId, follower: Follower) -> None:
+        if self.is_up() and follower in self._followers.get(session, ()):
+            follower.receive_link_up(self.engine)
+
+    def _tell_all_up(self) -> None:
+        for session in tuple(self._followers):
+            for follower in self._of(session):
+                follower.receive_link_up(self.engine)
+
+    def _tell_all_down(self) -> None:
+        for session in tuple(self._followers):
+            for follower in self._of(session):
+                follower.receive_link_down(self.engine)

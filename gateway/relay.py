@@ -1,0 +1,77 @@
+"""The links of this gateway, one per engine, made when first needed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from gateway.link import EngineLink, Follower
+from gateway.metrics import Metrics
+from scheduler.messages import EngineId, LinkRequest, SessionId
+from scheduler.store import Store, StoreUnavailable
+
+logger = logging.getLogger("gateway.relay")
+
+
+class Relay:
+    """Follow an engine, speak to it. `close` ends all links, which tells engines that the clients are
+    gone."""
+
+    def __init__(self, store: Store, secret: str, metrics: Metrics) -> None:
+        self._store = store
+        self._secret = secret
+        self._links: dict[EngineId, EngineLink] = {}
+        self._tasks: dict[EngineId, asyncio.Task[None]] = {}
+        self._urls: dict[EngineId, str] = {}
+        metrics.links.set_function(lambda: sum(link.is_up() for link in self._links.values()))
+
+    def follow(self, engine: EngineId, session: SessionId, follower: Follower) -> None:
+        """Hand what the engine says about `session` to `follower`."""
+        link = self._links.get(engine)
+        if link is None:
+            link = self._links[engine] = EngineLink(engine, self._find_url, self._secret)
+            link.add(session, follower)
+            self._start(engine, link)
+            return
+        link.add(session, follower)
+
+    def unfollow(self, engine: EngineId, session: SessionId, follower: Follower) -> None:
+        if (link := self._links.get(engine)) is not None:
+            link.remove(session, follower)
+
+    def send(self, engine: EngineId, request: LinkRequest) -> None:
+        """Send on the link, if it is up."""
+        if (link := self._links.get(engine)) is not None:
+            link.send(request)
+
+    async def close(self) -> None:
+        tasks = tuple(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _start(self, engine: EngineId, link: EngineLink) -> None:
+        task = self._tasks[engine] = asyncio.get_running_loop().create_task(link.run())
+        task.add_done_callback(lambda task: self._end(engine, link, task))
+
+    def _end(self, engine: EngineId, link: EngineLink, task: asyncio.Task[None]) -> None:
+        exc = None if task.cancelled() else task.exception()
+        if exc is not None:
+            logger.error("the link to %s failed", engine, exc_info=exc)
+        if link.is_used() and not task.cancelled() and exc is None:  # followed in the very moment it gave up
+            self._start(engine, link)
+            return
+        del self._links[engine], self._tasks[engine]
+        self._urls.pop(engine, None)
+
+    async def _find_url(self, engine: EngineId) -> str | None:
+        """From the engine's record; remembered, so that a link comes back during a Redis outage."""
+        if engine not in self._urls:
+            try:
+                record = await self._store.get_engine(engine)
+            except StoreUnavailable:
+                return None
+            if record is None or not record.url:
+                return None
+            self._urls[engine] = record.url
+        return self._urls[engine]

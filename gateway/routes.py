@@ -1,0 +1,164 @@
+"""What the gateway answers over HTTP, and who may open a WebSocket."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from prometheus_client import CONTENT_TYPE_LATEST
+
+import web_demo
+from gateway.cluster_view import describe_cluster
+from gateway.connection import ClientConnection
+from gateway.guard import is_host_allowed, is_origin_allowed
+from gateway.http import Request, Response, json_response, text_response
+from gateway.hub import Hub
+from gateway.pages import Pages
+from gateway.protocol import CloseCode
+from gateway.websocket import Receiver, WebSocket
+from scheduler.messages import EngineId, EngineState, ErrorCode, SessionState
+from scheduler.store import NoSuchEngine, StoreError, StoreUnavailable
+
+logger = logging.getLogger("gateway.routes")
+
+STREAM_PATH = "/v1/stream"
+RETRY_AFTER_S = "2"
+JSON_TYPE = "application/json"
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Routes:
+    """The gateway's `Application`."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        root = hub.config.web_root
+        self._pages = Pages(Path(root) if root is not None else Path(web_demo.__path__[0]))
+        self._handlers: dict[str, dict[str, Handler]] = {
+            "/healthz": {"GET": self._health},
+            "/readyz": {"GET": self._ready},
+            "/metrics": {"GET": self._metrics},
+            "/v1/cluster": {"GET": self._cluster},
+            "/v1/admin/drain": {"POST": self._drain},
+            STREAM_PATH: {"GET": self._stream},
+        }
+
+    # --- Application ----------------------------------------------------------------------------------------
+
+    def check(self, request: Request) -> Response | None:
+        config, host = self._hub.config, request.header("host")
+        if not is_host_allowed(host, config):
+            return text_response(403, "this Host name is not served; configure allowed_hosts")
+        is_stream = request.path == STREAM_PATH  # closes 4403, which a page can read
+        if not is_stream and not is_origin_allowed(request.header("origin"), host, config):
+            return text_response(403, "pages of this Origin may not use this gateway")
+        methods = self._methods(request.path)
+        if request.method not in methods:
+            allow = ", ".join(methods)
+            return text_response(405, f"use {allow}", ("Allow", allow))
+        if request.method == "POST" and not _is_json(request):
+            return text_response(415, f"a POST needs Content-Type: {JSON_TYPE}")
+        return None
+
+    async def respond(self, request: Request) -> Response:
+        handlers = self._handlers.get(request.path)
+        if handlers is None:
+            return self._pages.respond(request)
+        handler = handlers["GET" if request.method == "HEAD" else request.method]
+        try:
+            return await handler(request)
+        except StoreUnavailable:
+            headers = (("Retry-After", RETRY_AFTER_S),)
+            return _error(503, ErrorCode.UNAVAILABLE, "Redis can't be reached right now", *headers)
+
+    def accept(self, request: Request) -> Receiver | Response:
+        if request.path != STREAM_PATH:
+            return text_response(404, f"WebSockets are served at {STREAM_PATH}")
+        if not is_origin_allowed(request.header("origin"), request.header("host"), self._hub.config):
+            return _ForeignPage()
+        return ClientConnection(self._hub)
+
+    def _methods(self, path: str) -> tuple[str, ...]:
+        handlers = self._handlers.get(path, {"GET": None})
+        return tuple(m for method in handlers for m in (("GET", "HEAD") if method == "GET" else (method,)))
+
+    # --- handlers ------------------------------------------------------------------------------------------
+
+    async def _health(self, _request: Request) -> Response:
+        return text_response(200, "ok")
+
+    async def _ready(self, _request: Request) -> Response:
+        try:
+            engines = await self._hub.store.list_engines()
+        except StoreUnavailable:
+            return text_response(503, "Redis can't be reached")
+        if not any(engine.state is EngineState.READY for engine in engines):
+            return text_response(503, "no engine is ready")
+        return text_response(200, "ok")
+
+    async def _metrics(self, _request: Request) -> Response:
+        hub = self._hub
+        hub.metrics.connections.set(len(hub.connections))
+        states = dict.fromkeys(SessionState, 0)
+        for connection in hub.connections:
+            if (state := connection.machine.told_state()) is not None:
+                states[state] += 1
+        for state, count in states.items():
+            hub.metrics.sessions.labels(state.value).set(count)
+        return Response(body=hub.metrics.page(), content_type=CONTENT_TYPE_LATEST)
+
+    async def _cluster(self, _request: Request) -> Response:
+        store = self._hub.store
+        engines, sessions = await store.list_engines(), await store.list_sessions()
+        return json_response(describe_cluster(engines, sessions, await store.cluster_info()))
+
+    async def _drain(self, request: Request) -> Response:
+        engine = _string_field(request.body, "engine")
+        if engine is None:
+            return _error(400, ErrorCode.BAD_MESSAGE, 'the body must be {"engine": "<id>"}')
+        try:
+            await self._hub.store.order_drain(EngineId(engine))
+        except NoSuchEngine:
+            return _error(404, ErrorCode.BAD_MESSAGE, "there is no such engine; /v1/cluster lists them")
+        except StoreUnavailable:
+            raise
+        except StoreError as exc:
+            return _error(409, ErrorCode.BAD_STATE, str(exc))
+        return json_response({"engine": engine, "ordered": "drain"}, status=202)
+
+    async def _stream(self, _request: Request) -> Response:
+        return text_response(426, f"{STREAM_PATH} is a WebSocket", ("Upgrade", "websocket"))
+
+
+class _ForeignPage:
+    """Stands behind the WebSocket of a page that may not use this gateway: says so and closes."""
+
+    def receive_open(self, socket: WebSocket) -> None:
+        socket.close(CloseCode.ORIGIN, "pages of this origin may not use this gateway")
+
+    def receive_frame(self, data: str | bytes) -> None:
+        pass
+
+    def receive_lost(self) -> None:
+        pass
+
+
+def _is_json(request: Request) -> bool:
+    return (request.header("content-type") or "").split(";")[0].strip().lower() == JSON_TYPE
+
+
+def _string_field(body: bytes, name: str) -> str | None:
+    try:
+        parsed = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    value = parsed.get(name) if isinstance(parsed, dict) else None
+    return value if isinstance(value, str) and 0 < len(value) <= 64 and value.isascii() else None
+
+
+def _error(status: int, code: ErrorCode, text: str, *headers: tuple[str, str]) -> Response:
+    body = json.dumps({"error": {"code": code.value, "message": text}}).encode()
+    return Response(status=status, body=body, content_type=JSON_TYPE, headers=headers)

@@ -1,0 +1,130 @@
+"""A gateway process: builds everything, runs until SIGTERM or SIGINT, stops in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Coroutine
+from typing import Any
+
+import uvloop
+
+from gateway.config import GatewayConfig
+from gateway.events import EventReader, QueueWatcher, beat
+from gateway.hub import Hub
+from gateway.listener import Listener, ListenerLimits
+from gateway.metrics import Metrics
+from gateway.routes import Routes
+from gateway.websocket import SocketLimits
+from scheduler.messages import GatewayId
+from scheduler.store import Store, StoreError, StoreUnavailable, draw_id
+
+logger = logging.getLogger("gateway")
+
+RETRY_S = 0.5
+GOODBYE_S = 2.0
+"""For clients to answer the close frame, and for Redis to hear that they are gone."""
+
+
+class Gateway:
+    """`start`, then `close`. Tests run several in one process; a process runs one."""
+
+    def __init__(self, config: GatewayConfig, store: Store) -> None:
+        gateway = GatewayId(config.gateway_id or draw_id("g", 4))
+        self.hub = Hub(config, gateway, store, Metrics())
+        self.url = ""
+        """Where it listens, known after `start`."""
+        self._reader = EventReader(self.hub)
+        self._watcher = QueueWatcher(self.hub)
+        self._tasks: list[asyncio.Task[None]] = []
+        self.listener = Listener(
+            Routes(self.hub),
+            limits=ListenerLimits(
+                max_connections=config.max_connections, request_timeout_s=config.start_timeout_s
+            ),
+            sockets=SocketLimits(
+                ping_interval_s=config.ping_interval_s, send_timeout_s=config.send_timeout_s
+            ),
+        )
+
+    async def start(self) -> None:
+        """Read the cluster's state and listen. Raises StoreUnavailable, OSError (port taken)."""
+        await self._reader.prepare()
+        config = self.hub.config
+        port = await self.listener.start(config.host, config.port)
+        shown = f"[{config.host}]" if ":" in config.host else config.host
+        self.url = f"http://{shown}:{port}"
+        self._spawn(self._reader.run())
+        self._spawn(self._watcher.run())
+        self._spawn(self.hub.forgetter.run())
+        self._spawn(beat(self.hub, self.url))
+        logger.info("%s listens at %s", self.hub.gateway, self.url)
+
+    async def close(self) -> None:
+        """Send every client away with 1012, hang up the links, tell the store."""
+        self.listener.stop_accepting()
+        connections = tuple(self.hub.connections)
+        for connection in connections:
+            connection.receive_shutdown()
+        await self._wait_for_goodbyes()
+        await self.listener.close()
+        await self.hub.relay.close()
+        for task in self._tasks:
+            task.cancel()
+        calls = [c.calls_task for c in connections if c.calls_task is not None]
+        await asyncio.gather(*self._tasks, *calls, return_exceptions=True)
+        with contextlib.suppress(StoreError):
+            await self.hub.store.remove_gateway(self.hub.gateway)
+
+    async def _wait_for_goodbyes(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GOODBYE_S):
+                await self.hub.forgetter.drained()
+                await self.listener.drained()
+
+    def _spawn(self, job: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(job)
+        task.add_done_callback(_log_failure)
+        self._tasks.append(task)
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (exc := task.exception()) is not None:
+        logger.critical("a background task of the gateway failed", exc_info=exc)
+
+
+async def serve(config: GatewayConfig) -> None:
+    """Run a gateway until a signal asks it to stop. Waits for Redis. Raises OSError (port taken)."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    gateway = await _start(config, stop)
+    if gateway is None:
+        return
+    await stop.wait()
+    logger.info("stopping")
+    await gateway.close()
+    await gateway.hub.store.close()
+
+
+async def _start(config: GatewayConfig, stop: asyncio.Event) -> Gateway | None:
+    """A listening gateway, or None when the stop signal came first."""
+    while not stop.is_set():
+        try:
+            store = await Store.connect(config.redis, cluster=config.cluster)
+            gateway = Gateway(config, store)
+            await gateway.start()
+            return gateway
+        except StoreUnavailable as exc:
+            logger.warning("waiting for Redis: %s", exc)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), RETRY_S)
+    return None
+
+
+def run(config: GatewayConfig) -> None:
+    """The process's main function; returns after an orderly stop. Raises OSError when the port is taken."""
+    uvloop.run(serve(config))
