@@ -1,12 +1,12 @@
 """The first slice end to end: time to first chunk, what the gateway adds, sessions held in real time.
 
-A real cluster (two CPU engines of one thread each) and real WebSocket clients, all on this machine: the clients
-take their share of the same cores, so the figures are on the safe side.
+A real cluster (two CPU engines of one thread each) and real WebSocket clients, all on this machine: the
+clients take their share of the same cores, so the figures are on the safe side.
 
-    TTFC             accepted `start` to the first complete chunk at the client, one session at a time, engines warm
-    gateway          link receive to socket write of each chunk part, from the gateway's own histogram: the p99 is
-                     the upper edge of the bucket that holds it
-    sessions held    N viewers at once for a minute; CPR = played / (played + stalled), measured at each client from
+    TTFC             `start` to the first complete chunk at the client, one session at a time, warm engines
+    gateway          link receive to socket write of each chunk part, from the gateway's own histogram: the
+                     p99 is the upper edge of the bucket that holds it
+    sessions held    N viewers at once for a minute; CPR = played / (played + stalled), at each client from
                      its first chunk on; held when every one of them has CPR >= 0.99
 
 Bounded by the engines' compute; read it together with the cost per chunk that `stats` reports (`gen_ms`).
@@ -87,7 +87,7 @@ async def view_many(url: str, count: int, seconds: float) -> list[Held]:
 
 
 def relay_p99_ms(url: str) -> float:
-    """Upper edge in ms of the histogram bucket that holds the 99th percentile of the gateway's relay latency."""
+    """Upper edge, in ms, of the histogram bucket that holds the p99 of the gateway's relay latency."""
     with urllib.request.urlopen(f"{url}/metrics", timeout=5) as answer:
         text = answer.read().decode()
     buckets = sorted((float(edge), float(count)) for edge, count in BUCKET.findall(text))
