@@ -182,6 +182,8 @@ class EngineRecord:
     """Redis time by which that phase must have ended; None without a limit."""
     drain_ordered: bool = False
     """Did an administrator order it to drain?"""
+    model_name: str = ""
+    """Model that it serves or is meant to serve; known before `model`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

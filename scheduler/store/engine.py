@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from scheduler.messages import ENGINE_COMMANDS, EngineCommand, EngineId, ModelInfo, SessionId
 from scheduler.store import records
 from scheduler.store.errors import StaleEpoch
-from scheduler.store.reader import StoreReader, decoded
+from scheduler.store.reader import StoreReader
 from scheduler.store.values import AppliedRecord, SessionProgress
 
 NO_DEADLINE = -1
@@ -61,8 +61,8 @@ class EngineStore(StoreReader):
     ) -> list[tuple[str, EngineCommand]]:
         """Commands after an id, "0-0" at the start; waits up to block_ms for the first. Safe to cancel."""
         key = self._key("commands", engine)
-        streams = await self._redis.read_streams({key: after}, block_ms=block_ms, count=256)
-        return decoded(ENGINE_COMMANDS, streams.get(key, []))
+        found = await self._read(ENGINE_COMMANDS, {key: after}, block_ms=block_ms, count=256)
+        return found.get(key, [])
 
     async def announce_session(self, engine: EngineId, session: SessionId, epoch: int) -> None:
         """The owner generates: gateways may subscribe. Raises StaleEpoch."""

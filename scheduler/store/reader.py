@@ -88,8 +88,8 @@ class StoreReader:
             return {}
         sessions = {self._key("inputs", session): session for session in after}
         cursors = {key: after[session] for key, session in sessions.items()}
-        streams = await self._redis.read_streams(cursors, block_ms=block_ms, count=256)
-        return {sessions[key]: decoded(INPUTS, entries) for key, entries in streams.items()}
+        found = await self._read(INPUTS, cursors, block_ms=block_ms, count=256)
+        return {sessions[key]: entries for key, entries in found.items()}
 
     # --- queue
 
@@ -173,31 +173,43 @@ class StoreReader:
             EventsTrimmed: events after `after` are lost; take `last_event_id()`, then read all records again.
         """
         key = self._key("events")
-        entries = (await self._redis.read_streams({key: after}, block_ms=block_ms, count=count)).get(key, [])
+        entries = (await self._read(EVENTS, {key: after}, block_ms=block_ms, count=count)).get(key, [])
         # Trimming leaves at least MAX_EVENTS entries, so a reader that lost some gets a full batch. An empty
         # batch may mean that Redis came back older than the reader: its ids would stay unread for long.
         if not entries or len(entries) == count:
             await self._check_reader(after)
-        return decoded(EVENTS, entries)
+        return entries
 
     async def last_event_id(self) -> str:
         """Id of the newest event; "0-0" before the first."""
         return (await self._event_bounds())[1]
 
+    async def _read(
+        self, table: Mapping[str, type[M]], after: Mapping[str, str], *, block_ms: int, count: int
+    ) -> dict[str, list[tuple[str, M]]]:
+        """Decoded entries by key. Entries that can't be read are logged, left out, and don't end the wait."""
+        cursors = dict(after)
+        while True:
+            streams = await self._redis.read_streams(cursors, block_ms=block_ms, count=count)
+            found = {key: _decoded(table, entries) for key, entries in streams.items()}
+            if any(found.values()) or not streams:
+                return {key: entries for key, entries in found.items() if entries}
+            cursors.update({key: entries[-1][0] for key, entries in streams.items() if entries})
+
     async def _check_reader(self, after: str) -> None:
-        first, last, length = await self._event_bounds()
+        first, last = await self._event_bounds()
         if _order(after) > _order(last):
             raise EventsTrimmed("Redis has older events than this reader: its data was restored or lost")
-        if length and _order(after) < _order(first) and after != START:
+        if START != after and _order(after) < _order(first):
             raise EventsTrimmed("this reader fell behind the bounded events stream")
 
-    async def _event_bounds(self) -> tuple[str, str, int]:
-        """(first id, last id, length)."""
+    async def _event_bounds(self) -> tuple[str, str]:
+        """(first id, last id) of the stream."""
         key = self._key("events")
         with mapped_errors():
             pipe = self._redis.pipeline()
             first, last = await pipe.xrange(key, count=1).xrevrange(key, count=1).execute()
-        return (first[0][0], last[0][0], 1) if first else (START, START, 0)
+        return (first[0][0], last[0][0]) if first else (START, START)
 
     async def _hashes(self, keys: Iterable[str]) -> Sequence[dict[str, str]]:
         pipe = self._redis.pipeline()
@@ -210,14 +222,14 @@ class StoreReader:
         return result
 
 
-def decoded(table: Mapping[str, type[M]], entries: Sequence[Entry]) -> list[tuple[str, M]]:
-    decoded: list[tuple[str, M]] = []
+def _decoded(table: Mapping[str, type[M]], entries: Sequence[Entry]) -> list[tuple[str, M]]:
+    good: list[tuple[str, M]] = []
     for id, fields in entries:
         try:
-            decoded.append((id, decode_json(table, fields["m"])))
+            good.append((id, decode_json(table, fields["m"])))
         except (DecodeError, KeyError) as exc:
             log.warning("left out stream entry %s that can't be read: %s", id, exc)
-    return decoded
+    return good
 
 
 def _order(id: str) -> tuple[int, int]:

@@ -70,6 +70,7 @@ def engine_record(engine: EngineId, h: Mapping[str, str]) -> EngineRecord:
         phase=h["phase"],
         deadline_ms=int(h["deadline_ms"]) if h["deadline_ms"] else None,
         drain_ordered=h["drain_ordered"] == "1",
+        model_name=h["model_name"],
     )
 
 

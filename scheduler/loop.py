@@ -1,0 +1,201 @@
+"""The control loop: hold the lease, read what changed, plan, apply. Any number may run; one leads."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from scheduler.apply import apply
+from scheduler.config import SchedulerConfig
+from scheduler.feed import Delta, Feed
+from scheduler.lease import Lease
+from scheduler.messages import EngineId
+from scheduler.policy.base import Changes, Memory, decode_memory, encode_memory
+from scheduler.policy.registry import find_policy
+from scheduler.store import StaleTerm, Store, StoreError, StoreUnavailable, draw_id
+
+log = logging.getLogger("scheduler")
+
+RETRY_S = 0.3
+"""Between attempts to reach Redis, and of a standby to lead as a share of the ttl."""
+LATE_S = 0.5
+"""A read that returns this much later than asked counts as a break in the reach of Redis."""
+
+
+class Scheduler:
+    """One scheduler process. `run` until told to stop; call `step` alone only in tests."""
+
+    def __init__(
+        self, store: Store, config: SchedulerConfig, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._store = store
+        self._config = config
+        self._clock = clock
+        self._policy = find_policy(config.policy)
+        self._name = config.scheduler_id or draw_id("c", 4)
+        self._lease = Lease(config.lease_ttl_ms)
+        self._feed = Feed(store)
+        self._memory = Memory()
+        self._published: tuple[str, int, int] | None = None
+        self._reachable_ms: int | None = None
+        """Redis time since which Redis was reached without a break; None: not known to be."""
+        self._tick_s = 0.0
+        self._resync_s = 0.0
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Lead or stand by until `stop` is set; then give the lease back."""
+        failing = False
+        while not stop.is_set():
+            try:
+                is_leading = await self.step()
+                failing = False
+            except StoreUnavailable as exc:
+                self._reachable_ms = None
+                if not failing:
+                    log.warning("%s; engines keep running, placement waits", exc)
+                failing, is_leading = True, False
+            if not is_leading:
+                with suppress(TimeoutError):
+                    wait_s = RETRY_S if failing else RETRY_S * self._config.lease_ttl_ms / 1000
+                    await asyncio.wait_for(stop.wait(), wait_s)
+        if self._lease.term is not None:
+            with suppress(StoreError):
+                await self._store.release_lease(self._name, self._lease.term)
+
+    async def step(self) -> bool:
+        """One cycle as leader, or one attempt to lead. False: another leads. Raises StoreUnavailable."""
+        if not await self._hold_lease():
+            return False
+        delta = await self._follow()
+        try:
+            await self._plan_and_apply(delta)
+        except StaleTerm as exc:
+            log.warning("%s", exc)
+            self._lease.lose()
+        return True
+
+    # --- lease
+
+    async def _hold_lease(self) -> bool:
+        """Acquire or renew as needed. False: another leads."""
+        asked_s = self._clock()
+        if self._lease.is_held(asked_s):
+            if not self._lease.is_renew_due(asked_s):
+                return True
+            assert self._lease.term is not None
+            if await self._store.renew_lease(self._name, self._lease.term, self._config.lease_ttl_ms):
+                self._lease.grant(self._lease.term, asked_s)
+                return True
+            log.warning("lost the lease of term %d", self._lease.term)
+            self._lease.lose()
+        asked_s = self._clock()
+        term = await self._store.acquire_lease(
+            self._name, self._config.lease_ttl_ms, floor=self._lease.newest_term
+        )
+        if term is None:
+            return False
+        await self._take_over(term, asked_s)
+        return True
+
+    async def _take_over(self, term: int, asked_s: float) -> None:
+        self._lease.grant(term, asked_s)
+        self._memory = decode_memory(await self._store.load_memory())
+        await self._feed.rebuild()
+        self._published = None
+        # A new leader has not watched the engines: each gets the time after an outage to be heard.
+        self._reachable_ms = self._feed.view.read_ms
+        self._resync_s = self._clock() + self._config.resync_s
+        view = self._feed.view
+        log.info(
+            "%s leads, term %d: %d engines, %d sessions",
+            self._name,
+            term,
+            len(view.engines),
+            len(view.sessions),
+        )
+
+    # --- read
+
+    async def _follow(self) -> Delta:
+        """Wait for events until the next tick; at a tick also read heartbeats."""
+        started_s = self._clock()
+        wait_s = max(0.0, self._tick_s - started_s)
+        delta = await self._feed.follow(round(wait_s * 1000))
+        now_s = self._clock()
+        if now_s >= self._resync_s:
+            self._resync_s = now_s + self._config.resync_s
+            await self._feed.rebuild()
+        if now_s >= self._tick_s:
+            self._tick_s = now_s + self._config.tick_ms / 1000
+            await self._feed.refresh()
+        if self._clock() - started_s > wait_s + LATE_S or self._reachable_ms is None:
+            # Redis hung, or this process did: silence of engines in that time means nothing.
+            self._reachable_ms = await self._store.now_ms()
+        return delta
+
+    # --- plan, apply
+
+    async def _plan_and_apply(self, delta: Delta) -> None:
+        term, reachable_ms = self._lease.term, self._reachable_ms
+        assert term is not None and reachable_ms is not None
+        changes = Changes(
+            gone=delta.gone,
+            released=delta.released,
+            fresh_ids=tuple(EngineId(draw_id("e", 4)) for _ in range(self._config.engines)),
+            reachable_ms=reachable_ms,
+        )
+        now_ms = await self._store.now_ms()
+        actions, memory = self._policy.plan(self._feed.view, changes, self._memory, now_ms, self._config)
+        if memory != self._memory:
+            await self._store.save_memory(term, encode_memory(memory))
+            self._memory = memory
+        await self._publish(term)
+        await apply(self._store, actions, term=term, may_act=lambda: self._lease.is_held(self._clock()))
+
+    async def _publish(self, term: int) -> None:
+        interval_ms = round(self._memory.release_interval_ms, -2)
+        published = (self._policy.name, self._config.engines, int(interval_ms))
+        if published != self._published:
+            name, budget, release_interval_ms = published
+            await self._store.publish_cluster(
+                term, policy=name, budget=budget, release_interval_ms=release_interval_ms
+            )
+            self._published = published
+
+
+async def serve(config: SchedulerConfig) -> None:
+    """Run one scheduler until SIGTERM or SIGINT. Raises ServerTooOld, ValueError."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    store = await _connect(config, stop)
+    if store is None:
+        return
+    try:
+        await Scheduler(store, config).run(stop)
+    finally:
+        await store.close()
+
+
+async def _connect(config: SchedulerConfig, stop: asyncio.Event) -> Store | None:
+    failing = False
+    while not stop.is_set():
+        try:
+            return await Store.connect(config.redis, cluster=config.cluster)
+        except StoreUnavailable as exc:
+            if not failing:
+                log.warning("%s; trying again every %g s", exc, RETRY_S)
+            failing = True
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), RETRY_S)
+    return None
+
+
+def run(config: SchedulerConfig) -> None:
+    """Blocks until SIGTERM or SIGINT."""
+    asyncio.run(serve(config))

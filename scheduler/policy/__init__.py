@@ -1,0 +1,1 @@
+"""Placement policies: pure functions from a view of the cluster to actions."""

@@ -1,0 +1,181 @@
+"""What every policy shares: lost engines, swept sessions, the desired set, pacing of restarts. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from scheduler.config import SchedulerConfig
+from scheduler.messages import DesiredEngine, EngineId, EngineState, Phase
+from scheduler.policy.base import (
+    Action,
+    Changes,
+    DrainEngine,
+    LoseEngine,
+    Memory,
+    Requeue,
+    SetDesired,
+    StopDrained,
+    Sweep,
+)
+from scheduler.view import ENGINE_STATES, NEVER_MS, NO_ENGINE, View
+
+YOUNG_MS = 30_000
+"""An engine that is gone before this age died at its start, more or less."""
+MAX_PAUSE_MS = 30_000
+FORGIVE_MS = 60_000
+"""Without another early death for this time after the last pause, the count starts anew."""
+
+
+def find_lost(view: View, changes: Changes, config: SchedulerConfig) -> dict[EngineId, str]:
+    """Engines to declare gone, and why.
+
+    Silence only counts while Redis was reachable: after an outage every engine gets three heartbeats, and at
+    least the timeout, to be heard again.
+    """
+    engines, read_ms = view.engines, view.read_ms
+    grace_ms = max(3 * config.heartbeat_ms, config.heartbeat_timeout_ms)
+    if read_ms - changes.reachable_ms < grace_ms:
+        return {}
+    starting = view.is_state(EngineState.STARTING)
+    age_ms = read_ms - np.where(starting, engines["started_ms"], engines["heartbeat_ms"])
+    limit_ms = np.where(starting, config.start_timeout_ms, config.heartbeat_timeout_ms)
+    overdue_ms = np.where(engines["deadline_ms"] == NEVER_MS, 0, read_ms - engines["deadline_ms"])
+    lost: dict[EngineId, str] = {}
+    for row in np.flatnonzero((age_ms > limit_ms) | (overdue_ms > 0)):
+        what = "not ready" if starting[row] else "silent"
+        why = f"{what} for {age_ms[row]} ms, limit {limit_ms[row]} ms"
+        if age_ms[row] <= limit_ms[row]:
+            why = f"its phase is {overdue_ms[row]} ms over its limit"
+        lost[engines.ids[row]] = why
+    return lost
+
+
+def sweep(view: View, now_ms: int, config: SchedulerConfig) -> list[Action]:
+    """Close queued sessions whose connection left retain_s ago."""
+    sessions = view.sessions
+    limit_ms = config.retain_s * 1_000
+    left = view.is_phase(Phase.QUEUED) & (sessions["left_ms"] <= now_ms - limit_ms)
+    return [
+        Sweep(
+            session=sessions.ids[row],
+            left_ms=int(sessions["left_ms"][row]),
+            why=f"its connection left {now_ms - sessions['left_ms'][row]} ms ago, limit {limit_ms} ms",
+        )
+        for row in np.flatnonzero(left)
+    ]
+
+
+def requeue_orphans(view: View) -> list[Action]:
+    """Take back sessions whose engine has no record any more."""
+    sessions = view.sessions
+    orphans = view.is_phase(Phase.PLACED) & (sessions["engine"] == NO_ENGINE)
+    return [
+        Requeue(session=sessions.ids[row], expect_epoch=int(sessions["epoch"][row]), why="engine_lost")
+        for row in np.flatnonzero(orphans)
+    ]
+
+
+def note_changes(view: View, changes: Changes, memory: Memory, now_ms: int) -> Memory:
+    """Memory after the changes: pacing of restarts, interval between releases."""
+    desired = {engine.id for engine in view.desired}
+    if memory.failures and now_ms > memory.retry_ms + FORGIVE_MS:
+        memory = replace(memory, failures=0)
+    for gone in changes.gone:
+        if gone.id in desired and gone.state is not EngineState.DRAINING:
+            young = gone.state is EngineState.STARTING or now_ms - gone.started_ms < YOUNG_MS
+            failures = memory.failures + 1 if young else 0
+            memory = replace(memory, failures=failures, retry_ms=now_ms + pause_ms(failures))
+    if changes.released:
+        if memory.released_ms:
+            sample = min(120_000, max(100, (now_ms - memory.released_ms) / changes.released))
+            mean = 0.8 * memory.release_interval_ms + 0.2 * sample
+            memory = replace(memory, release_interval_ms=mean)
+        memory = replace(memory, released_ms=now_ms)
+    return memory
+
+
+def pause_ms(failures: int) -> int:
+    """Wait before the next replacement: 0 after the first early death, then 1 s, 2 s … MAX_PAUSE_MS."""
+    return 0 if failures < 2 else min(MAX_PAUSE_MS, 1_000 << min(failures - 2, 10))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizing:
+    """Actions that bring the engines to a wanted number."""
+
+    actions: tuple[Action, ...]
+    draining: frozenset[EngineId]
+    """Engines that may not get sessions from this plan on."""
+
+
+def size_cluster(
+    view: View,
+    changes: Changes,
+    memory: Memory,
+    now_ms: int,
+    *,
+    lost: Sequence[EngineId],
+    model: str,
+    num_engines: int,
+) -> Sizing:
+    """Keep num_engines engines starting or ready; drain what is ordered or too many, stop what is empty.
+
+    A draining engine stays in the desired set until it is empty, and its replacement comes at once. A lost
+    one is replaced by the plan after the one that loses it, which knows how it died.
+    """
+    if lost:
+        return Sizing(actions=(), draining=frozenset())
+    alive = range(len(view.engines))
+    state = {row: ENGINE_STATES[view.engines["state"][row]] for row in alive}
+    ordered = view.engines["drain_ordered"]
+    keep = [r for r in alive if state[r] is not EngineState.DRAINING and not ordered[r]]
+    surplus = _surplus(view, keep, state, len(keep) - num_engines)
+    keep = [r for r in keep if r not in surplus]
+    drains = [r for r in alive if state[r] is EngineState.READY and r not in keep]
+    desired_ids = {engine.id for engine in view.desired}
+    draining = [r for r in alive if state[r] is EngineState.DRAINING and view.engines.ids[r] in desired_ids]
+    empty = [r for r in draining if view.engines["sessions"][r] == 0]
+    missing = num_engines - len(keep) if now_ms >= memory.retry_ms else 0
+
+    stay = sorted({*keep, *drains, *draining} - set(empty))
+    wanted = [
+        DesiredEngine(id=view.engines.ids[r], model=view.models[view.engines["model"][r]]) for r in stay
+    ]
+    wanted += [DesiredEngine(id=id, model=model) for id in changes.fresh_ids[: max(0, missing)]]
+    actions: list[Action] = [
+        DrainEngine(
+            engine=view.engines.ids[r],
+            why="drain ordered" if ordered[r] else f"more engines than the budget of {num_engines}",
+        )
+        for r in drains
+    ]
+    actions += [StopDrained(engine=view.engines.ids[r], why="drained and empty") for r in empty]
+    if set(wanted) != set(view.desired):
+        why = (
+            f"budget {num_engines}, kept {len(keep)}, draining {len(stay) - len(keep)}, new {max(0, missing)}"
+        )
+        actions.append(SetDesired(engines=tuple(wanted), why=why))
+    return Sizing(actions=tuple(actions), draining=frozenset(view.engines.ids[r] for r in drains))
+
+
+def lose(lost: dict[EngineId, str]) -> list[Action]:
+    """The actions for `find_lost`."""
+    return [LoseEngine(engine=engine, why=why) for engine, why in lost.items()]
+
+
+def _surplus(view: View, rows: list[int], state: dict[int, EngineState], number: int) -> set[int]:
+    """The rows to give up: those that still start first, newest first; then the emptiest."""
+    engines = view.engines
+    order = sorted(
+        rows,
+        key=lambda r: (
+            state[r] is not EngineState.STARTING,
+            int(engines["sessions"][r]),
+            -int(engines["started_ms"][r]),
+            engines.ids[r],
+        ),
+    )
+    return set(order[: max(0, number)])

@@ -1,0 +1,316 @@
+"""The policy as tables: a view, the changes, the actions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from scheduler.config import SchedulerConfig
+from scheduler.messages import (
+    DesiredEngine,
+    EngineId,
+    EngineRecord,
+    EngineState,
+    GatewayId,
+    Phase,
+    SessionId,
+    SessionRecord,
+)
+from scheduler.policy.base import (
+    Action,
+    Changes,
+    DrainEngine,
+    GoneEngine,
+    LoseEngine,
+    Memory,
+    Place,
+    Requeue,
+    SetDesired,
+    StopDrained,
+    Sweep,
+)
+from scheduler.policy.least_loaded import LeastLoaded
+from scheduler.policy.upkeep import FORGIVE_MS, MAX_PAUSE_MS
+from scheduler.view import View, build_table
+
+NOW_MS = 1_000_000
+CONFIG = SchedulerConfig(redis="redis://x", engines=2)
+FRESH = tuple(EngineId(f"e_fresh{n}") for n in range(2))
+CHANGES, MEMORY = Changes(fresh_ids=FRESH), Memory()
+
+
+def engine(
+    id: str,
+    state: EngineState = EngineState.READY,
+    *,
+    capacity: int = 2,
+    model: str = "shapes",
+    started_ms: int = NOW_MS - 100_000,
+    heartbeat_ms: int = NOW_MS,
+    deadline_ms: int | None = None,
+    drain_ordered: bool = False,
+) -> EngineRecord:
+    """An engine's record."""
+    return EngineRecord(
+        id=EngineId(id),
+        state=state,
+        url="",
+        model=None,
+        capacity=capacity,
+        sessions=0,
+        load=0,
+        chunk_ms=0,
+        started_ms=started_ms,
+        heartbeat_ms=heartbeat_ms,
+        deadline_ms=deadline_ms,
+        drain_ordered=drain_ordered,
+        model_name=model,
+    )
+
+
+def session(
+    id: str, on: str | None = None, *, order: int = 1, model: str = "shapes", left_ms: int | None = None
+) -> SessionRecord:
+    """A session's record: placed on an engine, or queued."""
+    return SessionRecord(
+        id=SessionId(id),
+        model=model,
+        phase=Phase.PLACED if on else Phase.QUEUED,
+        epoch=3,
+        engine=EngineId(on) if on else None,
+        opened=False,
+        active=True,
+        paused=False,
+        seed=0,
+        lead_ms=1500,
+        codec="h264",
+        resume_hash="",
+        controller_epoch=1,
+        gateway=GatewayId("g"),
+        next_seq=0,
+        next_frame=0,
+        rev=0,
+        last_applied="0-0",
+        slack_ms=0,
+        created_ms=0,
+        active_ms=0,
+        reason="",
+        queue_order=order,
+        left_ms=left_ms,
+    )
+
+
+def world(
+    *records: EngineRecord | SessionRecord, desired: tuple[str, ...] = ("e_1", "e_2"), read_ms: int = NOW_MS
+) -> View:
+    """A view of these records."""
+    engines = [r for r in records if isinstance(r, EngineRecord)]
+    sessions = [r for r in records if isinstance(r, SessionRecord)]
+    models = {e.id: e.model_name for e in engines}
+    wanted = [DesiredEngine(id=EngineId(d), model=models.get(EngineId(d), "shapes")) for d in desired]
+    table = build_table(engines, sessions, wanted)
+    table.read_ms = read_ms
+    return table.view()
+
+
+def decide(
+    view: View,
+    changes: Changes = CHANGES,
+    memory: Memory = MEMORY,
+    now_ms: int = NOW_MS,
+    config: SchedulerConfig = CONFIG,
+) -> list[tuple[str, ...]]:
+    """The actions without their reasons: (class, ids …)."""
+    actions, _ = LeastLoaded().plan(view, changes, memory, now_ms, config)
+    return [short(action) for action in actions]
+
+
+def short(action: Action) -> tuple[str, ...]:
+    """An action in one line."""
+    assert action.why
+    match action:
+        case Place():
+            assert action.expect_epoch == 3
+            return ("place", action.session, action.engine)
+        case Requeue() | Sweep():
+            return (type(action).__name__.lower(), action.session)
+        case SetDesired():
+            return ("desired", *(e.id for e in action.engines))
+        case LoseEngine() | DrainEngine() | StopDrained():
+            return (type(action).__name__.lower(), action.engine)
+
+
+E1, E2 = engine("e_1"), engine("e_2")
+
+
+@pytest.mark.parametrize(
+    ("view", "expected"),
+    [
+        pytest.param(world(E1, E2), [], id="nothing to do"),
+        pytest.param(
+            world(E1, E2, session("s_a")), [("place", "s_a", "e_1")], id="ties go to the smaller id"
+        ),
+        pytest.param(
+            world(E1, E2, session("s_a", "e_1"), session("s_b")), [("place", "s_b", "e_2")], id="most room"
+        ),
+        pytest.param(
+            world(E1, E2, session("s_a", order=9), session("s_b", order=2), session("s_c", order=-5)),
+            [("place", "s_c", "e_1"), ("place", "s_b", "e_2"), ("place", "s_a", "e_1")],
+            id="returners first, then first come first served",
+        ),
+        pytest.param(
+            world(engine("e_1", capacity=1), engine("e_2", capacity=0), session("s_a"), session("s_b")),
+            [("place", "s_a", "e_1")],
+            id="never above capacity, counting this plan's own placements",
+        ),
+        pytest.param(
+            world(E1, engine("e_2", model="wan"), session("s_a", model="wan"), session("s_b", model="none")),
+            [("place", "s_a", "e_2")],
+            id="the model must fit; a full model does not block another",
+        ),
+        pytest.param(
+            world(E1, E2, session("s_a", left_ms=NOW_MS - 5)), [], id="nobody watches: wait for the attach"
+        ),
+        pytest.param(
+            world(E1, E2, session("s_a", left_ms=NOW_MS - CONFIG.retain_s * 1000)),
+            [("sweep", "s_a")],
+            id="nobody came back",
+        ),
+        pytest.param(
+            world(E1, E2, session("s_a", "e_9")), [("requeue", "s_a")], id="its engine has no record"
+        ),
+    ],
+)
+def test_placement(view: View, expected: list[tuple[str, ...]]) -> None:
+    """Who goes where."""
+    assert decide(view) == expected
+
+
+STARTING, DRAINING = EngineState.STARTING, EngineState.DRAINING
+
+
+@pytest.mark.parametrize(
+    ("view", "expected"),
+    [
+        pytest.param(world(desired=()), [("desired", *FRESH)], id="first plan asks for the budget"),
+        pytest.param(world(engine("e_1", STARTING), E2), [], id="starting engines count in the budget"),
+        pytest.param(world(E1), [("desired", "e_1", "e_fresh0")], id="a vanished engine is replaced"),
+        pytest.param(
+            world(E1, E2, desired=("e_1",)), [("desired", "e_1", "e_2")], id="a stray engine is taken in"
+        ),
+        pytest.param(
+            world(E1, engine("e_2", STARTING), engine("e_3")),
+            [("desired", "e_1", "e_3")],
+            id="too many: the one that starts goes",
+        ),
+        pytest.param(
+            world(E1, E2, engine("e_3"), session("s_a", "e_1"), desired=("e_1", "e_2", "e_3")),
+            [("drainengine", "e_2")],
+            id="too many: the emptiest drains",
+        ),
+        pytest.param(
+            world(engine("e_1", drain_ordered=True), E2),
+            [("drainengine", "e_1"), ("desired", "e_1", "e_2", "e_fresh0")],
+            id="an ordered drain brings its replacement at once",
+        ),
+        pytest.param(
+            world(engine("e_1", DRAINING), E2, session("s_a", "e_1"), session("s_b"), desired=("e_1", "e_2")),
+            [("desired", "e_1", "e_2", "e_fresh0"), ("place", "s_a", "e_2"), ("place", "s_b", "e_2")],
+            id="sessions leave a draining engine before new ones start",
+        ),
+        pytest.param(
+            world(engine("e_1", DRAINING), E2, engine("e_3"), desired=("e_1", "e_2", "e_3")),
+            [("stopdrained", "e_1"), ("desired", "e_2", "e_3")],
+            id="drained and empty: stop it, once",
+        ),
+        pytest.param(
+            world(engine("e_1", DRAINING), E2, engine("e_3"), desired=("e_2", "e_3")), [], id="stopping"
+        ),
+    ],
+)
+def test_sizing(view: View, expected: list[tuple[str, ...]]) -> None:
+    """Which engines exist."""
+    assert decide(view) == expected
+
+
+LATE_MS = NOW_MS - CONFIG.heartbeat_timeout_ms - 1
+
+
+@pytest.mark.parametrize(
+    ("lost", "expected"),
+    [
+        pytest.param(engine("e_1", heartbeat_ms=LATE_MS), True, id="silent"),
+        pytest.param(engine("e_1", heartbeat_ms=LATE_MS + 1), False, id="just in time"),
+        pytest.param(engine("e_1", DRAINING, heartbeat_ms=LATE_MS), True, id="silent while draining"),
+        pytest.param(engine("e_1", deadline_ms=NOW_MS - 1), True, id="phase over its limit"),
+        pytest.param(engine("e_1", deadline_ms=NOW_MS), False, id="phase within its limit"),
+        pytest.param(engine("e_1", STARTING, heartbeat_ms=0), False, id="starting needs no heartbeat"),
+        pytest.param(
+            engine("e_1", STARTING, started_ms=NOW_MS - CONFIG.start_timeout_ms - 1), True, id="never ready"
+        ),
+    ],
+)
+def test_death(lost: EngineRecord, expected: bool) -> None:
+    """Who is declared gone."""
+    assert (("loseengine", "e_1") in decide(world(lost, E2))) == expected
+
+
+def test_nobody_is_declared_gone_right_after_an_outage() -> None:
+    """Three heartbeat intervals, and the timeout, of reachable Redis come first."""
+    view = world(engine("e_1", heartbeat_ms=0), E2)
+    early = Changes(fresh_ids=FRESH, reachable_ms=NOW_MS - CONFIG.heartbeat_timeout_ms + 1)
+    late = Changes(fresh_ids=FRESH, reachable_ms=NOW_MS - CONFIG.heartbeat_timeout_ms)
+    assert decide(view, early) == []
+    assert decide(view, late) == [("loseengine", "e_1")]
+
+
+def test_nothing_is_placed_on_a_lost_engine() -> None:
+    """The plan that declares an engine gone does not use it."""
+    view = world(engine("e_1", heartbeat_ms=LATE_MS), E2, session("s_a", "e_2"), session("s_b"))
+    assert decide(view) == [("loseengine", "e_1"), ("place", "s_b", "e_2")]
+
+
+def test_early_deaths_slow_replacements_down() -> None:
+    """The first early death is replaced at once, later ones after pauses that double up to a limit."""
+    memory, pauses = Memory(), []
+    dead = GoneEngine(id=EngineId("e_1"), state=STARTING, started_ms=NOW_MS)
+    for _ in range(9):
+        changes = Changes(gone=(dead,), fresh_ids=FRESH)
+        _, memory = LeastLoaded().plan(world(E2), changes, memory, NOW_MS, CONFIG)
+        pauses.append(memory.retry_ms - NOW_MS)
+    assert pauses == [0, 1_000, 2_000, 4_000, 8_000, 16_000, MAX_PAUSE_MS, MAX_PAUSE_MS, MAX_PAUSE_MS]
+    assert decide(world(E2), memory=memory) == [("desired", "e_2")]
+    again = decide(world(E2, desired=("e_2",)), memory=memory, now_ms=memory.retry_ms)
+    assert again == [("desired", "e_2", "e_fresh0")]
+    _, calm = LeastLoaded().plan(world(E1, E2), Changes(), memory, memory.retry_ms + FORGIVE_MS + 1, CONFIG)
+    assert calm.failures == 0
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [
+        GoneEngine(id=EngineId("e_1"), state=EngineState.READY, started_ms=NOW_MS - 60_000),
+        GoneEngine(id=EngineId("e_1"), state=DRAINING, started_ms=NOW_MS),
+        GoneEngine(id=EngineId("e_9"), state=STARTING, started_ms=NOW_MS),
+    ],
+    ids=["it lived long", "it was drained", "nobody wanted it"],
+)
+def test_other_deaths_slow_nothing_down(gone: GoneEngine) -> None:
+    """Only early deaths of wanted engines count."""
+    _, memory = LeastLoaded().plan(world(E2), Changes(gone=(gone,)), Memory(), NOW_MS, CONFIG)
+    assert (memory.failures, memory.retry_ms) in ((0, 0), (0, NOW_MS))
+
+
+def test_release_interval_is_a_moving_mean() -> None:
+    """Places that become free move the published interval."""
+    memory = Memory(released_ms=NOW_MS - 10_000)
+    _, memory = LeastLoaded().plan(world(E1, E2), Changes(released=1), memory, NOW_MS, CONFIG)
+    assert memory == replace(memory, release_interval_ms=26_000.0, released_ms=NOW_MS)
+
+
+def test_same_input_same_output() -> None:
+    """A plan depends on nothing but its arguments."""
+    view = world(E1, E2, *(session(f"s_{n}", order=n) for n in range(9)))
+    plans = [LeastLoaded().plan(view, Changes(), Memory(), NOW_MS, CONFIG) for _ in range(2)]
+    assert plans[0] == plans[1]
