@@ -33,6 +33,7 @@ class RecordingModel:
         self.device, self.dtype = self.inner.device, self.inner.dtype
         self.batches: list[PassBatch] = []
         self.latents: list[Tensor] = []
+        self.frames: list[Tensor] = []
         self.errors: list[Exception] = []
         """Raised by the next passes, one each."""
         self.max_rows: int | None = None
@@ -61,7 +62,9 @@ class RecordingModel:
 
     def decode(self, latents: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         self.latents.append(latents.clone())
-        return self.inner.decode(latents, state)
+        frames, following = self.inner.decode(latents, state)
+        self.frames.append(frames.clone())
+        return frames, following
 
 
 @dataclass
@@ -105,7 +108,7 @@ class Bench:
         self,
         session: str,
         *,
-        text: str = "a red ball",
+        text: str | None = "a red ball",
         seed: int = 1,
         epoch: int = 1,
         seq: int = 0,
@@ -115,11 +118,9 @@ class Bench:
         spec = self.model.spec
         id = SessionId(session)
         frame = seq * spec.chunk_frames
-        start = LogEntry(entry="1-0", message=PromptInput(text=text))
+        start = () if text is None else (LogEntry(entry="1-0", message=PromptInput(text=text)),)
         self.loop.submit(
-            Open(
-                session=id, epoch=epoch, steering=Steering(seed=seed), pending=(start,), seq=seq, frame=frame
-            )
+            Open(session=id, epoch=epoch, steering=Steering(seed=seed), pending=start, seq=seq, frame=frame)
         )
         player = Player(lead_ms=lead_ms, chunk_ms=spec.chunk_frames * 1000 / spec.fps, has_acked=True)
         self.clients[id] = Client(epoch=epoch, player=player)
@@ -144,6 +145,10 @@ class Bench:
 
     def drop(self, session: SessionId) -> None:
         self.loop.submit(Drop(session=session, epoch=self.clients.pop(session).epoch))
+
+    def drop_unknown(self) -> None:
+        """A command without effect."""
+        self.loop.submit(Drop(session=SessionId("s_unknown"), epoch=1))
 
     def step(self, passes: int = 1) -> None:
         """Run so many passes, all sessions wanting more all the time."""

@@ -1,0 +1,128 @@
+"""H.264 encoding."""
+
+from __future__ import annotations
+
+import threading
+from fractions import Fraction
+
+import av
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from engine.encoder import EncodedPart, EncoderPool, SessionEncoder, part_lengths
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (20, 40, 230), "white": (255, 255, 255)}
+
+
+def solid(colour: tuple[int, int, int], frames: int = 12, side: int = 96) -> npt.NDArray[np.uint8]:
+    return np.full((frames, side, side, 3), colour, dtype=np.uint8)
+
+
+def encoder(width: int = 96, height: int = 96) -> SessionEncoder:
+    return SessionEncoder(width=width, height=height, fps=16, crf=23)
+
+
+def decode(payload: bytes) -> list[av.VideoFrame]:
+    """Frames of one payload of access units, on a new decoder."""
+    context = av.CodecContext.create("h264", "r")
+    context.thread_count = 1
+    packets = [*context.parse(payload), *context.parse(b"")]
+    return [frame for packet in [*packets, None] for frame in context.decode(packet)]
+
+
+def unit_types(unit: bytes) -> list[int]:
+    """NAL unit types of an Annex-B access unit."""
+    starts = [i + 3 for i in range(len(unit) - 3) if unit[i : i + 3] == b"\x00\x00\x01"]
+    return [unit[i] & 0x1F for i in starts]
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_colours_survive(colour: str) -> None:
+    """A decoder that follows the tags gives the colour back within 3/255."""
+    (part,) = encoder().encode(solid(COLOURS[colour]))
+    rgb = decode(part.payload)[-1].to_ndarray(format="rgb24").astype(int)
+    assert np.abs(rgb - COLOURS[colour]).max() <= 3
+
+
+def test_the_stream_is_tagged_as_bt601_limited() -> None:
+    """Browsers take untagged video for BT.709: the tags must be in the bitstream."""
+    (part,) = encoder().encode(solid(COLOURS["red"]))
+    smpte170m, limited = 6, 1
+    context = av.CodecContext.create("h264", "r")
+    context.decode(context.parse(part.payload)[0])
+    assert (context.color_primaries, context.color_trc, context.colorspace) == (smpte170m,) * 3
+    assert context.color_range == limited
+
+
+def test_every_chunk_decodes_alone_with_exact_frames() -> None:
+    """SPS, PPS and IDR lead each chunk; sizes name each access unit."""
+    coder = encoder()
+    moving = np.zeros((12, 96, 96, 3), dtype=np.uint8)
+    for i in range(12):
+        moving[i, :, 8 * i : 8 * i + 8] = 255
+    for chunk in range(3):
+        (part,) = coder.encode(np.roll(moving, chunk, axis=0))
+        assert (part.frames, len(part.sizes), sum(part.sizes)) == (12, 12, len(part.payload))
+        first = unit_types(part.payload[: part.sizes[0]])
+        assert {7, 8, 5} <= set(first), f"chunk {chunk} starts with NAL units {first}"
+        assert 5 not in unit_types(part.payload[part.sizes[0] :])
+        decoded = decode(part.payload)
+        assert len(decoded) == 12
+        columns = [int(f.to_ndarray(format="gray").astype(int).sum(0).argmax()) // 8 for f in decoded]
+        assert columns == [(i - chunk) % 12 for i in range(12)]
+
+
+def test_large_frames_travel_in_parts() -> None:
+    """Above 256×256 a chunk is split; the parts together are one decodable chunk, the first one alone too."""
+    parts = list(encoder(320, 256).encode(np.full((12, 256, 320, 3), 90, dtype=np.uint8)))
+    assert [(p.part, p.parts, p.frames) for p in parts] == [(0, 3, 4), (1, 3, 4), (2, 3, 4)]
+    assert len(decode(parts[0].payload)) == 4
+    assert len(decode(b"".join(part.payload for part in parts))) == 12
+    assert parts[-1].is_last and not parts[0].is_last
+
+
+def test_part_lengths() -> None:
+    """Whole when small, else three or four frames each."""
+    assert part_lengths(12, pixels=256 * 256) == (12,)
+    assert part_lengths(12, pixels=256 * 256 + 1) == (4, 4, 4)
+    assert part_lengths(9, pixels=10**6) == (3, 3, 3)
+    assert part_lengths(5, pixels=10**6) == (3, 2)
+    assert part_lengths(1, pixels=10**6) == (1,)
+
+
+def test_encoder_time_goes_on_over_chunks() -> None:
+    """Frames are counted for the whole session: x264 wants rising times."""
+    coder = encoder()
+    for _ in range(2):
+        list(coder.encode(solid(COLOURS["blue"], frames=3)))
+    assert coder._next_pts == 6 and coder._context.time_base == Fraction(1, 16)
+
+
+def test_the_pool_keeps_a_session_on_one_thread_in_order() -> None:
+    """Chunks of a session come out in the order they went in; lanes spread over the threads."""
+    pool, seen, names = EncoderPool(threads=2), [], set()
+    lanes = [pool.open_lane(encoder()) for _ in range(2)]
+    assert {lane.thread for lane in lanes} == {0, 1}
+
+    def note(number: int) -> None:
+        seen.append(number)
+        names.add(threading.current_thread().name)
+
+    for number in range(4):
+        frames = solid(COLOURS["red"], frames=2)
+        pool.submit(lanes[0], frames, lambda part, n=number: note(n), pytest.fail)  # type: ignore[misc]
+    pool.close()
+    assert seen == [0, 1, 2, 3] and len(names) == 1
+
+
+def test_an_encoding_error_goes_to_its_callback_and_the_thread_lives_on() -> None:
+    """Frames of a wrong shape fail; the next chunk on that thread is encoded."""
+    pool = EncoderPool(threads=1)
+    errors: list[Exception] = []
+    parts: list[EncodedPart] = []
+    bad = np.zeros((2, 96, 96), dtype=np.uint8)
+    pool.submit(pool.open_lane(encoder()), bad, parts.append, errors.append)
+    pool.submit(pool.open_lane(encoder()), solid(COLOURS["red"]), parts.append, errors.append)
+    pool.close()
+    assert len(errors) == 1 and len(parts) == 1

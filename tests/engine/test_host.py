@@ -1,0 +1,523 @@
+"""The host: sessions between links, compute thread and ledger, with the edges recorded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+from typing import cast
+
+import pytest
+
+from engine.compute_messages import (
+    Command,
+    ComputeDied,
+    Drop,
+    Feed,
+    InputsTaken,
+    Open,
+    PartMade,
+    SessionFailed,
+    Wish,
+)
+from engine.encoder import EncodedPart
+from engine.host import Host
+from engine.hosted import Hosted
+from engine.lifecycle import LifeLimits
+from engine.link import Link
+from engine.models.shapes.model import TINY, ShapesModel
+from engine.steering import MAX_PENDING_INPUTS, AppliedInput, LogEntry
+from scheduler.messages import (
+    LINK_REPLIES,
+    Accepted,
+    Applied,
+    ChunkPart,
+    Closed,
+    ControlInput,
+    Credit,
+    EngineId,
+    ErrorCode,
+    LinkReply,
+    Message,
+    Moved,
+    Pause,
+    Phase,
+    PromptInput,
+    Refused,
+    ReleaseSession,
+    Resume,
+    SessionId,
+    SessionRecord,
+    SessionState,
+    StateChanged,
+    Stats,
+    Stop,
+    Subscribe,
+    Subscribed,
+    Superseded,
+    Unsubscribe,
+    decode_json,
+    unframe_media,
+)
+from scheduler.store import AppliedRecord
+
+S1 = SessionId("s_0000000000000001")
+SPEC = ShapesModel.random(0, config=TINY).spec
+LIMITS = LifeLimits(linger_ms=1_000, retain_ms=60_000, idle_close_ms=50_000, full_ms=2_000)
+RECORD = SessionRecord(
+    id=S1,
+    model="shapes",
+    phase=Phase.PLACED,
+    epoch=1,
+    engine=EngineId("e_00000001"),
+    opened=False,
+    active=True,
+    paused=False,
+    seed=7,
+    lead_ms=1500,
+    codec="h264",
+    resume_hash="",
+    controller_epoch=1,
+    gateway=None,
+    next_seq=0,
+    next_frame=0,
+    rev=0,
+    last_applied="0-0",
+    slack_ms=0,
+    created_ms=0,
+    active_ms=0,
+    reason="",
+)
+LOG = (LogEntry(entry="1-0", message=PromptInput(text="a red ball")),)
+
+
+class RecordedLink:
+    """A link whose peer takes everything at once, or nothing while `blocked`."""
+
+    def __init__(self) -> None:
+        self.sent: list[LinkReply] = []
+        self.blocked = False
+        self.waiting: list[Callable[[], None]] = []
+
+    def send(self, message: LinkReply) -> None:
+        self.sent.append(message)
+
+    def send_media(self, data: bytes, on_sent: Callable[[], None] | None = None) -> None:
+        self.sent.append(decode_json(LINK_REPLIES, unframe_media(data)[0]))
+        if on_sent is not None:
+            if self.blocked:
+                self.waiting.append(on_sent)
+            else:
+                on_sent()
+
+    def of(self, kind: type[Message]) -> list[LinkReply]:
+        return [message for message in self.sent if isinstance(message, kind)]
+
+
+class World:
+    """A host and everything around it."""
+
+    def __init__(self) -> None:
+        self.now_ms = 0.0
+        self.commands: list[Command] = []
+        self.wishes: list[Wish] = []
+        self.recorded: list[AppliedRecord] = []
+        self.may_record = asyncio.Event()
+        self.may_record.set()
+        self.ends: list[str] = []
+        self.fatal: list[BaseException] = []
+        self.log_changes = 0
+        self.host = Host(SPEC, self, self, limits=LIMITS, clock=lambda: self.now_ms, fatal=self.fatal.append)
+        self.link = RecordedLink()
+
+    # Compute
+    def submit(self, command: Command) -> None:
+        self.commands.append(command)
+
+    def wish(self, session: SessionId, epoch: int, wish: Wish) -> None:
+        self.wishes.append(wish)
+
+    # Ledger
+    async def record_applied(self, hosted: Hosted, entries: Sequence[AppliedRecord]) -> None:
+        await self.may_record.wait()
+        self.recorded.extend(entries)
+
+    def ended(self, hosted: Hosted, reason: str) -> None:
+        self.ends.append(reason)
+
+    def changed(self) -> None:
+        pass
+
+    def log_wanted(self) -> None:
+        self.log_changes += 1
+
+    # what tests do
+    def open(self, **changes: object) -> Hosted:
+        return self.host.open(replace(RECORD, **changes), LOG)  # type: ignore[arg-type]
+
+    def ask(self, request: object, link: RecordedLink | None = None) -> None:
+        self.host.receive_request(cast(Link, link or self.link), request)  # type: ignore[arg-type]
+
+    def subscribe(
+        self,
+        next_seq: int = 0,
+        *,
+        controller_epoch: int = 1,
+        epoch: int = 1,
+        link: RecordedLink | None = None,
+        next_frame: int | None = None,
+    ) -> None:
+        request = Subscribe(
+            session=S1,
+            epoch=epoch,
+            controller_epoch=controller_epoch,
+            next_seq=next_seq,
+            next_frame=next_frame,
+        )
+        self.ask(request, link)
+
+    async def make(
+        self, seq: int, *, applied: tuple[AppliedInput, ...] = (), parts: int = 1, epoch: int = 1
+    ) -> None:
+        """The compute side delivers chunk `seq`, from frame 12·seq on."""
+        for part in range(parts):
+            self.host.receive_event(made(seq, part=part, parts=parts, applied=applied, epoch=epoch))
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Let the emitters take what they have."""
+        for hosted in self.host.sessions.values():
+            while not hosted.parts.empty():
+                await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+
+def made(
+    seq: int, *, part: int = 0, parts: int = 1, applied: tuple[AppliedInput, ...] = (), epoch: int = 1
+) -> PartMade:
+    frames = SPEC.chunk_frames // parts
+    return PartMade(
+        session=S1,
+        epoch=epoch,
+        seq=seq,
+        frame=seq * SPEC.chunk_frames + part * frames,
+        chunk_frame=seq * SPEC.chunk_frames,
+        chunk_frames=SPEC.chunk_frames,
+        rev=0,
+        applied=applied,
+        encoded=EncodedPart(
+            part=part, parts=parts, frames=frames, sizes=(1,) * frames, payload=b"x" * frames
+        ),
+        due_ms=0.0,
+        gen_ms=5.0,
+        batch=1.0,
+    )
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    world = World()
+    yield world
+    for hosted in list(world.host.sessions.values()):
+        world.host.close(hosted.id, "test over")
+    assert world.fatal == []
+
+
+def kinds(link: RecordedLink) -> list[str]:
+    return [message.type for message in link.sent]
+
+
+async def test_a_new_session_is_given_to_the_compute_thread_at_once(world: World) -> None:
+    """It does not wait for a subscriber; the start prompt is its first pending input."""
+    world.open()
+    (command,) = world.commands
+    assert isinstance(command, Open)
+    assert (command.seq, command.frame, command.pending, command.steering.text) == (0, 0, LOG, None)
+    assert world.wishes[-1].running
+
+
+async def test_a_subscriber_gets_what_was_made_before_it_came(world: World) -> None:
+    """Subscribed, the Applied of the start prompt, its chunk, then live parts."""
+    world.open()
+    await world.make(0, applied=(AppliedInput(entry="1-0", id=None, rev=0),), parts=3)
+    world.subscribe()
+    await world.make(1)
+    assert kinds(world.link) == ["subscribed", "applied", "chunk", "chunk", "chunk", "chunk", "stats"]
+    last = world.link.of(ChunkPart)[2]
+    assert isinstance(last, ChunkPart)
+    assert (last.part, last.key, last.pts_ms, last.gen_ms) == (2, False, 500.0, 5.0)
+
+
+async def test_half_a_chunk_is_completed_for_a_new_subscriber(world: World) -> None:
+    """Parts emitted before the subscription are sent again, the rest follows live, each once."""
+    world.open()
+    world.host.receive_event(made(0, part=0, parts=2))
+    await world.settle()
+    world.subscribe()
+    world.host.receive_event(made(0, part=1, parts=2))
+    await world.settle()
+    assert [cast(ChunkPart, part).part for part in world.link.of(ChunkPart)] == [0, 1]
+
+
+async def test_resume_sends_from_next_seq_or_the_oldest_that_is_left(world: World) -> None:
+    """start_seq tells the gateway what is lost."""
+    world.open()
+    for seq in range(20):
+        await world.make(seq)
+    world.subscribe(18)
+    late = RecordedLink()
+    world.subscribe(1, link=late)
+    assert cast(Subscribed, world.link.sent[0]).start_seq == 18
+    assert [cast(ChunkPart, part).seq for part in world.link.of(ChunkPart)] == [18, 19]
+    assert cast(Subscribed, late.sent[0]).start_seq == 4
+    assert len(late.of(ChunkPart)) == 16
+
+
+async def test_a_next_seq_in_the_future_is_refused(world: World) -> None:
+    """bad_state, and the session is untouched."""
+    world.open()
+    await world.make(0)
+    world.subscribe(2)
+    (refused,) = world.link.sent
+    assert isinstance(refused, Refused) and refused.code is ErrorCode.BAD_STATE
+    assert world.host.sessions[S1].link is None
+
+
+async def test_strangers_and_stale_epochs_are_refused(world: World) -> None:
+    """A session that is not here, or is here with another epoch."""
+    world.subscribe()
+    world.open()
+    world.subscribe(epoch=2)
+    codes = [cast(Refused, message).code for message in world.link.sent]
+    assert codes == [ErrorCode.NO_SUCH_SESSION, ErrorCode.BAD_STATE]
+
+
+async def test_a_higher_controller_epoch_takes_over(world: World) -> None:
+    """The older link hears Superseded and gets no more; its late requests are ignored."""
+    world.open()
+    world.subscribe()
+    newer = RecordedLink()
+    world.subscribe(controller_epoch=2, link=newer)
+    world.ask(Pause(session=S1, controller_epoch=1))
+    await world.make(0)
+    assert kinds(world.link) == ["subscribed", "superseded"]
+    assert cast(Superseded, world.link.sent[1]).controller_epoch == 2
+    assert kinds(newer) == ["subscribed", "chunk", "stats"]
+    world.subscribe(controller_epoch=1)
+    assert isinstance(world.link.sent[-1], Superseded)
+
+
+async def test_recovery_waits_for_the_first_subscriber_and_goes_on_from_its_seq(world: World) -> None:
+    """Fresh model state, the asked seq, the gateway's frame count, the prompt that was in force."""
+    record = replace(RECORD, epoch=3, next_seq=40, next_frame=470, last_applied="5-0", rev=1)
+    log = (*LOG, LogEntry(entry="5-0", message=PromptInput(text="blue")))
+    log = (*log, LogEntry(entry="6-0", message=PromptInput(text="green", id="g")))
+    world.host.open(record, log)
+    assert world.commands == []
+    world.subscribe(41, epoch=3, next_frame=482)
+    (command,) = world.commands
+    assert isinstance(command, Open)
+    assert (command.seq, command.frame, command.steering.text, command.steering.rev) == (41, 482, "blue", 1)
+    assert [entry.entry for entry in command.pending] == ["6-0"]
+    assert cast(Subscribed, world.link.sent[0]).start_seq == 41
+
+
+@pytest.mark.parametrize(("next_seq", "served"), [(24, True), (56, True), (23, False), (57, False)])
+async def test_recovery_goes_on_near_the_published_seq_only(
+    world: World, next_seq: int, served: bool
+) -> None:
+    """Within the replay window of what the last owner published."""
+    world.open(epoch=2, next_seq=40, next_frame=480)
+    world.subscribe(next_seq, epoch=2)
+    assert isinstance(world.link.sent[0], Subscribed if served else Refused)
+
+
+async def test_without_the_gateways_frame_count_it_is_estimated(world: World) -> None:
+    """Full chunks between the published seq and the asked one."""
+    world.open(epoch=2, next_seq=40, next_frame=470)
+    world.subscribe(42, epoch=2)
+    command = world.commands[0]
+    assert isinstance(command, Open) and command.frame == 470 + 2 * SPEC.chunk_frames
+
+
+async def test_a_gateway_that_is_ahead_of_an_unpublished_owner_waits(world: World) -> None:
+    """The record says 0 but chunks had been sent: they are made again, and not sent a second time."""
+    world.open(epoch=2)
+    world.subscribe(2, epoch=2)
+    for seq in range(3):
+        await world.make(seq, epoch=2)
+    assert [cast(ChunkPart, part).seq for part in world.link.of(ChunkPart)] == [2]
+
+
+async def test_inputs_are_recorded_before_their_chunk_leaves(world: World) -> None:
+    """The part waits for the ledger; Applied comes before it."""
+    world.open()
+    world.subscribe()
+    world.may_record.clear()
+    await_made = asyncio.create_task(world.make(0, applied=(AppliedInput(entry="1-0", id="p", rev=0),)))
+    await asyncio.sleep(0)
+    await await_made
+    assert kinds(world.link) == ["subscribed"]
+    world.may_record.set()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert world.recorded == [AppliedRecord(entry="1-0", id="p", rev=0, seq=0)]
+    assert kinds(world.link) == ["subscribed", "applied", "chunk", "stats"]
+    assert cast(Applied, world.link.sent[1]).id == "p"
+
+
+async def test_pause_resume_and_stop(world: World) -> None:
+    """Each is accepted by id and takes effect; the client hears the state."""
+    world.open()
+    world.subscribe()
+    world.ask(Pause(session=S1, controller_epoch=1, id="1"))
+    assert not world.wishes[-1].running
+    world.ask(Resume(session=S1, controller_epoch=1, id="2"))
+    assert world.wishes[-1].running
+    world.ask(Stop(session=S1, controller_epoch=1, id="3"))
+    assert [m.id for m in world.link.sent if isinstance(m, Accepted)] == ["1", "2", "3"]
+    states = [m.state for m in world.link.sent if isinstance(m, StateChanged)]
+    assert states == [SessionState.IDLE, SessionState.ACTIVE]
+    assert cast(Closed, world.link.sent[-1]).reason == "stopped"
+    assert world.ends == ["stopped"] and S1 not in world.host.sessions
+    assert isinstance(world.commands[-1], Drop)
+
+
+async def test_a_session_paused_before_it_was_opened_starts_idle(world: World) -> None:
+    """The record's paused counts from the first moment."""
+    world.open(paused=True)
+    assert not world.wishes[-1].running
+
+
+async def test_credit_reaches_the_compute_thread(world: World) -> None:
+    """An ack moves the playhead of the next wish."""
+    world.open()
+    world.subscribe()
+    await world.make(0)
+    world.now_ms = 100.0
+    world.ask(Credit(session=S1, controller_epoch=1, seq=0, buffer_ms=250.0))
+    player = world.wishes[-1].player
+    assert (player.playhead_ms(100.0), player.acked_seq, player.emitted_seq) == (500.0, 1, 1)
+
+
+async def test_chunks_count_as_delivered_when_the_link_took_them(world: World) -> None:
+    """Not when they were queued."""
+    world.open()
+    world.link.blocked = True
+    world.subscribe()
+    await world.make(0)
+    assert world.wishes[-1].player.delivered_seq == 0
+    world.now_ms = 70.0
+    world.link.waiting.pop()()
+    assert world.wishes[-1].player.delivered_seq == 1
+    stats = world.link.sent[-1]
+    assert isinstance(stats, Stats) and stats.latency_ms == 70.0
+    assert world.host.chunk_ms == 70.0
+
+
+async def test_what_an_older_subscription_took_no_longer_counts(world: World) -> None:
+    """After a new Subscribe only its own deliveries move the player."""
+    world.open()
+    world.link.blocked = True
+    world.subscribe()
+    await world.make(0)
+    other = RecordedLink()
+    other.blocked = True
+    world.subscribe(link=other)
+    world.link.waiting.pop()()
+    assert world.wishes[-1].player.delivered_seq == 0
+    other.waiting.pop()()
+    assert world.wishes[-1].player.delivered_seq == 1
+
+
+async def test_a_lost_link_lingers_then_idles_then_closes(world: World) -> None:
+    """The watcher follows the session's life by its own timers."""
+    world.open()
+    world.subscribe()
+    world.host.receive_link_lost(cast(Link, world.link))
+    hosted = world.host.sessions[S1]
+    assert hosted.active and hosted.next_look_ms == 1_000.0
+    world.now_ms = 1_000.0
+    await look(world)
+    assert (hosted.active, hosted.reason, world.wishes[-1].running) == (False, "disconnected", False)
+    world.now_ms = 51_000.0
+    await look(world)
+    assert world.ends == ["idle"] and world.host.sessions == {}
+
+
+async def look(world: World) -> None:
+    """One round of the watcher."""
+    watcher = asyncio.create_task(world.host.watch())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    watcher.cancel()
+    await asyncio.gather(watcher, return_exceptions=True)
+
+
+async def test_unsubscribe_and_return_within_linger_stays_active(world: World) -> None:
+    """Nothing is said, nothing changes."""
+    world.open()
+    world.subscribe()
+    world.ask(Unsubscribe(session=S1, controller_epoch=1))
+    world.now_ms = 900.0
+    world.subscribe(controller_epoch=2)
+    world.now_ms = 5_000.0
+    await look(world)
+    assert world.host.sessions[S1].active
+
+
+async def test_a_player_that_takes_no_more_makes_the_session_idle_until_it_acks(world: World) -> None:
+    """Eight chunks without an ack, then full_ms of silence; an ack wakes it."""
+    world.open(lead_ms=10_000)
+    world.subscribe()
+    for seq in range(8):
+        await world.make(seq)
+    hosted = world.host.sessions[S1]
+    world.now_ms = 2_000.0
+    await look(world)
+    assert (hosted.active, hosted.reason) == (False, "player_full")
+    world.ask(Credit(session=S1, controller_epoch=1, seq=7, buffer_ms=0.0))
+    assert hosted.active and world.wishes[-1].running
+
+
+async def test_a_released_session_says_where_it_is(world: World) -> None:
+    """Moved with the new owner, and the slot is freed; a stale release does nothing."""
+    world.open(epoch=2)
+    world.subscribe(epoch=2)
+    world.host.release(ReleaseSession(session=S1, epoch=2, engine=None))
+    assert S1 in world.host.sessions
+    world.host.release(ReleaseSession(session=S1, epoch=3, engine=EngineId("e_00000002")))
+    moved = world.link.sent[-1]
+    assert isinstance(moved, Moved)
+    assert (moved.epoch, moved.engine, moved.next_seq) == (3, "e_00000002", 0)
+    assert isinstance(world.commands[-1], Drop) and world.ends == []
+
+
+async def test_a_failed_session_is_closed_as_internal(world: World) -> None:
+    """The client hears that it ended, the record is closed; late parts are ignored."""
+    world.open()
+    world.subscribe()
+    world.host.receive_event(SessionFailed(session=S1, epoch=1, message="broken"))
+    world.host.receive_event(made(0))
+    assert cast(Closed, world.link.sent[-1]).reason == "internal"
+    assert world.ends == ["internal"]
+
+
+async def test_the_end_of_the_compute_thread_is_fatal(world: World) -> None:
+    """The engine must not pretend to serve."""
+    error = RuntimeError("no device")
+    world.host.receive_event(ComputeDied(error=error))
+    assert world.fatal.pop() is error
+
+
+async def test_pending_inputs_are_counted_and_controls_are_not(world: World) -> None:
+    """The reader stops at the limit and is woken below it."""
+    hosted = world.open()
+    world.host.receive_event(InputsTaken(session=S1, epoch=1, count=1))
+    inputs = [LogEntry(entry=f"2-{n}", message=PromptInput(text="x")) for n in range(MAX_PENDING_INPUTS)]
+    world.host.feed(hosted, [LogEntry(entry="1-9", message=ControlInput()), *inputs])
+    assert hosted.log.is_full
+    assert isinstance(world.commands[-1], Feed) and len(world.commands[-1].entries) == MAX_PENDING_INPUTS
+    before = world.log_changes
+    world.host.receive_event(InputsTaken(session=S1, epoch=1, count=MAX_PENDING_INPUTS))
+    assert not hosted.log.is_full and world.log_changes == before + 1
