@@ -20,6 +20,7 @@ import h11
 from websockets.datastructures import Headers
 from websockets.exceptions import NegotiationError
 from websockets.http11 import Request as HandshakeRequest
+from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
@@ -198,6 +199,9 @@ class HttpConnection(asyncio.Protocol):
 
     def _begin(self, event: h11.Request) -> None:
         request = _to_request(event)
+        if _head_bytes(event) > self._limits.head_bytes:  # h11 only limits heads that come in pieces
+            self._refuse(text_response(431, "the request head is too large"))
+            return
         if (refusal := self._listener.application.check(request)) is not None:
             self._refuse(refusal, head=request.method == "HEAD")
             return
@@ -293,21 +297,19 @@ class HttpConnection(asyncio.Protocol):
         if isinstance(receiver, Response):
             self._refuse(receiver)
             return
-        protocol = ServerProtocol(max_size=MAX_CLIENT_MESSAGE_BYTES, select_subprotocol=_select_subprotocol)
-        response = protocol.accept(_to_handshake(request))
-        if response.status_code == 101:
-            rest, _closed = self._h11.trailing_data
-            self._cancel_timer()
-            self._websocket = WebSocket(self.transport, protocol, receiver, self._listener.socket_limits)
-        protocol.send_response(response)
-        for data in protocol.data_to_send():
-            if data:
-                self.transport.write(data)
-        if self._websocket is None:
-            self._cancel_timer()
+        handshake = ServerProtocol(select_subprotocol=_select_subprotocol)
+        response = handshake.accept(_to_handshake(request))
+        self._cancel_timer()
+        self.transport.write(response.serialize())
+        if response.status_code != 101:
             self.transport.close()
             return
+        # A protocol that did not parse the request itself has to begin in the open state.
+        protocol = ServerProtocol(state=State.OPEN, max_size=MAX_CLIENT_MESSAGE_BYTES)
+        protocol.subprotocol = handshake.subprotocol
+        self._websocket = WebSocket(self.transport, protocol, receiver, self._listener.socket_limits)
         receiver.receive_open(self._websocket)
+        rest, _closed = self._h11.trailing_data
         if rest:
             self._websocket.receive_data(rest)
 
@@ -343,6 +345,10 @@ def _to_request(event: h11.Request) -> Request:
         name, value = raw_name.decode("ascii"), raw_value.decode("latin-1")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return Request(method=event.method.decode("ascii"), target=event.target.decode("ascii"), headers=headers)
+
+
+def _head_bytes(event: h11.Request) -> int:
+    return len(event.target) + sum(len(name) + len(value) + 4 for name, value in event.headers)
 
 
 def _to_handshake(request: Request) -> HandshakeRequest:

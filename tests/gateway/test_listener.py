@@ -1,0 +1,318 @@
+"""The listener on real sockets: HTTP and WebSocket on one port, its limits and its refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from gateway.http import Request, Response, json_response, text_response
+from gateway.listener import Listener, ListenerLimits
+from gateway.websocket import Receiver, SocketLimits, WebSocket
+
+BIG_BYTES = 100 * 1024 * 1024
+
+
+class Echo:
+    """Sends back what it gets; `flood` answers with more than a peer that does not read can take."""
+
+    def __init__(self) -> None:
+        self.lost = asyncio.Event()
+
+    def receive_open(self, socket: WebSocket) -> None:
+        self.socket = socket
+
+    def receive_frame(self, data: str | bytes) -> None:
+        if data == "flood":
+            for _ in range(64):
+                self.socket.send(bytes(1024 * 1024))
+        elif data == "close":
+            self.socket.close(4400, "asked for it")
+        else:
+            self.socket.send(data)
+
+    def receive_lost(self) -> None:
+        self.lost.set()
+
+
+class App:
+    """Routes for these tests."""
+
+    def __init__(self) -> None:
+        self.echoes: list[Echo] = []
+
+    def check(self, request: Request) -> Response | None:
+        return text_response(405, "no", ("Allow", "GET")) if request.method == "DELETE" else None
+
+    async def respond(self, request: Request) -> Response:
+        if request.path == "/big":
+            return Response(body=_big(), length=BIG_BYTES, content_type="application/octet-stream")
+        if request.path == "/chunked":
+            return Response(body=_few())
+        if request.path == "/broken":
+            raise RuntimeError("a handler fails")
+        return json_response({"method": request.method, "path": request.path, "bytes": len(request.body)})
+
+    def accept(self, request: Request) -> Receiver | Response:
+        if request.path != "/ws":
+            return text_response(404, "no")
+        self.echoes.append(Echo())
+        return self.echoes[-1]
+
+
+async def _big() -> AsyncGenerator[bytes, None]:
+    piece = bytes(64 * 1024)
+    for _ in range(BIG_BYTES // len(piece)):
+        yield piece
+
+
+async def _few() -> AsyncGenerator[bytes, None]:
+    for word in (b"one ", b"two ", b"three"):
+        yield word
+
+
+@asynccontextmanager
+async def listening(
+    limits: ListenerLimits | None = None, sockets: SocketLimits | None = None
+) -> AsyncIterator[tuple[App, int]]:
+    app = App()
+    listener = Listener(app, limits=limits, sockets=sockets)
+    port = await listener.start("127.0.0.1", 0)
+    try:
+        yield app, port
+    finally:
+        await listener.close()
+
+
+async def talk(port: int, data: bytes) -> bytes:
+    """Send bytes, read until the server closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(data)
+    answer = await reader.read()
+    writer.close()
+    return answer
+
+
+def ask(path: str, method: str = "GET", body: bytes = b"", close: bool = True) -> bytes:
+    connection = "Connection: close\r\n" if close else ""
+    return (
+        f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{connection}Content-Length: {len(body)}\r\n\r\n"
+    ).encode() + body
+
+
+async def test_post_stream_and_websocket_on_one_port() -> None:
+    """A POST, a 100 MB streamed GET with flat memory and a WebSocket are served on one port."""
+    async with listening() as (_app, port):
+        answer = await talk(port, ask("/post", "POST", b"x" * 1000))
+        assert json.loads(answer.partition(b"\r\n\r\n")[2]) == {
+            "method": "POST",
+            "path": "/post",
+            "bytes": 1000,
+        }
+
+        before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(ask("/big"))
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert f"Content-Length: {BIG_BYTES}".encode() in head
+        async with connect(f"ws://127.0.0.1:{port}/ws") as ws:  # while the download waits
+            await ws.send("hello")
+            assert await ws.recv() == "hello"
+            await ws.send(b"\x00\xff")
+            assert await ws.recv() == b"\x00\xff"
+        received = 0
+        while piece := await reader.read(1 << 20):
+            received += len(piece)
+        writer.close()
+        assert received == BIG_BYTES
+        grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib
+        assert grown_kib < 30 * 1024
+
+
+async def test_keep_alive_serves_several_requests_on_a_connection() -> None:
+    """Requests on one connection are answered in order, pipelined ones too."""
+    async with listening() as (_app, port):
+        answer = await talk(port, ask("/a", close=False) + ask("/b", close=False) + ask("/c"))
+        assert [path in answer for path in (b'"/a"', b'"/b"', b'"/c"')] == [True] * 3
+        assert answer.count(b"HTTP/1.1 200") == 3
+
+
+async def test_head_has_the_length_and_no_body() -> None:
+    """HEAD is answered like GET without the body."""
+    async with listening() as (_app, port):
+        head, _, body = (await talk(port, ask("/big", "HEAD"))).partition(b"\r\n\r\n")
+        assert f"Content-Length: {BIG_BYTES}".encode() in head and body == b""
+
+
+async def test_a_body_of_unknown_length_is_chunked() -> None:
+    """A generator without a length is sent with chunked encoding."""
+    async with listening() as (_app, port):
+        answer = await talk(port, ask("/chunked"))
+        assert b"chunked" in answer.lower() and b"5\r\nthree\r\n0\r\n" in answer
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (ask("/x", "DELETE"), 405),
+        (ask("/broken"), 500),
+        (ask("/x", "POST", b"y" * 70_000), 413),
+        (b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999\r\n\r\n", 413),
+        (b"GET /x HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 20_000 + b"\r\n\r\n", 431),
+        (b"\x00\x01\x02 garbage\r\n\r\n", 400),
+        (b"GET /x HTTP/1.1\r\n\r\n", 400),
+        (b"GET /ws HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", 400),
+    ],
+)
+async def test_refusals(request_bytes: bytes, status: int) -> None:
+    """What is wrong with a request is answered with its status, and the connection closes."""
+    async with listening() as (_app, port):
+        answer = await talk(port, request_bytes)
+        assert answer.startswith(f"HTTP/1.1 {status} ".encode()), answer[:80]
+
+
+async def test_a_chunked_body_beyond_the_limit_is_refused() -> None:
+    """The body limit holds without a Content-Length too."""
+    async with listening() as (_app, port):
+        body = b"".join(b"4000\r\n" + b"z" * 0x4000 + b"\r\n" for _ in range(5)) + b"0\r\n\r\n"
+        head = b"POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+        assert (await talk(port, head + body)).startswith(b"HTTP/1.1 413")
+
+
+async def test_silent_connections_are_closed_and_harm_nobody() -> None:
+    """100 connections that never speak are closed without an answer while others are served."""
+    async with listening(ListenerLimits(request_timeout_s=0.5)) as (_app, port):
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(100)]
+        assert b"200 OK" in await talk(port, ask("/x"))
+        for reader, writer in silent:
+            assert await reader.read() == b""
+            writer.close()
+
+
+async def test_half_a_request_is_answered_408() -> None:
+    """A request that is not complete in time is refused."""
+    async with listening(ListenerLimits(request_timeout_s=0.2)) as (_app, port):
+        assert (await talk(port, b"GET /x HTTP/1.1\r\nHo")).startswith(b"HTTP/1.1 408")
+
+
+async def test_too_many_connections_are_refused() -> None:
+    """Beyond max_connections the answer is 503."""
+    async with listening(ListenerLimits(max_connections=1)) as (_app, port):
+        _reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        assert b"200 OK" in await first_answer(_reader, writer)
+        assert (await talk(port, ask("/x"))).startswith(b"HTTP/1.1 503")
+        writer.close()
+
+
+async def first_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+    writer.write(ask("/x", close=False))
+    return await reader.readuntil(b"\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [
+        (None, None),
+        (["turboserve.v1+json"], "turboserve.v1+json"),
+        (["other", "turboserve.v1+msgpack", "turboserve.v1+json"], "turboserve.v1+msgpack"),
+        (["turboserve.token.abc", "turboserve.v1+json"], "turboserve.v1+json"),
+        (["turboserve.token.abc"], None),
+    ],
+)
+async def test_subprotocol(offered: list[str] | None, chosen: str | None) -> None:
+    """The first flavour offered is chosen; a token is never echoed."""
+    async with listening() as (_app, port):
+        async with connect(f"ws://127.0.0.1:{port}/ws", subprotocols=offered) as ws:  # type: ignore[arg-type]
+            assert ws.subprotocol == chosen
+
+
+async def test_an_unknown_subprotocol_is_refused() -> None:
+    """Offering only unknown protocols fails the handshake with 400."""
+    async with listening() as (_app, port):
+        with pytest.raises(InvalidStatus) as caught:
+            await connect(f"ws://127.0.0.1:{port}/ws", subprotocols=["nope"])  # type: ignore[list-item]
+        assert caught.value.response.status_code == 400
+
+
+async def test_the_first_frame_may_come_with_the_handshake() -> None:
+    """Bytes behind the upgrade request reach the WebSocket."""
+    async with listening() as (_app, port):
+        head = (
+            b"GET /ws HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        frame = b"\x81\x82\x00\x00\x00\x00hi"  # masked with zeros
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head + frame)
+        await reader.readuntil(b"\r\n\r\n")
+        assert await reader.readexactly(4) == b"\x81\x02hi"
+        writer.close()
+
+
+@pytest.mark.parametrize(("message", "code"), [("x" * (64 * 1024 + 1), 1009), ("close", 4400)])
+async def test_close_codes(message: str, code: int) -> None:
+    """A message over 64 KiB closes 1009; a close by the application arrives with its code."""
+    async with listening() as (_app, port):
+        async with connect(f"ws://127.0.0.1:{port}/ws") as ws:
+            await ws.send(message)
+            with pytest.raises(ConnectionClosed) as caught:
+                await ws.recv()
+            assert caught.value.rcvd is not None and caught.value.rcvd.code == code
+
+
+async def test_a_message_of_64_kib_is_taken() -> None:
+    """The limit itself is allowed, in fragments too."""
+    async with listening() as (_app, port), connect(f"ws://127.0.0.1:{port}/ws") as ws:
+        await ws.send("x" * 64 * 1024)
+        assert len(await ws.recv()) == 64 * 1024
+        await ws.send(["a" * 1000, "b" * 1000])
+        assert await ws.recv() == "a" * 1000 + "b" * 1000
+
+
+async def test_text_that_is_not_utf8_closes_1007() -> None:
+    """The WebSocket protocol asks for it."""
+    async with listening() as (_app, port), connect(f"ws://127.0.0.1:{port}/ws") as ws:
+        await ws.send(b"\xff\xfe", text=True)
+        with pytest.raises(ConnectionClosed) as caught:
+            await ws.recv()
+        assert caught.value.rcvd is not None and caught.value.rcvd.code == 1007
+
+
+async def test_a_peer_that_does_not_read_is_cut_off() -> None:
+    """A send that is not finished in time aborts the socket."""
+    async with listening(sockets=SocketLimits(send_timeout_s=0.3)) as (app, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1)
+        head = (
+            b"GET /ws HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        writer.write(head + b"\x81\x85\x00\x00\x00\x00flood")
+        await asyncio.wait_for(asyncio.shield(_lost(app)), 10)
+        writer.close()
+        del reader
+
+
+async def _lost(app: App) -> None:
+    while not app.echoes:
+        await asyncio.sleep(0)
+    await app.echoes[0].lost.wait()
+
+
+async def test_a_dead_peer_is_noticed_by_ping() -> None:
+    """Half a frame and then nothing: no pong can come, so the keepalive ends the connection."""
+    async with listening(sockets=SocketLimits(ping_interval_s=0.2)) as (app, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        head = (
+            b"GET /ws HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        writer.write(head + b"\x81\xfe\x10")
+        await asyncio.wait_for(_lost(app), 10)
+        writer.close()
+        del reader
