@@ -65,7 +65,6 @@ function detail() {
 
 function statusText() {
   if (session.phase === "queued" && session.queue !== null) return `Queued, place ${session.queue.position} in line`;
-  if (session.phase === "lost" && session.attempts > 3) return `Connection lost, trying again (${session.attempts})`;
   return null;
 }
 

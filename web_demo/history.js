@@ -1,6 +1,8 @@
-// The prompts of this session and where each one stands: sent, accepted, applied at a chunk, on screen, refused.
+// The prompts of this session and where each one stands:
+// sent, accepted, applied at a chunk, shown, refused, or unseen (overtaken, or the session ended before).
 
 const MAX_ENTRIES = 30;
+const UNDER_WAY = ["sent", "accepted", "applied"];
 
 export class PromptHistory {
   entries = []; // {id, text, state, seq, rev, sentMs, latencyMs}
@@ -25,6 +27,13 @@ export class PromptHistory {
     if (entry?.state === "sent") entry.state = "accepted";
   }
 
+  /** The session is over: what is under way will not be seen any more. */
+  finish(state) {
+    for (const entry of this.entries) {
+      if (UNDER_WAY.includes(entry.state)) entry.state = state;
+    }
+  }
+
   refused(id) {
     const entry = this.find(id);
     if (entry !== null) entry.state = "refused";
@@ -43,7 +52,7 @@ export class PromptHistory {
   drawn(rev, nowMs) {
     const open = this.entries.filter((entry) => entry.state === "applied" && entry.rev <= rev);
     const shown = open.at(-1) ?? null; // also if a reset raised the revision once more
-    for (const entry of open) entry.state = entry === shown ? "shown" : "overtaken";
+    for (const entry of open) entry.state = entry === shown ? "shown" : "unseen";
     if (shown !== null) shown.latencyMs = nowMs - shown.sentMs;
     return shown;
   }
@@ -55,6 +64,6 @@ export class PromptHistory {
 
   /** The newest prompt that is still on its way, or null. */
   get underWay() {
-    return this.entries.findLast((entry) => ["sent", "accepted", "applied"].includes(entry.state)) ?? null;
+    return this.entries.findLast((entry) => UNDER_WAY.includes(entry.state)) ?? null;
   }
 }

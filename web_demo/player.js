@@ -90,7 +90,8 @@ export class Player {
   get fps() {
     const since = performance.now() - 2000;
     while (this.#drawTimes.length > 0 && this.#drawTimes[0] < since) this.#drawTimes.shift();
-    return this.#drawTimes.length / 2;
+    if (this.#drawTimes.length < 2) return 0;
+    return ((this.#drawTimes.length - 1) * 1000) / (performance.now() - this.#drawTimes[0]);
   }
 
   get genMs() {

@@ -290,6 +290,7 @@ export class Session {
     this.link = "none";
     this.id = id;
     this.end = { kind, sentence };
+    this.history.finish(kind === "failed" ? "refused" : "unseen");
     if (kind !== "taken") storage.clear();
     this.#notify();
   }

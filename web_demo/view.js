@@ -21,7 +21,7 @@ const PHASES = {
   generating: { tone: "good", status: "Generating", veil: "none", live: true },
   stalled: { tone: "busy", status: "Catching up…", veil: "none", live: true },
   paused: { tone: "quiet", status: "Paused", veil: "none", live: true },
-  lost: { tone: "busy", status: "Connection lost, reconnecting…", veil: "none", live: true },
+  lost: { tone: "busy", status: "Connection lost, retrying…", veil: "none", live: true },
   taken: { tone: "quiet", status: "Open in another window", veil: "over", title: "This session moved to another window",
     action: "Continue here" },
   ended: { tone: "quiet", status: "Ended", veil: "over", title: "The session has ended", action: "Start again" },
@@ -141,7 +141,7 @@ function historyRow(entry, isCurrent, use) {
     accepted: ["pending…", "busy"],
     applied: [`from chunk ${entry.seq}`, "busy"],
     shown: [`chunk ${entry.seq}`, "quiet"],
-    overtaken: ["overtaken", "quiet"],
+    unseen: ["not shown", "quiet"],
     refused: ["refused", "bad"],
   }[entry.state];
   button.append(text, when);

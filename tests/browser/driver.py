@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,6 +21,9 @@ POLL_S = 0.03
 SCALE = float(os.environ.get("TURBOSERVE_TEST_TIME_SCALE", "1"))
 WIDE = (1280, 800)
 NARROW = (400, 860)
+
+
+Pixel = tuple[int, int, int]
 
 
 def find_chromium() -> str:
@@ -79,6 +82,16 @@ async def until(page: Page, condition: str, limit_s: float = 20) -> None:
         await asyncio.sleep(POLL_S)
 
 
+async def until_pixels(page: Page, condition: Callable[[list[Pixel]], bool], limit_s: float = 20) -> None:
+    """Wait until the picture on the canvas fulfils a condition on its samples."""
+    end = asyncio.get_running_loop().time() + limit_s * SCALE
+    while not condition(samples := await pixels(page)):
+        if asyncio.get_running_loop().time() > end:
+            shares = [round(share(samples, channel), 3) for channel in range(3)]
+            raise AssertionError(f"not seen in {limit_s * SCALE:.0f} s; shares of red, green, blue: {shares}")
+        await asyncio.sleep(POLL_S * 5)
+
+
 async def stats(page: Page) -> dict[str, Any]:
     """The page's own figures, `window.turboserve`."""
     figures: dict[str, Any] = await page.evaluate("({...window.turboserve})")
@@ -91,7 +104,7 @@ async def ask(page: Page, prompt: str) -> None:
     await page.press("#prompt", "Enter")
 
 
-async def pixels(page: Page) -> list[tuple[int, int, int]]:
+async def pixels(page: Page) -> list[Pixel]:
     """32×32 samples of the picture on the canvas, RGB 0…255."""
     flat: list[int] = await page.evaluate(
         """() => {
@@ -103,7 +116,7 @@ async def pixels(page: Page) -> list[tuple[int, int, int]]:
     return [(flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat), 4)]
 
 
-def share(samples: list[tuple[int, int, int]], channel: int, margin: int = 40) -> float:
+def share(samples: list[Pixel], channel: int, margin: int = 40) -> float:
     """Share of the samples in which one channel (0 red, 1 green, 2 blue) clearly exceeds both others."""
     others = [c for c in range(3) if c != channel]
     hits = sum(all(sample[channel] > sample[other] + margin for other in others) for sample in samples)

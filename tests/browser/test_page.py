@@ -10,7 +10,7 @@ from playwright.async_api import Browser, Page
 from tests.browser.driver import NARROW, WIDE, ask, pixels, share, stats, tab, until
 from tests.browser.stream_server import StreamServer
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
 RED_ON_BLUE = "a red ball bouncing on a blue background"
 GREEN_ON_BLACK = "a green ball bouncing on a black background"
@@ -238,7 +238,7 @@ async def test_server_away_and_back(browser: Browser, server: StreamServer) -> N
         server.faults.refuse_connections = True
         server.abort_all()
         await until(page, "turboserve.state === 'lost'")
-        assert "reconnecting" in (await page.text_content("#status") or "")
+        assert "retrying" in (await page.text_content("#status") or "")
         server.faults.refuse_connections = False
         await until(page, "turboserve.state === 'generating'")
 

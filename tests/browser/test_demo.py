@@ -1,0 +1,85 @@
+"""The demo as a person meets it: the page in a real Chromium, a real cluster, video by the real model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+from playwright.async_api import Browser, Page
+
+from tests.browser.driver import NARROW, ask, pixels, share, stats, tab, until, until_pixels
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.cluster,
+    pytest.mark.timeout(240),
+    pytest.mark.asyncio(loop_scope="module"),
+]
+
+RED, GREEN, BLUE = range(3)
+RED_ON_BLUE = "a red ball bouncing on a blue background"
+YELLOW_ON_GREEN = "a yellow ball bouncing on a green background"
+LIMIT_S = 60
+
+
+class Cluster(Protocol):
+    """What the `cluster` fixture gives: a running cluster of real processes."""
+
+    url: str
+
+
+async def begin(page: Page, frames: int = 1) -> None:
+    await ask(page, RED_ON_BLUE)
+    await until(page, f"turboserve.framesDrawn >= {frames}", LIMIT_S)
+
+
+async def test_prompt_streams_and_steers(browser: Browser, cluster: Cluster, tmp_path: Path) -> None:
+    """60 frames in the prompt's colours, then a new prompt turns the running video into its own colours."""
+    async with tab(browser, cluster.url) as (page, complaints):
+        await begin(page, frames=60)
+        samples = await pixels(page)
+        await page.screenshot(path=tmp_path / "red-on-blue.png")
+        assert share(samples, BLUE) > 0.5, "the background is not blue"
+        assert share(samples, RED) > 0.01, "there is nothing red"
+        assert (await stats(page))["state"] in ("generating", "stalled")
+
+        session = (await stats(page))["session"]
+        await ask(page, YELLOW_ON_GREEN)
+        await until_pixels(page, lambda seen: share(seen, GREEN) > 0.4 and share(seen, BLUE) < 0.05, LIMIT_S)
+        await page.screenshot(path=tmp_path / "yellow-on-green.png")
+        after = await stats(page)
+        assert (after["session"], after["gaps"]) == (session, 0)
+        assert after["rev"] >= 1
+        assert complaints == []
+
+
+async def test_reload_resumes(browser: Browser, cluster: Cluster) -> None:
+    """After a reload the same session goes on from where it was, in the same colours."""
+    async with tab(browser, cluster.url) as (page, _):
+        await begin(page, frames=20)
+        before = await stats(page)
+        await page.reload()
+        await until(page, "window.turboserve !== undefined && turboserve.framesDrawn >= 20", LIMIT_S)
+        after = await stats(page)
+        assert (after["session"], after["gaps"]) == (before["session"], 0)
+        assert after["seq"] >= before["seq"]
+        assert share(await pixels(page), BLUE) > 0.5
+
+
+async def test_pause_resume_reset_and_stop(browser: Browser, cluster: Cluster) -> None:
+    """The four buttons do what they say, on a phone's width."""
+    async with tab(browser, cluster.url, NARROW) as (page, _):
+        await begin(page, frames=10)
+        await page.click("#pause")
+        await until(page, "turboserve.state === 'paused'")
+        drawn = (await stats(page))["framesDrawn"]
+        await page.click("#pause")
+        await until(page, f"turboserve.framesDrawn >= {drawn + 10}", LIMIT_S)
+        rev = (await stats(page))["rev"]
+        await page.click("#reset")
+        await until(page, f"turboserve.rev > {rev}", LIMIT_S)
+        await page.click("#stop")
+        await until(page, "turboserve.state === 'ended'")
+        await page.reload()
+        await until(page, "window.turboserve !== undefined && turboserve.state === 'ready'")
