@@ -46,6 +46,7 @@ class App:
 
     def __init__(self) -> None:
         self.echoes: list[Echo] = []
+        self.opened = asyncio.Event()
 
     def check(self, request: Request) -> Response | None:
         return text_response(405, "no", ("Allow", "GET")) if request.method == "DELETE" else None
@@ -63,6 +64,7 @@ class App:
         if request.path != "/ws":
             return text_response(404, "no")
         self.echoes.append(Echo())
+        self.opened.set()
         return self.echoes[-1]
 
 
@@ -299,8 +301,7 @@ async def test_a_peer_that_does_not_read_is_cut_off() -> None:
 
 
 async def _lost(app: App) -> None:
-    while not app.echoes:
-        await asyncio.sleep(0)
+    await app.opened.wait()
     await app.echoes[0].lost.wait()
 
 

@@ -1,0 +1,16 @@
+"""Fixtures of the gateway's tests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.gateway.gateway_fixtures import World, make_world
+
+
+@pytest.fixture
+async def world(redis_url: str) -> AsyncIterator[World]:
+    """A cluster of this test alone on a real Redis."""
+    async with make_world(redis_url) as world:
+        yield world

@@ -1,0 +1,67 @@
+"""While Redis is away: running sessions stream and obey, prompts wait, new sessions are refused with a hint."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway import protocol as wire
+from gateway.session import MAX_HELD_INPUTS
+from scheduler.messages import ErrorCode, Pause, PromptInput, SessionId, Stop
+from scheduler.store import Store
+from tests.gateway.gateway_fixtures import Client, World, begin, client_of, make_world
+from tests.scheduler.conftest import RedisServer, own_redis  # noqa: F401 - fixture
+
+
+@pytest.fixture
+async def frail_world(own_redis: RedisServer):  # type: ignore[no-untyped-def]  # noqa: F811
+    """A cluster whose Redis the test may kill."""
+    async with make_world(own_redis.url) as world:
+        yield world
+
+
+async def _prompts_in_log(world: World, id: SessionId) -> list[str]:
+    store = await Store.connect(world.redis_url, cluster=world.cluster)
+    log = (await store.read_inputs({id: "0-0"}))[id]
+    await store.close()
+    return [entry.text for _, entry in log if isinstance(entry, PromptInput)]
+
+
+async def _fill_held_inputs(client: Client) -> None:
+    """Send one prompt more than the gateway holds; the last is refused."""
+    for n in range(MAX_HELD_INPUTS + 1):
+        await client.send(wire.Prompt(text=str(n), id=f"p{n}"))
+    error = await client.expect(wire.Error)
+    assert (error.code, error.id) == (ErrorCode.UNAVAILABLE, f"p{MAX_HELD_INPUTS}")
+    assert error.retry_after_ms is not None
+
+
+async def test_a_redis_outage(frail_world: World, own_redis: RedisServer) -> None:  # noqa: F811
+    """One outage from its begin to its end, seen by a running session and by a new client."""
+    world = frail_world
+    async with world.engine() as engine, world.gateway() as gateway:
+        async with client_of(gateway) as client, client_of(gateway) as newcomer:
+            session = await begin(client, engine)
+            id = SessionId(session.session)
+            own_redis.kill()
+
+            await engine.send_chunk(id, 0)
+            assert (await client.expect(wire.ChunkHeader)).seq == 0
+            await client.expect(wire.ChunkHeader)
+            await client.send(wire.Pause())
+            await engine.expect(Pause)
+            await _fill_held_inputs(client)
+            await newcomer.send(wire.Start(prompt="new", id="n"))
+            error = await newcomer.expect(wire.Error)
+            assert (error.code, error.id) == (ErrorCode.UNAVAILABLE, "n")
+            assert error.retry_after_ms is not None
+
+            own_redis.start()
+            accepted = [(await client.expect(wire.Accepted)).id for _ in range(MAX_HELD_INPUTS)]
+            assert accepted == [f"p{n}" for n in range(MAX_HELD_INPUTS)]
+            prompts = await _prompts_in_log(world, id)
+            assert prompts == ["a red ball"] + [str(n) for n in range(MAX_HELD_INPUTS)]
+
+            own_redis.kill()
+            await client.send(wire.Stop())
+            await engine.expect(Stop)
+            own_redis.start()
