@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from email.utils import formatdate
 from http import HTTPStatus
+from typing import cast
 
 import h11
 from websockets.datastructures import Headers
@@ -122,9 +123,8 @@ class HttpConnection(asyncio.Protocol):
     # --- asyncio.Protocol ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        _set_buffers(transport, self._limits)
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's transports do not derive from it
+        _set_buffers(self.transport, self._limits)
         if len(self._listener.connections) >= self._limits.max_connections:
             self._refuse(text_response(503, "too many connections; try again later", ("Retry-After", "1")))
             return
