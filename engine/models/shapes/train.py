@@ -1,24 +1,42 @@
-"""Train `shapes`: `python -m engine.models.shapes.train codec|encode|dit|all --out DIR --minutes N`.
+"""Train `shapes`: `python -m engine.models.shapes.train codec|encode|dit|decoder|all --out DIR --minutes N`.
 
-Stages leave their results in DIR and go on from what they find there; `all` divides the time among them.
+    codec     autoencoder on drawn scenes                  → DIR/codec.pt
+    encode    draw and encode clips                        → DIR/clips-<seed>.pt
+    dit       transformer on the clips                     → DIR/dit.pt, shapes.safetensors, sheet-<step>.png
+    decoder   the decoder alone, latents as they are       → the same files again
+
+Stages go on from what they find in DIR; `all` divides the time among them. On a CPU with several cores run
+one process of one thread per core: `OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m
+engine.models.shapes.train …`.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Final
 
 import torch
 
-from engine.models.shapes.train_codec import train_codec
+from engine.models.shapes.train_codec import polish_decoder, train_codec
 from engine.models.shapes.train_data import encode_clips
 from engine.models.shapes.train_dit import train_dit
+from engine.models.shapes.train_util import Peers
+
+
+_STAGES: Final = {
+    "codec": train_codec,
+    "encode": encode_clips,
+    "dit": train_dit,
+    "decoder": polish_decoder,
+}
+_SHARES: Final = {"codec": 0.15, "encode": 0.05, "dit": 0.73, "decoder": 0.07}
 
 
 def main() -> None:
     """Parse the command line and run the stages asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=("codec", "encode", "dit", "all"))
+    parser.add_argument("stage", choices=(*_STAGES, "all"))
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for checkpoints, clips, weights and sheets"
     )
@@ -29,10 +47,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    shares = {"codec": 0.12, "encode": 0.05, "dit": 0.83} if args.stage == "all" else {args.stage: 1.0}
-    stages = {"codec": train_codec, "encode": encode_clips, "dit": train_dit}
+    shares = {args.stage: 1.0} if args.stage != "all" else _SHARES
     for name, share in shares.items():
-        print(f"{name}: {stages[name](args.out, share * args.minutes, args.device, args.seed)}", flush=True)
+        result = _STAGES[name](args.out, share * args.minutes, args.device, args.seed)
+        if Peers().rank == 0:
+            print(f"{name}: {result}", flush=True)
 
 
 if __name__ == "__main__":

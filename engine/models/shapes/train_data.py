@@ -10,7 +10,7 @@ import torch.nn.functional as fn
 from torch import Tensor, nn
 
 from engine.models.shapes.codec import CodecConfig, Decoder, Encoder
-from engine.models.shapes.train_util import Progress, autocast, load_checkpoint
+from engine.models.shapes.train_util import Peers, Progress, autocast, load_checkpoint
 from engine.models.shapes.world import render, sample_scenes, simulate
 
 __all__ = ["Clips", "encode_clips", "load_clips", "load_codec"]
@@ -45,8 +45,11 @@ def load_codec(path: Path, device: torch.device) -> tuple[Encoder, Decoder]:
 
 @torch.inference_mode()
 def encode_clips(out: Path, minutes: float, device: torch.device, seed: int = 0) -> Path:
-    """Draw and encode clips for `minutes` and write them to `out/clips-<seed>.pt`."""
+    """Draw and encode clips for `minutes` and write them to `out/clips-<seed>.pt`; a process's rank adds to
+    the seed."""
     encoder, decoder = load_codec(out / "codec.pt", device)
+    peers = Peers()
+    seed += peers.rank
     generator = torch.Generator().manual_seed(1000 + seed)
     progress = Progress("encode", minutes)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -67,6 +70,7 @@ def encode_clips(out: Path, minutes: float, device: torch.device, seed: int = 0)
     latents, masks, labels = (torch.cat(part) for part in zip(*parts, strict=True))
     path = out / f"clips-{seed}.pt"
     torch.save({"latents": latents, "masks": masks, "ids": labels}, path)
+    peers.agree(0.0)  # nobody goes on before all have written
     return path
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from engine.models.shapes.concepts import SLOTS, TEXT_LEN
 from engine.models.shapes.model import SHAPES, ShapesConfig, ShapesNet
 from engine.models.shapes.train_data import Clips, load_clips, load_codec
-from engine.models.shapes.train_sheet import save_sheet, save_weights
+from engine.models.shapes.train_sheet import export_weights
 from engine.models.shapes.train_util import Peers, Progress, autocast, ease
 
 __all__ = ["train_dit"]
@@ -40,8 +40,7 @@ class _Batch:
 
 
 def train_dit(out: Path, minutes: float, device: torch.device, seed: int = 0) -> Path:
-    """Train for `minutes`, resuming `out/dit.pt`; write weights and sample sheets to `out` every five
-    minutes.
+    """Train for `minutes`, resuming `out/dit.pt`; write it, weights and a sample sheet every five minutes.
 
     Under torchrun every process draws its own clips and the gradients are averaged.
     """
@@ -160,10 +159,7 @@ class _Run:
         partial = self._out / "dit.partial"
         torch.save(state, partial)
         partial.replace(self._out / "dit.pt")
-        tensors = dict(self._net.state_dict()) | self._average
-        path = save_weights(self._out / "shapes.safetensors", tensors)
-        save_sheet(self._out / f"sheet-{self.steps:06d}.png", path)
-        return path
+        return export_weights(self._out)
 
 
 def _optimizers(net: ShapesNet) -> list[torch.optim.Optimizer]:

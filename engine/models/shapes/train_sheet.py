@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from engine.models.shapes.model import ShapesModel
 from engine.models.shapes.rollout import stream
 
-__all__ = ["save_png", "save_sheet", "save_weights"]
+__all__ = ["export_weights", "save_png", "save_sheet"]
 
 _PROMPTS = (
     ("a red ball bouncing on a blue background", "a green star spinning on a black background"),
@@ -40,11 +39,19 @@ _CHUNKS = 6  # of each prompt
 _EVERY = 8  # frames
 
 
-def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> Path:
-    """Write tensors as float16 safetensors."""
+def export_weights(out: Path) -> Path:
+    """Join the averaged transformer of `out/dit.pt` and the decoder of `out/codec.pt` into
+    `out/shapes.safetensors` (float16), and stream a sample sheet from them."""
+    saved = torch.load(out / "dit.pt", weights_only=True, map_location="cpu")
+    codec = torch.load(out / "codec.pt", weights_only=True, map_location="cpu")
+    tensors: dict[str, Tensor] = saved["net"] | saved["average"]
+    tensors |= {name: tensor for name, tensor in codec.items() if name.startswith("decoder.")}
+    path = out / "shapes.safetensors"
     partial = path.with_suffix(".partial")
-    save_file({name: t.detach().cpu().half().contiguous() for name, t in tensors.items()}, partial)
+    save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()}, partial)
+    partial.chmod(0o644)
     partial.replace(path)
+    save_sheet(out / f"sheet-{saved['steps']:06d}.png", path)
     return path
 
 

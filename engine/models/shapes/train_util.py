@@ -43,7 +43,7 @@ class Progress:
         for key, value in values.items():
             self._means[key] = 0.98 * self._means.get(key, value) + 0.02 * value
         now = time.monotonic()
-        if now - self._line >= _LINE_S:
+        if now - self._line >= _LINE_S and Peers().rank == 0:
             self._line = now
             rest = "  ".join(f"{key} {value:.4f}" for key, value in self._means.items())
             speed = (now - self._begin) / self.steps
