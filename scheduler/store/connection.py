@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
@@ -51,7 +51,9 @@ class Connection:
                 url,
                 max_connections=MAX_CONNECTIONS,
                 timeout=COMMAND_TIMEOUT_S,
-                socket_timeout=COMMAND_TIMEOUT_S,
+                # `mapped_errors` limits commands. redis-py would use asyncio.wait_for, which in Python 3.11
+                # loses a cancellation that comes while the command is being sent.
+                socket_timeout=None,
                 **options,
             )
         )
@@ -64,7 +66,7 @@ class Connection:
 
     async def open(self) -> None:
         """Check the server. Raises StoreUnavailable, ServerTooOld."""
-        with mapped_errors():
+        async with mapped_errors():
             info: dict[str, Any] = await self._commands.info("server")
         version = tuple(int(part) for part in str(info["redis_version"]).split(".")[:2])
         if version < MIN_VERSION:
@@ -87,7 +89,7 @@ class Connection:
 
     async def run(self, script: str, key: str, *args: str | int | float) -> Any:
         """Run the Lua script `script` on its subject's key."""
-        with mapped_errors():
+        async with mapped_errors():
             return await self._scripts[script](keys=[key], args=args)
 
     async def run_many(self, script: str, calls: Sequence[tuple[str, tuple[str | int, ...]]]) -> list[Any]:
@@ -95,7 +97,7 @@ class Connection:
         pipe = self.pipeline()
         for key, args in calls:
             await self._scripts[script](keys=[key], args=args, client=pipe)
-        with mapped_errors():
+        async with mapped_errors():
             results = await pipe.execute(raise_on_error=False)
         return [script_error(str(r)) or r if isinstance(r, ResponseError) else r for r in results]
 
@@ -104,17 +106,17 @@ class Connection:
     ) -> dict[str, list[Entry]]:
         """XREAD over the given keys, each after its id. block_ms 0 returns at once. Safe to cancel."""
         client: Any = self._blocking if block_ms > 0 else self._commands
-        with mapped_errors():
-            async with asyncio.timeout(block_ms / 1000 + COMMAND_TIMEOUT_S):
-                reply = await client.xread(dict(after), count=count, block=block_ms or None)
+        async with mapped_errors(block_ms / 1000 + COMMAND_TIMEOUT_S):
+            reply = await client.xread(dict(after), count=count, block=block_ms or None)
         return {key: [entry for entry in entries if entry[1]] for key, entries in reply or ()}
 
 
-@contextmanager
-def mapped_errors() -> Iterator[None]:
-    """Turn redis-py's errors into the StoreError tree."""
+@asynccontextmanager
+async def mapped_errors(timeout_s: float = COMMAND_TIMEOUT_S) -> AsyncIterator[None]:
+    """Limit what is inside to timeout_s, and turn redis-py's errors into the StoreError tree."""
     try:
-        yield
+        async with asyncio.timeout(timeout_s):
+            yield
     except (RedisConnectionError, RedisTimeoutError, BusyLoadingError, ReadOnlyError, OSError) as exc:
         # TimeoutError, the builtin, is an OSError.
         raise StoreUnavailable(f"Redis can't be reached: {exc or type(exc).__name__}") from exc

@@ -42,12 +42,12 @@ class StoreReader:
 
     async def ping(self) -> None:
         """Return when Redis answers."""
-        with mapped_errors():
+        async with mapped_errors():
             await self._redis.client.ping()
 
     async def now_ms(self) -> int:
         """Redis server time."""
-        with mapped_errors():
+        async with mapped_errors():
             seconds, micros = await self._redis.client.time()
         return int(seconds) * 1_000 + int(micros) // 1_000
 
@@ -65,14 +65,14 @@ class StoreReader:
 
     async def list_sessions(self) -> list[SessionRecord]:
         """All sessions that are not closed, oldest first."""
-        with mapped_errors():
+        async with mapped_errors():
             ids = await self._redis.client.zrange(self._key("sessions"), 0, -1)
         found = await self.get_sessions(SessionId(id) for id in ids)
         return [record for record in found.values() if record is not None]
 
     async def applied_history(self, session: SessionId) -> list[AppliedRecord]:
         """Where each input was applied, in log order."""
-        with mapped_errors():
+        async with mapped_errors():
             items = await self._redis.client.lrange(self._key("applied", session), 0, -1)
         return [records.applied_record(item) for item in items]
 
@@ -95,7 +95,7 @@ class StoreReader:
 
     async def queue_position(self, session: SessionId) -> int | None:
         """Place in the queue of the session's model, from 1; None when it does not wait."""
-        with mapped_errors():
+        async with mapped_errors():
             model = await self._redis.client.hget(self._key("session", session), "model")
             if model is None:
                 return None
@@ -120,20 +120,20 @@ class StoreReader:
 
     async def list_engines(self) -> list[EngineRecord]:
         """All engines that are not gone, by id."""
-        with mapped_errors():
+        async with mapped_errors():
             ids = await self._redis.client.zrange(self._key("engines"), 0, -1)
         found = await self.get_engines(EngineId(id) for id in sorted(ids))
         return [record for record in found.values() if record is not None]
 
     async def list_models(self) -> dict[str, ModelInfo]:
         """Every model that an engine ever registered here, by name: known also while no engine is ready."""
-        with mapped_errors():
+        async with mapped_errors():
             found = await self._redis.client.hgetall(self._key("models"))
         return {name: records.model_info(text) for name, text in found.items()}
 
     async def list_gateways(self) -> list[str]:
         """Gateways that beat within the last GATEWAY_TTL_S seconds."""
-        with mapped_errors():
+        async with mapped_errors():
             ids = await self._redis.client.zrange(self._key("gateways"), 0, -1)
         hashes = await self._hashes(self._key("gateway", id) for id in ids)
         return [id for id, h in zip(ids, hashes, strict=True) if h]
@@ -145,7 +145,7 @@ class StoreReader:
 
     async def cluster_info(self) -> ClusterInfo:
         """What the leader published, and how many sessions wait."""
-        with mapped_errors():
+        async with mapped_errors():
             models = await self._redis.client.smembers(self._key("queued_models"))
             pipe = self._redis.pipeline()
             pipe.hgetall(self._key("cluster")).hget(self._key("desired"), "term")
@@ -206,7 +206,7 @@ class StoreReader:
     async def _event_bounds(self) -> tuple[str, str]:
         """(first id, last id) of the stream."""
         key = self._key("events")
-        with mapped_errors():
+        async with mapped_errors():
             pipe = self._redis.pipeline()
             first, last = await pipe.xrange(key, count=1).xrevrange(key, count=1).execute()
         return (first[0][0], last[0][0]) if first else (START, START)
@@ -217,7 +217,7 @@ class StoreReader:
             pipe.hgetall(key)
         if not len(pipe):
             return []
-        with mapped_errors():
+        async with mapped_errors():
             result: list[Any] = await pipe.execute()
         return result
 
