@@ -49,7 +49,7 @@ COMMANDS: Final[Mapping[str, _Command]] = {
         run=commands.run_up,
         help="run a whole cluster on this machine",
         configs=(UpConfig, GatewayConfig, SchedulerConfig, EngineConfig),
-        without=_IDS,
+        without=_IDS | {"link_port"},
     ),
     "gateway": _Command(run=commands.run_gateway, help="run one gateway", configs=(GatewayConfig,)),
     "scheduler": _Command(run=commands.run_scheduler, help="run one scheduler", configs=(SchedulerConfig,)),

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 from launch.config import ClientConfig, StatusConfig
 from launch.roles import engine_command, engine_environment, role_command, role_environment
@@ -109,9 +108,9 @@ def _become(command: list[str], environment: dict[str, str]) -> int:
 
 
 def _check_policy(values: Values) -> None:
-    from scheduler.policy.registry import POLICIES
+    from scheduler.policy.registry import find_policy
 
-    _check_choice(values, "policy", POLICIES)
+    _check_choice(values, "policy", find_policy)
 
 
 def _check_model(values: Values) -> None:
@@ -119,13 +118,18 @@ def _check_model(values: Values) -> None:
         return  # the default needs no second of importing torch
     from engine.models.registry import MODELS
 
-    _check_choice(values, "model", MODELS)
+    def find(name: str) -> None:
+        if name not in MODELS:
+            raise ValueError(f"model {name!r} does not exist; available: {', '.join(sorted(MODELS))}")
+
+    _check_choice(values, "model", find)
 
 
-def _check_choice(values: Values, name: str, available: Mapping[str, Any]) -> None:
+def _check_choice(values: Values, name: str, find: Callable[[str], object]) -> None:
     chosen = values.get(name)
-    if chosen is not None and chosen.value not in available:
-        known = ", ".join(sorted(available))
-        raise SettingsError(
-            f"{chosen.source}: there is no {name} {chosen.value!r} in this version; available: {known}"
-        )
+    if chosen is None:
+        return
+    try:
+        find(str(chosen.value))
+    except ValueError as exc:
+        raise SettingsError(f"{chosen.source}: {exc}") from exc

@@ -79,11 +79,10 @@ class Child:
     async def stop(self, timeout_s: float) -> int:
         """Ask the process to end; when it has not done so in time, end it. Returns the exit status."""
         self.send(signal.SIGTERM)
-        try:
-            return await asyncio.wait_for(asyncio.shield(self.exited), timeout_s)
-        except TimeoutError:
+        await asyncio.wait((self.exited,), timeout=timeout_s)
+        if not self.exited.done():
             self.send(signal.SIGKILL)
-            return await asyncio.shield(self.exited)
+        return await asyncio.shield(self.exited)
 
 
 def spawn(command: Sequence[str], *, environment: Mapping[str, str], log: Path) -> Child:

@@ -99,7 +99,7 @@ class Provisioner:
     async def _report_exit(self, engine: EngineId, reason: str) -> None:
         while True:
             try:
-                await self._store.remove_engine(engine, reason)
+                await self._store.report_exit(engine, reason)
                 return
             except StoreUnavailable:
                 await asyncio.sleep(_RETRY_S)

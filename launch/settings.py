@@ -16,7 +16,7 @@ import re
 import tomllib
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -73,14 +73,19 @@ class Value:
 
 
 def catalogue(*configs: type[Any]) -> dict[str, Setting]:
-    """Every setting of these dataclasses by name; the first class that has a name describes it."""
+    """Every setting of these dataclasses by name; the first class that has a name describes it.
+
+    Where one class wants an integer and another any number, any number can be set: `build` checks the rest.
+    """
     settings: dict[str, Setting] = {}
     for config in configs:
         hints, docs = get_type_hints(config), _field_docs(config)
         for field in fields(config):
             kind, optional = _kind(hints[field.name])
             known = settings.get(field.name)
-            assert known is None or known.kind is kind, f"setting {field.name!r} has two types"
+            if known is not None and known.kind is not kind:
+                assert {known.kind, kind} == {int, float}, f"setting {field.name!r} has two types"
+                settings[field.name] = replace(known, kind=float)
             if known is None:
                 settings[field.name] = Setting(
                     name=field.name,

@@ -9,7 +9,7 @@ import shutil
 import signal
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine.config import EngineConfig
@@ -25,10 +25,10 @@ from launch.settings import SettingsError, Value, build
 from launch.supervisor import StartError
 from scheduler.config import SchedulerConfig
 
-__all__ = ["ROLE_CONFIGS", "run"]
+__all__ = ["run"]
 
-ROLE_CONFIGS = (GatewayConfig, SchedulerConfig, EngineConfig)
 _ANY_ENGINE = "e_00000000"
+_NO_REDIS_YET = "unix:///not-started"
 
 
 def run(values: Mapping[str, Value], console: Console) -> int:
@@ -38,14 +38,11 @@ def run(values: Mapping[str, Value], console: Console) -> int:
         SettingsError: a value can't be used; nothing was started.
         StartError: something can't be started; everything has been stopped again.
     """
-    config = build(UpConfig, values)
-    secret = secrets.token_urlsafe(32) if "link_secret" not in values else None
-    directory = Path(config.dir).absolute()
-    lock = _claim(directory)
+    plan = _make_plan(values)
+    lock = _claim(plan.directory)
     try:
-        _check_port(config.host, config.port)
-        plan = _make_plan(config, values, directory, secret)
-        return asyncio.run(_serve(plan, console))
+        _check_port(plan.config.host, plan.config.port)
+        return asyncio.run(_serve(_with_redis(plan), console))
     finally:
         lock.release()
 
@@ -85,29 +82,40 @@ def _check_port(host: str, port: int) -> None:
             ) from exc
 
 
-def _make_plan(config: UpConfig, values: Mapping[str, Value], directory: Path, secret: str | None) -> Plan:
-    """Check every role's settings, so that a bad one stops us before anything runs."""
-    if config.redis is None:
-        try:
-            server = redis_server.find_server()
-        except redis_server.RedisMissing as exc:
-            raise StartError(str(exc)) from exc
-        files = redis_server.prepare(directory)
-        own_redis, redis = redis_server.command(server, files), files.url
-    else:
-        own_redis, redis = None, config.redis
+def _make_plan(values: Mapping[str, Value]) -> Plan:
+    """Check every role's settings, so that a bad one stops us before anything is touched."""
+    config = build(UpConfig, values)
     gpus = visible_gpus(os.environ) if config.device == "cuda" else ()
     if config.device == "cuda" and not gpus:
         raise SettingsError("device is cuda, but this machine shows no NVIDIA GPU (no /dev/nvidia0)")
-    shared = {"redis": redis, "link_secret": secret}
+    secret = None if "link_secret" in values else secrets.token_urlsafe(32)
+    redis = config.redis or _NO_REDIS_YET
     return Plan(
         config=config,
-        directory=directory,
-        redis_command=own_redis,
+        directory=Path(config.dir).absolute(),
+        redis_command=None,
         gpus=gpus,
-        gateway=build(GatewayConfig, values, **shared),
+        gateway=build(GatewayConfig, values, redis=redis, link_secret=secret),
         scheduler=build(SchedulerConfig, values, redis=redis),
-        engine=build(EngineConfig, values, engine_id=_ANY_ENGINE, **shared),
+        engine=build(EngineConfig, values, engine_id=_ANY_ENGINE, redis=redis, link_secret=secret),
+    )
+
+
+def _with_redis(plan: Plan) -> Plan:
+    """The same plan, with a Redis of its own if the user has named none."""
+    if plan.config.redis is not None:
+        return plan
+    try:
+        server = redis_server.find_server()
+        files = redis_server.prepare(plan.directory)
+    except (redis_server.RedisMissing, OSError) as exc:
+        raise StartError(str(exc)) from exc
+    return replace(
+        plan,
+        redis_command=redis_server.command(server, files),
+        gateway=replace(plan.gateway, redis=files.url),
+        scheduler=replace(plan.scheduler, redis=files.url),
+        engine=replace(plan.engine, redis=files.url),
     )
 
 

@@ -1,0 +1,50 @@
+# make demo: set up and stream.   make test: set up and pass.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup-stamp
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+
+ENGINES ?= 2
+DEVICE ?= cpu
+PORT ?= 8080
+DIR ?= run
+
+.PHONY: setup demo test browser style types coverage bench
+
+setup: $(STAMP)
+
+# A stamp file: nothing is installed again until the requirements change.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'Python 3.11 or newer is needed: apt-get install python3 python3-venv, or make PYTHON=/path/to/python3'; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo 'The environment could not be made: apt-get install python3-venv'; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[server,dev]'
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/turboserve up --engines $(ENGINES) --device $(DEVICE) --port $(PORT) --dir $(DIR)
+
+test: $(STAMP) browser
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+# The browser tests drive a real Chromium.
+browser:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { \
+	  test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+	  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y install chromium >/dev/null; } || \
+	  echo 'No Chromium here, and the browser tests need one: apt-get install chromium'
+
+style: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+coverage: $(STAMP)
+	$(BIN)/python -m pytest -q --cov=scheduler --cov=gateway --cov=engine --cov=launch --cov-report=term-missing
+
+bench: $(STAMP)
+	$(BIN)/python bench/slice.py

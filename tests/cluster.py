@@ -1,0 +1,155 @@
+"""A real cluster for tests: `turboserve up` as a user starts it, watched through `run.json` and HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+SCALE = float(os.environ.get("TURBOSERVE_TEST_TIME_SCALE", "1"))
+POLL_S = 0.03
+READY_TIMEOUT_S = 60.0 * SCALE
+
+T = TypeVar("T")
+
+
+def free_port() -> int:
+    """A TCP port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_for(what: str, condition: Callable[[], T | None], timeout_s: float = 30.0 * SCALE) -> T:
+    """The first true value of `condition`. Fails, naming `what`, when there is none in time."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"after {timeout_s:g} s still not: {what}")
+        time.sleep(POLL_S)
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 30.0 * SCALE) -> None:
+    """Return when `condition` holds, for what other processes do and no event tells."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110 - see above
+            await asyncio.sleep(POLL_S)
+
+
+def is_running(pid: int) -> bool:
+    """Is there such a process, and not only its remains?"""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below one, zombies left out."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and is_running(int(entry.name)):
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            children.setdefault(parent, []).append(int(entry.name))
+    found, waiting = [], [pid]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found += below
+        waiting += below
+    return found
+
+
+class Cluster:
+    """A cluster that runs in a folder of its own."""
+
+    def __init__(self, directory: Path, port: int, *arguments: str) -> None:
+        self.dir = directory
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self.output = directory.with_suffix(".out")
+        command = [sys.executable, "-m", "launch", "up", "--port", str(port), "--dir", str(directory)]
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [*command, "--device", "cpu", *arguments], stdout=output, stderr=subprocess.STDOUT
+            )
+
+    def run_json(self) -> dict[str, Any]:
+        """The file as it is now."""
+        content: dict[str, Any] = json.loads((self.dir / "run.json").read_text())
+        return content
+
+    def pids(self, prefix: str) -> dict[str, int]:
+        """Name → pid of the processes whose name starts with `prefix`."""
+        try:
+            processes = self.run_json()["processes"]
+        except FileNotFoundError:
+            return {}
+        return {p["name"]: p["pid"] for p in processes if p["name"].startswith(prefix)}
+
+    def get(self, path: str) -> Any:
+        """The JSON answer of the gateway, None while it does not answer."""
+        try:
+            with urllib.request.urlopen(f"{self.url}{path}", timeout=5) as answer:
+                return json.load(answer)
+        except (urllib.error.URLError, OSError, ValueError):
+            return None
+
+    def engines(self, state: str = "ready") -> list[str]:
+        """Ids of the engines in a state, as the gateway knows them."""
+        cluster = self.get("/v1/cluster") or {"engines": []}
+        return [engine["id"] for engine in cluster["engines"] if engine["state"] == state]
+
+    def wait_ready(self, num_engines: int) -> None:
+        """Return when so many engines take sessions."""
+
+        def ready() -> bool:
+            if self.process.poll() is not None:
+                raise AssertionError(f"the cluster ended while it started:\n{self.printed()}")
+            return len(self.engines()) >= num_engines
+
+        wait_for(f"{num_engines} engines ready; it printed:\n{self.printed()}", ready, READY_TIMEOUT_S)
+
+    def printed(self) -> str:
+        """Everything that it has printed so far."""
+        return self.output.read_text(errors="replace")
+
+    def stop(self, number: signal.Signals = signal.SIGINT) -> int:
+        """Ask it to end; returns the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(timeout=30 * SCALE)
+
+
+@contextmanager
+def running_cluster(*arguments: str, engines: int = 2) -> Iterator[Cluster]:
+    """A ready cluster with so many engines; stopped at the end, and nothing of it left."""
+    # Not pytest's own folders: their names are too long for sockets, which the fallback has tests for.
+    folder = Path(tempfile.mkdtemp(prefix="ts-"))
+    cluster = Cluster(folder / "run", free_port(), "--engines", str(engines), *arguments)
+    try:
+        cluster.wait_ready(engines)
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(folder)

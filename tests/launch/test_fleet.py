@@ -1,0 +1,161 @@
+"""Engines as torchrun jobs: a small agent stands in for torchrun, everything else is real."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from launch.fleet import CONFIG_VARIABLE, Fleet
+from launch.processes import adopt_orphans, children_of
+from launch.run_file import RunFile
+from launch.supervisor import ProcessSpec
+from scheduler.messages import DesiredEngine, EngineId
+from tests.cluster import is_running, until
+
+# Like torchrun: starts one rank in a session of its own, ends when it ends, passes its failure on.
+AGENT = """
+import os, subprocess, sys
+environment = os.environ | {{"RANK": "0"}}
+rank = subprocess.Popen([sys.executable, "-c", {rank!r}], env=environment, start_new_session=True)
+sys.exit(1 if rank.wait() else 0)
+"""
+RANK = "import signal, sys; signal.signal(15, lambda *_: sys.exit(0)); signal.pause()"
+A, B = (DesiredEngine(id=EngineId(f"e_0000000{n}"), model="m") for n in "ab")
+
+
+class Stage:
+    """A fleet in a folder."""
+
+    def __init__(self, folder: Path, rank: str = RANK) -> None:
+        self.folder, self.rank = folder, rank
+        self.exits: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+        self.lines: list[str] = []
+        self.run_json = folder / "run.json"
+        self.fleet = Fleet(
+            self.spec,
+            run_file=RunFile(self.run_json, url="u", redis="r"),
+            report=self.lines.append,
+            on_exit=lambda id, reason: self.exits.put_nowait((id, reason)),
+            stop_timeout_s=30,
+        )
+
+    def spec(self, wanted: DesiredEngine) -> ProcessSpec:
+        return ProcessSpec(
+            name=f"engine-{wanted.id}",
+            command=[sys.executable, "-c", AGENT.format(rank=self.rank)],
+            log=self.folder / f"{wanted.id}.log",
+            environment=os.environ | {CONFIG_VARIABLE: wanted.id},
+        )
+
+    def pids(self) -> dict[str, int]:
+        processes = json.loads(self.run_json.read_text())["processes"]
+        return {process["name"]: process["pid"] for process in processes}
+
+    async def pids_of(self, *engines: DesiredEngine) -> list[int]:
+        """Rank pids, as soon as `run.json` holds exactly these engines."""
+        names = [f"engine-{engine.id}" for engine in engines]
+        await until(lambda: sorted(self.pids()) == names)
+        return [self.pids()[name] for name in names]
+
+
+@asynccontextmanager
+async def staged(folder: Path, rank: str = RANK) -> AsyncIterator[Stage]:
+    adopt_orphans()
+    stage = Stage(folder, rank)
+    try:
+        yield stage
+    finally:
+        await stage.fleet.stop()
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+async def test_the_wanted_engines_run(tmp_path: Path) -> None:
+    """Each in `run.json` with the pid of its rank 0, which is a child of the agent; dropped ones end."""
+    async with staged(tmp_path) as stage:
+        stage.fleet.reconcile([A, B])
+        pid_a, pid_b = await stage.pids_of(A, B)
+        assert parent_of(parent_of(pid_a)) == os.getpid()
+        stage.fleet.reconcile([B])
+        assert await stage.pids_of(B) == [pid_b]
+    assert stage.pids() == {}
+    assert not is_running(pid_a) and not is_running(pid_b)
+    assert stage.exits.empty()
+
+
+async def test_a_dead_engine_is_reported_and_not_started_again(tmp_path: Path) -> None:
+    """An id is used once; the scheduler must ask for another."""
+    async with staged(tmp_path) as stage:
+        stage.fleet.reconcile([A, B])
+        pid_a, pid_b = await stage.pids_of(A, B)
+        os.kill(pid_a, 9)
+        assert await stage.exits.get() == (A.id, "exited with status 1")
+        stage.fleet.reconcile([A, B])
+        assert await stage.pids_of(B) == [pid_b]
+
+
+async def test_run_json_is_true_before_the_agent_knows(tmp_path: Path) -> None:
+    """A rank that died is out of the file although its agent still runs."""
+    async with staged(tmp_path) as stage:
+        stage.fleet.reconcile([A])
+        (rank,) = await stage.pids_of(A)
+        agent = parent_of(rank)
+        os.kill(agent, 19)  # stopped: it can't notice
+        os.kill(rank, 9)
+        assert await stage.pids_of() == []
+        os.kill(agent, 18)
+
+
+async def test_a_killed_agent_leaves_no_orphan(tmp_path: Path) -> None:
+    """Its rank is ended and collected, even one that set no death signal of its own."""
+    async with staged(tmp_path) as stage:
+        stage.fleet.reconcile([A])
+        (rank,) = await stage.pids_of(A)
+        os.kill(parent_of(rank), 9)
+        assert await stage.exits.get() == (A.id, "was killed by SIGKILL")
+        assert not is_running(rank) and rank not in children_of(os.getpid())
+        assert stage.pids() == {}
+
+
+async def test_failures_in_a_row_are_counted_and_delay_the_next(tmp_path: Path) -> None:
+    """Engines that end before they are ready; the end of the log is shown."""
+    async with staged(tmp_path, "raise SystemExit('no weights')") as stage:
+        stage.fleet.reconcile([A])
+        await stage.exits.get()
+        assert stage.fleet.failures == 1
+        assert "no weights" in stage.lines[-1]
+        stage.fleet.reconcile([B])
+        await stage.exits.get()
+        assert stage.fleet.failures == 2
+
+
+async def test_a_ready_engine_forgives_failures(tmp_path: Path) -> None:
+    """Readiness comes from the events; it is announced to those who wait."""
+    async with staged(tmp_path) as stage:
+        stage.fleet.reconcile([A])
+        (rank,) = await stage.pids_of(A)
+        async with stage.fleet.changed:
+            marking = asyncio.create_task(stage.fleet.mark_ready(A.id))
+            await stage.fleet.changed.wait_for(lambda: stage.fleet.num_ready == 1)
+        await marking
+        os.kill(rank, 9)
+        await stage.exits.get()
+        assert (stage.fleet.num_ready, stage.fleet.failures) == (0, 0)
+
+
+async def test_an_engine_dropped_before_its_start_never_starts(tmp_path: Path) -> None:
+    """Also one that waits out a pause after failures."""
+    async with staged(tmp_path, "raise SystemExit(1)") as stage:
+        stage.fleet.reconcile([A])
+        await stage.exits.get()
+        stage.fleet.reconcile([B])
+        stage.fleet.reconcile([])
+        await stage.fleet.stop()
+        assert not (tmp_path / f"{B.id}.log").exists()

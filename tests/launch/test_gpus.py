@@ -1,0 +1,28 @@
+"""GPUs of a machine and how engines share them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from launch.gpus import least_used, visible_gpus
+
+
+def test_devices_are_counted(tmp_path: Path) -> None:
+    """One per numbered device file; control devices do not count."""
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    assert visible_gpus({}, tmp_path) == ("0", "1")
+
+
+def test_the_environment_limits_them(tmp_path: Path) -> None:
+    """CUDA_VISIBLE_DEVICES is the user's word, also when it is empty."""
+    (tmp_path / "nvidia0").touch()
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "2, GPU-7"}, tmp_path) == ("2", "GPU-7")
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}, tmp_path) == ()
+
+
+def test_engines_spread() -> None:
+    """A new engine goes where the fewest are, the first of equals."""
+    assert least_used(("0", "1"), []) == "0"
+    assert least_used(("0", "1"), ["0"]) == "1"
+    assert least_used(("0", "1"), ["0", "1", "1"]) == "0"

@@ -1,0 +1,105 @@
+"""Child processes and `/proc`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.processes import Child, Watched, children_of, read_environment, spawn
+from tests.cluster import is_running, until, wait_for
+
+SLEEP = (sys.executable, "-c", "import signal; signal.pause()")
+DEAF = "import signal; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); signal.pause()"
+
+
+def start(tmp_path: Path, *command: str, **environment: str) -> Child:
+    return spawn(command, environment=environment, log=tmp_path / "log")
+
+
+async def test_exit_status_is_reported(tmp_path: Path) -> None:
+    """`exited` completes with what the program returned."""
+    child = start(tmp_path, sys.executable, "-c", "raise SystemExit(7)")
+    assert await child.exited == 7
+
+
+async def test_output_goes_to_the_log(tmp_path: Path) -> None:
+    """Both streams, appended to what is there."""
+    (tmp_path / "log").write_text("before\n")
+    await start(tmp_path, sys.executable, "-c", "import sys; print('out'); sys.exit('err')").exited
+    assert sorted((tmp_path / "log").read_text().splitlines()) == ["before", "err", "out"]
+
+
+async def test_stop_asks_first(tmp_path: Path) -> None:
+    """SIGTERM ends a process that listens to it."""
+    assert await start(tmp_path, *SLEEP).stop(30) == -signal.SIGTERM
+
+
+async def test_stop_insists(tmp_path: Path) -> None:
+    """A process that ignores SIGTERM is killed when its time is over."""
+    child = start(tmp_path, sys.executable, "-c", DEAF)
+    await until(lambda: "deaf" in (tmp_path / "log").read_text())
+    assert await child.stop(0.01) == -signal.SIGKILL
+
+
+async def test_missing_program_is_an_error(tmp_path: Path) -> None:
+    """The caller learns it at once."""
+    with pytest.raises(FileNotFoundError):
+        start(tmp_path, str(tmp_path / "none"))
+
+
+def test_children_die_with_a_killed_parent(tmp_path: Path) -> None:
+    """kill -9 of the parent leaves no child: the kernel ends it."""
+    program = (
+        "import asyncio, sys; from pathlib import Path; from launch.processes import spawn\n"
+        "async def main():\n"
+        f"    command, log = [sys.executable, '-c', {DEAF!r}], Path({str(tmp_path / 'log')!r})\n"
+        "    child = spawn(command, environment={}, log=log)\n"
+        "    print(child.pid, flush=True)\n"
+        "    await child.exited\n"
+        "asyncio.run(main())"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert is_running(child)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    wait_for("the child's end", lambda: not is_running(child))
+
+
+async def test_children_are_found_with_their_environment(tmp_path: Path) -> None:
+    """What was started with a variable can be told from the rest."""
+    child = start(tmp_path, *SLEEP, MARK="a=b")
+    assert child.pid in children_of(os.getpid())
+    await until(lambda: read_environment(child.pid).get("MARK") == "a=b")
+    await child.stop(30)
+    assert read_environment(child.pid) == {}
+
+
+async def test_watched_process_may_be_anybodys() -> None:
+    """The end of a process is seen without being its parent, and late signals hit nobody."""
+    shell = await asyncio.create_subprocess_exec(
+        "sh", "-c", "sleep 1000 & echo $!; wait", stdout=asyncio.subprocess.PIPE
+    )
+    assert shell.stdout is not None
+    watched = Watched(int(await shell.stdout.readline()))
+    watched.send(signal.SIGKILL)
+    await watched.ended
+    watched.send(signal.SIGKILL)
+    watched.close()
+    await shell.wait()
+
+
+async def test_watching_nothing_is_an_error(tmp_path: Path) -> None:
+    """A pid that no process has."""
+    child = start(tmp_path, sys.executable, "-c", "")
+    await child.exited
+    with pytest.raises(ProcessLookupError):
+        Watched(child.pid)

@@ -1,0 +1,119 @@
+"""Following the desired set, with a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+
+from launch.provisioner import Provisioner
+from scheduler.messages import DesiredEngine, EngineId, EngineState, ModelInfo
+from scheduler.store import Store
+
+A, B = (DesiredEngine(id=EngineId(f"e_0000000{n}"), model="shapes") for n in "ab")
+MODEL = ModelInfo(
+    name="shapes",
+    weights_hash="0",
+    state_version=1,
+    width=96,
+    height=96,
+    fps=24,
+    chunk_frames=12,
+    controls=False,
+)
+serial = itertools.count()
+
+
+class Engines:
+    """Takes down what it is told."""
+
+    def __init__(self) -> None:
+        self.sets: asyncio.Queue[list[EngineId]] = asyncio.Queue()
+        self.ready: asyncio.Queue[EngineId] = asyncio.Queue()
+
+    def reconcile(self, desired: Sequence[DesiredEngine]) -> None:
+        self.sets.put_nowait([engine.id for engine in desired])
+
+    async def mark_ready(self, engine: EngineId) -> None:
+        self.ready.put_nowait(engine)
+
+
+@pytest.fixture
+async def store(redis_url: str) -> AsyncIterator[Store]:
+    store = await Store.connect(redis_url, cluster=f"provisioner-{next(serial)}")
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def engines() -> Engines:
+    return Engines()
+
+
+@pytest.fixture
+async def provisioner(store: Store, engines: Engines) -> AsyncIterator[Provisioner]:
+    provisioner = Provisioner(store, engines, newer_than=0)
+    following = asyncio.create_task(provisioner.follow())
+    yield provisioner
+    following.cancel()
+    await asyncio.wait((following,))
+
+
+async def lead(store: Store) -> int:
+    term = await store.acquire_lease("test", 60_000)
+    assert term is not None
+    return term
+
+
+@pytest.mark.usefixtures("provisioner")
+async def test_each_new_set_is_reconciled(store: Store, engines: Engines) -> None:
+    """As soon as the leader writes it."""
+    term = await lead(store)
+    await store.write_desired(term, [A])
+    assert await engines.sets.get() == [A.id]
+    await store.write_desired(term, [A, B])
+    assert await engines.sets.get() == [A.id, B.id]
+
+
+async def test_a_set_from_before_is_not_for_us(store: Store, engines: Engines) -> None:
+    """What an earlier cluster's leader wanted is ignored; the next leader's word counts."""
+    term = await lead(store)
+    await store.write_desired(term, [A])
+    following = asyncio.create_task(Provisioner(store, engines, newer_than=term).follow())
+    await store.release_lease("test", term)
+    await store.write_desired(await lead(store), [B])
+    assert await engines.sets.get() == [B.id]
+    following.cancel()
+    await asyncio.wait((following,))
+
+
+@pytest.mark.usefixtures("provisioner")
+async def test_engines_started_elsewhere_are_left_alone(store: Store, engines: Engines) -> None:
+    """One that had registered before the leader wanted it has a process already."""
+    await store.register_engine(A.id, url="ws://h:1/link", model=MODEL, capacity=1)
+    await store.write_desired(await lead(store), [A, B])
+    assert await engines.sets.get() == [B.id]
+
+
+@pytest.mark.usefixtures("provisioner")
+async def test_readiness_is_passed_on(store: Store, engines: Engines) -> None:
+    """An engine's registration makes it ready."""
+    await store.write_desired(await lead(store), [A])
+    await engines.sets.get()
+    await store.register_engine(A.id, url="ws://h:1/link", model=MODEL, capacity=1)
+    assert await engines.ready.get() == A.id
+
+
+async def test_a_reported_exit_makes_the_engine_gone(
+    store: Store, engines: Engines, provisioner: Provisioner
+) -> None:
+    """At once, without waiting for missed heartbeats."""
+    await store.write_desired(await lead(store), [A])
+    await engines.sets.get()
+    after = await store.last_event_id()
+    provisioner.report_exit(A.id, "was killed by SIGKILL")
+    await store.read_events(after, block_ms=30_000)
+    record = await store.get_engine(A.id)
+    assert record is not None and record.state is EngineState.GONE

@@ -1,0 +1,47 @@
+"""Command lines and environments of the roles."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import pytest
+
+from launch.roles import engine_command, engine_environment, role_command, role_environment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    link_secret: str = "hush"
+    name: str | None = None
+    names: tuple[str, ...] = ("a",)
+
+
+def test_configuration_travels_in_one_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fields that are None are left out; no other setting of ours leaks into the role."""
+    monkeypatch.setenv("TURBOSERVE_PORT", "1")
+    monkeypatch.setenv("HOME", "/h")
+    environment = role_environment("gateway", Config())
+    assert json.loads(environment["TURBOSERVE_GATEWAY_CONFIG"]) == {"link_secret": "hush", "names": ["a"]}
+    assert "TURBOSERVE_PORT" not in environment
+    assert environment["HOME"] == "/h"
+
+
+def test_secrets_are_never_on_a_command_line() -> None:
+    """Command lines are public on a machine."""
+    assert "hush" not in " ".join(role_command("gateway") + engine_command())
+
+
+def test_engines_are_torchrun_jobs() -> None:
+    """As the design says: elastic agent, no restarts, any free port for the rendezvous."""
+    line = " ".join(engine_command())
+    for part in ("torch.distributed.run", "--max-restarts=0", "--rdzv-backend=c10d", "localhost:0"):
+        assert part in line
+    assert line.endswith("-m engine")
+
+
+def test_an_engine_sees_its_gpu_only() -> None:
+    """On a machine with GPUs each engine gets one."""
+    environment = engine_environment(Config(), threads=3, gpu="1")
+    assert environment["CUDA_VISIBLE_DEVICES"] == "1"
+    assert environment["OMP_NUM_THREADS"] == "3"

@@ -1,0 +1,46 @@
+"""The tables of `turboserve status`."""
+
+from __future__ import annotations
+
+from launch.config import StatusConfig
+from launch.status import render, run
+
+
+def test_tables_hold_every_engine_and_session() -> None:
+    """Columns line up, absent values are dashes."""
+    text = render(
+        {
+            "policy": "least_loaded",
+            "budget": 2,
+            "queue": 1,
+            "engines": [
+                {
+                    "id": "e_1",
+                    "state": "ready",
+                    "capacity": 4,
+                    "sessions": 1,
+                    "load": 0.5,
+                    "chunk_ms": 210.25,
+                }
+            ],
+            "sessions": [
+                {"id": "s_1", "state": "queued", "engine": None, "epoch": 0, "seq": 0, "slack_ms": 0}
+            ],
+        }
+    )
+    lines = text.splitlines()
+    assert lines[0] == "policy least_loaded, budget 2 engines, 1 sessions waiting"
+    assert lines[3].split() == ["e_1", "ready", "1", "4", "0.50", "210.25"]
+    assert lines[6].split() == ["s_1", "queued", "-", "0", "0", "0"]
+
+
+def test_an_empty_cluster_says_so() -> None:
+    """No empty tables."""
+    text = render({"policy": "p", "budget": 0, "queue": 0, "engines": [], "sessions": []})
+    assert "no engines" in text
+    assert "no sessions" in text
+
+
+async def test_no_cluster_is_an_error(unused_port: int) -> None:
+    """Nothing listens there: status 1 and a sentence with the address."""
+    assert await run(StatusConfig(url=f"http://127.0.0.1:{unused_port}")) == 1
