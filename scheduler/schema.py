@@ -189,14 +189,20 @@ def _check_type(name: str, annotation: Any, value: object) -> object:  # noqa: C
 
 def _check_scalar(name: str, annotation: Any, value: object) -> object:
     if annotation is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
+        try:
+            number = float(value)
+        except OverflowError:  # an integer of 400 digits
+            number = math.inf
+        if not math.isfinite(number):
             raise DecodeError(f"field {name!r} must be a finite number")
-        return float(value)
+        return number
     if annotation is int and isinstance(value, float) and value.is_integer():
         return int(value)  # JavaScript has one number type
     if annotation is int and isinstance(value, bool) or not isinstance(value, annotation):
         wanted = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
         raise DecodeError(f"field {name!r} must be {wanted.get(annotation, annotation.__name__)}")
+    if isinstance(value, str) and not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+        raise DecodeError(f"field {name!r} must be valid Unicode")  # half a surrogate pair can't be sent on
     return value
 
 

@@ -22,7 +22,7 @@ TABLES: Mapping[str, Mapping[str, type[Any]]] = {
 }
 FIELDS = sorted({name for t in TABLES.values() for c in t.values() for name in c.__dataclass_fields__})
 TAGS = sorted({tag for table in TABLES.values() for tag in table})
-plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=80)
+plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=80)
 values = st.recursive(plain, lambda v: st.lists(v, max_size=4) | st.dictionaries(st.text(), v, max_size=4))
 objects = st.dictionaries(st.sampled_from(FIELDS), values, max_size=12)
 tagged = st.builds(lambda tag, body: {**body, "type": tag}, st.sampled_from(TAGS), objects)
@@ -63,6 +63,8 @@ CASES = {
     "a list": (m.INPUTS, ["prompt"], False),
     "a missing field": (m.ENGINE_COMMANDS, {"type": "open", "session": "s_1"}, False),
     "None may be left out": (m.ENGINE_COMMANDS, {"type": "release", "session": "s_1", "epoch": 1}, True),
+    "half a surrogate pair": (m.INPUTS, {"type": "prompt", "text": "\ud800"}, False),
+    "a whole pair": (m.INPUTS, {"type": "prompt", "text": "\U0001f534"}, True),
     "an unknown state": (m.EVENTS, {"type": "engine_changed", "engine": "e", "state": "odd"}, False),
 }
 
@@ -79,7 +81,7 @@ def test_limits(table: Mapping[str, type[Message]], data: object, is_good: bool)
             decode_json(table, text)
 
 
-@pytest.mark.parametrize("text", ["NaN", "Infinity", "1e999"])
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "1e999", "9" * 400])
 def test_numbers_must_be_finite(text: str) -> None:
     """What JSON readers accept beyond JSON does not get in."""
     with pytest.raises(DecodeError):

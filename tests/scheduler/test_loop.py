@@ -1,0 +1,366 @@
+"""The control loop against a real Redis: one leader, takeovers, lost engines, outages, drains."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from scheduler.config import SchedulerConfig
+from scheduler.loop import Scheduler
+from scheduler.messages import (
+    DesiredChanged,
+    EngineChanged,
+    EngineId,
+    EngineState,
+    Event,
+    OpenSession,
+    Phase,
+    SessionClosed,
+    SessionId,
+    SessionPlaced,
+    StopEngine,
+)
+from scheduler.store import START, EngineGone, Store, StoreUnavailable
+from tests.scheduler.conftest import E1, E2, S1, S2, S3, RedisServer, create, ready
+
+QUICK = {"lease_ttl_ms": 600, "tick_ms": 50, "heartbeat_ms": 50, "heartbeat_timeout_ms": 250}
+
+
+@asynccontextmanager
+async def scheduling(store: Store, config: SchedulerConfig) -> AsyncIterator[None]:
+    """A scheduler in this process."""
+    stop = asyncio.Event()
+    task = asyncio.create_task(Scheduler(store, config).run(stop))
+    try:
+        yield
+    finally:
+        stop.set()
+        await task
+
+
+@pytest.fixture
+def config(redis_url: str, cluster: str) -> SchedulerConfig:
+    """Two engines; engines that never beat are not lost within a test."""
+    return SchedulerConfig(redis=redis_url, cluster=cluster, heartbeat_timeout_ms=600_000)
+
+
+async def wait_for(store: Store, want: Callable[[Event], bool], after: str = START) -> Event:
+    """The first event after an id that fits."""
+    while True:
+        events = await store.read_events(after, block_ms=1_000)
+        for _, event in events:
+            if want(event):
+                return event
+        after = events[-1][0] if events else after
+
+
+async def wait_until(store: Store, condition: Callable[[], Awaitable[bool]]) -> None:
+    """Return when the condition holds; looked at after each event."""
+    after = await store.last_event_id()
+    while not await condition():
+        events = await store.read_events(after, block_ms=1_000)
+        after = events[-1][0] if events else after
+
+
+def is_placed(session: SessionId, on: EngineId | None = None) -> Callable[[Event], bool]:
+    """Predicate: this session was placed (on this engine)."""
+    return lambda e: isinstance(e, SessionPlaced) and e.session == session and on in (None, e.engine)
+
+
+@asynccontextmanager
+async def beating(store: Store, *engines: EngineId, interval_s: float = 0.05) -> AsyncIterator[set[EngineId]]:
+    """Real engine heartbeats, as long as an engine is in the yielded set. Outages are ridden out."""
+    alive = set(engines)
+
+    async def beat() -> None:
+        while True:
+            for engine in sorted(alive):
+                try:
+                    await store.heartbeat_engine(engine, load=0, chunk_ms=0, phase="idle", deadline_ms=None)
+                except StoreUnavailable:
+                    break
+                except EngineGone:
+                    alive.discard(engine)
+            await asyncio.sleep(interval_s)
+
+    task = asyncio.create_task(beat())
+    try:
+        yield alive
+    finally:
+        task.cancel()
+
+
+async def test_a_new_session_is_placed(store: Store, config: SchedulerConfig) -> None:
+    """Create, and the event wakes the scheduler, which places it."""
+    await ready(store)
+    async with scheduling(store, config):
+        await create(store)
+        placed = await wait_for(store, is_placed(S1))
+    assert placed == SessionPlaced(session=S1, engine=E1, epoch=1)
+    assert (await store.read_commands(E1, START))[0][1] == OpenSession(session=S1, epoch=1)
+
+
+async def test_a_waiting_session_gets_the_place_that_becomes_free(
+    store: Store, config: SchedulerConfig
+) -> None:
+    """A full cluster queues; a close places the next."""
+    await ready(store, capacity=1)
+    async with scheduling(store, config):
+        await create(store, S1)
+        await wait_for(store, is_placed(S1))
+        await create(store, S2)
+        await store.close_session(S1, "stop")
+        await wait_for(store, is_placed(S2))
+
+
+async def test_engines_are_asked_for_and_replaced(store: Store, config: SchedulerConfig) -> None:
+    """The desired set has the budget's engines; one that dies at its start is replaced under a new id."""
+    async with scheduling(store, config):
+        await wait_for(store, lambda e: isinstance(e, DesiredChanged))
+        _, first = await store.read_desired()
+        assert len(first) == 2
+        cursor = await store.last_event_id()
+        await store.report_exit(first[0].id, "exit status 1")
+        await wait_for(store, lambda e: isinstance(e, DesiredChanged), cursor)
+        _, second = await store.read_desired()
+    assert len(second) == 2 and first[1] in second and first[0] not in second
+    info = await store.cluster_info()
+    assert (info.policy, info.budget) == ("least_loaded", 2)
+
+
+async def test_a_silent_engine_is_lost_and_its_session_goes_on(
+    store: Store, redis_url: str, cluster: str
+) -> None:
+    """Heartbeats stop: the session is placed elsewhere with a higher epoch, the engine is fenced."""
+    config = SchedulerConfig(redis=redis_url, cluster=cluster, **QUICK)  # type: ignore[arg-type]
+    await ready(store, E1, capacity=2)
+    await ready(store, E2, capacity=1)
+    async with beating(store, E1, E2) as alive, scheduling(store, config):
+        await create(store)
+        await wait_for(store, is_placed(S1, E1))
+        alive.discard(E1)
+        placed = await wait_for(store, is_placed(S1, E2))
+        assert isinstance(placed, SessionPlaced) and placed.epoch == 3
+        with pytest.raises(EngineGone):
+            await store.heartbeat_engine(E1, load=0, chunk_ms=0, phase="idle", deadline_ms=None)
+        engine = await store.get_engine(E2)
+        assert engine is not None and engine.state is EngineState.READY
+
+
+async def test_an_overdue_phase_loses_an_engine_that_beats(
+    store: Store, config: SchedulerConfig, redis_url: str, cluster: str
+) -> None:
+    """A hung compute thread is found although the heartbeats go on."""
+    config = SchedulerConfig(redis=redis_url, cluster=cluster, **QUICK)  # type: ignore[arg-type]
+    await ready(store)
+    async with scheduling(store, config):
+
+        async def beat_overdue() -> None:
+            while True:
+                await store.heartbeat_engine(E1, load=1, chunk_ms=0, phase="pass", deadline_ms=-1)
+                await asyncio.sleep(0.02)
+
+        with pytest.raises(EngineGone):
+            await beat_overdue()
+
+
+async def test_drain_moves_sessions_then_stops_the_engine(store: Store, config: SchedulerConfig) -> None:
+    """An ordered drain: replacement wanted, sessions moved, engine told to stop, dropped from the set."""
+    await ready(store, E1)
+    await ready(store, E2)
+    async with scheduling(store, config):
+        await create(store)
+        await wait_for(store, is_placed(S1, E1))
+        await store.order_drain(E1)
+        await wait_for(store, is_placed(S1, E2))
+
+        async def is_dropped() -> bool:
+            _, desired = await store.read_desired()
+            ids = {engine.id for engine in desired}
+            return E1 not in ids and E2 in ids and len(ids) == 2
+
+        await wait_until(store, is_dropped)
+    commands = [command for _, command in await store.read_commands(E1, START)]
+    assert isinstance(commands[-1], StopEngine)
+
+
+async def test_abandoned_queued_sessions_are_swept(store: Store, redis_url: str, cluster: str) -> None:
+    """A queued session whose connection left for retain_s is closed."""
+    config = SchedulerConfig(redis=redis_url, cluster=cluster, retain_s=0, engines=0)
+    await create(store, S1)
+    await create(store, S2)
+    await store.leave_session(S1, controller_epoch=1)
+    async with scheduling(store, config):
+        await wait_for(store, lambda e: isinstance(e, SessionClosed) and e.session == S1)
+    record = await store.get_session(S2)
+    assert record is not None and record.phase is Phase.QUEUED
+
+
+# --- processes
+
+
+class Processes:
+    """Schedulers as real processes."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self._config = config
+        self.running: list[subprocess.Popen[bytes]] = []
+
+    def start(self, name: str) -> subprocess.Popen[bytes]:
+        """Start one more."""
+        settings = {f: getattr(self._config, f) for f in self._config.__dataclass_fields__}
+        variable = json.dumps({**settings, "scheduler_id": name})
+        process = subprocess.Popen(
+            [sys.executable, "-m", "scheduler"], env={**os.environ, "TURBOSERVE_SCHEDULER_CONFIG": variable}
+        )
+        self.running.append(process)
+        return process
+
+    def end(self) -> None:
+        """Kill what is left."""
+        for process in self.running:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def processes(redis_url: str, cluster: str) -> Iterator[Processes]:
+    """Schedulers with a short lease."""
+    config = SchedulerConfig(
+        redis=redis_url, cluster=cluster, lease_ttl_ms=600, tick_ms=100, heartbeat_timeout_ms=600_000
+    )
+    group = Processes(config)
+    yield group
+    group.end()
+
+
+async def test_a_standby_takes_over_without_double_placement(store: Store, processes: Processes) -> None:
+    """kill -9 of the leader: the standby leads with a higher term; each session was placed exactly once."""
+    await ready(store, E1, capacity=30)
+    await ready(store, E2, capacity=30)
+    leader = processes.start("first")
+    await create(store, S1)
+    await wait_for(store, is_placed(S1))
+    standby = processes.start("second")
+    sessions = [SessionId(f"s_{n:016x}") for n in range(100, 140)]
+    for session in sessions[:20]:
+        await create(store, session)
+    leader.kill()
+    for session in sessions[20:]:
+        await create(store, session)
+    for session in sessions:
+        await wait_for(store, is_placed(session))
+    term, _ = await store.read_desired()
+    assert standby.poll() is None
+    records = await store.list_sessions()
+    assert {r.epoch for r in records} == {1} and len(records) == 41
+    events = [e for _, e in await store.read_events(START) if isinstance(e, SessionPlaced)]
+    assert len(events) == len({e.session for e in events}) == 41
+    assert await store.acquire_lease("third", 600) is None and term >= 1
+
+
+async def test_orderly_end_hands_over_at_once(store: Store, processes: Processes) -> None:
+    """SIGTERM: exit status 0, and the lease is free."""
+    await ready(store)
+    process = processes.start("first")
+    await create(store)
+    await wait_for(store, is_placed(S1))
+    process.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(process.wait) == 0
+    assert await store.acquire_lease("next", 600) is not None
+
+
+# --- Redis in trouble
+
+
+async def test_a_frozen_redis_costs_no_engine(own_redis: RedisServer) -> None:
+    """SIGSTOP of Redis for longer than the heartbeat timeout: on its return nobody is declared gone."""
+    await check_outage(own_redis, freeze)
+
+
+async def test_a_restarted_redis_costs_no_engine(own_redis: RedisServer) -> None:
+    """kill -9 of Redis, down for longer than the timeout: on its return nobody is declared gone."""
+    await check_outage(own_redis, restart)
+
+
+async def freeze(server: RedisServer, outage_s: float) -> None:
+    """The process stops answering, its connections stay."""
+    assert server.process is not None
+    server.process.send_signal(signal.SIGSTOP)
+    await asyncio.sleep(outage_s)  # the length of the outage is what is tested
+    server.process.send_signal(signal.SIGCONT)
+
+
+async def restart(server: RedisServer, outage_s: float) -> None:
+    """The process dies and comes back with its append-only file."""
+    server.kill()
+    await asyncio.sleep(outage_s)
+    await asyncio.to_thread(server.start)
+
+
+async def check_outage(server: RedisServer, cause: Callable[..., object]) -> None:
+    """Placed before, outage, then: engines alive, session untouched, and new sessions are placed again."""
+    store = await Store.connect(server.url)
+    config = SchedulerConfig(redis=server.url, engines=1, **QUICK)  # type: ignore[arg-type]
+    await ready(store)
+    try:
+        # Engines beat as late as they may, so that the first look after the outage finds them silent.
+        async with beating(store, E1, interval_s=0.1), scheduling(store, config):
+            await create(store)
+            await wait_for(store, is_placed(S1))
+            await asyncio.sleep(1.1)  # appendfsync everysec: what is older than a second survives a kill
+            await cause(server, 1.0)  # type: ignore[misc]
+            await recovered(store)
+            await create(store, S2)
+            await wait_for(store, is_placed(S2))
+            await create(store, S3)
+            await wait_for(store, is_placed(S3))
+            await asyncio.sleep(2 * config.heartbeat_timeout_ms / 1000)  # time enough to be declared gone
+            record = await store.get_session(S1)
+            assert record is not None and (record.engine, record.epoch) == (E1, 1)
+            events = [e for _, e in await store.read_events(START)]
+            assert not [e for e in events if isinstance(e, EngineChanged) and e.state is EngineState.GONE]
+    finally:
+        await store.close()
+
+
+async def recovered(store: Store) -> None:
+    """Return when Redis answers again."""
+    while True:
+        try:
+            return await store.ping()
+        except StoreUnavailable:
+            await asyncio.sleep(0.02)
+
+
+# --- configuration
+
+
+@pytest.mark.parametrize(
+    ("variable", "sentence"),
+    [
+        ("nonsense", "must be a JSON object"),
+        ('{"redis": "redis://x", "colour": 1}', "unknown settings: colour"),
+        ('{"redis": "x"}', "redis must be a URL"),
+        ('{"redis": "redis://x", "engines": "two"}', "'engines' must be an integer"),
+        ('{"redis": "redis://x", "policy": "slack"}', "policy 'slack' is not available yet"),
+    ],
+)
+def test_bad_configuration_stops_with_a_sentence(variable: str, sentence: str) -> None:
+    """Exit status 2 and one line that says which setting and why."""
+    done = subprocess.run(
+        [sys.executable, "-m", "scheduler"],
+        env={**os.environ, "TURBOSERVE_SCHEDULER_CONFIG": variable},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
