@@ -23,7 +23,6 @@ from engine.models.shapes.train_data import encode_clips
 from engine.models.shapes.train_dit import train_dit
 from engine.models.shapes.train_util import Peers
 
-
 _STAGES: Final = {
     "codec": train_codec,
     "encode": encode_clips,
