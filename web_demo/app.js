@@ -141,6 +141,7 @@ function publish() {
     engine: () => session.engine,
     seq: () => player.drawn?.seq ?? null,
     rev: () => player.drawn?.rev ?? null,
+    ptsMs: () => player.drawn?.ptsMs ?? null,
     newestSeq: () => player.newestSeq,
     framesDrawn: () => player.framesDrawn,
     framesSkipped: () => player.framesSkipped,
@@ -151,8 +152,9 @@ function publish() {
     latencyMs: () => session.latencyMs,
     rate: () => player.clock.rate,
     stalls: () => player.clock.stalls,
-    stalledMs: () => player.clock.stalledMs,
-    playedMs: () => player.clock.playedMs,
+    mediaMs: () => player.clock.mediaMs(performance.now()),
+    playedMs: () => player.clock.totals(performance.now()).playedMs,
+    stalledMs: () => player.clock.totals(performance.now()).stalledMs,
   };
   const view = Object.defineProperties(
     {},

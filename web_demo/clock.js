@@ -6,9 +6,10 @@ const RATE_STEP = 0.03;
 
 export class PlaybackClock {
   rate = 1;
-  playedMs = 0;
-  stalledMs = 0;
   stalls = 0;
+  #playedMs = 0;
+  #stalledMs = 0;
+  #settledMs = 0; // wall time up to which the two are counted
   #anchorMediaMs = null;
   #anchorNowMs = 0;
   #heldSinceMs = null; // set while the clock stands still
@@ -27,6 +28,12 @@ export class PlaybackClock {
     if (!this.started) return null;
     const untilMs = this.#heldSinceMs ?? nowMs;
     return this.#anchorMediaMs + (untilMs - this.#anchorNowMs) * this.rate;
+  }
+
+  /** {playedMs, stalledMs} up to now. */
+  totals(nowMs) {
+    this.#settle(nowMs);
+    return { playedMs: this.#playedMs, stalledMs: this.#stalledMs };
   }
 
   /** Put the playhead at mediaMs and let it run. */
@@ -66,8 +73,10 @@ export class PlaybackClock {
   }
 
   #settle(nowMs) {
+    const elapsedMs = Math.max(0, nowMs - this.#settledMs);
+    this.#settledMs = nowMs;
     if (!this.started) return;
-    if (this.#heldSinceMs === null) this.playedMs += Math.max(0, nowMs - this.#anchorNowMs);
-    else if (this.#heldForData) this.stalledMs += Math.max(0, nowMs - this.#heldSinceMs);
+    if (this.#heldSinceMs === null) this.#playedMs += elapsedMs;
+    else if (this.#heldForData) this.#stalledMs += elapsedMs;
   }
 }

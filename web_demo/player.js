@@ -171,7 +171,7 @@ export class Player {
     if (header.seq === this.#begunSeq) {
       // Sent again whole: it replaces what is held of its first, incomplete life.
       this.#life += 1;
-      for (const item of this.#queue.filter(({ seq }) => seq === header.seq)) this.#drop(item);
+      for (const item of this.#queue.filter(({ seq }) => seq === header.seq)) item.frame.close();
       this.#queue = this.#queue.filter(({ seq }) => seq !== header.seq);
     }
     this.#begunSeq = header.seq;

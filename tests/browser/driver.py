@@ -47,12 +47,14 @@ async def chromium() -> AsyncIterator[Browser]:
 
 @asynccontextmanager
 async def tab(
-    browser: Browser, url: str, size: tuple[int, int] = WIDE
+    browser: Browser, url: str, size: tuple[int, int] = WIDE, *, init_script: str | None = None
 ) -> AsyncIterator[tuple[Page, list[str]]]:
     """A page at `url` in a fresh profile, and the list its errors and warnings go to."""
     context = await browser.new_context(viewport={"width": size[0], "height": size[1]})
     try:
         page = await context.new_page()
+        if init_script is not None:
+            await page.add_init_script(init_script)
         complaints = listen(page)
         await page.goto(url)
         await until(page, "window.turboserve !== undefined")

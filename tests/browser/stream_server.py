@@ -127,6 +127,8 @@ class Faults:
     close_on_start: tuple[int, dict[str, Any]] | None = None
     refusals: list[dict[str, Any]] = field(default_factory=list)
     """Errors that answer the next starts and attaches, one each; the connection stays open."""
+    overlap_chunks: int = 0
+    """Send so many chunks before `next_seq` again after an attach."""
     refuse_connections: bool = False
 
 
@@ -249,7 +251,7 @@ class StreamServer:
         oldest = max(0, len(session.chunks) - REPLAY_CHUNKS)
         if message["next_seq"] < oldest:
             await say(socket, type="gap", from_seq=message["next_seq"], to_seq=oldest - 1)
-        seq = max(oldest, message["next_seq"])
+        seq = max(oldest, message["next_seq"] - self.faults.overlap_chunks)
         while seq < len(session.chunks):  # it may grow while earlier chunks are being sent
             await self._send_chunk(session, socket, session.chunks[seq], parts=2)
             seq += 1

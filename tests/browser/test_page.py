@@ -8,7 +8,7 @@ import pytest
 from playwright.async_api import Browser, Page
 
 from tests.browser.driver import NARROW, WIDE, ask, pixels, share, stats, tab, until
-from tests.browser.stream_server import StreamServer
+from tests.browser.stream_server import FPS, StreamServer
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
@@ -43,7 +43,9 @@ async def test_new_prompt_changes_the_running_video(browser: Browser, server: St
         samples = await pixels(page)
         assert share(samples, 1) > 0.03
         assert share(samples, 2) < 0.05
-        assert (await stats(page))["session"] == session
+        after = await stats(page)
+        assert after["session"] == session
+        assert after["framesSkipped"] > 0  # what was queued of the old prompt was cut
         assert await page.text_content("#caption") == GREEN_ON_BLACK
         assert await page.locator("#history li").count() == 2
 
@@ -74,6 +76,13 @@ async def test_lost_connection_is_survived_without_a_gap(browser: Browser, serve
         assert (figures["gaps"], figures["chunks"]) == (0, figures["newestSeq"] + 1)
 
 
+async def assert_each_frame_shown_once(page: Page) -> None:
+    """Of all frames up to the one on the canvas, each was drawn or passed over exactly once."""
+    figures = await stats(page)
+    index = round(figures["ptsMs"] * FPS / 1000)
+    assert figures["framesDrawn"] + figures["framesSkipped"] == index + 1
+
+
 async def test_chunk_cut_in_the_middle_is_replaced_by_its_second_sending(
     browser: Browser, server: StreamServer
 ) -> None:
@@ -82,16 +91,37 @@ async def test_chunk_cut_in_the_middle_is_replaced_by_its_second_sending(
     async with tab(browser, server.url) as (page, _):
         await begin(page)
         await until(page, "turboserve.seq >= 4")
-        figures = await stats(page)
         assert server.attaches == 1
-        assert figures["chunks"] == figures["newestSeq"] + 1
-        shown = figures["framesDrawn"] + figures["framesSkipped"]
-        # Frames 0…shown-1 of the stream have been shown; a doubled chunk part would count 4 more.
-        assert figures["seq"] * 12 < shown <= (figures["seq"] + 1) * 12 + 4
+        await assert_each_frame_shown_once(page)
+
+
+async def test_shown_part_of_a_chunk_is_not_shown_again(browser: Browser, server: StreamServer) -> None:
+    """When the first part was played before the connection came back, playback goes on behind it."""
+    server.faults.parts, server.faults.cut_in_chunk = 3, 1
+    async with tab(browser, server.url) as (page, _):
+        await ask(page, RED_ON_BLUE)
+        await until(page, "turboserve.newestSeq >= 0")
+        server.faults.refuse_connections = True
+        await until(page, "turboserve.seq === 1 && turboserve.stalls === 1")
+        server.faults.refuse_connections = False
+        await until(page, "turboserve.seq >= 3")
+        assert server.attaches == 1
+        await assert_each_frame_shown_once(page)
+
+
+async def test_chunks_sent_twice_are_played_once(browser: Browser, server: StreamServer) -> None:
+    """Complete chunks that come again after an attach are ignored."""
+    server.faults.overlap_chunks = 2
+    async with tab(browser, server.url) as (page, _):
+        await begin(page)
+        server.abort_all()
+        await until(page, "turboserve.seq >= 4")
+        assert server.attaches == 1
+        await assert_each_frame_shown_once(page)
 
 
 async def test_gap_is_jumped_over(browser: Browser, server: StreamServer) -> None:
-    """Playback goes on after chunks that the server will not send."""
+    """Playback jumps over chunks that the server will not send, instead of waiting through their time."""
     server.faults.gap_at = 2
     async with tab(browser, server.url) as (page, _):
         await begin(page)
@@ -99,6 +129,7 @@ async def test_gap_is_jumped_over(browser: Browser, server: StreamServer) -> Non
         figures = await stats(page)
         assert figures["gaps"] == 1
         assert figures["chunks"] == figures["newestSeq"]
+        assert 600 < figures["mediaMs"] - figures["playedMs"] < 900  # the gap is 750 ms long
 
 
 async def test_damaged_chunk_costs_only_itself(browser: Browser, server: StreamServer) -> None:
@@ -290,6 +321,36 @@ async def test_acks_tell_what_is_buffered(browser: Browser, server: StreamServer
         assert max(ack["buffer_ms"] for ack in acks) > 500
 
 
+HIDEABLE = """
+    let isHidden = false;
+    const waiting = [];
+    const request = window.requestAnimationFrame.bind(window);
+    Object.defineProperty(document, "hidden", { get: () => isHidden });
+    window.requestAnimationFrame = (step) => (isHidden ? waiting.push(step) : request(step));
+    window.setHidden = (value) => {
+      isHidden = value;
+      document.dispatchEvent(new Event("visibilitychange"));
+      if (!value) waiting.splice(0).forEach((step) => request(step));
+    };
+"""
+"""What a browser does to a tab in the background: it says so and calls no animation frames."""
+
+
+async def test_hidden_tab_keeps_up_without_drawing(browser: Browser, server: StreamServer) -> None:
+    """In the background nothing is drawn, but chunks are played and acknowledged; in front it is live."""
+    async with tab(browser, server.url, init_script=HIDEABLE) as (page, _):
+        await begin(page)
+        await page.evaluate("setHidden(true)")
+        hidden = await stats(page)
+        await server.until(lambda: server.only.acked_seq >= hidden["newestSeq"] + 4)
+        still = await stats(page)
+        assert still["framesDrawn"] <= hidden["framesDrawn"] + 1
+        assert still["seq"] >= hidden["seq"] + 2
+        await page.evaluate("setHidden(false)")
+        await until(page, f"turboserve.framesDrawn > {still['framesDrawn'] + 10}")
+        assert (await stats(page))["bufferMs"] < 3000
+
+
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
 async def test_layout_holds_still(browser: Browser, server: StreamServer, size: tuple[int, int]) -> None:
     """From ready to playing to steered nothing moves, and nothing sticks out sideways."""
@@ -326,11 +387,7 @@ async def test_keyboard_alone_is_enough(browser: Browser, server: StreamServer) 
 
 async def test_without_webcodecs_the_page_says_what_to_do(browser: Browser, server: StreamServer) -> None:
     """A browser or address without a video decoder gets a sentence, not a blank picture."""
-    context = await browser.new_context()
-    page = await context.new_page()
-    await page.add_init_script("delete window.VideoDecoder")
-    await page.goto(server.url)
-    await until(page, "window.turboserve !== undefined && turboserve.state === 'unsupported'")
-    assert "Chrome" in (await page.text_content("#veil-text") or "")
-    assert await page.is_disabled("#send")
-    await context.close()
+    async with tab(browser, server.url, init_script="delete window.VideoDecoder") as (page, _):
+        await until(page, "turboserve.state === 'unsupported'")
+        assert "Chrome" in (await page.text_content("#veil-text") or "")
+        assert await page.is_disabled("#send")
