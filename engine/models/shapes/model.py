@@ -127,9 +127,7 @@ class ShapesModel:
         dtype: torch.dtype = torch.float32,
     ) -> ShapesModel:
         """Random weights, equal for equal seed and config. Leaves torch's own generator untouched."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            net = ShapesNet(config)
+        net = _fresh_net(config, seed)
         digest = hashlib.sha256(f"random {seed} {asdict(config)}".encode()).hexdigest()
         return cls(config, net, weights_hash=digest, device=torch.device(device), dtype=dtype)
 
@@ -148,8 +146,7 @@ class ShapesModel:
         Raises:
             WeightsError: a name is missing or unknown, or a shape differs.
         """
-        with torch.device("meta"):
-            net = ShapesNet(config)
+        net = _fresh_net(config, seed=0)  # not on the meta device: its first use imports a second of Python
         check_tensors(net, tensors)
         net.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
         return cls(config, net, weights_hash=weights_hash, device=torch.device(device), dtype=dtype)
@@ -185,6 +182,12 @@ class ShapesModel:
         """Latents [F, C, h, w] → (RGB uint8 [F·4, height, width, 3], next state). Works for any F ≥ 1."""
         rgb, next_state = self._net.decoder(latents[None].float(), state[None])
         return to_uint8(rgb[0]), next_state[0]
+
+
+def _fresh_net(config: ShapesConfig, seed: int) -> ShapesNet:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ShapesNet(config)
 
 
 def check_tensors(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
