@@ -26,4 +26,4 @@ class Catalog:
         """The model that a `start` means; None when it names none and nothing is known yet."""
         if name is not None:
             return name
-        return self.default or next(iter(self.names()), None)
+        return self.default or next(iter((*sorted(self.models), *self.names())), None)

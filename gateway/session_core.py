@@ -146,6 +146,10 @@ class SessionCore(abc.ABC):
         """0 while no session is controlled."""
         return self._session.controller_epoch if self._session is not None else 0
 
+    def next_seq(self) -> int | None:
+        """First chunk that the client was not sent completely; None without a session."""
+        return self._session.flow.next_seq if self._session is not None else None
+
     def told_state(self) -> SessionState | None:
         """What the client believes; None without a session."""
         s = self._session

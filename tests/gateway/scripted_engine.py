@@ -1,4 +1,4 @@
-"""A real link server that stands in for an engine: it speaks the link protocol, and says what the test wants."""
+"""A real link server that stands in for an engine and says what the test wants."""
 
 from __future__ import annotations
 

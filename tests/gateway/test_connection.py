@@ -1,4 +1,4 @@
-"""Whole paths through a gateway: real sockets, a real Redis, a scripted engine at the other end of the link."""
+"""Whole paths through a gateway: real sockets, a real Redis, a scripted engine on the link."""
 
 from __future__ import annotations
 

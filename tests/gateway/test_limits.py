@@ -1,0 +1,65 @@
+"""Message rate and control merging, without a clock."""
+
+from __future__ import annotations
+
+from gateway.limits import MAX_REFUSED, MESSAGE_BURST, ControlMerger, MessageBucket, Verdict
+from gateway.protocol import Control
+
+
+def test_a_burst_passes_and_then_the_rate_holds() -> None:
+    """MESSAGE_BURST at once, then one more per 10 ms."""
+    bucket = MessageBucket()
+    assert all(bucket.spend(0) is Verdict.PASS for _ in range(MESSAGE_BURST))
+    assert bucket.spend(0) is Verdict.TELL
+    assert bucket.spend(0) is Verdict.DROP
+    assert bucket.spend(11) is Verdict.PASS
+
+
+def test_who_does_not_stop_is_closed() -> None:
+    """MAX_REFUSED refusals without a pause end the connection."""
+    bucket = MessageBucket()
+    verdicts = [bucket.spend(0) for _ in range(MESSAGE_BURST + MAX_REFUSED + 1)]
+    assert verdicts.index(Verdict.CLOSE) == MESSAGE_BURST + MAX_REFUSED
+
+
+def test_a_pause_forgives() -> None:
+    """After a pause the count of refusals begins anew."""
+    bucket = MessageBucket()
+    for _ in range(MESSAGE_BURST + MAX_REFUSED):
+        bucket.spend(0)
+    assert [bucket.spend(10_000) for _ in range(MESSAGE_BURST)].count(Verdict.PASS) == MESSAGE_BURST
+    assert bucket.spend(10_000) is Verdict.TELL
+
+
+def test_the_first_control_goes_out_at_once() -> None:
+    """No delay is added to a single control."""
+    merger = ControlMerger()
+    merger.push(Control(keys=("w",), id="1"))
+    popped = merger.pop(0)
+    assert popped is not None and popped[0].keys == ("w",) and popped[1] == ("1",)
+    assert merger.due_ms() is None
+
+
+def test_a_press_and_release_between_two_slots_is_not_lost() -> None:
+    """The merged entry has the key, the next one has it released."""
+    merger = ControlMerger()
+    merger.push(Control())
+    merger.pop(0)
+    merger.push(Control(keys=("space",)))
+    merger.push(Control(keys=()))
+    assert merger.pop(10) is None
+    pressed = merger.pop(50)
+    assert pressed is not None and pressed[0].keys == ("space",)
+    assert merger.pop(60) is None
+    released = merger.pop(100)
+    assert released is not None and released[0].keys == ()
+    assert merger.due_ms() is None
+
+
+def test_twenty_entries_per_second_at_most() -> None:
+    """However fast controls come, a slot is 50 ms."""
+    merger, entries = ControlMerger(), 0
+    for now_ms in range(1000):
+        merger.push(Control(axes={"x": now_ms / 1000}))
+        entries += merger.pop(now_ms) is not None
+    assert entries == 20

@@ -1,0 +1,744 @@
+"""The session rules as tables: messages, answers, events and link messages in, outputs out."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import TypeVar
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway import protocol as wire
+from gateway.catalog import Catalog
+from gateway.session import MAX_BACKLOG, MAX_HELD_INPUTS, STOP_TIMEOUT_MS, Draw, SessionMachine, Stage
+from gateway.session_core import TRANSITIONS, Cause
+from gateway.session_entry import hash_resume
+from gateway.session_follow import RELOAD_MS
+from gateway.steps import (
+    AppendInput,
+    Ask,
+    Call,
+    Close,
+    CreateSession,
+    EndSession,
+    Failure,
+    FailureKind,
+    Follow,
+    Forget,
+    LoadSession,
+    Output,
+    Send,
+    SendChunk,
+    SetPaused,
+    TakeControl,
+    Unfollow,
+)
+from scheduler import messages as link
+from scheduler.messages import EngineId, ErrorCode, GatewayId, Phase, SessionId, SessionRecord, SessionState
+from scheduler.store.values import AppliedRecord, InputReceipt
+from tests.gateway.scripted_engine import MODEL, make_part
+
+S = SessionId("s_0000000000000001")
+E1, E2 = EngineId("e_00000001"), EngineId("e_00000002")
+G = GatewayId("g_00000001")
+Out = TypeVar("Out", bound=Output)
+
+RECORD = SessionRecord(
+    id=S,
+    model="shapes",
+    phase=Phase.QUEUED,
+    epoch=0,
+    engine=None,
+    opened=False,
+    active=True,
+    paused=False,
+    seed=1,
+    lead_ms=1500,
+    codec="h264",
+    resume_hash=hash_resume("secret"),
+    controller_epoch=1,
+    gateway=G,
+    next_seq=0,
+    next_frame=0,
+    rev=0,
+    last_applied="0-0",
+    slack_ms=0,
+    created_ms=0,
+    active_ms=0,
+    reason="",
+)
+UNAVAILABLE = Failure(kind=FailureKind.UNAVAILABLE, message="away", retry_after_ms=2000)
+
+
+def make_machine(*, controls: bool = True) -> SessionMachine:
+    catalog = Catalog(models={"shapes": replace(MODEL, controls=controls)}, expected=frozenset({"later"}))
+    serial = itertools.count(1)
+
+    def draw() -> Draw:
+        return Draw(session=SessionId(f"s_{next(serial):016x}"), resume="secret", seed=7)
+
+    return SessionMachine(catalog=lambda: catalog, draw=draw)
+
+
+def sent(outputs: list[Output]) -> list[wire.ServerMessage]:
+    return [o.message for o in outputs if isinstance(o, Send)]
+
+
+def only(outputs: list[Output], kind: type[Out]) -> Out:
+    """The one output of this kind."""
+    (found,) = [o for o in outputs if isinstance(o, kind)]
+    return found
+
+
+def error_of(outputs: list[Output]) -> wire.Error:
+    (found,) = [m for m in sent(outputs) if isinstance(m, wire.Error)]
+    return found
+
+
+def queued(**settings: bool) -> SessionMachine:
+    """A machine whose session waits for an engine."""
+    machine = make_machine(**settings)
+    call = only(machine.receive_message(wire.Start(prompt="x"), 0), CreateSession)
+    machine.receive_result(call, RECORD, 0)
+    return machine
+
+
+def flowing(**settings: bool) -> SessionMachine:
+    """A machine whose session is served by E1 at epoch 1."""
+    machine = queued(**settings)
+    machine.receive_event(link.SessionOpened(session=S, engine=E1, epoch=1), 0)
+    machine.receive_link_up(E1)
+    machine.receive_link(subscribed(1, 0), 0)
+    return machine
+
+
+def subscribed(epoch: int, start_seq: int) -> link.Subscribed:
+    return link.Subscribed(session=S, epoch=epoch, start_seq=start_seq, state=SessionState.ACTIVE)
+
+
+def feed(machine: SessionMachine, epoch: int, seq: int) -> list[Output]:
+    return machine.receive_chunk(make_part(S, epoch, seq), b"x" * 120)
+
+
+# --- start ------------------------------------------------------------------------------------------------
+
+
+def test_start_creates_a_session_and_answers_before_anything_else() -> None:
+    """The call carries the drawn seed and only the hash of the resume token."""
+    machine = make_machine()
+    call = only(machine.receive_message(wire.Start(prompt="x", lead_ms=300, id="i"), 0), CreateSession)
+    assert (call.session, call.seed, call.lead_ms, call.model) == (S, 7, 300, "shapes")
+    assert call.prompt == link.PromptInput(text="x", id="i") and call.resume_hash == hash_resume("secret")
+    messages = sent(machine.receive_result(call, RECORD, 0))
+    assert isinstance(messages[0], wire.Session) and messages[0].resume == "secret"
+    assert messages[1] == wire.Accepted(id="i")
+    assert machine.is_queued()
+
+
+def test_a_given_seed_is_kept() -> None:
+    """0 is a seed, not an absence."""
+    outputs = make_machine().receive_message(wire.Start(prompt="x", seed=0), 0)
+    assert only(outputs, CreateSession).seed == 0
+
+
+@pytest.mark.parametrize(
+    ("start", "code"),
+    [
+        (wire.Start(prompt="", accept=("vp9",)), ErrorCode.UNSUPPORTED),
+        (wire.Start(prompt="", model="nope"), ErrorCode.UNSUPPORTED),
+        (wire.Start(prompt="", model="later"), ErrorCode.UNAVAILABLE),
+        (wire.Watch(session=S), ErrorCode.UNSUPPORTED),
+        (wire.Prompt(text=""), ErrorCode.BAD_STATE),
+        (wire.Ack(seq=-1, buffer_ms=0), ErrorCode.BAD_STATE),
+        (wire.Stop(), ErrorCode.BAD_STATE),
+    ],
+)
+def test_refusals_without_a_session(start: wire.ClientMessage, code: ErrorCode) -> None:
+    """Each has its code, gives the id back, and leaves the connection fresh."""
+    machine = make_machine()
+    assert error_of(machine.receive_message(replace(start, id="i"), 0)).code is code
+    assert machine.stage is Stage.FRESH
+
+
+def test_one_session_per_connection_at_a_time() -> None:
+    """A second start or attach is refused while there is a session."""
+    machine = queued()
+    for message in (wire.Start(prompt="y"), wire.Attach(session=S, resume="r", next_seq=0)):
+        assert error_of(machine.receive_message(message, 0)).code is ErrorCode.BAD_STATE
+
+
+def test_messages_sent_with_start_wait_for_its_answer() -> None:
+    """`start` and `prompt` in one go; the wait is bounded."""
+    machine = make_machine()
+    call = only(machine.receive_message(wire.Start(prompt="x"), 0), CreateSession)
+    assert machine.receive_message(wire.Prompt(text="y", id="p"), 0) == []
+    assert only(machine.receive_result(call, RECORD, 0), AppendInput).ids == ("p",)
+
+    machine = make_machine()
+    machine.receive_message(wire.Start(prompt="x"), 0)
+    for _ in range(MAX_BACKLOG):
+        assert machine.receive_message(wire.Pause(), 0) == []
+    assert error_of(machine.receive_message(wire.Pause(), 0)).code is ErrorCode.RATE
+
+
+def test_start_without_redis_may_be_tried_again() -> None:
+    """`error unavailable` with a hint; what may have been written is closed in the background."""
+    machine = make_machine()
+    call = only(machine.receive_message(wire.Start(prompt="x", id="i"), 0), CreateSession)
+    outputs = machine.receive_result(call, UNAVAILABLE, 0)
+    error = error_of(outputs)
+    assert (error.code, error.id, error.retry_after_ms) == (ErrorCode.UNAVAILABLE, "i", 2000)
+    assert only(outputs, Forget).close == "abandoned"
+    assert only(machine.receive_message(wire.Start(prompt="x"), 0), CreateSession).session != call.session
+
+
+def test_a_full_queue_closes_4503() -> None:
+    """`error capacity` with a hint comes before the close."""
+    machine = make_machine()
+    call = only(machine.receive_message(wire.Start(prompt="x"), 0), CreateSession)
+    full = Failure(kind=FailureKind.QUEUE_FULL, message="full", retry_after_ms=9000)
+    outputs = machine.receive_result(call, full, 0)
+    assert isinstance(outputs[0], Send) and error_of(outputs).retry_after_ms == 9000
+    assert outputs[-1] == Close(code=wire.CloseCode.NO_CAPACITY, reason="no capacity")
+
+
+def test_a_client_that_leaves_during_start_leaves_no_session() -> None:
+    """Nobody knows the resume token, so the session is closed."""
+    machine = make_machine()
+    call = only(machine.receive_message(wire.Start(prompt="x"), 0), CreateSession)
+    machine.receive_disconnect()
+    assert only(machine.receive_result(call, RECORD, 0), Forget).close == "abandoned"
+
+
+# --- attach -----------------------------------------------------------------------------------------------
+
+ATTACH = wire.Attach(session=S, resume="secret", next_seq=3, id="a")
+PLACED = replace(
+    RECORD,
+    phase=Phase.PLACED,
+    epoch=2,
+    engine=E1,
+    opened=True,
+    controller_epoch=2,
+    next_seq=5,
+    next_frame=60,
+)
+
+
+def attach(
+    record: SessionRecord | Failure, message: wire.Attach = ATTACH
+) -> tuple[SessionMachine, list[Output]]:
+    machine = make_machine()
+    call = only(machine.receive_message(message, 0), TakeControl)
+    return machine, machine.receive_result(call, record, 0)
+
+
+def test_attach_is_answered_by_session_state_gap_chunks() -> None:
+    """In this order, the resume token being the same."""
+    machine, outputs = attach(PLACED)
+    (session, accepted) = sent(outputs)
+    assert isinstance(session, wire.Session) and session.resume == "secret"
+    assert accepted == wire.Accepted(id="a")
+    assert only(outputs, Follow).engine == E1
+    request = only(machine.receive_link_up(E1), Ask).request
+    assert isinstance(request, link.Subscribe)
+    assert (request.epoch, request.controller_epoch, request.next_seq) == (2, 2, 3)
+    assert sent(machine.receive_link(subscribed(2, 4), 0)) == [
+        wire.State(state=SessionState.ACTIVE, engine=E1),
+        wire.Gap(from_seq=3, to_seq=3),
+    ]
+    assert only(feed(machine, 2, 4), SendChunk).header.seq == 4
+
+
+def test_attach_to_a_queued_session_tells_its_state() -> None:
+    """The client knows that it waits."""
+    _machine, outputs = attach(replace(RECORD, epoch=3, reason="engine_lost", next_seq=3))
+    assert sent(outputs)[-1] == wire.State(state=SessionState.QUEUED, reason="engine_lost")
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [
+        (Failure(kind=FailureKind.NO_SUCH_SESSION, message="no"), wire.CloseCode.NO_SUCH_SESSION),
+        (Failure(kind=FailureKind.CLOSED, message="idle"), wire.CloseCode.NO_SUCH_SESSION),
+    ],
+)
+def test_attach_to_no_session_closes_4404(failure: Failure, code: wire.CloseCode) -> None:
+    """Closed sessions say why they were closed."""
+    _machine, outputs = attach(failure)
+    assert error_of(outputs).code is ErrorCode.NO_SUCH_SESSION
+    assert only(outputs, Close).code is code
+    if failure.kind is FailureKind.CLOSED:
+        assert "idle" in error_of(outputs).message
+
+
+def test_attach_with_a_malformed_id_asks_nobody() -> None:
+    """Ids have a fixed form."""
+    outputs = make_machine().receive_message(replace(ATTACH, session="../x"), 0)
+    assert only(outputs, Close).code is wire.CloseCode.NO_SUCH_SESSION
+    assert not any(isinstance(o, TakeControl) for o in outputs)
+
+
+def test_attach_beyond_what_was_generated_is_an_error() -> None:
+    """Far beyond: seen in the record. A little: refused by the engine. The session lingers both times."""
+    machine, outputs = attach(PLACED, replace(ATTACH, next_seq=22))
+    assert error_of(outputs).code is ErrorCode.BAD_STATE and only(outputs, Forget).close is None
+    assert machine.stage is Stage.FRESH
+
+    machine, _ = attach(PLACED, replace(ATTACH, next_seq=7))
+    machine.receive_link_up(E1)
+    refused = link.Refused(session=S, epoch=2, code=ErrorCode.BAD_STATE, message="too far")
+    outputs = machine.receive_link(refused, 0)
+    assert error_of(outputs) == wire.Error(code=ErrorCode.BAD_STATE, message="too far", id="a")
+    assert only(outputs, Forget).close is None and machine.stage is Stage.FRESH
+
+
+def test_events_during_attach_make_it_read_the_record_again() -> None:
+    """An event may be newer than the record that the answer carries."""
+    machine = make_machine()
+    call = only(machine.receive_message(ATTACH, 0), TakeControl)
+    machine.receive_event(link.SessionPlaced(session=S, engine=E2, epoch=3), 0)
+    assert only(machine.receive_result(call, PLACED, 0), LoadSession).session == S
+
+
+# --- steering ---------------------------------------------------------------------------------------------
+
+
+def test_prompt_and_reset_go_to_the_log_and_are_accepted_then() -> None:
+    """`accepted` comes with the receipt; a repeat gets the stored `applied`."""
+    machine = flowing()
+    call = only(machine.receive_message(wire.Prompt(text="y", id="p"), 0), AppendInput)
+    assert call.message == link.PromptInput(text="y", id="p")
+    receipt = InputReceipt(entry="1-1", repeat=True, applied=AppliedRecord(entry="1-1", id="p", rev=1, seq=4))
+    assert sent(machine.receive_result(call, receipt, 0)) == [
+        wire.Accepted(id="p"),
+        wire.Applied(rev=1, seq=4, id="p"),
+    ]
+    reset = only(machine.receive_message(wire.Reset(seed=3), 0), AppendInput)
+    assert reset.message == link.ResetInput(seed=3)
+
+
+def test_at_most_64_inputs_wait_for_redis() -> None:
+    """The next is refused; after a receipt there is room again."""
+    machine = flowing()
+    calls = [
+        only(machine.receive_message(wire.Prompt(text="y"), 0), AppendInput) for _ in range(MAX_HELD_INPUTS)
+    ]
+    error = error_of(machine.receive_message(wire.Prompt(text="y", id="z"), 0))
+    assert (error.code, error.id) == (ErrorCode.UNAVAILABLE, "z") and error.retry_after_ms
+    machine.receive_result(calls[0], InputReceipt(entry="1-1", repeat=False, applied=None), 0)
+    only(machine.receive_message(wire.Prompt(text="y"), 0), AppendInput)
+
+
+def test_applied_is_told_once() -> None:
+    """The engine repeats it to a new subscription; the client hears it once, with or without id."""
+    machine = flowing()
+    applied = link.Applied(session=S, epoch=1, rev=1, seq=2)
+    assert sent(machine.receive_link(applied, 0)) == [wire.Applied(rev=1, seq=2)]
+    assert machine.receive_link(applied, 0) == []
+
+
+def test_ack_becomes_credit_and_is_checked() -> None:
+    """A negative buffer counts as none; a chunk that was not sent can't be acknowledged."""
+    machine = flowing()
+    feed(machine, 1, 0)
+    request = only(machine.receive_message(wire.Ack(seq=0, buffer_ms=-5), 0), Ask).request
+    assert request == link.Credit(session=S, controller_epoch=1, seq=0, buffer_ms=0.0)
+    assert error_of(machine.receive_message(wire.Ack(seq=1, buffer_ms=0), 0)).code is ErrorCode.BAD_STATE
+
+
+def test_control_needs_a_model_that_takes_it() -> None:
+    """`error unsupported` otherwise."""
+    machine = flowing(controls=False)
+    assert error_of(machine.receive_message(wire.Control(), 0)).code is ErrorCode.UNSUPPORTED
+
+
+def test_controls_are_merged_until_their_slot() -> None:
+    """The second one goes out at the deadline, if nothing else waits for Redis."""
+    machine = flowing()
+    call = only(machine.receive_message(wire.Control(keys=("a",)), 0), AppendInput)
+    assert machine.receive_message(wire.Control(keys=("b",)), 1) == [] and machine.deadline_ms() is None
+    assert machine.receive_result(call, InputReceipt(entry="1-1", repeat=False, applied=None), 2) == []
+    assert machine.deadline_ms() == 50
+    merged = only(machine.receive_tick(50), AppendInput).message
+    assert isinstance(merged, link.ControlInput) and merged.keys == ("b",)
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"), [(wire.Pause(id="i"), link.Pause), (wire.Resume(id="i"), link.Resume)]
+)
+def test_pause_and_resume_go_over_the_link(message: wire.ClientMessage, kind: type) -> None:
+    """Redis gets a copy; the engine's word is the client's `accepted`."""
+    machine = flowing()
+    outputs = machine.receive_message(message, 0)
+    assert only(outputs, Ask).request == kind(session=S, controller_epoch=1, id="i")
+    copy = only(outputs, SetPaused)
+    assert copy.paused is (kind is link.Pause) and copy.ids == ()
+    assert sent(machine.receive_link(link.Accepted(session=S, id="i"), 0)) == [wire.Accepted(id="i")]
+
+
+def test_a_pause_while_queued_is_recorded_and_told_to_the_engine_later() -> None:
+    """Calls are merged while one is under way, and every id is answered."""
+    machine = queued()
+    first = only(machine.receive_message(wire.Pause(id="1"), 0), SetPaused)
+    machine.receive_message(wire.Resume(id="2"), 0)
+    assert machine.receive_message(wire.Pause(id="3"), 0) == []
+    outputs = machine.receive_result(first, None, 0)
+    assert sent(outputs) == [wire.Accepted(id="1")]
+    second = only(outputs, SetPaused)
+    assert second.paused and second.ids == ("2", "3")
+    machine.receive_event(link.SessionOpened(session=S, engine=E1, epoch=1), 0)
+    machine.receive_link_up(E1)
+    asked = [o.request for o in machine.receive_link(subscribed(1, 0), 0) if isinstance(o, Ask)]
+    assert asked == [link.Pause(session=S, controller_epoch=1)]
+
+
+# --- stop -------------------------------------------------------------------------------------------------
+
+
+def test_stop_over_the_link_then_start_again() -> None:
+    """Messages behind the stop wait for `closed`; late acks are no error."""
+    machine = flowing()
+    assert isinstance(only(machine.receive_message(wire.Stop(id="s"), 0), Ask).request, link.Stop)
+    assert machine.receive_message(wire.Start(prompt="y"), 0) == []
+    assert machine.receive_message(wire.Ack(seq=0, buffer_ms=0), 0) == []
+    machine.receive_link(link.Accepted(session=S, id="s"), 0)
+    outputs = machine.receive_link(link.Closed(session=S, epoch=1, reason="stopped"), 0)
+    assert sent(outputs) == [wire.Closed(reason="stopped")]
+    only(outputs, Unfollow), only(outputs, CreateSession)
+
+
+def test_stop_of_a_queued_session_goes_to_the_store() -> None:
+    """`accepted` and `closed` come when it is done."""
+    machine = queued()
+    call = only(machine.receive_message(wire.Stop(id="s"), 0), EndSession)
+    assert sent(machine.receive_result(call, True, 0)) == [
+        wire.Accepted(id="s"),
+        wire.Closed(reason="stopped"),
+    ]
+    assert machine.stage is Stage.FRESH
+
+
+def test_a_stop_that_the_engine_does_not_confirm_goes_to_the_store() -> None:
+    """After STOP_TIMEOUT_MS, or when the link breaks."""
+    machine = flowing()
+    machine.receive_message(wire.Stop(), 100)
+    assert machine.deadline_ms() == 100 + STOP_TIMEOUT_MS
+    only(machine.receive_tick(100 + STOP_TIMEOUT_MS), EndSession)
+    machine = flowing()
+    machine.receive_message(wire.Stop(), 0)
+    only(machine.receive_link_down(E1), EndSession)
+
+
+def test_an_idle_session_closes_4408() -> None:
+    """`closed` comes first; other reasons leave the connection open."""
+    outputs = flowing().receive_link(link.Closed(session=S, epoch=1, reason="idle"), 0)
+    assert sent(outputs) == [wire.Closed(reason="idle")]
+    assert only(outputs, Close).code is wire.CloseCode.IDLE
+    outputs = flowing().receive_event(link.SessionClosed(session=S, reason="admin"), 0)
+    assert not any(isinstance(o, Close) for o in outputs)
+
+
+# --- owners -----------------------------------------------------------------------------------------------
+
+
+def test_a_lost_engine_is_told_and_the_next_one_followed() -> None:
+    """state queued with the reason, then active with the new engine; chunks stay contiguous."""
+    machine = flowing()
+    feed(machine, 1, 0)
+    outputs = machine.receive_event(link.SessionQueued(session=S, reason="engine_lost"), 0)
+    load = only(outputs, LoadSession)
+    lost = replace(RECORD, epoch=2, reason="engine_lost", next_seq=1)
+    outputs = machine.receive_result(load, lost, 0)
+    assert sent(outputs) == [wire.State(state=SessionState.QUEUED, reason="engine_lost")]
+    assert machine.is_queued() and feed(machine, 1, 1) == []
+    assert sent(machine.receive_position(1, 30_000)) == [wire.Queued(position=1, eta_ms=30_000)]
+    assert (
+        only(machine.receive_event(link.SessionOpened(session=S, engine=E2, epoch=3), 0), Follow).engine == E2
+    )
+    request = only(machine.receive_link_up(E2), Ask).request
+    assert isinstance(request, link.Subscribe) and (request.epoch, request.next_seq) == (3, 1)
+    assert sent(machine.receive_link(subscribed(3, 1), 0)) == [
+        wire.State(state=SessionState.ACTIVE, engine=E2)
+    ]
+
+
+def test_a_stale_queued_event_disturbs_nothing() -> None:
+    """It names no epoch: the record decides."""
+    machine = flowing()
+    load = only(machine.receive_event(link.SessionQueued(session=S, reason="engine_lost"), 0), LoadSession)
+    assert machine.receive_result(load, replace(PLACED, epoch=1, controller_epoch=1), 0) == []
+    assert only(feed(machine, 1, 0), SendChunk).header.seq == 0
+
+
+def test_a_move_needs_no_queued_state() -> None:
+    """Moved to another engine by a drain: the client hears only the new engine."""
+    machine = flowing()
+    outputs = machine.receive_link(link.Moved(session=S, epoch=2, engine=E2, next_seq=0), 0)
+    assert sent(outputs) == [] and only(outputs, Unfollow)
+    outputs = machine.receive_event(link.SessionOpened(session=S, engine=E2, epoch=2), 0)
+    assert only(outputs, Follow).engine == E2
+
+
+def test_a_late_moved_does_not_undo_the_new_subscription() -> None:
+    """Events may be faster than the old engine's last word."""
+    machine = flowing()
+    machine.receive_event(link.SessionOpened(session=S, engine=E2, epoch=2), 0)
+    machine.receive_link_up(E2)
+    machine.receive_link(subscribed(2, 0), 0)
+    machine.receive_link(link.Closed(session=S, epoch=1, reason="dropped"), 0)
+    assert only(feed(machine, 2, 0), SendChunk).header.engine == E2
+
+
+def test_an_engine_that_denies_the_session_is_asked_again_after_a_look_at_the_record() -> None:
+    """Not in a hot loop."""
+    machine = queued()
+    machine.receive_event(link.SessionOpened(session=S, engine=E1, epoch=1), 0)
+    machine.receive_link_up(E1)
+    refused = link.Refused(session=S, epoch=0, code=ErrorCode.NO_SUCH_SESSION, message="not here")
+    assert sent(machine.receive_link(refused, 10)) == []
+    assert machine.deadline_ms() == 10 + RELOAD_MS
+    load = only(machine.receive_tick(10 + RELOAD_MS), LoadSession)
+    record = replace(PLACED, epoch=1, controller_epoch=1)
+    assert only(machine.receive_result(load, record, 600), Follow).engine == E1
+
+
+TAKEOVERS = {
+    "event": lambda m: m.receive_event(
+        link.ControllerChanged(session=S, controller_epoch=2, gateway=GatewayId("g_2")), 0
+    ),
+    "link": lambda m: m.receive_link(link.Superseded(session=S, controller_epoch=2), 0),
+    "same gateway": lambda m: m.receive_taken_over(2),
+}
+
+
+@pytest.mark.parametrize("way", sorted(TAKEOVERS))
+def test_takeover_closes_4409_and_touches_nothing(way: str) -> None:
+    """No Unsubscribe, no Forget: the session is the other connection's."""
+    machine = flowing()
+    outputs = TAKEOVERS[way](machine)
+    assert only(outputs, Close).code is wire.CloseCode.TAKEN_OVER
+    assert [type(o) for o in outputs] == [Unfollow, Close]
+    assert machine.receive_disconnect() == []
+
+
+def test_a_stale_write_means_takeover() -> None:
+    """When the event was missed, the store tells."""
+    machine = flowing()
+    call = only(machine.receive_message(wire.Prompt(text="y"), 0), AppendInput)
+    stale = Failure(kind=FailureKind.TAKEN_OVER, message="")
+    assert only(machine.receive_result(call, stale, 0), Close).code is wire.CloseCode.TAKEN_OVER
+
+
+# --- ends and limits --------------------------------------------------------------------------------------
+
+
+def test_disconnect_lingers() -> None:
+    """Unsubscribe first, then the link is left, then Redis hears it."""
+    outputs = flowing().receive_disconnect()
+    assert outputs == [
+        Ask(request=link.Unsubscribe(session=S, controller_epoch=1)),
+        Unfollow(),
+        Forget(session=S, controller_epoch=1, close=None),
+    ]
+
+
+def test_shutdown_closes_1012_and_lingers() -> None:
+    """The client shall attach elsewhere."""
+    outputs = flowing().receive_shutdown()
+    assert only(outputs, Close).code is wire.CloseCode.RESTART and only(outputs, Forget).close is None
+
+
+def test_the_third_bad_message_closes_4400() -> None:
+    """A good one between resets the count; an oversize prompt neither counts nor resets."""
+    bad = wire.MessageError("bad", code=ErrorCode.BAD_MESSAGE, id="b")
+    long = wire.MessageError("long", code=ErrorCode.TOO_LARGE)
+    machine = flowing()
+    for _ in range(2):
+        assert error_of(machine.receive_bad(bad, 0)).id == "b"
+    machine.receive_message(wire.Ping(t=1), 0)
+    for _ in range(2):
+        machine.receive_bad(bad, 0)
+        assert error_of(machine.receive_bad(long, 0)).code is ErrorCode.TOO_LARGE
+    outputs = machine.receive_bad(bad, 0)
+    assert error_of(outputs).code is ErrorCode.BAD_MESSAGE
+    assert only(outputs, Close).code is wire.CloseCode.PROTOCOL and only(outputs, Forget).close is None
+
+
+def test_a_flood_is_refused_and_then_closed_4429() -> None:
+    """First error rate, then the close; the session lingers."""
+    machine, outputs = flowing(), list[Output]()
+    while machine.stage is not Stage.OVER:
+        outputs += machine.receive_message(wire.Ping(t=0), 0)
+    errors = [m for m in sent(outputs) if isinstance(m, wire.Error)]
+    assert errors and {e.code for e in errors} == {ErrorCode.RATE}
+    assert only(outputs, Close).code is wire.CloseCode.RATE and only(outputs, Forget).close is None
+
+
+def test_ping_works_in_every_stage() -> None:
+    """Also while start is under way, and with an id."""
+    machine = make_machine()
+    machine.receive_message(wire.Start(prompt="x"), 0)
+    assert sent(machine.receive_message(wire.Ping(t=2, id="i"), 0)) == [wire.Pong(t=2), wire.Accepted(id="i")]
+
+
+def test_silence_closes_only_a_fresh_connection() -> None:
+    """A session may be silent."""
+    assert only(make_machine().receive_silence(), Close).code is wire.CloseCode.IDLE
+    assert flowing().receive_silence() == []
+
+
+def test_every_stage_can_end_and_none_can_be_left_from_over() -> None:
+    """The transition table: LOST leads to OVER from everywhere, and OVER is final."""
+    assert all(TRANSITIONS[stage][Cause.LOST] is Stage.OVER for stage in Stage)
+    assert TRANSITIONS[Stage.OVER] == {Cause.LOST: Stage.OVER}
+
+
+# --- anything at any time ---------------------------------------------------------------------------------
+
+_epochs = st.integers(0, 3)
+_messages = st.sampled_from(
+    [
+        wire.Start(prompt="x", id="i"),
+        wire.Prompt(text="y", id="p"),
+        wire.Control(keys=("a",), id="c"),
+        wire.Ack(seq=-1, buffer_ms=0),
+        wire.Ack(seq=2, buffer_ms=0),
+        wire.Pause(id="q"),
+        wire.Resume(),
+        wire.Stop(id="s"),
+        wire.Reset(),
+        ATTACH,
+        wire.Ping(t=1),
+    ]
+)
+_events = st.one_of(
+    st.builds(link.SessionQueued, session=st.just(S), reason=st.sampled_from(["", "engine_lost"])),
+    st.builds(link.SessionPlaced, session=st.just(S), engine=st.sampled_from([E1, E2]), epoch=_epochs),
+    st.builds(link.SessionOpened, session=st.just(S), engine=st.sampled_from([E1, E2]), epoch=_epochs),
+    st.builds(link.SessionClosed, session=st.just(S), reason=st.sampled_from(["idle", "stopped"])),
+    st.builds(link.ControllerChanged, session=st.just(S), controller_epoch=_epochs, gateway=st.just(G)),
+)
+_replies = st.one_of(
+    st.builds(
+        link.Subscribed,
+        session=st.just(S),
+        epoch=_epochs,
+        start_seq=st.integers(0, 4),
+        state=st.just(SessionState.ACTIVE),
+    ),
+    st.builds(
+        link.Refused,
+        session=st.just(S),
+        epoch=_epochs,
+        code=st.sampled_from([ErrorCode.BAD_STATE, ErrorCode.NO_SUCH_SESSION]),
+        message=st.just("no"),
+    ),
+    st.builds(link.Applied, session=st.just(S), epoch=_epochs, rev=_epochs, seq=_epochs),
+    st.builds(link.Closed, session=st.just(S), epoch=_epochs, reason=st.just("stopped")),
+    st.builds(link.Superseded, session=st.just(S), controller_epoch=_epochs),
+    st.builds(link.Moved, session=st.just(S), epoch=_epochs, engine=st.just(E2), next_seq=_epochs),
+)
+_records = st.sampled_from(
+    [RECORD, PLACED, replace(RECORD, epoch=3, reason="engine_lost"), replace(RECORD, phase=Phase.CLOSED)]
+)
+_failures = st.builds(Failure, kind=st.sampled_from(FailureKind), message=st.just("x"))
+_happenings = st.one_of(
+    st.tuples(st.just("message"), _messages),
+    st.tuples(st.just("event"), _events),
+    st.tuples(st.just("link"), _replies),
+    st.tuples(st.just("chunk"), st.tuples(_epochs, st.integers(0, 5))),
+    st.tuples(st.just("answer"), st.one_of(_records, _failures)),
+    st.tuples(st.just("up"), st.sampled_from([E1, E2])),
+    st.tuples(st.just("down"), st.sampled_from([E1, E2])),
+    st.tuples(st.just("tick"), st.just(None)),
+    st.tuples(st.just("disconnect"), st.just(None)),
+)
+
+
+class Driver:
+    """Plays happenings into a machine and keeps the books that a client and a store would keep."""
+
+    def __init__(self) -> None:
+        self.machine = make_machine()
+        self.calls: list[Call] = []
+        self.next_seq: int | None = None
+        self.is_over = False
+        self.now_ms = 0.0
+
+    def play(self, kind: str, value: object) -> None:
+        self.now_ms += 30
+        for output in self._outputs(kind, value):
+            self._check(output)
+
+    def _outputs(self, kind: str, value: object) -> list[Output]:
+        m, now_ms = self.machine, self.now_ms
+        actions = {
+            "message": lambda: m.receive_message(value, now_ms),  # type: ignore[arg-type]
+            "event": lambda: m.receive_event(value, now_ms),  # type: ignore[arg-type]
+            "link": lambda: m.receive_link(value, now_ms),  # type: ignore[arg-type]
+            "chunk": lambda: feed(m, *value),  # type: ignore[misc]
+            "answer": lambda: self._answer(value),
+            "up": lambda: m.receive_link_up(value),  # type: ignore[arg-type]
+            "down": lambda: m.receive_link_down(value),  # type: ignore[arg-type]
+            "tick": lambda: m.receive_tick(now_ms),
+            "disconnect": m.receive_disconnect,
+        }
+        return actions[kind]()
+
+    def _answer(self, value: object) -> list[Output]:
+        if not self.calls:
+            return []
+        call = self.calls.pop(0)
+        if isinstance(value, SessionRecord) and not isinstance(
+            call, CreateSession | TakeControl | LoadSession
+        ):
+            receipt = InputReceipt(entry="1-1", repeat=False, applied=None)
+            return self.machine.receive_result(call, receipt, self.now_ms)
+        if isinstance(value, SessionRecord):
+            value = replace(value, id=call.session)
+        return self.machine.receive_result(call, value, self.now_ms)
+
+    def _check(self, output: Output) -> None:
+        match output:
+            case Send(message=message):
+                assert not self.is_over, "nothing is said behind a close"
+                self._check_message(message)
+            case SendChunk(header=header):
+                assert not self.is_over and header.seq == self.next_seq
+                self.next_seq = header.seq + 1
+            case Close():
+                assert not self.is_over
+                self.is_over = True
+            case Ask() | Follow() | Unfollow() | Forget():
+                pass
+            case _:
+                self.calls.append(output)
+
+    def _check_message(self, message: wire.ServerMessage) -> None:
+        match message:
+            case wire.Session(session=session):
+                self.next_seq = ATTACH.next_seq if self._is_attached else 0
+                assert session
+            case wire.Gap(from_seq=from_seq, to_seq=to_seq):
+                assert from_seq == self.next_seq and to_seq >= from_seq
+                self.next_seq = to_seq + 1
+
+    @property
+    def _is_attached(self) -> bool:
+        flow_start = self.machine.next_seq()
+        return flow_start == ATTACH.next_seq
+
+
+@settings(max_examples=400)
+@given(st.lists(_happenings, max_size=60))
+def test_whatever_happens_the_machine_keeps_its_promises(happenings: list[tuple[str, object]]) -> None:
+    """Nothing raises, the chunk sequence has no hole that was not announced, calls in flight are bounded."""
+    driver = Driver()
+    for kind, value in happenings:
+        driver.play(kind, value)
+        if kind == "disconnect":
+            driver.is_over = True
+    assert len(driver.calls) <= MAX_HELD_INPUTS + 4
