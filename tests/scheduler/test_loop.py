@@ -76,7 +76,7 @@ def is_placed(session: SessionId, on: EngineId | None = None) -> Callable[[Event
 
 
 @asynccontextmanager
-async def beating(store: Store, *engines: EngineId, interval_s: float = 0.05) -> AsyncIterator[set[EngineId]]:
+async def beating(store: Store, *engines: EngineId) -> AsyncIterator[set[EngineId]]:
     """Real engine heartbeats, as long as an engine is in the yielded set. Outages are ridden out."""
     alive = set(engines)
 
@@ -89,7 +89,7 @@ async def beating(store: Store, *engines: EngineId, interval_s: float = 0.05) ->
                     break
                 except EngineGone:
                     alive.discard(engine)
-            await asyncio.sleep(interval_s)
+            await asyncio.sleep(0.05)
 
     task = asyncio.create_task(beat())
     try:
@@ -309,18 +309,21 @@ async def restart(server: RedisServer, outage_s: float) -> None:
 async def check_outage(server: RedisServer, cause: Callable[..., object]) -> None:
     """Placed before, outage, then: engines alive, session untouched, and new sessions are placed again."""
     store = await Store.connect(server.url)
-    config = SchedulerConfig(redis=server.url, engines=1, **QUICK)  # type: ignore[arg-type]
+    quick = {**QUICK, "heartbeat_timeout_ms": 1_000}
+    config = SchedulerConfig(redis=server.url, engines=1, **quick)  # type: ignore[arg-type]
     await ready(store)
     try:
-        # Engines beat as late as they may, so that the first look after the outage finds them silent.
-        async with beating(store, E1, interval_s=0.1), scheduling(store, config):
+        async with beating(store, E1) as alive, scheduling(store, config):
             await create(store)
             await wait_for(store, is_placed(S1))
             await asyncio.sleep(1.1)  # appendfsync everysec: what is older than a second survives a kill
-            await cause(server, 1.0)  # type: ignore[misc]
+            # The engine is heard again only after the scheduler had a look and found it long silent.
+            alive.discard(E1)
+            await cause(server, 1.5)  # type: ignore[misc]
             await recovered(store)
             await create(store, S2)
             await wait_for(store, is_placed(S2))
+            alive.add(E1)
             await create(store, S3)
             await wait_for(store, is_placed(S3))
             await asyncio.sleep(2 * config.heartbeat_timeout_ms / 1000)  # time enough to be declared gone
