@@ -133,7 +133,7 @@ class ComputeLoop:
             self._progress.rest()
 
     def step(self) -> bool:
-        """One pass boundary: run a pass, or rest until something is ready. False when there is no more to do."""
+        """One pass boundary: run a pass, or rest until something is ready. False: there is no more to do."""
         self._take_in()
         now = self._clock()
         ready, wake_ms = self._ready_rows(now)

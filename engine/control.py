@@ -247,7 +247,18 @@ class Control:
         try:
             await self._store.announce_session(self._engine, session, epoch)
         except StaleEpoch:
+            await self._disowned(session)
+
+    async def _disowned(self, session: SessionId) -> None:
+        """A write was refused: drop the session, and say who has it now."""
+        record = await self._store.get_session(session)
+        if record is None:
             self.host.lose(session)
+        elif record.phase is Phase.CLOSED:
+            self.host.close(session, record.reason)
+        else:
+            epoch, engine = record.epoch, record.engine
+            self.host.release(ReleaseSession(session=session, epoch=epoch, engine=engine))
 
     async def _read_whole_log(self, session: SessionId) -> list[LogEntry]:
         log: list[LogEntry] = []
@@ -301,7 +312,7 @@ class Control:
         try:
             await self._store.record_applied(self._engine, hosted.id, hosted.epoch, entries)
         except StaleEpoch:
-            self.host.lose(hosted.id)
+            await self._disowned(hosted.id)
             return
         hosted.unrecorded = [entry for entry in hosted.unrecorded if entry not in entries]
 
@@ -315,7 +326,7 @@ class Control:
         ]
         progress = [self._progress_of(hosted) for hosted, _ in news]
         for session in await self._store.publish_sessions(self._engine, progress):
-            self.host.lose(session)
+            await self._disowned(session)
         for hosted, facts in news:
             hosted.published = facts
 

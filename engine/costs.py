@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -18,7 +19,7 @@ from scheduler.messages import SessionId
 __all__ = ["measure_costs"]
 
 BATCH_SIZES = (1, 2, 4, 8)
-_REPEATS = 3
+_ROUNDS = 4
 
 
 @torch.inference_mode()
@@ -45,20 +46,19 @@ def measure_costs(model: CausalVideoModel, pool: SlabPool, clock: Callable[[], f
         for slot in slots
     ]
     sizes = sorted({size for size in (*BATCH_SIZES, len(slots)) if size <= min(len(slots), BATCH_SIZES[-1])})
-    samples = {size: _fastest_ms(model, pool, states[:size], clock) for size in sizes}
+    samples = dict.fromkeys(sizes, math.inf)
+    for _ in range(1 + _ROUNDS):  # sizes in turn: a slow moment must not hit all samples of one size
+        for size in sizes:
+            samples[size] = min(samples[size], _pass_ms(model, pool, states[:size], clock))
     for slot in slots:
         pool.free(slot)
     return CostTable.from_samples(samples)
 
 
-def _fastest_ms(
+def _pass_ms(
     model: CausalVideoModel, pool: SlabPool, states: list[SessionState], clock: Callable[[], float]
 ) -> float:
-    model.run_pass(make_batch(model, pool, states))  # warm up: first calls allocate
-    times: list[float] = []
-    for _ in range(_REPEATS):
-        began = clock()
-        velocity = model.run_pass(make_batch(model, pool, states))
-        velocity.sum().item()  # waits for the device
-        times.append(clock() - began)
-    return max(min(times), 1e-3)
+    began = clock()
+    velocity = model.run_pass(make_batch(model, pool, states))
+    velocity.sum().item()  # waits for the device
+    return max(clock() - began, 1e-3)

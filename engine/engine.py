@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -75,8 +74,6 @@ def monotonic_ms() -> float:
 def run(config: EngineConfig) -> int:
     """Serve until SIGTERM, SIGINT, the scheduler's order, or an error. Returns the exit status."""
     torch.set_num_threads(config.threads)
-    # The loop must get its turn while the compute thread is between kernels.
-    sys.setswitchinterval(0.001)
     return uvloop.run(_serve(config))
 
 

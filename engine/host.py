@@ -182,7 +182,7 @@ class Host:
             self._remove(hosted)
 
     def lose(self, session: SessionId) -> None:
-        """A write was refused: somebody else owns the session, who is not known here."""
+        """The session is not owned here any more, and nobody knows where it is."""
         hosted = self.sessions.get(session)
         if hosted is not None:
             _log.warning("%s is no longer owned at epoch %d: dropped", session, hosted.epoch)

@@ -62,7 +62,7 @@ class CostTable:
         return self.ms[min(rows, self.largest) - 1]
 
     def observe(self, rows: int, measured_ms: float) -> CostTable:
-        """The table after one more measured pass; the whole curve follows what is common to all sizes."""
+        """The table after one more measured pass: the whole curve follows what is common to all sizes."""
         drift = 1.0 + _LEARNING_RATE * (measured_ms / self.pass_ms(rows) - 1.0)
         drift = min(max(drift, 0.8), 1.25)  # one outlier must not rewrite the table
         return CostTable(ms=tuple(cost * drift for cost in self.ms))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -16,19 +16,15 @@ from engine.compute_messages import (
     Feed,
     InputsTaken,
     Open,
-    PartMade,
     SessionFailed,
     Wish,
 )
-from engine.encoder import EncodedPart
 from engine.host import Host
 from engine.hosted import Hosted
 from engine.lifecycle import LifeLimits
 from engine.link import Link
-from engine.models.shapes.model import TINY, ShapesModel
 from engine.steering import MAX_PENDING_INPUTS, AppliedInput, LogEntry
 from scheduler.messages import (
-    LINK_REPLIES,
     Accepted,
     Applied,
     ChunkPart,
@@ -37,8 +33,6 @@ from scheduler.messages import (
     Credit,
     EngineId,
     ErrorCode,
-    LinkReply,
-    Message,
     Moved,
     Pause,
     Phase,
@@ -56,13 +50,10 @@ from scheduler.messages import (
     Subscribed,
     Superseded,
     Unsubscribe,
-    decode_json,
-    unframe_media,
 )
 from scheduler.store import AppliedRecord
+from tests.engine.edges import S1, SPEC, RecordedLink, made
 
-S1 = SessionId("s_0000000000000001")
-SPEC = ShapesModel.random(0, config=TINY).spec
 LIMITS = LifeLimits(linger_ms=1_000, retain_ms=60_000, idle_close_ms=50_000, full_ms=2_000)
 RECORD = SessionRecord(
     id=S1,
@@ -89,29 +80,6 @@ RECORD = SessionRecord(
     reason="",
 )
 LOG = (LogEntry(entry="1-0", message=PromptInput(text="a red ball")),)
-
-
-class RecordedLink:
-    """A link whose peer takes everything at once, or nothing while `blocked`."""
-
-    def __init__(self) -> None:
-        self.sent: list[LinkReply] = []
-        self.blocked = False
-        self.waiting: list[Callable[[], None]] = []
-
-    def send(self, message: LinkReply) -> None:
-        self.sent.append(message)
-
-    def send_media(self, data: bytes, on_sent: Callable[[], None] | None = None) -> None:
-        self.sent.append(decode_json(LINK_REPLIES, unframe_media(data)[0]))
-        if on_sent is not None:
-            if self.blocked:
-                self.waiting.append(on_sent)
-            else:
-                on_sent()
-
-    def of(self, kind: type[Message]) -> list[LinkReply]:
-        return [message for message in self.sent if isinstance(message, kind)]
 
 
 class World:
@@ -186,32 +154,8 @@ class World:
 
     async def settle(self) -> None:
         """Let the emitters take what they have."""
-        for hosted in self.host.sessions.values():
-            while not hosted.parts.empty():
-                await asyncio.sleep(0)
-        await asyncio.sleep(0)
-
-
-def made(
-    seq: int, *, part: int = 0, parts: int = 1, applied: tuple[AppliedInput, ...] = (), epoch: int = 1
-) -> PartMade:
-    frames = SPEC.chunk_frames // parts
-    return PartMade(
-        session=S1,
-        epoch=epoch,
-        seq=seq,
-        frame=seq * SPEC.chunk_frames + part * frames,
-        chunk_frame=seq * SPEC.chunk_frames,
-        chunk_frames=SPEC.chunk_frames,
-        rev=0,
-        applied=applied,
-        encoded=EncodedPart(
-            part=part, parts=parts, frames=frames, sizes=(1,) * frames, payload=b"x" * frames
-        ),
-        due_ms=0.0,
-        gen_ms=5.0,
-        batch=1.0,
-    )
+        for _ in range(20):
+            await asyncio.sleep(0)
 
 
 @pytest.fixture

@@ -1,0 +1,261 @@
+"""The engine's tasks that speak with Redis, with a real Redis and a recorded compute side."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from engine.compute_messages import Command, Feed, InputsTaken, Open, Wish
+from engine.config import EngineConfig
+from engine.control import Control
+from engine.engine import model_info, monotonic_ms
+from engine.host import Host
+from engine.lifecycle import LifeLimits
+from engine.link import Link
+from engine.models.shapes.model import TINY, ShapesModel
+from engine.progress import Progress
+from engine.steering import AppliedInput
+from scheduler.messages import (
+    Closed,
+    EngineId,
+    EngineState,
+    Moved,
+    Phase,
+    PromptInput,
+    SessionClosed,
+    SessionId,
+    SessionOpened,
+    SessionRecord,
+    Stop,
+    Subscribe,
+)
+from scheduler.store import AppliedRecord, EngineGone, Store
+from tests.engine.edges import S1, RecordedLink, made, until
+from tests.engine.process import config, place
+from tests.scheduler.conftest import RedisServer, lead
+
+E1, E2 = EngineId("e_00000001"), EngineId("e_00000002")
+MODEL = ShapesModel.random(0, config=TINY)
+
+
+class World:
+    """A control and a host on a real Redis; the compute side only notes what it is told."""
+
+    def __init__(self, store: Store, settings: EngineConfig) -> None:
+        self.store = store
+        self.commands: asyncio.Queue[Command] = asyncio.Queue()
+        self.wishes: list[Wish] = []
+        self.stopped = asyncio.Event()
+        self.errors: list[BaseException] = []
+        progress = Progress(monotonic_ms)
+        progress.rest()
+        self.control = Control(store, settings, progress, stop=self.stopped.set)
+        self.host = Host(
+            MODEL.spec,
+            self,
+            self.control,
+            limits=LifeLimits(),
+            clock=monotonic_ms,
+            fatal=self.errors.append,
+        )
+        self.control.host = self.host
+
+    def submit(self, command: Command) -> None:
+        self.commands.put_nowait(command)
+
+    def wish(self, session: SessionId, epoch: int, wish: Wish) -> None:
+        self.wishes.append(wish)
+
+    async def command(self, kind: type[Open] | type[Feed]) -> Command:
+        """The next command of this kind."""
+        async with asyncio.timeout(20):
+            while True:
+                command = await self.commands.get()
+                if isinstance(command, kind):
+                    return command
+
+    async def event(self, kind: type[object], after: str = "0-0") -> object:
+        """The first event of this kind."""
+        async with asyncio.timeout(20):
+            while True:
+                events = await self.store.read_events(after, block_ms=1_000)
+                for _, event in events:
+                    if isinstance(event, kind):
+                        return event
+                after = events[-1][0] if events else after
+
+    async def record(self) -> SessionRecord:
+        found = await self.store.get_session(S1)
+        assert found is not None
+        return found
+
+
+@asynccontextmanager
+async def running(store: Store, url: str, cluster: str) -> AsyncIterator[World]:
+    """Registered, all tasks running."""
+    settings = replace(config(url, cluster, Path("none")), publish_ms=20, heartbeat_ms=50)
+    world = World(store, settings)
+    await world.control.register("ws://127.0.0.1:1/link", model_info(MODEL.spec))
+    control = world.control
+    work = (control.beat(), control.read_commands(), control.read_inputs(), control.publish())
+    tasks = [asyncio.create_task(task) for task in work]
+    try:
+        yield world
+    finally:
+        for hosted in list(world.host.sessions.values()):
+            world.host.lose(hosted.id)
+        for task in tasks:
+            task.cancel()
+        world.errors += [
+            e for e in await asyncio.gather(*tasks, return_exceptions=True) if isinstance(e, Exception)
+        ]
+
+
+@pytest.fixture
+async def world(store: Store, redis_url: str, cluster: str) -> AsyncIterator[World]:
+    async with running(store, redis_url, cluster) as world:
+        yield world
+    assert world.errors == []
+
+
+def subscribe(world: World, link: RecordedLink) -> None:
+    """A gateway wants everything from chunk 0."""
+    world.host.receive_request(
+        cast(Link, link), Subscribe(session=S1, epoch=1, controller_epoch=1, next_seq=0)
+    )
+
+
+async def opened(world: World) -> tuple[int, Open]:
+    """A session that is placed here; (leader term, the compute side's order)."""
+    term = await lead(world.store)
+    await place(world.store, E1, S1, term=term)
+    command = await world.command(Open)
+    assert isinstance(command, Open)
+    return term, command
+
+
+async def test_registering_makes_the_engine_ready(world: World) -> None:
+    """Redis knows url, capacity and model."""
+    record = await world.store.get_engine(E1)
+    assert record is not None and record.model is not None
+    assert (record.state, record.url, record.capacity) == (EngineState.READY, "ws://127.0.0.1:1/link", 4)
+    assert (record.model.width, record.model.chunk_frames) == (32, 12)
+
+
+async def test_a_placed_session_is_opened_and_announced(world: World) -> None:
+    """The order carries the start prompt and seed, and the cluster hears SessionOpened."""
+    _, command = await opened(world)
+    event = await world.event(SessionOpened)
+    assert event == SessionOpened(session=S1, engine=E1, epoch=1)
+    assert [entry.message for entry in command.pending] == [PromptInput(text="a red ball")]
+    assert (command.steering.seed, command.seq) == (7, 0)
+
+
+async def test_inputs_follow_once_each_in_order(world: World) -> None:
+    """Prompts appended later reach the compute side by the blocking read, none twice."""
+    await opened(world)
+    texts = []
+    for number in range(3):
+        await world.store.append_input(S1, PromptInput(text=f"p{number}"), controller_epoch=1)
+        fed = await world.command(Feed)
+        assert isinstance(fed, Feed)
+        texts += [entry.message.text for entry in fed.entries if isinstance(entry.message, PromptInput)]
+    assert texts == ["p0", "p1", "p2"]
+
+
+async def test_progress_is_published(world: World) -> None:
+    """After a chunk the record shows next_seq and next_frame."""
+    _, command = await opened(world)
+    world.host.receive_event(made(0))
+    await until(lambda: world.host.sessions[S1].published != ())
+    record = await world.record()
+    assert (record.next_seq, record.next_frame, record.active) == (1, 12, True)
+
+
+async def test_applied_inputs_are_in_redis_before_the_chunk_leaves(world: World) -> None:
+    """When the link sees the chunk, applied_history has the entry already."""
+    _, command = await opened(world)
+    link = RecordedLink()
+    subscribe(world, link)
+    left = asyncio.Event()
+    link.send_media = lambda data, on_sent=None: left.set()  # type: ignore[method-assign]
+    entry = command.pending[0].entry
+    world.host.receive_event(InputsTaken(session=S1, epoch=1, count=1))
+    world.host.receive_event(made(0, applied=(AppliedInput(entry=entry, id=None, rev=0),)))
+    await left.wait()
+    assert await world.store.applied_history(S1) == [AppliedRecord(entry=entry, rev=0, seq=0)]
+    assert (await world.record()).last_applied == entry
+
+
+async def test_a_session_moved_away_is_dropped(world: World) -> None:
+    """The release order takes it from here, with Moved to its subscriber."""
+    term, _ = await opened(world)
+    link = RecordedLink()
+    subscribe(world, link)
+    await world.store.register_engine(
+        E2, url="ws://127.0.0.1:2/link", model=model_info(MODEL.spec), capacity=4
+    )
+    await world.store.place_session(S1, E2, expect_epoch=1, term=term)
+    await until(lambda: S1 not in world.host.sessions)
+    moved = link.sent[-1]
+    assert isinstance(moved, Moved) and (moved.engine, moved.epoch) == (E2, 2)
+
+
+async def test_an_engine_declared_gone_learns_it_by_its_heartbeat(
+    store: Store, redis_url: str, cluster: str
+) -> None:
+    """EngineGone ends the beat task: the process must exit."""
+    async with running(store, redis_url, cluster) as world:
+        await world.store.lose_engine(E1, term=await lead(world.store), reason="test")
+        beat = asyncio.create_task(world.control.beat())
+        with pytest.raises(EngineGone):
+            async with asyncio.timeout(20):
+                await beat
+    assert any(isinstance(error, EngineGone) for error in world.errors)
+
+
+async def test_a_lost_ownership_found_by_a_write_drops_the_session(world: World) -> None:
+    """StaleEpoch on publishing: the session is not ours."""
+    term, _ = await opened(world)
+    await world.event(SessionOpened)
+    await world.store.requeue_session(S1, expect_epoch=1, term=term, reason="test")
+    world.host.receive_event(made(0))
+    await until(lambda: S1 not in world.host.sessions)
+
+
+async def test_during_an_outage_chunks_leave_and_afterwards_all_is_written(
+    own_redis: RedisServer, cluster: str
+) -> None:
+    """Redis is killed: an input's chunk leaves all the same, a stop works; then Redis catches up."""
+    store = await Store.connect(own_redis.url, cluster=cluster)
+    async with running(store, own_redis.url, cluster) as world:
+        _, command = await opened(world)
+        await world.event(SessionOpened)
+        link = RecordedLink()
+        subscribe(world, link)
+        own_redis.kill()
+        left = asyncio.Event()
+        link.send_media = lambda data, on_sent=None: left.set()  # type: ignore[method-assign]
+        entry = command.pending[0].entry
+        world.host.receive_event(made(0, applied=(AppliedInput(entry=entry, id=None, rev=0),)))
+        async with asyncio.timeout(20):
+            await left.wait()
+        assert [message.type for message in link.sent] == ["subscribed", "applied"]
+        own_redis.start()
+        await until(lambda: not world.host.sessions[S1].unrecorded)
+        assert await store.applied_history(S1) == [AppliedRecord(entry=entry, rev=0, seq=0)]
+        own_redis.kill()
+        world.host.receive_request(cast(Link, link), Stop(session=S1, controller_epoch=1))
+        assert isinstance(link.sent[-1], Closed)
+        own_redis.start()
+        closed = await world.event(SessionClosed)
+        assert closed == SessionClosed(session=S1, reason="stopped")
+        assert (await world.record()).phase is Phase.CLOSED
+    assert world.errors == []
+    await store.close()
