@@ -30,7 +30,7 @@ __all__ = ["Cluster", "Plan"]
 _START_TIMEOUT_S: Final = 30.0
 """Limit for redis, scheduler and gateway each."""
 _PROBE_INTERVAL_S: Final = 0.03
-_MAX_START_FAILURES: Final = 3
+_MAX_START_FAILURES: Final = 2
 """So many engines in a row that end before they are ready, with none ready yet: give up."""
 
 

@@ -24,6 +24,8 @@ __all__ = ["CONFIG_VARIABLE", "Fleet"]
 CONFIG_VARIABLE: Final = "TURBOSERVE_ENGINE_CONFIG"
 _RANK_POLL_S: Final = 0.05
 """torchrun tells nobody when it has started its ranks, so we look."""
+_AGENTS_LAST_WORDS: Final = "failed (exitcode:"
+"""From here on torchrun says at length that a rank failed, not why."""
 
 
 class _Job:
@@ -153,7 +155,7 @@ class Fleet:
         self._jobs.pop(job.id, None)
         if not job.stopping:
             self._backoff = self._backoff.record(healthy=job.ready)
-            tail = "" if job.ready else log_tail(spec.log)
+            tail = "" if job.ready else log_tail(spec.log, before=_AGENTS_LAST_WORDS)
             self._report(f"{spec.name} {how}{tail}")
             self._on_exit(job.id, how)
         async with self.changed:

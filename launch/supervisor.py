@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -116,8 +117,11 @@ def describe_exit(status: int) -> str:
         return f"was killed by signal {-status}"
 
 
-def log_tail(log: Path, start: int = 0) -> str:
-    """The last lines written after byte `start`, to be put behind a sentence; "" if there are none."""
+def log_tail(log: Path, start: int = 0, *, before: str | None = None) -> str:
+    """The last lines written after byte `start`, to be put behind a sentence; "" if there are none.
+
+    With `before`, the lines up to the first one that contains it.
+    """
     try:
         with log.open("rb") as file:
             size = file.seek(0, 2)
@@ -125,6 +129,8 @@ def log_tail(log: Path, start: int = 0) -> str:
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return ""
+    if before is not None:
+        lines = list(itertools.takewhile(lambda line: before not in line, lines))
     if not lines:
         return ""
     tail = "\n".join(f"    {line}" for line in lines[-_TAIL_LINES:])

@@ -62,13 +62,18 @@ def is_running(pid: int) -> bool:
     return state != "Z"
 
 
+def parent_of(pid: int) -> int:
+    """The parent process."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def descendants(pid: int) -> list[int]:
     """All processes below one, zombies left out."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and is_running(int(entry.name)):
             try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                parent = parent_of(int(entry.name))
             except OSError:
                 continue
             children.setdefault(parent, []).append(int(entry.name))

@@ -15,7 +15,7 @@ from launch.processes import adopt_orphans, children_of
 from launch.run_file import RunFile
 from launch.supervisor import ProcessSpec
 from scheduler.messages import DesiredEngine, EngineId
-from tests.cluster import is_running, until
+from tests.cluster import is_running, parent_of, until
 
 # Like torchrun: starts one rank in a session of its own, ends when it ends, passes its failure on.
 AGENT = """
@@ -71,10 +71,6 @@ async def staged(folder: Path, rank: str = RANK) -> AsyncIterator[Stage]:
         yield stage
     finally:
         await stage.fleet.stop()
-
-
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 async def test_the_wanted_engines_run(tmp_path: Path) -> None:

@@ -132,3 +132,4 @@ def test_log_tail_is_short(tmp_path: Path) -> None:
     assert log_tail(log).splitlines()[1:] == [f"    line {i}" for i in range(4_988, 5_000)]
     assert log_tail(log, log.stat().st_size) == ""
     assert log_tail(tmp_path / "none") == ""
+    assert log_tail(log, before="line 4995").splitlines()[-1] == "    line 4994"

@@ -1,0 +1,143 @@
+"""kill -9 of one process after another: sessions go on, and nothing else is started again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from scheduler.store import Store
+from tests.cluster import Cluster, is_running, parent_of, running_cluster, until
+from tests.viewer import watching
+
+pytestmark = [pytest.mark.cluster, pytest.mark.faults]
+
+
+@pytest.fixture(scope="module")
+def wounded() -> Iterator[Cluster]:
+    """One cluster for all tests here: each starts when two engines are ready, whatever came before."""
+    with running_cluster() as running:
+        yield running
+
+
+@pytest.fixture
+def victim(wounded: Cluster) -> Cluster:
+    wounded.wait_ready(2)
+    return wounded
+
+
+async def killed(cluster: Cluster, name: str, number: signal.Signals = signal.SIGKILL) -> dict[str, int]:
+    """Kill one process by its name in `run.json`; returns all processes as they were before."""
+    before = cluster.pids("")
+    os.kill(before[name], number)
+    return before
+
+
+async def back(cluster: Cluster, name: str, before: dict[str, int]) -> None:
+    """Return when a process of that name runs again; nothing else has been touched."""
+    await until(lambda: cluster.pids(name).get(name, before[name]) != before[name])
+    assert not is_running(before[name])
+    now = cluster.pids("")
+    assert now | {name: 0} == before | {name: 0}
+    assert is_running(now[name])
+
+
+async def test_gateway_killed(victim: Cluster) -> None:
+    """The client finds the next gateway and goes on with the next chunk of the same owner."""
+    async with watching(victim.url) as viewer:
+        (first, *_) = await viewer.take(2)
+        before = await killed(victim, "gateway-0")
+        (*_, last) = await viewer.take(4)
+        assert last.engine == first.engine
+        await back(victim, "gateway-0", before)
+
+
+async def test_scheduler_killed(victim: Cluster) -> None:
+    """Running sessions notice nothing, their epoch stays; new ones start as soon as another leads."""
+    async with watching(victim.url) as viewer:
+        (first, *_) = await viewer.take(2)
+        before = await killed(victim, "scheduler-0")
+        async with watching(victim.url, "a blue square", seed=2) as second:
+            await second.take(2)
+        (*_, last) = await viewer.take(3)
+        assert last.engine == first.engine
+        await back(victim, "scheduler-0", before)
+        (session,) = (
+            s for s in victim.get("/v1/cluster")["sessions"] if s["id"] == viewer.session.info.session
+        )
+        assert session["epoch"] == 1
+
+
+async def test_redis_killed(victim: Cluster) -> None:
+    """Running sessions stream on; Redis comes back with its data, and prompts are taken again."""
+    async with watching(victim.url) as viewer:
+        await viewer.take(2)
+        before = await killed(victim, "redis")
+        await viewer.take(3)
+        await back(victim, "redis", before)
+        applied = asyncio.create_task(viewer.session.prompt("a green triangle"))
+        while not applied.done():
+            await viewer.take(1)
+        assert (await applied).rev == 1
+
+
+async def test_engine_killed(victim: Cluster) -> None:
+    """Its session goes on elsewhere with the next chunk; a session of the other engine notices nothing."""
+    async with watching(victim.url) as one, watching(victim.url, "a blue square", seed=2) as other:
+        (first,), (undisturbed,) = await one.take(1), await other.take(1)
+        assert first.engine != undisturbed.engine
+        before = await killed(victim, f"engine-{first.engine}")
+        moved = await one.take_until_engine(other_than=first.engine)
+        assert moved.engine != first.engine
+        assert {chunk.engine for chunk in await other.take(3)} == {undisturbed.engine}
+    await replaced(victim, first.engine, before)
+
+
+async def test_torchrun_agent_killed(victim: Cluster) -> None:
+    """No orphan rank stays behind; its session goes on elsewhere."""
+    async with watching(victim.url) as viewer:
+        (first,) = await viewer.take(1)
+        before = victim.pids("")
+        rank = before[f"engine-{first.engine}"]
+        os.kill(parent_of(rank), signal.SIGKILL)
+        await viewer.take_until_engine(other_than=first.engine)
+        assert not is_running(rank)
+    await replaced(victim, first.engine, before)
+
+
+async def test_engine_hangs(victim: Cluster) -> None:
+    """A stopped engine counts as dead after 2 s without a heartbeat; when it wakes up, it ends."""
+    async with watching(victim.url) as viewer:
+        (first,) = await viewer.take(1)
+        before = await killed(victim, f"engine-{first.engine}", signal.SIGSTOP)
+        await viewer.take_until_engine(other_than=first.engine)
+        os.kill(before[f"engine-{first.engine}"], signal.SIGCONT)
+        await viewer.take(2)
+    await replaced(victim, first.engine, before)
+
+
+async def replaced(cluster: Cluster, engine: str, before: dict[str, int]) -> None:
+    """Return when another engine is ready in the place of one; every other process still is what it was."""
+    name = f"engine-{engine}"
+    await until(lambda: not is_running(before[name]) and name not in cluster.pids(""))
+    await until(lambda: len(cluster.pids("engine-")) == 2)
+    (fresh,) = cluster.pids("").keys() - before.keys()
+    await until(lambda: fresh.removeprefix("engine-") in cluster.engines())
+    unchanged = before.keys() - {name}
+    assert {n: cluster.pids("")[n] for n in unchanged} == {n: before[n] for n in unchanged}
+
+
+async def test_what_redis_says_outlives_it(victim: Cluster) -> None:
+    """The desired engines are the same after the restart: no engine was given up."""
+    url = victim.run_json()["redis"]
+    store = await Store.connect(url)
+    _, wanted = await store.read_desired()
+    await store.close()
+    before = await killed(victim, "redis")
+    await back(victim, "redis", before)
+    store = await Store.connect(url)
+    assert (await store.read_desired())[1] == wanted
+    await store.close()

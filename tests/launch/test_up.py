@@ -1,0 +1,146 @@
+"""`turboserve up` as a whole: what it refuses, what it leaves, what `run.json` says."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import Cluster, descendants, is_running, wait_for
+
+
+def turboserve(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the program to its end."""
+    command = [sys.executable, "-m", "launch", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, env=os.environ | environment
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--engines", "none"], "flag --engines: engines must be an integer, not 'none'"),
+        (["--engines", "0"], "engines must be between 1 and 256, got 0"),
+        (["--engines", "3", "--max-engines", "2"], "max_engines must be between engines (3) and 256, got 2"),
+        (["--device", "tpu"], "device must be cpu or cuda, got 'tpu'"),
+        (["--port", "70000"], "port must be between 1 and 65535, got 70000"),
+        (["--policy", "slack"], "policy 'slack' is not available yet; available: least_loaded"),
+        (["--model", "none"], "model 'none' does not exist; available: "),
+        (["--capacity", "0"], "capacity must be at least 1, got 0"),
+        (["--threads", "0"], "threads must be at least 1, got 0"),
+        (["--redis", "localhost"], "redis must be a URL"),
+        (["--host", "0.0.0.0"], "there is no authentication"),
+        (["--config", "/none.toml"], "cannot read the configuration file /none.toml"),
+    ],
+)
+def test_bad_value_stops_it(tmp_path: Path, arguments: list[str], sentence: str) -> None:
+    """Status 2, one sentence that names the setting, nothing touched."""
+    ended = turboserve("up", "--dir", str(tmp_path / "run"), *arguments)
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert sentence in ended.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_cuda_without_gpu_is_refused(tmp_path: Path) -> None:
+    """Instead of engines that fail one after another."""
+    ended = turboserve("up", "--dir", str(tmp_path / "run"), "--device", "cuda", CUDA_VISIBLE_DEVICES="")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "no NVIDIA GPU" in ended.stderr
+
+
+def test_taken_port_is_refused(tmp_path: Path) -> None:
+    """Before anything starts, naming the port and what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        ended = turboserve("up", "--dir", str(tmp_path / "run"), "--port", str(port))
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert f"port {port} on 127.0.0.1 can't be used" in ended.stderr
+    assert "--port" in ended.stderr
+
+
+@pytest.mark.cluster
+def test_taken_folder_is_refused(cluster: Cluster) -> None:
+    """A second cluster in the same folder would overwrite the first one's files."""
+    ended = turboserve("up", "--dir", str(cluster.dir), "--port", "1")
+    assert ended.returncode == 1
+    assert f"another cluster runs in {cluster.dir}" in ended.stderr
+    assert cluster.run_json()["url"] == cluster.url
+
+
+def test_unreachable_redis_is_refused(tmp_path: Path, unused_port: int) -> None:
+    """The sentence comes from the store; run.json does not stay."""
+    directory = tmp_path / "run"
+    ended = turboserve(
+        "up", "--dir", str(directory), "--port", str(unused_port), "--redis", f"unix://{tmp_path}/none"
+    )
+    assert ended.returncode == 1
+    assert "Redis can't be reached" in ended.stderr
+    assert not (directory / "run.json").exists()
+
+
+def test_engines_that_cannot_start_end_it(tmp_path: Path, unused_port: int) -> None:
+    """After two in a row it gives up, showing why, and leaves nothing."""
+    directory = tmp_path / "run"
+    ended = turboserve(
+        *("up", "--dir", str(directory), "--port", str(unused_port)),
+        *("--engines", "1", "--weights", str(tmp_path / "none.safetensors")),
+    )
+    assert ended.returncode == 1
+    assert "none.safetensors" in ended.stdout
+    assert "torch" not in ended.stdout
+    assert "2 engines in a row ended before they were ready" in ended.stderr
+    assert not (directory / "run.json").exists()
+
+
+@pytest.mark.cluster
+def test_run_json_names_every_process(cluster: Cluster) -> None:
+    """Each name is there once, and its process is what the name says."""
+    content = cluster.run_json()
+    names = sorted(process["name"] for process in content["processes"])
+    assert content["url"] == cluster.url
+    assert names == sorted(
+        [*(f"engine-{id}" for id in cluster.engines()), "gateway-0", "redis", "scheduler-0"]
+    )
+    for name, pid in cluster.pids("").items():
+        line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+        assert name.partition("-")[0] in line
+        assert ("torch.distributed.run" in line) is False
+
+
+@pytest.mark.cluster
+def test_redis_is_as_promised(cluster: Cluster) -> None:
+    """Append-only, no eviction, no TCP port."""
+    import redis
+
+    client = redis.Redis.from_url(cluster.run_json()["redis"], decode_responses=True)
+    settings = {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction", "port": "0"}
+    assert {name: client.config_get(name)[name] for name in settings} == settings
+    client.close()
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_in_order(number: signal.Signals, small_cluster: Cluster) -> None:
+    """Status 0, every process gone, run.json gone, the URL printed once."""
+    below = descendants(small_cluster.process.pid)
+    assert len(below) >= 5
+    assert small_cluster.stop(number) == 0
+    assert not any(is_running(pid) for pid in below)
+    assert not (small_cluster.dir / "run.json").exists()
+    assert small_cluster.printed().count(f"TurboServe is ready: {small_cluster.url}") == 1
+
+
+@pytest.mark.cluster
+def test_killed_it_leaves_nothing(small_cluster: Cluster) -> None:
+    """kill -9 of `up` itself: the kernel ends its children, and theirs end with them."""
+    below = descendants(small_cluster.process.pid)
+    small_cluster.process.kill()
+    small_cluster.process.wait()
+    wait_for("the end of all its processes", lambda: not any(is_running(pid) for pid in below))
