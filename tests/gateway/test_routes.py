@@ -1,0 +1,205 @@
+"""What the gateway answers over HTTP, on real sockets and a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from gateway.server import Gateway
+from scheduler.messages import EngineId, SessionId
+from scheduler.store import Store
+from tests.gateway.gateway_fixtures import World, begin, client_of
+from tests.scheduler.conftest import RedisServer, own_redis  # noqa: F401 - fixture
+
+
+async def ask(
+    gateway: Gateway, path: str, method: str = "GET", body: bytes = b"", **headers: str
+) -> tuple[int, dict[str, str], bytes]:
+    """(status, headers, body). Header names are given with underscores."""
+    port = int(gateway.url.rsplit(":", 1)[1])
+    lines = {"host": f"127.0.0.1:{port}", "connection": "close", "content-length": str(len(body))}
+    lines |= {name.replace("_", "-"): value for name, value in headers.items()}
+    head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + body)
+    answer = await reader.read()
+    writer.close()
+    raw_head, _, rest = answer.partition(b"\r\n\r\n")
+    status, *fields = raw_head.decode().split("\r\n")
+    pairs = (field.split(": ", 1) for field in fields)
+    return int(status.split()[1]), {name.lower(): value for name, value in pairs}, rest
+
+
+async def test_health_and_readiness(world: World) -> None:
+    """Healthy at once; ready when an engine is."""
+    async with world.gateway() as gateway:
+        assert (await ask(gateway, "/healthz"))[0] == 200
+        assert (await ask(gateway, "/readyz"))[0] == 503
+        async with world.engine():
+            assert (await ask(gateway, "/readyz"))[0] == 200
+            status, headers, body = await ask(gateway, "/readyz", "HEAD")
+            assert status == 200 and headers["content-length"] == "3" and body == b""
+
+
+async def test_cluster(world: World) -> None:
+    """Exactly the documented keys; seq is the newest chunk."""
+    async with world.engine() as engine, world.gateway() as gateway, client_of(gateway) as client:
+        session = await begin(client, engine)
+        await world.store.publish_session(
+            engine.id,
+            SessionId(session.session),
+            1,
+            active=True,
+            next_seq=3,
+            next_frame=36,
+            rev=0,
+            slack_ms=9,
+        )
+        status, headers, body = await ask(gateway, "/v1/cluster")
+        assert status == 200 and headers["content-type"] == "application/json"
+        found = json.loads(body)
+        assert set(found) == {"engines", "sessions", "budget", "queue", "policy"}
+        assert found["engines"] == [
+            {
+                "id": engine.id,
+                "state": "ready",
+                "capacity": 64,
+                "sessions": 1,
+                "load": 0.0,
+                "chunk_ms": 0.0,
+            }
+        ]
+        assert found["sessions"] == [
+            {
+                "id": session.session,
+                "state": "active",
+                "engine": engine.id,
+                "epoch": 1,
+                "seq": 2,
+                "slack_ms": 9,
+            }
+        ]
+
+
+async def test_drain(world: World) -> None:
+    """An order for an engine is recorded; unknown engines and broken bodies are refused."""
+    json_type = {"content_type": "application/json"}
+    async with world.engine() as engine, world.gateway() as gateway:
+        body = json.dumps({"engine": engine.id}).encode()
+        assert (await ask(gateway, "/v1/admin/drain", "POST", body, **json_type))[0] == 202
+        record = await world.store.get_engine(engine.id)
+        assert record is not None and record.drain_ordered
+        other = json.dumps({"engine": EngineId("e_99999999")}).encode()
+        assert (await ask(gateway, "/v1/admin/drain", "POST", other, **json_type))[0] == 404
+        for broken in (b"", b"[]", b'{"engine": 5}', b"{" * 5000):
+            assert (await ask(gateway, "/v1/admin/drain", "POST", broken, **json_type))[0] == 400
+
+
+async def test_metrics(world: World) -> None:
+    """Relayed parts, sessions by state and TTFC are counted."""
+    async with world.engine() as engine, world.gateway() as gateway, client_of(gateway) as client:
+        session = await begin(client, engine)
+        await engine.send_chunk(SessionId(session.session), 0)
+        await client.recv()
+        await client.recv()
+        text = (await ask(gateway, "/metrics"))[2].decode()
+        for line in (
+            "turboserve_gateway_parts_total 2.0",
+            'turboserve_gateway_sessions{state="active"} 1.0',
+            "turboserve_gateway_ttfc_seconds_count 1.0",
+            "turboserve_gateway_relay_seconds_count 2.0",
+            "turboserve_gateway_links 1.0",
+        ):
+            assert line in text.split("\n"), line
+
+
+REFUSALS = [
+    ("foreign Host", "GET", "/", {"host": "evil.example"}, 403),
+    ("foreign Host with our port", "GET", "/v1/cluster", {"host": "evil.example:8080"}, 403),
+    ("foreign Origin", "GET", "/v1/cluster", {"origin": "https://evil.example"}, 403),
+    ("null Origin", "GET", "/", {"origin": "null"}, 403),
+    ("POST without JSON", "POST", "/v1/admin/drain", {"content_type": "text/plain"}, 415),
+    ("GET of a POST route", "GET", "/v1/admin/drain", {}, 405),
+    ("POST to a page", "POST", "/", {"content_type": "application/json"}, 405),
+    ("unknown path", "GET", "/nothing", {}, 404),
+    ("a stream without upgrade", "GET", "/v1/stream", {}, 426),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status"), [r[1:] for r in REFUSALS], ids=[r[0] for r in REFUSALS]
+)
+async def test_refusals(world: World, method: str, path: str, headers: dict[str, str], status: int) -> None:
+    """Who asks wrongly gets the status that says so."""
+    async with world.gateway() as gateway:
+        found, answer_headers, _ = await ask(gateway, path, method, **headers)
+        assert found == status
+        assert status != 405 or answer_headers["allow"]
+
+
+async def test_configured_hosts_and_origins(world: World) -> None:
+    """Names and pages that the operator allows are served."""
+    settings = {"allowed_hosts": ("video.example",), "allowed_origins": ("https://page.example",)}
+    async with world.gateway(**settings) as gateway:
+        assert (await ask(gateway, "/healthz", host="video.example:8080"))[0] == 200
+        assert (await ask(gateway, "/healthz", origin="https://page.example"))[0] == 200
+
+
+async def test_the_page(world: World) -> None:
+    """The page and its modules come with their types, security headers and an ETag that is honoured."""
+    async with world.gateway() as gateway:
+        status, headers, body = await ask(gateway, "/")
+        assert status == 200 and headers["content-type"] == "text/html; charset=utf-8" and b"<html" in body
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "default-src 'self'" in headers["content-security-policy"]
+        assert (await ask(gateway, "/", if_none_match=headers["etag"]))[0] == 304
+        status, headers, _ = await ask(gateway, "/app.js?v=1")
+        assert status == 200 and headers["content-type"] == "text/javascript; charset=utf-8"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/../pyproject.toml",
+        "/..%2fpyproject.toml",
+        "/%2e%2e/secret.txt",
+        "//etc/passwd",
+        "/%2fetc/passwd",
+        "/sub/../../secret.html",
+        "/link.html",
+        "/.hidden.html",
+        "/__init__.py",
+        "/sub",
+        "/%00.html",
+    ],
+)
+async def test_nothing_outside_the_folder_can_be_read(world: World, tmp_path: Path, path: str) -> None:
+    """No path, link or ending leads to another file."""
+    root = tmp_path / "root"
+    (root / "sub").mkdir(parents=True)
+    (tmp_path / "secret.html").write_text("secret")
+    (root / ".hidden.html").write_text("secret")
+    (root / "__init__.py").write_text("secret")
+    (root / "link.html").symlink_to(tmp_path / "secret.html")
+    (root / "index.html").write_text("index")
+    async with world.gateway(web_root=str(root)) as gateway:
+        assert (await ask(gateway, "/"))[2] == b"index"
+        status, _, body = await ask(gateway, path)
+        assert status == 404 and b"secret" not in body
+
+
+async def test_without_redis(own_redis: RedisServer) -> None:  # noqa: F811
+    """Alive but not ready, and what needs the store says that it is away."""
+    store = await Store.connect(own_redis.url, cluster="away")
+    world = World(own_redis.url, "away", store, 1)
+    async with world.gateway() as gateway:
+        own_redis.kill()
+        assert (await ask(gateway, "/healthz"))[0] == 200
+        assert (await ask(gateway, "/readyz"))[0] == 503
+        status, headers, body = await ask(gateway, "/v1/cluster")
+        assert status == 503 and headers["retry-after"]
+        assert json.loads(body)["error"]["code"] == "unavailable"
+    await store.close()
