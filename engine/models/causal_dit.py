@@ -81,6 +81,13 @@ class CausalDiTConfig:
         return self.grid[0] * self.grid[1]
 
 
+class _Norm(nn.RMSNorm):
+    """RMS norm in its input's type: autocast leaves the weight float32, which has no fused kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fn.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class _Attention(nn.Module):
     """Projections of self- or cross-attention; q and k are normalised over the full width, as in Wan."""
 
@@ -91,8 +98,8 @@ class _Attention(nn.Module):
         self.k = nn.Linear(config.dim, config.dim)
         self.v = nn.Linear(config.dim, config.dim)
         self.o = nn.Linear(config.dim, config.dim)
-        self.norm_q = nn.RMSNorm(config.dim, eps=config.eps)
-        self.norm_k = nn.RMSNorm(config.dim, eps=config.eps)
+        self.norm_q = _Norm(config.dim, eps=config.eps)
+        self.norm_k = _Norm(config.dim, eps=config.eps)
 
     def query(self, x: Tensor) -> Tensor:
         """[..., d] → [..., H, D]"""

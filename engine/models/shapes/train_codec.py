@@ -90,6 +90,6 @@ def _set_statistics(pair: nn.ModuleDict, generator: torch.Generator, device: tor
     """Measure the latents' per-channel mean and deviation and fold them into the decoder."""
     encoder, decoder = pair["encoder"], pair["decoder"]
     assert isinstance(decoder, Decoder)
-    raw = torch.cat([encoder(_clips(generator, device)[0]).flatten(0, 1) for _ in range(32)])
+    raw = torch.cat([encoder(_clips(generator, device)[0]).flatten(0, 1) for _ in range(16)])
     decoder.mean.copy_(raw.mean(dim=(0, 2, 3)))
     decoder.std.copy_(raw.std(dim=(0, 2, 3)))
