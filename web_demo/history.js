@@ -53,7 +53,7 @@ export class PromptHistory {
     const open = this.entries.filter((entry) => entry.state === "applied" && entry.rev <= rev);
     const shown = open.at(-1) ?? null; // also if a reset raised the revision once more
     for (const entry of open) entry.state = entry === shown ? "shown" : "unseen";
-    if (shown !== null) shown.latencyMs = nowMs - shown.sentMs;
+    if (shown !== null && shown.sentMs !== null) shown.latencyMs = nowMs - shown.sentMs;
     return shown;
   }
 

@@ -25,6 +25,7 @@ export class Session {
   link = "none"; // none, connecting, open, lost
   attempts = 0;
   serverState = null; // queued, active, idle
+  idleReason = ""; // "paused", or something that playing on cures
   queue = null; // {position, eta_ms}
   waiting = null; // the server's sentence why it cannot take the session yet
   end = null; // {kind: "ended" | "failed" | "taken", sentence}
@@ -66,7 +67,7 @@ export class Session {
   }
 
   get isPaused() {
-    return this.#wantsPause ?? this.serverState === "idle";
+    return this.#wantsPause ?? (this.serverState === "idle" && this.idleReason === "paused");
   }
 
   /** One word for where things stand; the keys of PHASES in view.js. */
@@ -99,7 +100,8 @@ export class Session {
     if (saved === null) return false;
     this.leave();
     this.seed = saved.seed ?? null;
-    this.history.entries = saved.history ?? [];
+    // Their times are those of the page before the reload.
+    this.history.entries = (saved.history ?? []).map((entry) => ({ ...entry, sentMs: null }));
     this.#wantsPause = saved.paused ? true : null;
     this.#begin(Math.max(0, saved.seq ?? 0));
     this.#connection.attach({ session: saved.session, resume: saved.resume });
@@ -217,14 +219,14 @@ export class Session {
     this.#notify();
   }
 
-  #stateChanged({ state, engine }) {
+  #stateChanged({ state, engine, reason }) {
     if (state === "closed") return; // `closed` follows, with the reason
     this.serverState = state;
+    this.idleReason = reason ?? "";
     this.engine = engine ?? null;
     if (state === "queued") return;
     this.queue = null;
-    const isAgreed = this.#wantsPause === (state === "idle");
-    if (isAgreed && state === "active") this.#wantsPause = null;
+    if (state === "active" && this.#wantsPause === false) this.#wantsPause = null;
     this.#player.setPaused(this.isPaused);
   }
 
@@ -258,10 +260,10 @@ export class Session {
     const isFirst = this.rev === null;
     this.rev = rev;
     const entry = this.history.drawn(rev, performance.now());
-    if (entry !== null) this.latencyMs = entry.latencyMs;
-    if (entry !== null && !isFirst) {
-      this.#note(`On screen ${(entry.latencyMs / 1000).toFixed(1)} s after Enter`, "good");
-    } else if (!isFirst) this.#note("Started over", "good");
+    if (entry !== null && entry.latencyMs !== null) {
+      this.latencyMs = entry.latencyMs;
+      this.#note(`${isFirst ? "First picture" : "On screen"} ${(entry.latencyMs / 1000).toFixed(1)} s after Enter`, "good");
+    } else if (!isFirst && entry === null) this.#note("Started over", "good");
     this.#notify();
   }
 
@@ -325,7 +327,11 @@ export class Session {
 }
 
 function sentenceFor(reason) {
-  const known = { stopped: "It was stopped.", idle: "It was paused for a long time.", drained: "The server is shutting down." };
-  if (typeof reason !== "string" || reason === "") return "It is over.";
-  return known[reason] ?? reason;
+  const known = {
+    stopped: "It was stopped.",
+    idle: "It was paused for a long time.",
+    disconnected: "It waited too long for its connection to come back.",
+    lost: "The server does not know it any more.",
+  };
+  return known[reason] ?? "It is over.";
 }

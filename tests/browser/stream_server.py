@@ -406,7 +406,13 @@ async def say_session(socket: ServerConnection, session: Session) -> None:
 
 
 async def say_state(socket: ServerConnection, session: Session) -> None:
-    await say(socket, type="state", state="idle" if session.paused else "active", engine="e_test", reason="")
+    await say(
+        socket,
+        type="state",
+        state="idle" if session.paused else "active",
+        engine="e_test",
+        reason="paused" if session.paused else "",
+    )
 
 
 @asynccontextmanager
