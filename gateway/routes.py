@@ -33,6 +33,9 @@ Handler = Callable[[Request], Awaitable[Response]]
 class Routes:
     """The gateway's `Application`."""
 
+    PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/v1/cluster", "/v1/admin/drain", STREAM_PATH})
+    """Everything but the page's files."""
+
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         root = hub.config.web_root
@@ -45,6 +48,7 @@ class Routes:
             "/v1/admin/drain": {"POST": self._drain},
             STREAM_PATH: {"GET": self._stream},
         }
+        assert set(self._handlers) == self.PATHS
 
     # --- Application ----------------------------------------------------------------------------------------
 
