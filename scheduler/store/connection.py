@@ -94,10 +94,10 @@ class Connection:
 
     async def run_many(self, script: str, calls: Sequence[tuple[str, tuple[str | int, ...]]]) -> list[Any]:
         """Run one script on several subjects in one round trip; a refused one yields its StoreError."""
-        pipe = self.pipeline()
-        for key, args in calls:
-            await self._scripts[script](keys=[key], args=args, client=pipe)
-        async with mapped_errors():
+        # Closed here: a pipeline that fails or is cancelled while it loads scripts keeps its connection.
+        async with mapped_errors(), self.pipeline() as pipe:
+            for key, args in calls:
+                await self._scripts[script](keys=[key], args=args, client=pipe)
             results = await pipe.execute(raise_on_error=False)
         return [script_error(str(r)) or r if isinstance(r, ResponseError) else r for r in results]
 
