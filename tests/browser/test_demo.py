@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +29,8 @@ class Cluster(Protocol):
     """What the `cluster` fixture gives: a running cluster of real processes."""
 
     url: str
+
+    def pids(self, prefix: str) -> dict[str, int]: ...
 
 
 async def begin(page: Page, frames: int = 1) -> None:
@@ -83,3 +87,23 @@ async def test_pause_resume_reset_and_stop(browser: Browser, cluster: Cluster) -
         await until(page, "turboserve.state === 'ended'")
         await page.reload()
         await until(page, "window.turboserve !== undefined && turboserve.state === 'ready'")
+
+
+def kill(cluster: Cluster, prefix: str) -> None:
+    """kill -9 one process whose name in run.json starts with `prefix`."""
+    os.kill(min(cluster.pids(prefix).values()), signal.SIGKILL)
+
+
+@pytest.mark.faults
+async def test_killed_gateway_and_engine_are_survived(browser: Browser, fresh_cluster: Cluster) -> None:
+    """kill -9 of the gateway, then of an engine: the page goes on with the same session, every chunk once."""
+    async with tab(browser, fresh_cluster.url) as (page, _):
+        await begin(page, frames=20)
+        session = (await stats(page))["session"]
+        for victim in ("gateway-", f"engine-{(await stats(page))['engine']}"):
+            seq = (await stats(page))["newestSeq"]
+            kill(fresh_cluster, victim)
+            await until(page, f"turboserve.state === 'generating' && turboserve.seq >= {seq + 4}", LIMIT_S)
+        figures = await stats(page)
+        assert (figures["session"], figures["gaps"]) == (session, 0)
+        assert figures["chunks"] == figures["newestSeq"] + 1

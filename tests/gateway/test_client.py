@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from gateway.client import (
+    BadServer,
     Chunk,
     Client,
     ClientError,
@@ -231,6 +232,19 @@ async def test_server_that_stays_away_is_given_up(server: StreamServer) -> None:
         with pytest.raises(ConnectionLost):
             while True:
                 await anext(session)
+
+
+@pytest.mark.parametrize("data", [b"\x01\x00\x00\xff\xff", b"\x00\x81\xa4type\xa3???", "text"])
+async def test_server_that_breaks_the_protocol(
+    client: Client, server: StreamServer, data: str | bytes
+) -> None:
+    """Half a frame, an unknown type or the wrong kind of frame end the session with BadServer."""
+    session = await client.start(RED_ON_BLUE, mode="recorder")
+    assert server.only.socket is not None
+    await server.only.socket.send(data)
+    with pytest.raises(BadServer):
+        while True:
+            await anext(session)
 
 
 async def test_unreachable_server_is_said_at_once() -> None:
