@@ -20,6 +20,7 @@ def main() -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    logging.getLogger("websockets").setLevel(logging.WARNING)  # it reports every connection
     try:
         values = json.loads(os.environ.get(VARIABLE, "{}"))
         if not isinstance(values, dict):

@@ -1,4 +1,4 @@
-"""HTTP as the gateway's routes see it: a request, a response, and who answers. Pure words, no I/O."""
+"""HTTP as the gateway's routes see it: a request, a response, and who answers."""
 
 from __future__ import annotations
 

@@ -58,10 +58,14 @@ class EngineLink:
     """See the module's docstring. `run` is its life."""
 
     def __init__(
-        self, engine: EngineId, find_url: Callable[[EngineId], Awaitable[str | None]], secret: str
+        self,
+        engine: EngineId,
+        find_url: Callable[[EngineId], Awaitable[str | None]],
+        secret: str,
+        count_drop: Callable[[], None],
     ) -> None:
         self.engine = engine
-        self.dropped_parts = 0
+        self._count_drop = count_drop
         self._find_url = find_url
         self._secret = secret
         self._followers: dict[SessionId, set[Follower]] = {}
@@ -195,7 +199,7 @@ class EngineLink:
             raise DecodeError("a media message whose header does not fit")
         followers = self._of(part.session)
         if not followers:
-            self.dropped_parts += 1
+            self._count_drop()
         for follower in followers:
             follower.receive_chunk(self.engine, part, payload, arrived_s)
 

@@ -76,9 +76,11 @@ class Listener:
         return bound
 
     def stop_accepting(self) -> None:
-        """Refuse new connections; open ones live on."""
+        """Refuse new connections and drop idle ones; answers and WebSockets under way live on."""
         if self._server is not None:
             self._server.close()
+        for connection in tuple(self.connections):
+            connection.close_if_idle()
 
     async def drained(self) -> None:
         """Wait until the last open connection is gone."""
@@ -168,6 +170,11 @@ class HttpConnection(asyncio.Protocol):
         self._writable.set()
         if self._websocket is not None:
             self._websocket.resume_writing()
+
+    def close_if_idle(self) -> None:
+        """Close between two requests."""
+        if self._websocket is None and self.task is None:
+            self.transport.close()
 
     def abort(self) -> None:
         """Drop the connection at once."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from gateway.link import EngineLink, Follower
 from gateway.metrics import Metrics
@@ -23,13 +24,14 @@ class Relay:
         self._links: dict[EngineId, EngineLink] = {}
         self._tasks: dict[EngineId, asyncio.Task[None]] = {}
         self._urls: dict[EngineId, str] = {}
+        self._count_drop: Callable[[], None] = metrics.drops.inc
         metrics.links.set_function(lambda: sum(link.is_up() for link in self._links.values()))
 
     def follow(self, engine: EngineId, session: SessionId, follower: Follower) -> None:
         """Hand what the engine says about `session` to `follower`."""
         link = self._links.get(engine)
         if link is None:
-            link = self._links[engine] = EngineLink(engine, self._find_url, self._secret)
+            link = self._links[engine] = EngineLink(engine, self._find_url, self._secret, self._count_drop)
             link.add(session, follower)
             self._start(engine, link)
             return

@@ -212,6 +212,22 @@ async def test_too_many_connections_are_refused() -> None:
         writer.close()
 
 
+async def test_stopping_drops_idle_connections_only() -> None:
+    """A kept-alive connection closes when the listener stops accepting, a WebSocket stays."""
+    app = App()
+    listener = Listener(app)
+    port = await listener.start("127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    await first_answer(reader, writer)
+    async with connect(f"ws://127.0.0.1:{port}/ws") as ws:
+        listener.stop_accepting()
+        await reader.read()  # to the end
+        await ws.send("still here")
+        assert await ws.recv() == "still here"
+    writer.close()
+    await listener.close()
+
+
 async def first_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
     writer.write(ask("/x", close=False))
     return await reader.readuntil(b"\r\n\r\n")

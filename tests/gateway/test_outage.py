@@ -1,4 +1,4 @@
-"""While Redis is away: running sessions stream and obey, prompts wait, new sessions are refused with a hint."""
+"""While Redis is away: running sessions stream and obey, prompts wait, new sessions are refused."""
 
 from __future__ import annotations
 

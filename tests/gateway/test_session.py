@@ -505,6 +505,31 @@ def test_an_engine_that_denies_the_session_is_asked_again_after_a_look_at_the_re
     assert only(machine.receive_result(load, record, 600), Follow).engine == E1
 
 
+LOST_NEWS: dict[str, tuple[SessionRecord | None, type]] = {
+    "closed": (replace(RECORD, phase=Phase.CLOSED, reason="stopped"), wire.Closed),
+    "vanished": (None, wire.Closed),
+    "queued again": (replace(RECORD, epoch=2, reason="engine_lost"), wire.State),
+}
+
+
+@pytest.mark.parametrize("name", sorted(LOST_NEWS))
+def test_missed_events_are_made_up_for_by_the_record(name: str) -> None:
+    """Whatever happened while the events stream was lost, the client hears it."""
+    record, kind = LOST_NEWS[name]
+    machine = flowing()
+    load = only(machine.receive_events_lost(), LoadSession)
+    (message,) = sent(machine.receive_result(load, record, 0))
+    assert isinstance(message, kind)
+
+
+def test_missed_events_may_hide_a_takeover() -> None:
+    """The record names a higher controller_epoch."""
+    machine = flowing()
+    load = only(machine.receive_events_lost(), LoadSession)
+    outputs = machine.receive_result(load, replace(PLACED, controller_epoch=2), 0)
+    assert only(outputs, Close).code is wire.CloseCode.TAKEN_OVER
+
+
 TAKEOVERS = {
     "event": lambda m: m.receive_event(
         link.ControllerChanged(session=S, controller_epoch=2, gateway=GatewayId("g_2")), 0
