@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from engine.models.shapes.model import SHAPES, ShapesNet
@@ -16,6 +17,8 @@ from tests.scheduler.conftest import (  # noqa: F401 - fixtures
     redis_url,
     store,
 )
+
+torch.set_num_threads(1)  # passes of the tiny model are too small to share, and cores are few
 
 
 @pytest.fixture(scope="session")

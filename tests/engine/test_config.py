@@ -1,0 +1,37 @@
+"""Settings of an engine."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.config import EngineConfig
+from scheduler.messages import DecodeError, decode_fields
+
+GOOD = {"engine_id": "e_00000001", "redis": "redis://localhost", "link_secret": "x"}
+
+
+def test_defaults() -> None:
+    """What must be given, and what need not."""
+    config = decode_fields(EngineConfig, GOOD)
+    assert (config.model, config.device, config.capacity, config.linger_s) == ("shapes", "cpu", 4, 30.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("capacity", 0), ("threads", 0), ("crf", 52), ("link_port", 70_000), ("device", "tpu"),
+        ("linger_s", -1.0), ("link_secret", ""), ("collective_timeout_s", 0.0),
+    ],
+)  # fmt: skip
+def test_a_value_out_of_range_is_named(name: str, value: object) -> None:
+    """The sentence says which setting it is."""
+    with pytest.raises(ValueError, match=name):
+        decode_fields(EngineConfig, {**GOOD, name: value})
+
+
+def test_a_missing_or_mistyped_setting_is_named() -> None:
+    """So says the decoder."""
+    with pytest.raises(DecodeError, match="redis"):
+        decode_fields(EngineConfig, {"engine_id": "e_00000001", "link_secret": "x"})
+    with pytest.raises(DecodeError, match="capacity"):
+        decode_fields(EngineConfig, {**GOOD, "capacity": "many"})

@@ -1,0 +1,51 @@
+"""What the watcher is told of the compute thread."""
+
+from __future__ import annotations
+
+from engine.progress import IDLE, STARTING, Progress
+
+
+class Clock:
+    """Time that a test moves."""
+
+    now_ms = 0.0
+
+    def __call__(self) -> float:
+        return self.now_ms
+
+
+def test_an_operation_has_a_limit_and_rest_has_none() -> None:
+    """left_ms falls while an operation runs; an idle thread may rest for ever."""
+    clock = Clock()
+    progress = Progress(clock)
+    assert progress.stamp.phase == STARTING and progress.left_ms() == 120_000.0
+    progress.enter("pass", limit_ms=5_000.0)
+    clock.now_ms = 6_000.0
+    assert progress.left_ms() == -1_000.0
+    progress.rest()
+    assert progress.stamp.phase == IDLE and progress.left_ms() is None
+
+
+def test_no_operation_is_suspected_within_two_seconds() -> None:
+    """A limit of four short passes is raised to 2 s."""
+    clock = Clock()
+    progress = Progress(clock)
+    progress.enter("pass", limit_ms=80.0)
+    assert progress.left_ms() == 2_000.0
+
+
+def test_load_is_the_busy_share_of_the_last_seconds() -> None:
+    """Half the time busy is 0.5, also when the last operation still runs; starting does not count."""
+    clock = Clock()
+    progress = Progress(clock)
+    clock.now_ms = 1_000.0
+    progress.rest()
+    assert progress.load() == 0.0
+    progress.enter("pass")
+    clock.now_ms = 2_000.0
+    assert progress.load() == 0.5
+    progress.rest()
+    clock.now_ms = 10_000.0
+    progress.load()
+    clock.now_ms = 14_000.0
+    assert progress.load() == 0.0
