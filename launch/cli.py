@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from engine.config import EngineConfig
 from gateway.config import GatewayConfig
-from launch import commands
+from launch import commands as work
 from launch.config import ClientConfig, StatusConfig, UpConfig
 from launch.settings import (
     FILE_VARIABLE,
@@ -30,13 +30,15 @@ from launch.settings import (
 from launch.supervisor import StartError
 from scheduler.config import SchedulerConfig
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "Command", "main"]
 
 _IDS: Final = frozenset({"engine_id", "gateway_id", "scheduler_id"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Command:
+class Command:
+    """One word after `turboserve`."""
+
     run: Callable[[Mapping[str, Value]], int]
     help: str
     configs: tuple[type[Any], ...]
@@ -44,21 +46,21 @@ class _Command:
     """Settings of the configs that this command decides itself."""
 
 
-COMMANDS: Final[Mapping[str, _Command]] = {
-    "up": _Command(
-        run=commands.run_up,
+COMMANDS: Final[Mapping[str, Command]] = {
+    "up": Command(
+        run=work.run_up,
         help="run a whole cluster on this machine",
         configs=(UpConfig, GatewayConfig, SchedulerConfig, EngineConfig),
         without=_IDS | {"link_port"},
     ),
-    "gateway": _Command(run=commands.run_gateway, help="run one gateway", configs=(GatewayConfig,)),
-    "scheduler": _Command(run=commands.run_scheduler, help="run one scheduler", configs=(SchedulerConfig,)),
-    "engine": _Command(run=commands.run_engine, help="run one engine", configs=(EngineConfig,)),
-    "client": _Command(
-        run=commands.run_client, help="record one session to a video file", configs=(ClientConfig,)
+    "gateway": Command(run=work.run_gateway, help="run one gateway", configs=(GatewayConfig,)),
+    "scheduler": Command(run=work.run_scheduler, help="run one scheduler", configs=(SchedulerConfig,)),
+    "engine": Command(run=work.run_engine, help="run one engine", configs=(EngineConfig,)),
+    "client": Command(
+        run=work.run_client, help="record one session to a video file", configs=(ClientConfig,)
     ),
-    "status": _Command(run=commands.run_status, help="show what a cluster does", configs=(StatusConfig,)),
-    "doctor": _Command(run=commands.run_doctor, help="check what a cluster needs", configs=(UpConfig,)),
+    "status": Command(run=work.run_status, help="show what a cluster does", configs=(StatusConfig,)),
+    "doctor": Command(run=work.run_doctor, help="check what a cluster needs", configs=(UpConfig,)),
 }
 
 _LATER: Final[Mapping[str, str]] = {
@@ -72,14 +74,14 @@ _LATER: Final[Mapping[str, str]] = {
 """Commands whose names are taken and that do nothing yet."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, commands: Mapping[str, Command] = COMMANDS) -> int:
     """Run `turboserve`. Exit status: 0 done, 1 it failed, 2 a wrong command line or setting."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in _LATER:
         return _fail(f"turboserve {arguments[0]} is not in this version: {_LATER[arguments[0]]}", 2)
-    parsed = vars(_parser().parse_args(arguments))
+    parsed = vars(_parser(commands).parse_args(arguments))
     name = parsed.pop("command")
-    command = COMMANDS[name]
+    command = commands[name]
     try:
         return command.run(_collect(command, parsed.pop("config"), parsed))
     except SettingsError as exc:
@@ -96,7 +98,7 @@ def _fail(sentence: str, status: int) -> int:
 
 
 def _collect(
-    command: _Command, file: str | None, flags: Mapping[str, str | bool | None]
+    command: Command, file: str | None, flags: Mapping[str, str | bool | None]
 ) -> Mapping[str, Value]:
     """Everything that is set. File and environment may also hold settings of other commands."""
     configs = dict.fromkeys(config for each in COMMANDS.values() for config in each.configs)
@@ -111,12 +113,12 @@ def _collect(
     return {name: value for name, value in merge(*layers).items() if name in taken}
 
 
-def _settings(command: _Command) -> dict[str, Setting]:
+def _settings(command: Command) -> dict[str, Setting]:
     found = catalogue(*command.configs)
     return {name: setting for name, setting in found.items() if name not in command.without}
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="turboserve",
         description="Serve streaming video generation: many live, steerable sessions on few GPUs.",
@@ -124,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, command in COMMANDS.items():
+    for name, command in commands.items():
         sub = subparsers.add_parser(
             name, help=command.help, description=command.help + ".", allow_abbrev=False
         )

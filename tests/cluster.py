@@ -129,11 +129,19 @@ class Cluster:
         """Return when so many engines take sessions."""
 
         def ready() -> bool:
-            if self.process.poll() is not None:
-                raise AssertionError(f"the cluster ended while it started:\n{self.printed()}")
-            return len(self.engines()) >= num_engines
+            return self.process.poll() is not None or len(self.engines()) >= num_engines
 
-        wait_for(f"{num_engines} engines ready; it printed:\n{self.printed()}", ready, READY_TIMEOUT_S)
+        try:
+            wait_for(f"{num_engines} engines ready", ready, READY_TIMEOUT_S)
+            assert self.process.poll() is None, "the cluster ended while it started"
+        except AssertionError as exc:
+            exc.add_note(f"it printed:\n{self.printed()}\nits logs:\n{self.logs()}")
+            raise
+
+    def logs(self) -> str:
+        """The end of every process's log."""
+        files = sorted((self.dir / "logs").glob("*.log"))
+        return "\n".join(f"{file.name}\n{file.read_text(errors='replace')[-2_000:]}" for file in files)
 
     def printed(self) -> str:
         """Everything that it has printed so far."""

@@ -1,0 +1,122 @@
+"""The command line: which commands there are, and how it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from launch import cli
+from launch.config import ClientConfig
+from launch.settings import Value, build, catalogue
+from launch.supervisor import StartError
+
+
+class Recorder:
+    """In the place of a command's work: takes down what it was given."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.values: Mapping[str, Value] = {}
+        self._failure = failure
+
+    def __call__(self, values: Mapping[str, Value]) -> int:
+        self.values = values
+        if self._failure is not None:
+            raise self._failure
+        return 0
+
+
+def replaced(name: str, run: Recorder) -> dict[str, cli.Command]:
+    command = cli.COMMANDS[name]
+    return {name: cli.Command(run=run, help="", configs=command.configs, without=command.without)}
+
+
+def run(name: str, *arguments: str, failure: Exception | None = None) -> tuple[int, Mapping[str, Value]]:
+    """Parse and run one command, its work replaced; the exit status and the values it got."""
+    recorder = Recorder(failure)
+    status = cli.main([name, *arguments], commands=dict(cli.COMMANDS) | replaced(name, recorder))
+    return status, recorder.values
+
+
+def test_contract_of_up() -> None:
+    """Every flag of the stated command line is there."""
+    flags = "--engines 3 --device cpu --port 9 --dir D --policy P --model M --redis R --max-engines 4"
+    status, values = run("up", *flags.split(), *"--capacity 5 --threads 6".split())
+    assert status == 0
+    assert {name: value.value for name, value in values.items()} == {
+        "engines": 3,
+        "device": "cpu",
+        "port": 9,
+        "dir": "D",
+        "policy": "P",
+        "model": "M",
+        "redis": "R",
+        "max_engines": 4,
+        "capacity": 5,
+        "threads": 6,
+    }
+
+
+def test_contract_of_client() -> None:
+    """A prompt, and -o for the file."""
+    arguments = ("a red ball", "--url", "http://h:1", "--seconds", "2.5", "--seed", "7", "-o", "x.mp4")
+    status, values = run("client", *arguments)
+    assert status == 0
+    config = build(ClientConfig, values)
+    assert config == ClientConfig(prompt="a red ball", url="http://h:1", seconds=2.5, seed=7, output="x.mp4")
+
+
+@pytest.mark.parametrize("name", ["loadtest", "simulate", "trace", "profile", "evaluate", "model"])
+def test_later_commands_say_so(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name that is reserved is no unknown command, whatever flags follow."""
+    assert cli.main([name, "--url", "x"]) == 2
+    assert f"turboserve {name} is not in this version" in capsys.readouterr().err
+
+
+def test_one_file_serves_all_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings of other commands are left out, flags win, secrets come from anywhere but the command line."""
+    path = tmp_path / "c.toml"
+    path.write_text('port = 1\ncapacity = 2\nlink_secret = "s"\nredis = "unix:///r"\n')
+    monkeypatch.setenv("TURBOSERVE_CONFIG", str(path))
+    monkeypatch.setenv("TURBOSERVE_CAPACITY", "3")
+    status, values = run("engine", "--threads", "4")
+    assert status == 0
+    assert {name: value.value for name, value in values.items()} == {
+        "capacity": 3,
+        "link_secret": "s",
+        "redis": "unix:///r",
+        "threads": 4,
+    }
+
+
+def test_secrets_are_no_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    """Everybody on the machine can read a command line."""
+    with pytest.raises(SystemExit):
+        run("gateway", "--link-secret", "s")
+    assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_failures_are_sentences(capsys: pytest.CaptureFixture[str]) -> None:
+    """Status 1 for what could not start, 2 for a bad setting; never a traceback."""
+    assert run("up", failure=StartError("it is broken"))[0] == 1
+    assert run("up", "--port", "x")[0] == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "turboserve up: it is broken",
+        "turboserve up: flag --port: port must be an integer, not 'x'",
+    ]
+
+
+def test_help_needs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each command explains each of its settings."""
+    for name in cli.COMMANDS:
+        with pytest.raises(SystemExit) as caught:
+            cli.main([name, "--help"])
+        assert caught.value.code == 0
+    assert "--queue-limit" in capsys.readouterr().out
+
+
+def test_settings_fit_together() -> None:
+    """Names shared by several roles mean the same; every setting says what it is."""
+    configs = dict.fromkeys(config for command in cli.COMMANDS.values() for config in command.configs)
+    assert [setting.name for setting in catalogue(*configs).values() if not setting.help] == []

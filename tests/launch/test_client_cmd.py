@@ -1,0 +1,50 @@
+"""`turboserve client` against a real cluster."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import av
+import pytest
+
+from launch import client_cmd
+from launch.config import ClientConfig
+from tests.cluster import Cluster
+
+
+@pytest.mark.cluster
+async def test_records_the_asked_length(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file decodes with exactly the frames that the line names, and reaches the asked length."""
+    path = tmp_path / "out.mp4"
+    config = ClientConfig(prompt="a red ball", url=cluster.url, seconds=2, seed=1, output=str(path))
+    assert await client_cmd.run(config) == 0
+    with av.open(str(path)) as video:
+        stream = video.streams.video[0]
+        num_frames = sum(1 for _ in video.decode(stream))
+        assert stream.average_rate is not None
+        assert num_frames / stream.average_rate >= 2
+    assert f"{num_frames} frames" in capsys.readouterr().out
+
+
+async def test_no_server_is_a_sentence(
+    unused_port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Status 1 and no file."""
+    path = tmp_path / "out.mp4"
+    url = f"http://127.0.0.1:{unused_port}"
+    assert await client_cmd.run(ClientConfig(prompt="p", url=url, output=str(path))) == 1
+    assert capsys.readouterr().err.startswith("turboserve client: ")
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("seconds", 0.0), ("seed", -1), ("output", "x.avi"), ("prompt", "")],
+)
+def test_bad_values_are_refused(field: str, value: object) -> None:
+    """Before a connection is made."""
+    with pytest.raises(ValueError, match=field):
+        ClientConfig(**({"prompt": "p"} | {field: value}))  # type: ignore[arg-type]

@@ -1,0 +1,53 @@
+"""The checks of `turboserve doctor`."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from launch import doctor
+from launch.config import UpConfig
+from launch.doctor import Problem, check_redis_config, check_redis_version
+
+KEEPS = {"appendonly": "yes", "maxmemory": "0", "maxmemory-policy": "noeviction"}
+
+
+def test_a_sound_machine_passes(unused_port: int, redis_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every check runs for real, once with the wheel's Redis and once with a running one."""
+    assert doctor.run(UpConfig(port=unused_port)) == 0
+    assert doctor.run(UpConfig(port=unused_port, redis=redis_url)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[:6]] == [
+        ["ok", name] for name in ("python", "redis", "encoder", "model", "device", "port")
+    ]
+
+
+def test_each_problem_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A taken port and an unreachable Redis: status 1, and what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert doctor.run(UpConfig(port=port, redis=f"unix://{tmp_path}/none")) == 1
+    failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL")]
+    assert "--redis can't be used" in failed[0]
+    assert f"port {port}" in failed[1]
+    assert len(failed) == 2
+
+
+def test_redis_versions() -> None:
+    """6.2 is enough, 6.0 is not."""
+    assert check_redis_version("6.2.14") == "6.2.14"
+    assert check_redis_version("7.0.0") == "7.0.0"
+    with pytest.raises(Problem, match=r"Redis 6\.0\.16 is too old"):
+        check_redis_version("6.0.16")
+
+
+def test_redis_that_forgets_or_drops_is_a_problem() -> None:
+    """Both would lose sessions silently."""
+    check_redis_config(KEEPS)
+    check_redis_config(KEEPS | {"maxmemory-policy": "allkeys-lru"})  # no limit: it never drops
+    with pytest.raises(Problem, match="appendonly"):
+        check_redis_config(KEEPS | {"appendonly": "no"})
+    with pytest.raises(Problem, match="noeviction"):
+        check_redis_config(KEEPS | {"maxmemory": "1000", "maxmemory-policy": "allkeys-lru"})
