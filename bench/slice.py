@@ -33,7 +33,7 @@ PROMPTS = (
     "a white triangle orbiting on a blue background",
 )
 ENGINES = 2
-BUCKET = re.compile(r'^turboserve_relay_latency_seconds_bucket\{.*?le="([^"]+)".*?\} (\S+)$', re.MULTILINE)
+BUCKET = re.compile(r'^turboserve_gateway_relay_seconds_bucket\{.*?le="([^"]+)".*?\} (\S+)$', re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -128,6 +128,8 @@ class SessionMachine(EntryRules):
             self._accept(message.id)
         elif self._stage in (Stage.STARTING, Stage.ATTACHING, Stage.STOPPING):
             self._hold_back(message)
+        elif isinstance(message, wire.Start) and self._repeats_start(message):
+            pass
         elif isinstance(message, wire.Start):
             self._receive_start(message)
         elif isinstance(message, wire.Attach):
@@ -178,6 +180,14 @@ class SessionMachine(EntryRules):
         while self._backlog and self._stage in (Stage.FRESH, Stage.RUNNING):
             self._handle(self._backlog.popleft(), now_ms)
 
+    def _repeats_start(self, message: wire.Start) -> bool:
+        """Is it the running session's `start` once more? The log knows its id and answers what it holds."""
+        s = self._session
+        if s is None or message.id is None or message.id != s.start_id:
+            return False
+        self._append(s, link.PromptInput(text=message.prompt, id=message.id), _ids(message.id))
+        return True
+
     # --- steering --------------------------------------------------------------------------------------
 
     def _append(self, s: Session, message: link.Input, ids: tuple[str, ...]) -> None:
@@ -221,6 +231,10 @@ class SessionMachine(EntryRules):
         self._accept(message.id)
 
     def _set_paused(self, s: Session, paused: bool, id: str | None) -> None:
+        if id is not None and id in s.pause_ids:
+            self._accept(id)
+            return
+        s.pause_ids.extend(_ids(id))
         if s.flow.is_flowing():
             kind = link.Pause if paused else link.Resume
             self._ask(kind(session=s.id, controller_epoch=s.controller_epoch, id=id))
@@ -283,8 +297,10 @@ class SessionMachine(EntryRules):
         s.held_inputs -= 1
         for id in call.ids:
             self._accept(id)
-        if receipt.applied is not None:
-            self._tell_applied(s, receipt.applied.rev, receipt.applied.seq, call.message.id)
+        if receipt.applied is not None:  # a repeat gets the stored answer, told before or not
+            answer = wire.Applied(rev=receipt.applied.rev, seq=receipt.applied.seq, id=call.message.id)
+            s.told_applied.append(answer)
+            self._send(answer)
         self._append_controls(s, now_ms)
 
     def _receive_paused(self, s: Session, call: SetPaused) -> None:

@@ -14,7 +14,7 @@ import abc
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from gateway import protocol as wire
@@ -23,7 +23,14 @@ from gateway.flow import Flow
 from gateway.limits import ControlMerger, MessageBucket
 from gateway.steps import Ask, Close, EndSession, Forget, LoadSession, Output, Send, SetPaused, Unfollow
 from scheduler import messages as link
-from scheduler.messages import EngineId, ErrorCode, ModelInfo, SessionId, SessionState
+from scheduler.messages import (
+    MAX_REMEMBERED_IDS,
+    EngineId,
+    ErrorCode,
+    ModelInfo,
+    SessionId,
+    SessionState,
+)
 
 logger = logging.getLogger("gateway.session")
 
@@ -93,6 +100,10 @@ class Session:
     told_state: wire.State | None = None
     told_position: int | None = None
     told_applied: deque[wire.Applied]
+    start_id: str | None = None
+    """Message id of the `start` that made it, on this connection."""
+    pause_ids: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_REMEMBERED_IDS))
+    """Ids of the pauses and resumes that this connection sent: a repeat has no second effect."""
     queue_reason: str | None = None
     is_loading: bool = False
     reload_ms: float | None = None

@@ -97,6 +97,8 @@ class EntryRules(FollowRules):
         start, drawn = self._start, self._drawn
         assert start is not None and drawn is not None
         self._enter(record, resume=drawn.resume, next_seq=0, id=start.id, now_ms=now_ms)
+        if self._session is not None:
+            self._session.start_id = start.id
 
     def _receive_taken(self, call: TakeControl, record: SessionRecord, now_ms: float) -> None:
         attach = self._attach

@@ -97,17 +97,17 @@ def error_of(outputs: list[Output]) -> wire.Error:
     return found
 
 
-def queued(**settings: bool) -> SessionMachine:
+def queued(start_id: str | None = None, **settings: bool) -> SessionMachine:
     """A machine whose session waits for an engine."""
     machine = make_machine(**settings)
-    call = only(machine.receive_message(wire.Start(prompt="x"), 0), CreateSession)
+    call = only(machine.receive_message(wire.Start(prompt="x", id=start_id), 0), CreateSession)
     machine.receive_result(call, RECORD, 0)
     return machine
 
 
-def flowing(**settings: bool) -> SessionMachine:
+def flowing(start_id: str | None = None, **settings: bool) -> SessionMachine:
     """A machine whose session is served by E1 at epoch 1."""
-    machine = queued(**settings)
+    machine = queued(start_id, **settings)
     machine.receive_event(link.SessionOpened(session=S, engine=E1, epoch=1), 0)
     machine.receive_link_up(E1)
     machine.receive_link(subscribed(1, 0), 0)
@@ -318,6 +318,33 @@ def test_prompt_and_reset_go_to_the_log_and_are_accepted_then() -> None:
     ]
     reset = only(machine.receive_message(wire.Reset(seed=3), 0), AppendInput)
     assert reset.message == link.ResetInput(seed=3)
+
+
+def test_a_repeated_id_gets_its_applied_again() -> None:
+    """Also when the link told it on this same connection: the client asks because it does not know."""
+    machine = flowing()
+    call = only(machine.receive_message(wire.Prompt(text="y", id="p"), 0), AppendInput)
+    machine.receive_result(call, InputReceipt(entry="1-1", repeat=False, applied=None), 0)
+    machine.receive_link(link.Applied(session=S, epoch=1, rev=1, seq=4, id="p"), 0)
+    again = only(machine.receive_message(wire.Prompt(text="y", id="p"), 0), AppendInput)
+    receipt = InputReceipt(entry="1-1", repeat=True, applied=AppliedRecord(entry="1-1", id="p", rev=1, seq=4))
+    assert wire.Applied(rev=1, seq=4, id="p") in sent(machine.receive_result(again, receipt, 0))
+
+
+def test_a_repeated_start_is_answered_by_the_log() -> None:
+    """Same id on the same connection: no second session; another id is refused."""
+    machine = flowing(start_id="s")
+    repeat = only(machine.receive_message(wire.Start(prompt="x", id="s"), 0), AppendInput)
+    assert repeat.message == link.PromptInput(text="x", id="s")
+    assert error_of(machine.receive_message(wire.Start(prompt="x", id="t"), 0)).code is ErrorCode.BAD_STATE
+
+
+def test_a_repeated_pause_has_no_second_effect() -> None:
+    """It is accepted again and goes nowhere, also after a resume."""
+    machine = flowing()
+    machine.receive_message(wire.Pause(id="1"), 0)
+    machine.receive_message(wire.Resume(id="2"), 0)
+    assert sent(machine.receive_message(wire.Pause(id="1"), 0)) == [wire.Accepted(id="1")]
 
 
 def test_at_most_64_inputs_wait_for_redis() -> None:
