@@ -229,7 +229,8 @@ class Session:
     async def close(self) -> None:
         """Leave without ending the session: within the server's linger time it can be attached to again."""
         if self._task is not None:
-            self._task.cancel()
+            if not self._is_over:  # then it is closing the connection, which must not be cut short
+                self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     # --- the task -------------------------------------------------------------------------------------
