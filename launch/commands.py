@@ -6,15 +6,15 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 from launch.config import ClientConfig, StatusConfig
-from launch.roles import engine_command, engine_environment, role_command, role_environment
+from launch.roles import role_command, role_environment
 from launch.settings import SettingsError, Value, build
 
 __all__ = ["run_client", "run_doctor", "run_engine", "run_gateway", "run_scheduler", "run_status", "run_up"]
 
 Values = Mapping[str, Value]
+_TO_BE_CLAIMED = "e_00000000"
 
 
 def run_up(values: Values) -> int:
@@ -45,38 +45,14 @@ def run_scheduler(values: Values) -> int:
 
 
 def run_engine(values: Values) -> int:
-    """One engine, as a torchrun job in this process; without an id, one that the scheduler wants."""
+    """One engine, as a torchrun job of this process; without an id, one that the scheduler wants."""
     from engine.config import EngineConfig
+    from launch import engine_cmd
 
     _check_model(values)
-    wanted = None if "engine_id" in values else "e_00000000"
-    config = build(EngineConfig, values, engine_id=wanted)
-    if wanted is not None:
-        engine_id, model = asyncio.run(_claim_engine(config.redis, config.cluster))
-        config = replace(config, engine_id=engine_id, model=model)
-    return _become(engine_command(), engine_environment(config, threads=config.threads))
-
-
-async def _claim_engine(redis: str, cluster: str) -> tuple[str, str]:
-    """Id and model of an engine that should exist and that nobody starts."""
-    from launch.supervisor import StartError
-    from scheduler.store import Store, StoreError
-
-    try:
-        store = await Store.connect(redis, cluster=cluster)
-        try:
-            engine = await store.claim_engine()
-            _, desired = await store.read_desired()
-        finally:
-            await store.close()
-    except StoreError as exc:
-        raise StartError(str(exc)) from exc
-    found = [(wanted.id, wanted.model) for wanted in desired if wanted.id == engine]
-    if not found:
-        raise StartError(
-            f"cluster {cluster!r} wants no more engines: start its scheduler, or give it a larger --engines"
-        )
-    return found[0]
+    claim = "engine_id" not in values
+    config = build(EngineConfig, values, engine_id=_TO_BE_CLAIMED if claim else None)
+    return asyncio.run(engine_cmd.run(config, claim=claim))
 
 
 def run_client(values: Values) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 
 __all__ = ["Console"]
@@ -15,8 +17,15 @@ class Console:
 
     def step(self, text: str) -> None:
         """One thing happened."""
-        print(f"{time.monotonic() - self._start_s:6.1f} s  {text}", flush=True)
+        _print(f"{time.monotonic() - self._start_s:6.1f} s  {text}")
 
     def headline(self, text: str) -> None:
         """The thing the person waits for."""
-        print(f"\n  {text}\n", flush=True)
+        _print(f"\n  {text}\n")
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # nobody reads any more, which is no reason to end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

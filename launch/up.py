@@ -139,7 +139,8 @@ async def _serve(plan: Plan, console: Console) -> int:
     cluster = Cluster(plan, run_file=run_file, console=console, url=url)
     signals = _Signals(cluster, asyncio.Event())
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, signals.receive)
+        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            asyncio.get_running_loop().add_signal_handler(number, signals.receive)
     stop = asyncio.create_task(signals.asked.wait(), name="stop")
     running = asyncio.create_task(cluster.run(), name="cluster")
     try:

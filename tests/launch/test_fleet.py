@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from launch.fleet import CONFIG_VARIABLE, Fleet
+from launch.fleet import Fleet
 from launch.processes import adopt_orphans, children_of
+from launch.roles import CONFIG_VARIABLES
 from launch.run_file import RunFile
 from launch.supervisor import ProcessSpec
 from scheduler.messages import DesiredEngine, EngineId
@@ -49,7 +50,7 @@ class Stage:
             name=f"engine-{wanted.id}",
             command=[sys.executable, "-c", AGENT.format(rank=self.rank)],
             log=self.folder / f"{wanted.id}.log",
-            environment=os.environ | {CONFIG_VARIABLE: wanted.id},
+            environment=os.environ | {CONFIG_VARIABLES["engine"]: wanted.id},
         )
 
     def pids(self) -> dict[str, int]:

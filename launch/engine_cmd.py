@@ -1,0 +1,81 @@
+"""`turboserve engine`: one engine in the foreground, on a machine of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from engine.config import EngineConfig
+from launch.engine_job import EngineJob
+from launch.processes import adopt_orphans
+from launch.roles import engine_command, engine_environment
+from launch.supervisor import ProcessSpec, StartError
+from scheduler.messages import EngineId
+from scheduler.store import Store, StoreError
+
+__all__ = ["run"]
+
+_STOP_TIMEOUT_S: Final = 10.0
+_OUTPUT: Final = Path("/dev/stderr")
+
+
+async def run(config: EngineConfig, *, claim: bool) -> int:
+    """Run the engine until it ends or is told to; with `claim`, under an id that the scheduler wants.
+
+    Returns 0 after SIGINT, SIGTERM or an order of the scheduler, 1 when it failed.
+
+    Raises:
+        StartError: no Redis answers, or no engine is wanted.
+    """
+    try:
+        store = await Store.connect(config.redis, cluster=config.cluster)
+        try:
+            config = await _claim(store, config) if claim else config
+            how = await _run_job(config)
+            with contextlib.suppress(StoreError):  # missing heartbeats tell it as well, only later
+                await store.report_exit(EngineId(config.engine_id), how)
+        finally:
+            await store.close()
+    except StoreError as exc:
+        raise StartError(str(exc)) from exc
+    return 0 if how == "exited with status 0" else 1
+
+
+async def _claim(store: Store, config: EngineConfig) -> EngineConfig:
+    engine = await store.claim_engine()
+    _, desired = await store.read_desired()
+    for wanted in desired:
+        if wanted.id == engine:
+            return replace(config, engine_id=wanted.id, model=wanted.model)
+    raise StartError(
+        f"cluster {config.cluster!r} wants no more engines: "
+        "start its scheduler, or give that one a larger --engines"
+    )
+
+
+async def _run_job(config: EngineConfig) -> str:
+    """The job from start to end; the first signal asks it to end, a second one or time ends it."""
+    adopt_orphans()
+    spec = ProcessSpec(
+        name=f"engine-{config.engine_id}",
+        command=engine_command(),
+        log=_OUTPUT,
+        environment=engine_environment(config, threads=config.threads, gpu=None),
+    )
+    job, loop = EngineJob(spec), asyncio.get_running_loop()
+
+    def end() -> None:
+        job.send(signal.SIGTERM)
+        loop.call_later(_STOP_TIMEOUT_S, job.send, signal.SIGKILL)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, job.send, signal.SIGKILL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, end)
+    print(f"engine {config.engine_id} starts (pid {os.getpid()})", flush=True)
+    return await job.run()

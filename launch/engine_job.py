@@ -1,0 +1,88 @@
+"""One engine as a torchrun job: its agent, its ranks, and that none of them outlives the others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from typing import Final
+
+from launch.processes import Child, Watched, children_of, read_environment, spawn
+from launch.roles import CONFIG_VARIABLES
+from launch.supervisor import ProcessSpec, describe_exit
+
+__all__ = ["EngineJob"]
+
+_RANK_POLL_S: Final = 0.05
+"""torchrun tells nobody when it has started its ranks, so we look."""
+
+
+class EngineJob:
+    """`run` it once; `send` reaches it from anywhere meanwhile."""
+
+    def __init__(
+        self,
+        spec: ProcessSpec,
+        *,
+        on_start: Callable[[int], None] = lambda pid: None,
+        on_end: Callable[[int], None] = lambda pid: None,
+    ) -> None:
+        """`on_start` and `on_end` are called with the pid of rank 0, each at once when it happens."""
+        self._spec = spec
+        self._on_start = on_start
+        self._on_end = on_end
+        self._agent: Child | None = None
+        self._ranks: dict[int, Watched] = {}
+
+    async def run(self) -> str:
+        """Start the job and wait for its end; says in words how it ended. Nothing of it is left then."""
+        spec = self._spec
+        try:
+            agent = self._agent = spawn(spec.command, environment=spec.environment, log=spec.log)
+        except OSError as exc:
+            return f"can't be started: {exc.strerror}"
+        looking = asyncio.create_task(self._find_ranks(agent))
+        status = await asyncio.shield(agent.exited)
+        looking.cancel()
+        await asyncio.wait((looking,))
+        await self._end_ranks()
+        return describe_exit(status)
+
+    def send(self, number: signal.Signals) -> None:
+        """Signal the ranks, whose end ends the agent; before there are any, or to kill, the agent."""
+        running = [rank for rank in self._ranks.values() if not rank.ended.done()]
+        for rank in running:
+            rank.send(number)
+        if self._agent is not None and (not running or number is signal.SIGKILL):
+            self._agent.send(number)
+
+    async def _find_ranks(self, agent: Child) -> None:
+        while not self._ranks:
+            await asyncio.sleep(_RANK_POLL_S)
+            for pid in children_of(agent.pid):
+                self._meet(pid)
+
+    def _meet(self, pid: int) -> None:
+        rank = read_environment(pid).get("RANK")
+        if rank is None or pid in self._ranks:  # between fork and exec a rank still looks like its agent
+            return
+        with contextlib.suppress(ProcessLookupError):
+            watched = self._ranks[pid] = Watched(pid)
+            if rank == "0":
+                self._on_start(pid)
+                watched.ended.add_done_callback(lambda _: self._on_end(pid))
+
+    async def _end_ranks(self) -> None:
+        """After the agent's end: whatever it left behind is ours now, and must not go on."""
+        variable = CONFIG_VARIABLES["engine"]
+        for pid in children_of(os.getpid()):
+            is_of_job = read_environment(pid).get(variable) == self._spec.environment[variable]
+            if is_of_job and pid not in self._ranks:
+                with contextlib.suppress(ProcessLookupError):
+                    self._ranks[pid] = Watched(pid)
+        for rank in self._ranks.values():
+            rank.send(signal.SIGKILL)
+            await rank.ended
+            rank.close()
