@@ -120,6 +120,19 @@ class Cluster:
         except (urllib.error.URLError, OSError, ValueError):
             return None
 
+    def post(self, path: str, body: dict[str, object]) -> int:
+        """The status of the gateway's answer."""
+        request = urllib.request.Request(
+            f"{self.url}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                status: int = answer.status
+                return status
+        except urllib.error.HTTPError as exc:
+            exc.close()
+            return exc.code
+
     def engines(self, state: str = "ready") -> list[str]:
         """Ids of the engines in a state, as the gateway knows them."""
         cluster = self.get("/v1/cluster") or {"engines": []}

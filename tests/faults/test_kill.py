@@ -141,3 +141,13 @@ async def test_what_redis_says_outlives_it(victim: Cluster) -> None:
     store = await Store.connect(url)
     assert (await store.read_desired())[1] == wanted
     await store.close()
+
+
+async def test_engine_drained(victim: Cluster) -> None:
+    """By order: its sessions move to another engine, it ends by itself, another takes its place."""
+    async with watching(victim.url) as viewer:
+        (first,) = await viewer.take(1)
+        before = victim.pids("")
+        assert victim.post("/v1/admin/drain", {"engine": first.engine}) in (200, 202, 204)
+        await viewer.take_until_engine(other_than=first.engine)
+    await replaced(victim, first.engine, before)

@@ -1,0 +1,73 @@
+"""Each role started by its own command, with a Redis of one's own: the way to several machines."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import descendants, free_port, is_running, wait_for
+from tests.viewer import watching
+
+pytestmark = pytest.mark.cluster
+
+
+@contextmanager
+def role(name: str, *arguments: str, log: Path, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A `turboserve` command that runs, its settings in the environment."""
+    environment = os.environ | {f"TURBOSERVE_{key.upper()}": value for key, value in settings.items()}
+    with log.open("wb") as output:
+        command = [sys.executable, "-m", "launch", name, *arguments]
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def test_roles_make_a_cluster(redis_url: str, tmp_path: Path) -> None:
+    """Scheduler, gateway and engine find each other through Redis; each ends in order when asked to."""
+    settings = {"redis": redis_url, "cluster": "alone", "link_secret": "hush"}
+    port = free_port()
+    with ExitStack() as stack:
+        scheduler, gateway = (
+            stack.enter_context(role(name, *arguments, log=tmp_path / name, **settings))
+            for name, arguments in (("scheduler", ["--engines", "1"]), ("gateway", ["--port", str(port)]))
+        )
+        wait_for("a leader", lambda: "new 1" in (tmp_path / "scheduler").read_text())
+        engine = stack.enter_context(role("engine", log=tmp_path / "engine", **settings))
+        wait_for("a ready engine", lambda: "serves shapes" in (tmp_path / "engine").read_text(), 60)
+        async with watching(f"http://127.0.0.1:{port}") as viewer:
+            await viewer.take(2)
+        below = descendants(engine.pid)
+        for process in (engine, gateway, scheduler):
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=30) == 0
+        assert not any(is_running(pid) for pid in below)
+
+
+def test_an_engine_that_nobody_wants_says_so(redis_url: str, tmp_path: Path) -> None:
+    """Without a scheduler that asks for one there is nothing to start."""
+    settings = {"redis": redis_url, "cluster": "nobody", "link_secret": "hush"}
+    with role("engine", log=tmp_path / "log", **settings) as engine:
+        assert engine.wait(timeout=30) == 1
+    assert "wants no more engines" in (tmp_path / "log").read_text()
+
+
+def test_a_killed_engine_command_leaves_nothing(redis_url: str, tmp_path: Path) -> None:
+    """kill -9 of `turboserve engine` ends the torchrun agent and its rank."""
+    settings = {"redis": redis_url, "cluster": "killed", "link_secret": "hush", "engine_id": "e_0000000a"}
+    log = tmp_path / "log"
+    with role("engine", log=log, **settings) as engine:
+        wait_for("a ready engine", lambda: "serves shapes" in log.read_text(), 60)
+        below = descendants(engine.pid)
+        assert len(below) == 2
+        engine.kill()
+        wait_for("the end of the job", lambda: not any(is_running(pid) for pid in below))
