@@ -31,13 +31,18 @@ class CodecConfig:
     """h"""
     frames: int = 4
     """P"""
-    widths: tuple[int, int, int] = (96, 48, 32)
+    encoder_widths: tuple[int, int, int] = (96, 48, 32)
     """Feature channels at latent, 2× and 4× resolution."""
+    decoder_widths: tuple[int, int, int] = (96, 48, 48)
+    """Same, of the decoder. The last carries all the frames of a latent at once."""
+    decoder_depth: int = 2
+    """Residual blocks of the decoder at 2× and at 4× resolution."""
 
     @property
     def memory_shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
         """Shapes of the two memories of the decoder state."""
-        return (self.widths[0], self.side, self.side), (self.widths[1], 2 * self.side, 2 * self.side)
+        high, mid, _ = self.decoder_widths
+        return (high, self.side, self.side), (mid, 2 * self.side, 2 * self.side)
 
     @property
     def state_numel(self) -> int:
@@ -79,7 +84,7 @@ class Encoder(nn.Module):
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         self.config = config
-        high, mid, low = config.widths
+        high, mid, low = config.encoder_widths
         self.layers = nn.Sequential(
             nn.PixelUnshuffle(2),
             _conv(12 * config.frames, low),
@@ -112,15 +117,16 @@ class Decoder(nn.Module):
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         self.config = config
-        high, mid, low = config.widths
+        high, mid, low = config.decoder_widths
         self.register_buffer("mean", torch.zeros(config.channels))
         self.register_buffer("std", torch.ones(config.channels))
         self.conv_in = _conv(config.channels, high)
         self.memory1 = _Memory(high)
         self.up1 = _conv(high, 4 * mid)
         self.memory2 = _Memory(mid)
+        self.refine2 = nn.Sequential(*(_Residual(mid) for _ in range(config.decoder_depth)))
         self.up2 = _conv(mid, 4 * low)
-        self.residual = _Residual(low)
+        self.refine4 = nn.Sequential(*(_Residual(low) for _ in range(config.decoder_depth)))
         self.conv_out = _conv(low, 12 * config.frames)
 
     def initial_state(self) -> Tensor:
@@ -144,7 +150,7 @@ class Decoder(nn.Module):
         x, last1 = self._remember(self.memory1, x, past[0], batch)
         x = fn.pixel_shuffle(self.up1(fn.relu(x)), 2)
         x, last2 = self._remember(self.memory2, x, past[1], batch)
-        x = self.residual(fn.pixel_shuffle(self.up2(fn.relu(x)), 2))
+        x = self.refine4(fn.pixel_shuffle(self.up2(fn.relu(self.refine2(x))), 2))
         x = fn.pixel_shuffle(self.conv_out(fn.relu(x)), 2)  # [B·F, P·3, Z, Z]
         rgb = x.unflatten(1, (self.config.frames, 3)).unflatten(0, (batch, frames)).flatten(1, 2)
         return (rgb + 1) / 2, torch.cat([last1.flatten(1), last2.flatten(1)], dim=1)

@@ -76,7 +76,9 @@ TINY = ShapesConfig(
         text_shape=(TEXT_LEN, 16),
         spatial_embedding=True,
     ),
-    codec=CodecConfig(channels=4, side=4, widths=(16, 8, 8)),
+    codec=CodecConfig(
+        channels=4, side=4, encoder_widths=(16, 8, 8), decoder_widths=(16, 8, 8), decoder_depth=1
+    ),
 )
 """For tests: 32×32 pixels, milliseconds a pass."""
 

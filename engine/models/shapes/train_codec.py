@@ -71,7 +71,8 @@ def _clips(generator: torch.Generator, device: torch.device) -> tuple[Tensor, Te
 
 
 def _loss(pair: nn.ModuleDict, rgb: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """(Loss to minimise, plain MSE). The object covers few pixels and is all that moves: it weighs more."""
+    """(Loss to minimise, plain MSE). Pixels that the object touches in any frame of a latent weigh more: they
+    are few, and all that moves."""
     decoder = pair["decoder"]
     assert isinstance(decoder, Decoder)
     with autocast(rgb.device):
@@ -80,7 +81,9 @@ def _loss(pair: nn.ModuleDict, rgb: Tensor, mask: Tensor) -> tuple[Tensor, Tenso
         noisy = decoder.normalise(raw + _NOISE * torch.randn_like(raw))
         out, _ = decoder(noisy, state)
     error = out.float() - rgb
-    weight = 1 + 4 * mask
+    span = decoder.config.frames
+    touched = mask.unflatten(1, (-1, span)).amax(dim=2).repeat_interleave(span, dim=1)
+    weight = 1 + 4 * touched
     loss = (weight * (error**2 + 0.1 * error.abs())).mean() + 1e-4 * raw.float().square().mean()
     return loss, error.detach().square().mean()
 
