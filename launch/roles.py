@@ -31,7 +31,11 @@ def role_environment(role: str, config: Any) -> dict[str, str]:
     """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(ENVIRONMENT_PREFIX)}
     fields = {name: value for name, value in asdict(config).items() if value is not None}
-    return inherited | {"PYTHONUNBUFFERED": "1", CONFIG_VARIABLES[role]: json.dumps(fields)}
+    python = {
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONSAFEPATH": "1",  # a queue.py or a folder called engine where the user stands is not ours
+    }
+    return inherited | python | {CONFIG_VARIABLES[role]: json.dumps(fields)}
 
 
 def engine_command(log_dir: Path | None = None) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +27,18 @@ def test_configuration_travels_in_one_variable(monkeypatch: pytest.MonkeyPatch) 
     assert json.loads(environment["TURBOSERVE_GATEWAY_CONFIG"]) == {"link_secret": "hush", "names": ["a"]}
     assert "TURBOSERVE_PORT" not in environment
     assert environment["HOME"] == "/h"
+
+
+def test_the_users_folder_is_not_searched(tmp_path: Path) -> None:
+    """A file there that is called like a module of ours, or of Python, changes nothing."""
+    for name in ("queue", "gateway"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')")
+    environment = role_environment("gateway", Config())
+    ended = subprocess.run(
+        role_command("gateway"), cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2
+    assert "unknown settings" in ended.stderr  # ours, and it got our configuration
 
 
 def test_secrets_are_never_on_a_command_line() -> None:
