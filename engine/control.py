@@ -22,6 +22,7 @@ from scheduler.messages import (
     Drain,
     EngineCommand,
     EngineId,
+    EngineState,
     ModelInfo,
     OpenSession,
     Phase,
@@ -135,7 +136,8 @@ class Control:
         while True:
             try:
                 await self._beat_once()
-                self._online = True
+                if not self._online:
+                    await self._came_back()
             except StoreUnavailable as exc:
                 self._went_offline(exc)
             await asyncio.sleep(self._config.heartbeat_ms / 1000.0)
@@ -193,7 +195,7 @@ class Control:
     async def _beat_once(self) -> None:
         left_ms = self._progress.left_ms()
         try:
-            await self._store.heartbeat_engine(
+            state = await self._store.heartbeat_engine(
                 self._engine,
                 load=self._progress.load(),
                 chunk_ms=self.host.chunk_ms if self._registration else 0.0,
@@ -201,10 +203,20 @@ class Control:
                 deadline_ms=None if left_ms is None else int(left_ms),
             )
         except EngineUnknown:
-            # Before registration: started by hand, no scheduler asked for it. Later: Redis lost its data.
-            if self._registration is not None:
-                _log.warning("Redis does not know this engine any more: registering again")
-                await self._registration()
+            state = EngineState.STARTING
+        # Before registration: still loading, or no scheduler asked for it. Later: Redis lost its newest data.
+        if state is EngineState.STARTING and self._registration is not None:
+            _log.warning("Redis does not know that this engine is ready: registering again")
+            await self._registration()
+            await self._came_back()
+
+    async def _came_back(self) -> None:
+        """Redis may have lost its last second: say everything again, and let it decide what still counts."""
+        for hosted in list(self.host.sessions.values()) if self._registration else ():
+            await self._announce(hosted)
+            hosted.published = ()
+        self._online = True
+        self._changed.set()
 
     async def _obey(self, command: EngineCommand) -> None:
         match command:
@@ -234,31 +246,41 @@ class Control:
                 _log.info("%s has moved on since the order to open it", command.session)
                 return
             log = await self._read_whole_log(command.session)
-            if command.session in self.host.sessions:
+            hosted = self.host.sessions.get(command.session)
+            if hosted is not None and hosted.epoch == command.epoch:
+                return  # Redis lost the placement and made it again: the same ownership
+            if hosted is not None:
                 self.host.lose(command.session)  # a former ownership
             self.host.open(record, log)
             self._logs_changed.set()
 
         await self._insist(open)
-        if command.session in self.host.sessions:
-            await self._insist(lambda: self._announce(command.session, command.epoch))
+        hosted = self.host.sessions.get(command.session)
+        if hosted is not None:
+            await self._insist(lambda: self._announce(hosted))
 
-    async def _announce(self, session: SessionId, epoch: int) -> None:
+    async def _announce(self, hosted: Hosted) -> None:
         try:
-            await self._store.announce_session(self._engine, session, epoch)
+            await self._store.announce_session(self._engine, hosted.id, hosted.epoch)
         except StaleEpoch:
-            await self._disowned(session)
+            await self._disowned(hosted)
 
-    async def _disowned(self, session: SessionId) -> None:
-        """A write was refused: drop the session, and say who has it now."""
-        record = await self._store.get_session(session)
+    async def _disowned(self, hosted: Hosted) -> None:
+        """A write was refused: drop the session, and say who has it now.
+
+        Whatever epoch the record has: an older one means that Redis lost the placement that made us owner.
+        """
+        record = await self._store.get_session(hosted.id)
+        if self.host.sessions.get(hosted.id) is not hosted:
+            return  # gone meanwhile, or opened again under a newer epoch
         if record is None:
-            self.host.lose(session)
+            self.host.lose(hosted.id)
         elif record.phase is Phase.CLOSED:
-            self.host.close(session, record.reason)
+            self.host.close(hosted.id, record.reason)
+        elif record.epoch > hosted.epoch:
+            self.host.release(ReleaseSession(session=hosted.id, epoch=record.epoch, engine=record.engine))
         else:
-            epoch, engine = record.epoch, record.engine
-            self.host.release(ReleaseSession(session=session, epoch=epoch, engine=engine))
+            self.host.lose(hosted.id)
 
     async def _read_whole_log(self, session: SessionId) -> list[LogEntry]:
         log: list[LogEntry] = []
@@ -305,14 +327,15 @@ class Control:
                 await self._store.end_session(self._engine, session, ended.epoch, ended.reason)
             except StaleEpoch:
                 _log.info("%s had another owner when it was closed here", session)
-            self._ended.pop(session, None)
+            if self._ended.get(session) is ended:  # not a later end under a newer epoch
+                del self._ended[session]
 
     async def _flush_applied(self, hosted: Hosted) -> None:
         entries = list(hosted.unrecorded)
         try:
             await self._store.record_applied(self._engine, hosted.id, hosted.epoch, entries)
         except StaleEpoch:
-            await self._disowned(hosted.id)
+            await self._disowned(hosted)
             return
         hosted.unrecorded = [entry for entry in hosted.unrecorded if entry not in entries]
 
@@ -325,9 +348,10 @@ class Control:
             != hosted.published
         ]
         progress = [self._progress_of(hosted) for hosted, _ in news]
-        for session in await self._store.publish_sessions(self._engine, progress):
-            await self._disowned(session)
+        stale = set(await self._store.publish_sessions(self._engine, progress))
         for hosted, facts in news:
+            if hosted.id in stale:
+                await self._disowned(hosted)
             hosted.published = facts
 
     def _progress_of(self, hosted: Hosted) -> SessionProgress:

@@ -7,7 +7,7 @@
 -- ARGV[4]  phase
 -- ARGV[5]  time that the phase may still take, ms from now; '' without a limit
 -- Derived  engines (zset)
--- Returns  1
+-- Returns  the engine's state
 -- Errors   ENGINE_GONE, ENGINE_UNKNOWN
 -- Events   none: the leader reads heartbeats each tick
 
@@ -26,4 +26,4 @@ end
 redis.call('HSET', KEYS[1], 'load', ARGV[2], 'chunk_ms', ARGV[3], 'phase', ARGV[4], 'deadline_ms', deadline,
   'heartbeat_ms', now)
 redis.call('ZADD', key('engines'), now, ARGV[1])
-return 1
+return e.state

@@ -40,7 +40,7 @@ redis.call('ZREM', key('queue', s.model), session)
 redis.call('SADD', key('placed', engine), session)
 count_placed(engine)
 move_session(session, s, 'place', {'epoch', epoch, 'engine', engine, 'opened', 0, 'reason', '', 'queue_order', 0})
-if before ~= '' and redis.call('HGET', key('engine', before), 'state') ~= 'gone' then
+if before ~= '' then
   command(before, {type = 'release', session = session, epoch = epoch, engine = engine})
 end
 command(engine, {type = 'open', session = session, epoch = epoch})

@@ -37,7 +37,12 @@ local function emit(event)
   redis.call('XADD', key('events'), 'MAXLEN', '~', MAX_EVENTS, '*', 'm', cjson.encode(event))
 end
 
+-- An engine that is gone has no stream any more, and must not get a new one that nobody deletes.
 local function command(engine, message)
+  local state = redis.call('HGET', key('engine', engine), 'state')
+  if not state or state == 'gone' then
+    return
+  end
   redis.call('XADD', key('commands', engine), 'MAXLEN', '~', MAX_COMMANDS, '*', 'm', cjson.encode(message))
 end
 

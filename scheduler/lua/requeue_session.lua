@@ -19,9 +19,6 @@ local s = read_hash(KEYS[1])
 if not s or s.epoch ~= ARGV[2] or not SESSION_MOVES[s.phase]['requeue'] then
   return fail('REFUSED', 'the session is not placed at epoch ' .. ARGV[2])
 end
-local state = redis.call('HGET', key('engine', s.engine), 'state')
-if state and state ~= 'gone' then
-  command(s.engine, {type = 'release', session = session, epoch = s.epoch + 1})
-end
+command(s.engine, {type = 'release', session = session, epoch = s.epoch + 1})
 requeue(session, s, ARGV[4])
 return s.epoch + 1

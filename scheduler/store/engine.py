@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scheduler.messages import ENGINE_COMMANDS, EngineCommand, EngineId, ModelInfo, SessionId
+from scheduler.messages import ENGINE_COMMANDS, EngineCommand, EngineId, EngineState, ModelInfo, SessionId
 from scheduler.store import records
 from scheduler.store.errors import StaleEpoch
 from scheduler.store.reader import StoreReader
@@ -36,8 +36,8 @@ class EngineStore(StoreReader):
 
     async def heartbeat_engine(
         self, engine: EngineId, *, load: float, chunk_ms: float, phase: str, deadline_ms: int | None
-    ) -> None:
-        """Say that the engine lives, every 500 ms; also while starting.
+    ) -> EngineState:
+        """Say that the engine lives, every 500 ms; also while starting. Returns its state in Redis.
 
         load is a share from 0 to 1, chunk_ms the mean latency of recent chunks, phase what the compute
         thread does. deadline_ms is how long from now that phase may still take (Lua adds the server's time,
@@ -46,7 +46,7 @@ class EngineStore(StoreReader):
         Raises:
             EngineGone: declared gone; EngineUnknown when Redis has no record (register again).
         """
-        await self._redis.run(
+        state: str = await self._redis.run(
             "heartbeat_engine",
             self._key("engine", engine),
             engine,
@@ -55,6 +55,7 @@ class EngineStore(StoreReader):
             phase,
             "" if deadline_ms is None else deadline_ms,
         )
+        return EngineState(state)
 
     async def read_commands(
         self, engine: EngineId, after: str, *, block_ms: int = 0

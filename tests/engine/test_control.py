@@ -23,9 +23,11 @@ from engine.progress import Progress
 from engine.steering import AppliedInput
 from scheduler.messages import (
     Closed,
+    EngineChanged,
     EngineId,
     EngineState,
     Moved,
+    OpenSession,
     Phase,
     PromptInput,
     SessionClosed,
@@ -34,6 +36,7 @@ from scheduler.messages import (
     SessionRecord,
     Stop,
     Subscribe,
+    encode_json,
 )
 from scheduler.store import AppliedRecord, EngineGone, Store
 from tests.engine.edges import S1, RecordedLink, made, until
@@ -234,6 +237,7 @@ async def test_during_an_outage_chunks_leave_and_afterwards_all_is_written(
 ) -> None:
     """Redis is killed: an input's chunk leaves all the same, a stop works; then Redis catches up."""
     store = await Store.connect(own_redis.url, cluster=cluster)
+    await store._redis.client.config_set("appendfsync", "always")  # what is lost is not left to chance
     async with running(store, own_redis.url, cluster) as world:
         _, command = await opened(world)
         await world.event(SessionOpened)
@@ -257,5 +261,56 @@ async def test_during_an_outage_chunks_leave_and_afterwards_all_is_written(
         closed = await world.event(SessionClosed)
         assert closed == SessionClosed(session=S1, reason="stopped")
         assert (await world.record()).phase is Phase.CLOSED
+    assert world.errors == []
+    await store.close()
+
+
+async def test_redis_that_lost_the_placement_ends_the_ownership(world: World) -> None:
+    """The record is back at an older epoch: the session is dropped, or two engines would own epoch 1 next."""
+    await opened(world)
+    await world.event(SessionOpened)
+    key = world.store._key("session", S1)
+    await world.store._redis.client.hset(key, mapping={"epoch": 0, "engine": "", "phase": "queued"})
+    world.host.receive_event(made(0))
+    await until(lambda: S1 not in world.host.sessions)
+
+
+async def test_the_same_placement_ordered_twice_keeps_the_session(world: World) -> None:
+    """An open order for the epoch that is hosted already changes nothing and is announced again."""
+    await opened(world)
+    await world.event(SessionOpened)
+    hosted, after = world.host.sessions[S1], await world.store.last_event_id()
+    command = encode_json(OpenSession(session=S1, epoch=1)).decode()
+    await world.store._redis.client.xadd(world.store._key("commands", E1), {"m": command})
+    assert await world.event(SessionOpened, after) == SessionOpened(session=S1, engine=E1, epoch=1)
+    assert world.host.sessions[S1] is hosted
+
+
+async def test_a_registration_that_redis_lost_is_made_again(world: World) -> None:
+    """The record is back at starting: without this the engine would be lost at its start's time limit."""
+    await opened(world)
+    await world.event(SessionOpened)
+    after = await world.store.last_event_id()
+    await world.store._redis.client.hset(world.store._key("engine", E1), "state", "starting")
+    changed = await world.event(EngineChanged, after)
+    assert isinstance(changed, EngineChanged) and changed.state is EngineState.READY
+    assert await world.event(SessionOpened, after) == SessionOpened(session=S1, engine=E1, epoch=1)
+
+
+async def test_after_an_outage_progress_is_published_again(own_redis: RedisServer, cluster: str) -> None:
+    """Redis comes back without what was published last, and gets it though nothing changed here."""
+    store = await Store.connect(own_redis.url, cluster=cluster)
+    await store._redis.client.config_set("appendfsync", "always")  # what is lost is not left to chance
+    async with running(store, own_redis.url, cluster) as world:
+        await opened(world)
+        world.host.receive_event(made(0))
+        await until(lambda: world.host.sessions[S1].published != ())
+        await store._redis.client.hset(store._key("session", S1), "next_seq", 0)
+        own_redis.kill()
+        await until(lambda: not world.control._online)
+        own_redis.start()
+        async with asyncio.timeout(20):
+            while (await world.record()).next_seq != 1:
+                await asyncio.sleep(0.02)
     assert world.errors == []
     await store.close()
