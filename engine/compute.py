@@ -65,6 +65,8 @@ class _Resident:
 
     state: SessionState
     lane: Lane
+    has_sent: bool = False
+    """Has its encoder been given frames?"""
 
 
 class ComputeLoop:
@@ -274,6 +276,9 @@ class ComputeLoop:
         """Hand the frames of the session's chunk to its encoder."""
         state, work = resident.state, resident.state.work
         assert work is not None
+        if state.index == 0 and resident.has_sent:  # rate control remembers: a reset forgets that too
+            resident.lane = replace(resident.lane, encoder=self._make_encoder())
+        resident.has_sent = True
         template = PartMade(
             session=state.session,
             epoch=state.epoch,
@@ -309,9 +314,12 @@ class ComputeLoop:
             _log.error("session %s cannot be opened", command.session, exc_info=exc)
             self._emit(SessionFailed(session=command.session, epoch=command.epoch, message=FAILURE_MESSAGE))
             return
+        lane = self._encoders.open_lane(self._make_encoder())
+        self._residents[command.session] = _Resident(state=state, lane=lane)
+
+    def _make_encoder(self) -> SessionEncoder:
         spec = self._model.spec
-        encoder = SessionEncoder(width=spec.width, height=spec.height, fps=spec.fps, crf=self._crf)
-        self._residents[command.session] = _Resident(state=state, lane=self._encoders.open_lane(encoder))
+        return SessionEncoder(width=spec.width, height=spec.height, fps=spec.fps, crf=self._crf)
 
     def _guarded(self, state: SessionState, action: Callable[[], None]) -> bool:
         """Do it; an error closes this session and nothing else."""

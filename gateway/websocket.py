@@ -73,6 +73,8 @@ class WebSocket:
         self._text = False
         self._writable = True
         self._lost = False
+        self._failed = False
+        """Broken by the peer: what it sent behind that does not count."""
         self._heard = True
         self._send_timer: asyncio.TimerHandle | None = None
         self._close_timer: asyncio.TimerHandle | None = None
@@ -165,7 +167,8 @@ class WebSocket:
             return
         message = b"".join(self._fragments)
         self._fragments.clear()
-        if not self.is_open():
+        # Not `is_open`: what came in one read with the peer's close frame was sent before it and counts.
+        if self._lost or self._failed or self._closing is not None:
             return
         if not self._text:
             self._receiver.receive_frame(message)
@@ -173,6 +176,7 @@ class WebSocket:
         try:
             text = message.decode()
         except UnicodeDecodeError:
+            self._failed = True
             self._protocol.fail(1007, "a text frame must be UTF-8")
             return
         self._receiver.receive_frame(text)

@@ -171,6 +171,19 @@ def test_a_reset_restarts_the_decoder() -> None:
     assert [torch.equal(bench.model.frames[1 + n], fresh.model.frames[n]) for n in (0, 1)] == [True, True]
 
 
+def test_a_reset_restarts_the_encoder() -> None:
+    """A chunk after a reset has the very bytes of the start: rate control remembers nothing of the past."""
+    bench = Bench()
+    a = bench.open("s_a", seed=5)
+    while bench.made(a) < 3:
+        bench.step(1)
+    bench.feed(a, ResetInput())
+    bench.chunks(a, 6)
+    first = next(n for n, part in enumerate(bench.parts(a)) if part.rev == 1)
+    payloads = [part.encoded.payload for part in bench.parts(a)]
+    assert payloads[first : first + 2] == payloads[:2]
+
+
 def test_an_order_of_inputs_is_taken_whole_at_one_boundary() -> None:
     """Inputs that wait together become one change, each with its own rev, and are counted."""
     bench = Bench()

@@ -17,6 +17,10 @@ from gateway.listener import Listener, ListenerLimits
 from gateway.websocket import Receiver, SocketLimits, WebSocket
 
 BIG_BYTES = 100 * 1024 * 1024
+HANDSHAKE = (
+    b"GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
 
 
 class Echo:
@@ -24,11 +28,13 @@ class Echo:
 
     def __init__(self) -> None:
         self.lost = asyncio.Event()
+        self.heard: list[str | bytes] = []
 
     def receive_open(self, socket: WebSocket) -> None:
         self.socket = socket
 
     def receive_frame(self, data: str | bytes) -> None:
+        self.heard.append(data)
         if data == "flood":
             for _ in range(64):
                 self.socket.send(bytes(1024 * 1024))
@@ -300,6 +306,19 @@ async def test_text_that_is_not_utf8_closes_1007() -> None:
         with pytest.raises(ConnectionClosed) as caught:
             await ws.recv()
         assert caught.value.rcvd is not None and caught.value.rcvd.code == 1007
+
+
+async def test_a_message_that_comes_with_the_close_frame_counts() -> None:
+    """A client that says its last word and closes at once, in one segment, is heard."""
+    async with listening() as (app, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HANDSHAKE)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"\x81\x84\0\0\0\0stop" + b"\x88\x82\0\0\0\0\x03\xe8")
+        await reader.read()
+        await app.echoes[0].lost.wait()
+        assert app.echoes[0].heard == ["stop"]
+        writer.close()
 
 
 async def test_a_peer_that_does_not_read_is_cut_off() -> None:
