@@ -337,6 +337,12 @@ class ControllerChanged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SessionLeft:  # its controlling connection is gone
+    type: ClassVar[str] = "session_left"
+    session: SessionId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineChanged:
     """An engine registered, became ready, drains or is gone."""
 
@@ -361,6 +367,7 @@ Event = (
     | SessionChanged
     | SessionClosed
     | ControllerChanged
+    | SessionLeft
     | EngineChanged
     | DesiredChanged
 )

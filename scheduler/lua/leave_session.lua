@@ -4,11 +4,12 @@
 -- ARGV[1]  session
 -- ARGV[2]  controller_epoch of the connection
 -- Returns  1 if it was the controlling one, else 0
--- Events   none: the owner learns from the link, the leader looks at queued sessions each tick
+-- Events   session_left
 
 local s = read_hash(KEYS[1])
 if check_controller(s, ARGV[2]) or s.left_ms ~= '' then
   return 0
 end
 redis.call('HSET', KEYS[1], 'gateway', '', 'left_ms', now_ms())
+emit({type = 'session_left', session = ARGV[1]})
 return 1

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from scheduler.config import SchedulerConfig
 from scheduler.messages import EngineState, Phase
-from scheduler.policy.base import Action, Changes, Memory, Place, Plan
-from scheduler.policy.upkeep import find_lost, lose, note_changes, requeue_orphans, size_cluster, sweep
+from scheduler.policy.base import Changes, Memory, Place, Plan
+from scheduler.policy.upkeep import (
+    find_lost,
+    lose,
+    make_room,
+    note_changes,
+    requeue_orphans,
+    size_cluster,
+    sweep,
+)
 from scheduler.view import NEVER_MS, View
 
 
@@ -28,16 +38,17 @@ class LeastLoaded:
         closed = {*lost, *sizing.draining}
         open_ = [id not in closed for id in view.engines.ids]
         places = place(view, np.array(open_, dtype=bool))
+        room = make_room(view, _num_short(view, places), now_ms)
         upkeep = (*lose(lost), *requeue_orphans(view), *sweep(view, now_ms, config), *sizing.actions)
-        return (*upkeep, *places), memory
+        return (*upkeep, *places, *room), memory
 
 
-def place(view: View, is_open: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> list[Action]:
+def place(view: View, is_open: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> list[Place]:
     """Place waiting sessions, and move sessions off draining engines, on ready engines marked open."""
     engines = view.engines
     usable = view.is_state(EngineState.READY) & is_open
     room = np.where(usable, engines["capacity"] - engines["sessions"], 0)
-    actions: list[Action] = []
+    actions: list[Place] = []
     for row in _order(view):
         model = view.sessions["model"][row]
         fitting = np.where(engines["model"] == model, room, 0)
@@ -54,6 +65,14 @@ def place(view: View, is_open: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> li
         )
         room[best] -= 1
     return actions
+
+
+def _num_short(view: View, places: list[Place]) -> Counter[int]:
+    """Queued sessions that found no place, by model index."""
+    placed = {action.session for action in places}
+    queued = view.is_phase(Phase.QUEUED)
+    rows = (row for row in _order(view) if queued[row] and view.sessions.ids[row] not in placed)
+    return Counter(int(view.sessions["model"][row]) for row in rows)
 
 
 def _order(view: View) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +22,8 @@ from scheduler.policy.base import (
 )
 from scheduler.view import ENGINE_STATES, NEVER_MS, NO_ENGINE, View
 
+RELOAD_GRACE_MS = 3_000
+"""A connection that is gone for less may be a page being loaded again."""
 YOUNG_MS = 30_000
 """An engine that is gone before this age died at its start, more or less."""
 MAX_PAUSE_MS = 30_000
@@ -66,6 +68,26 @@ def sweep(view: View, now_ms: int, config: SchedulerConfig) -> list[Action]:
         )
         for row in np.flatnonzero(left)
     ]
+
+
+def make_room(view: View, num_short: Mapping[int, int], now_ms: int) -> list[Action]:
+    """Take sessions without a connection from their engines while others wait, the longest gone first.
+
+    num_short: sessions that found no place, by model index. DESIGN.md section 4: lingering sessions go first.
+    """
+    sessions = view.sessions
+    ready = np.flatnonzero(view.is_state(EngineState.READY))
+    gone = view.is_phase(Phase.PLACED) & (sessions["left_ms"] <= now_ms - RELOAD_GRACE_MS)
+    candidates = np.flatnonzero(gone & np.isin(sessions["engine"], ready))
+    short = dict(num_short)
+    actions: list[Action] = []
+    for row in candidates[np.argsort(sessions["left_ms"][candidates], kind="stable")]:
+        model = int(sessions["model"][row])
+        if short.get(model, 0) > 0:
+            short[model] -= 1
+            epoch = int(sessions["epoch"][row])
+            actions.append(Requeue(session=sessions.ids[row], expect_epoch=epoch, why="made_room"))
+    return actions
 
 
 def requeue_orphans(view: View) -> list[Action]:

@@ -31,7 +31,7 @@ from scheduler.policy.base import (
     Sweep,
 )
 from scheduler.policy.least_loaded import LeastLoaded
-from scheduler.policy.upkeep import FORGIVE_MS, MAX_PAUSE_MS
+from scheduler.policy.upkeep import FORGIVE_MS, MAX_PAUSE_MS, RELOAD_GRACE_MS
 from scheduler.view import View, build_table
 
 NOW_MS = 1_000_000
@@ -314,3 +314,44 @@ def test_same_input_same_output() -> None:
     view = world(E1, E2, *(session(f"s_{n}", order=n) for n in range(9)))
     plans = [LeastLoaded().plan(view, Changes(), Memory(), NOW_MS, CONFIG) for _ in range(2)]
     assert plans[0] == plans[1]
+
+
+LONG_LEFT, JUST_LEFT = NOW_MS - RELOAD_GRACE_MS, NOW_MS - RELOAD_GRACE_MS + 1
+
+
+@pytest.mark.parametrize(
+    ("records", "expected"),
+    [
+        pytest.param([session("s_a", "e_1", left_ms=LONG_LEFT)], [], id="nobody waits"),
+        pytest.param(
+            [session("s_a", "e_1", left_ms=LONG_LEFT), session("s_b", "e_1"), session("s_w")],
+            [("requeue", "s_a")],
+            id="one waits, one is gone",
+        ),
+        pytest.param(
+            [session("s_a", "e_1", left_ms=LONG_LEFT), session("s_b", "e_1", left_ms=5), session("s_w")],
+            [("requeue", "s_b")],
+            id="longest gone first",
+        ),
+        pytest.param(
+            [session("s_a", "e_1", left_ms=JUST_LEFT), session("s_b", "e_1"), session("s_w")],
+            [],
+            id="a reload keeps its place",
+        ),
+        pytest.param(
+            [session("s_a", "e_1", left_ms=LONG_LEFT), session("s_w")],
+            [("place", "s_w", "e_1")],
+            id="room without it",
+        ),
+        pytest.param(
+            [session("s_a", "e_1", left_ms=5), session("s_b", "e_1"), session("s_w", left_ms=LONG_LEFT)],
+            [],
+            id="who waits is gone too",
+        ),
+    ],
+)
+def test_sessions_without_connection_make_room(
+    records: list[SessionRecord], expected: list[tuple[str, ...]]
+) -> None:
+    """While others wait, exactly as many as are needed go back to the queue."""
+    assert decide(world(E1, *records, desired=("e_1",)), config=replace(CONFIG, engines=1)) == expected
