@@ -73,14 +73,16 @@ class _Run:
         _, decoder = load_codec(out / "codec.pt", device)
         self._net.decoder.load_state_dict(decoder.state_dict())
         self._net.decoder.requires_grad_(False)
-        self._average = {name: p.detach().clone() for name, p in self._net.named_parameters()}
+        self._average = {
+            name: p.detach().clone() for name, p in self._net.named_parameters() if p.requires_grad
+        }
         self._optimizers = _optimizers(self._net)
         if (out / "dit.pt").exists():
             self._resume(torch.load(out / "dit.pt", weights_only=True))
 
     def _resume(self, saved: dict[str, object]) -> None:
         self.steps = int(str(saved["steps"]))
-        self._net.load_state_dict(saved["net"])  # type: ignore[arg-type]
+        self._net.load_state_dict(saved["net"], strict=False)  # type: ignore[arg-type]  # no decoder in it
         self._average.update(saved["average"])  # type: ignore[call-overload]
         for optimizer, state in zip(self._optimizers, saved["optimizers"], strict=True):  # type: ignore[call-overload]
             optimizer.load_state_dict(state)
@@ -146,13 +148,14 @@ class _Run:
     def _follow(self) -> None:
         decay = min(_EMA, (1 + self.steps) / (20 + self.steps))
         for name, parameter in self._net.named_parameters():
-            self._average[name].lerp_(parameter, 1 - decay)
+            if name in self._average:
+                self._average[name].lerp_(parameter, 1 - decay)
 
     def save(self) -> Path:
         """Write the resumable state, the averaged weights and a sample sheet; returns the weights' path."""
         state = {
             "steps": self.steps,
-            "net": self._net.state_dict(),
+            "net": {k: v for k, v in self._net.state_dict().items() if not k.startswith("decoder.")},
             "average": self._average,
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
         }
