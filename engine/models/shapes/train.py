@@ -29,7 +29,7 @@ _STAGES: Final = {
     "dit": train_dit,
     "decoder": polish_decoder,
 }
-_SHARES: Final = {"codec": 0.15, "encode": 0.05, "dit": 0.73, "decoder": 0.07}
+_SHARES: Final = {"codec": 0.15, "encode": 0.05, "dit": 0.65, "decoder": 0.15}
 
 
 def main() -> None:
