@@ -42,7 +42,7 @@ def main() -> int:
     except (DecodeError, ValueError) as exc:
         sys.stderr.write(f"engine: {exc}\n")
         return EXIT_BAD_CONFIG
-    except StoreError as exc:
+    except (StoreError, OSError) as exc:  # Redis, or the link's address
         sys.stderr.write(f"engine: {exc}\n")
         return EXIT_FAILED
 

@@ -95,6 +95,8 @@ def acknowledged(player: Player, *, seq: int, end_media_ms: float, buffer_ms: fl
     if seq >= player.delivered_seq or seq + 1 < player.acked_seq:
         return player
     playhead = min(max(end_media_ms - max(buffer_ms, 0.0), 0.0), player.delivered_media_ms)
+    if player.anchor_ms is not None and playhead >= player.delivered_media_ms <= player.playhead_ms(now_ms):
+        return replace(player, acked_seq=seq + 1, has_acked=True)  # it was dry and is: keep since when
     started = player.anchor_ms is not None or seq >= player.acked_seq
     return replace(
         player,
@@ -135,8 +137,13 @@ def start_ms(player: Player, *, next_seq: int, made_ms: float) -> float | None:
 
 
 def dry_ms(player: Player, *, made_ms: float, due_ms: float, now_ms: float) -> float:
-    """When the player has shown all made chunks: the deadline of the next one, due since `due_ms`."""
-    unplayed = unplayed_ms(player, made_ms=made_ms, now_ms=now_ms)
+    """When the player has, or had, shown all made chunks: the deadline of the next one, due since `due_ms`.
+
+    A player that is dry keeps the moment at which it ran dry, so who waits longest is first. A player that is
+    dry by its own will (a recorder: it acks with nothing unplayed) gets no more than its rate before others:
+    its deadline is not before the chunk's due time plus the chunk's own length.
+    """
     if player.anchor_ms is None:
-        return due_ms + FIRST_CHUNK_MS + unplayed
-    return now_ms + unplayed
+        return due_ms + FIRST_CHUNK_MS + unplayed_ms(player, made_ms=made_ms, now_ms=now_ms)
+    dry = player.anchor_ms + made_ms - player.anchor_media_ms
+    return max(dry, due_ms + player.chunk_ms)

@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,9 @@ async def _serve(config: EngineConfig) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end, EXIT_OK)
-    store = await _connect(config)
+    store = await _connect(config, outcome)
+    if store is None:
+        return outcome.result()
     progress = Progress(monotonic_ms)
     control = Control(store, config, progress, stop=lambda: end(EXIT_OK))
     tasks = [_supervised(control.beat(), "beat", end)]
@@ -185,18 +188,23 @@ class Engine:
         """Serve until `outcome` is known, then end in order. Adds its tasks to `tasks`."""
         await self._links.start(self._config.link_host, self._config.link_port)
         self._thread.start()
+        tasks.append(_supervised(self._host.watch(), "watch", self._end))
+        # Not awaited: registering waits for Redis, and a signal must end that too.
+        tasks.append(_supervised(self._register(tasks), "register", self._end))
+        status = await outcome
+        await self._finish(status)
+        return status
+
+    async def _register(self, tasks: list[asyncio.Task[None]]) -> None:
+        """Register, then follow what Redis says."""
         await self._control.register(self._links.url, model_info(self._spec))
         _log.info("engine %s serves %s at %s", self._config.engine_id, self._spec.name, self._links.url)
         parts = {
             "commands": self._control.read_commands(),
             "inputs": self._control.read_inputs(),
             "publish": self._control.publish(),
-            "watch": self._host.watch(),
         }
         tasks.extend(_supervised(work, name, self._end) for name, work in parts.items())
-        status = await outcome
-        await self._finish(status)
-        return status
 
     async def _finish(self, status: int) -> None:
         """Let the chunks in work leave, say goodbye, close the links."""
@@ -205,7 +213,7 @@ class Engine:
             _log.info("ending: the chunks in work are finished first")
             try:
                 async with asyncio.timeout(DRAIN_LIMIT_S):
-                    await asyncio.to_thread(self._thread.join, DRAIN_LIMIT_S)
+                    await self._join()
                     await asyncio.to_thread(self._encoders.close)
                     await self._host.drained()
                     await self._links.drained()
@@ -213,6 +221,14 @@ class Engine:
                 _log.warning("not everything was handed to the gateways within %g s", DRAIN_LIMIT_S)
             await self._control.deregister()
         await self._links.close()
+        with suppress(TimeoutError):
+            await self._join()  # a thread inside a kernel while the interpreter ends would crash it
+
+    async def _join(self) -> None:
+        """Wait for the compute thread. Raises TimeoutError after DRAIN_LIMIT_S."""
+        await asyncio.to_thread(self._thread.join, DRAIN_LIMIT_S)
+        if self._thread.is_alive():
+            raise TimeoutError
 
     def _run_compute(self) -> None:
         torch.set_num_threads(self._config.threads)  # counts per thread in some builds
@@ -227,17 +243,18 @@ class Engine:
         self._end(EXIT_FAILED)
 
 
-async def _connect(config: EngineConfig) -> Store:
-    """Reach Redis within STORE_PATIENCE_S. Raises StoreUnavailable."""
+async def _connect(config: EngineConfig, outcome: asyncio.Future[int]) -> Store | None:
+    """Reach Redis within STORE_PATIENCE_S; None when told to end before. Raises StoreUnavailable."""
     give_up_ms = monotonic_ms() + STORE_PATIENCE_S * 1000.0
-    while True:
+    while not outcome.done():
         try:
             return await Store.connect(config.redis, cluster=config.cluster)
         except StoreUnavailable as exc:
             if monotonic_ms() > give_up_ms:
                 raise
             _log.warning("waiting for Redis: %s", exc)
-        await asyncio.sleep(MAX_BACKOFF_S)
+        await asyncio.wait({outcome}, timeout=MAX_BACKOFF_S)
+    return None
 
 
 def _supervised(work: Coroutine[None, None, None], name: str, end: EndEngine) -> asyncio.Task[None]:

@@ -303,9 +303,10 @@ class Host:
     def _send_replay(self, hosted: Hosted, link: Link, next_seq: int) -> None:
         replay = hosted.replay
         hosted.start_seq = max(next_seq, replay.oldest_seq)
-        hosted.player = subscribed(
-            hosted.player, seq=hosted.start_seq, media_ms=replay.start_of_ms(hosted.start_seq)
-        )
+        # Beyond what is made here (an earlier owner sent more): the player's media ends there, not here.
+        ahead_ms = max(0, hosted.start_seq - replay.next_seq) * hosted.player.chunk_ms
+        media_ms = replay.start_of_ms(hosted.start_seq) + ahead_ms
+        hosted.player = subscribed(hosted.player, seq=hosted.start_seq, media_ms=media_ms)
         link.send(
             Subscribed(
                 session=hosted.id,

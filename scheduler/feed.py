@@ -18,6 +18,7 @@ from scheduler.messages import (
     SessionChanged,
     SessionClosed,
     SessionId,
+    SessionLeft,
     SessionOpened,
     SessionPlaced,
     SessionQueued,
@@ -27,6 +28,9 @@ from scheduler.store import EventsTrimmed, Store
 from scheduler.view import ENGINE_STATES, PHASES, ClusterTable, View, build_table
 
 log = logging.getLogger("scheduler.feed")
+
+BATCH = 1_000
+"""Events per read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +69,10 @@ class Feed:
     async def follow(self, block_ms: int) -> Delta:
         """Wait up to block_ms for events, then bring the view up to them."""
         try:
-            events = await self._store.read_events(self._after, block_ms=block_ms)
+            events = batch = await self._store.read_events(self._after, block_ms=block_ms, count=BATCH)
+            while len(batch) == BATCH:  # a plan on half of the news would repeat what the other half says
+                batch = await self._store.read_events(events[-1][0], count=BATCH)
+                events = [*events, *batch]
         except EventsTrimmed as exc:
             log.warning("reading everything again: %s", exc)
             await self.rebuild()
@@ -93,7 +100,9 @@ class Feed:
         released = 0
         for event in events:
             match event:
-                case SessionQueued() | SessionPlaced() | ControllerChanged() | SessionChanged():
+                case SessionQueued() | SessionPlaced() | SessionChanged():
+                    sessions.add(event.session)
+                case ControllerChanged() | SessionLeft():
                     sessions.add(event.session)
                 case SessionClosed():
                     sessions.add(event.session)

@@ -45,6 +45,10 @@ class Scheduler:
         """Redis time since which Redis was reached without a break; None: not known to be."""
         self._tick_s = 0.0
         self._resync_s = 0.0
+        self._prepared_term: int | None = None
+        """Term for which memory and view were read."""
+        self._offset_ms: float | None = None
+        """Redis time less the own clock, at the last tick."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Lead or stand by until `stop` is set; then give the lease back."""
@@ -70,6 +74,8 @@ class Scheduler:
         """One cycle as leader, or one attempt to lead. False: another leads. Raises StoreUnavailable."""
         if not await self._hold_lease():
             return False
+        if self._prepared_term != self._lease.term:
+            await self._take_over()
         delta = await self._follow()
         try:
             await self._plan_and_apply(delta)
@@ -98,11 +104,11 @@ class Scheduler:
         )
         if term is None:
             return False
-        await self._take_over(term, asked_s)
+        self._lease.grant(term, asked_s)
         return True
 
-    async def _take_over(self, term: int, asked_s: float) -> None:
-        self._lease.grant(term, asked_s)
+    async def _take_over(self) -> None:
+        """Read what a new leader must know. Repeated until it succeeds."""
         self._memory = decode_memory(await self._store.load_memory())
         await self._feed.rebuild()
         self._published = None
@@ -113,10 +119,11 @@ class Scheduler:
         log.info(
             "%s leads, term %d: %d engines, %d sessions",
             self._name,
-            term,
+            self._lease.term,
             len(view.engines),
             len(view.sessions),
         )
+        self._prepared_term = self._lease.term
 
     # --- read
 
@@ -132,10 +139,19 @@ class Scheduler:
         if now_s >= self._tick_s:
             self._tick_s = now_s + self._config.tick_ms / 1000
             await self._feed.refresh()
+            self._check_clocks()
         if self._clock() - started_s > wait_s + LATE_S or self._reachable_ms is None:
             # Redis hung, or this process did: silence of engines in that time means nothing.
             self._reachable_ms = await self._store.now_ms()
         return delta
+
+    def _check_clocks(self) -> None:
+        """Redis time was set: ages of heartbeats across the step mean nothing."""
+        offset_ms = self._feed.view.read_ms - self._clock() * 1000
+        if self._offset_ms is not None and abs(offset_ms - self._offset_ms) > LATE_S * 1000:
+            log.warning("Redis time moved by %d ms against this clock", offset_ms - self._offset_ms)
+            self._reachable_ms = None
+        self._offset_ms = offset_ms
 
     # --- plan, apply
 

@@ -10,7 +10,7 @@ from typing import Any
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import BusyLoadingError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import BusyLoadingError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -25,6 +25,8 @@ MAX_CONNECTIONS = 16
 MAX_BLOCKING_CONNECTIONS = 8
 """Blocking reads at once per process."""
 MIN_VERSION = (6, 2)
+PASSING_TROUBLES = ("OOM", "MISCONF", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "NOREPLICAS")
+"""Codes of a server that answers but can't serve now: out of memory, its disk full, being failed over."""
 
 Entry = tuple[str, dict[str, str]]
 """Id and fields of a stream entry."""
@@ -99,7 +101,7 @@ class Connection:
             for key, args in calls:
                 await self._scripts[script](keys=[key], args=args, client=pipe)
             results = await pipe.execute(raise_on_error=False)
-        return [script_error(str(r)) or r if isinstance(r, ResponseError) else r for r in results]
+        return [_response_error(r) if isinstance(r, ResponseError) else r for r in results]
 
     async def read_streams(
         self, after: Mapping[str, str], *, block_ms: int, count: int
@@ -121,9 +123,18 @@ async def mapped_errors(timeout_s: float = COMMAND_TIMEOUT_S) -> AsyncIterator[N
         # TimeoutError, the builtin, is an OSError.
         raise StoreUnavailable(f"Redis can't be reached: {exc or type(exc).__name__}") from exc
     except ResponseError as exc:
-        known = script_error(str(exc))
-        if known is not None:
-            raise known from exc
-        raise
+        raise _response_error(exc) from exc
     except RedisError as exc:
         raise StoreUnavailable(f"Redis can't be used: {exc}") from exc
+
+
+def _response_error(exc: ResponseError) -> Exception:
+    """What an error reply means to our callers: an error inside a script carries the code in its text."""
+    text = str(exc)
+    known = script_error(text)
+    if known is not None:
+        return known
+    words = text.replace("-", " ").split()
+    if isinstance(exc, OutOfMemoryError) or any(code in words for code in PASSING_TROUBLES):
+        return StoreUnavailable(f"Redis can't serve now: {text}")
+    return exc

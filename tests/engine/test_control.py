@@ -310,7 +310,7 @@ async def test_after_an_outage_progress_is_published_again(own_redis: RedisServe
         await until(lambda: not world.control._online)
         own_redis.start()
         async with asyncio.timeout(20):
-            while (await world.record()).next_seq != 1:
+            while (await world.record()).next_seq != 1:  # noqa: ASYNC110 - no event tells
                 await asyncio.sleep(0.02)
     assert world.errors == []
     await store.close()

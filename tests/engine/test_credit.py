@@ -129,10 +129,10 @@ def test_two_chunks_in_the_encoder_hold_the_third_back() -> None:
 
 
 def test_the_deadline_is_when_the_player_runs_dry() -> None:
-    """All made chunks shown; before the first delivery, soon after the chunk is due."""
+    """All made chunks shown; a dry player keeps that moment; with none yet, soon after it is due."""
     player = deliver(fresh(), 0, 1000.0)
     assert dry_ms(player, made_ms=CHUNK, due_ms=1000.0, now_ms=1100.0) == 1000.0 + CHUNK
-    assert dry_ms(player, made_ms=CHUNK, due_ms=1000.0, now_ms=9000.0) == 9000.0
+    assert dry_ms(player, made_ms=CHUNK, due_ms=1000.0, now_ms=9000.0) == 1000.0 + CHUNK
     assert dry_ms(fresh(), made_ms=0.0, due_ms=100.0, now_ms=120.0) == 600.0
 
 
@@ -174,3 +174,17 @@ def test_whatever_happens_the_bounds_hold(history: list[tuple[str, float, int]],
         assert made - sent <= 14
         start = next_start(player, made)
         assert start is None or not math.isnan(start)
+
+
+def test_a_dry_player_keeps_the_moment_it_ran_dry() -> None:
+    """The deadline does not move with the clock or with acks of nothing new: who waits longest is first."""
+    player = ack(deliver(fresh(), 0, now_ms=0.0), 0, buffer_ms=CHUNK, now_ms=0.0)
+    for now_ms in (2_000.0, 2_500.0):
+        assert dry_ms(player, made_ms=CHUNK, due_ms=-9e9, now_ms=now_ms) == CHUNK
+        player = ack(player, 0, buffer_ms=0.0, now_ms=now_ms)
+
+
+def test_a_recorder_is_not_more_urgent_than_its_rate() -> None:
+    """It acks each chunk with nothing unplayed: its next deadline is one chunk after the chunk was due."""
+    player = ack(deliver(fresh(), 0, now_ms=100.0), 0, buffer_ms=0.0, now_ms=100.0)
+    assert dry_ms(player, made_ms=CHUNK, due_ms=100.0, now_ms=110.0) == 100.0 + CHUNK

@@ -19,6 +19,7 @@ from engine.compute_messages import (
     SessionFailed,
     Wish,
 )
+from engine.credit import start_ms
 from engine.host import Host
 from engine.hosted import Hosted
 from engine.lifecycle import LifeLimits
@@ -465,3 +466,15 @@ async def test_pending_inputs_are_counted_and_controls_are_not(world: World) -> 
     before = world.log_changes
     world.host.receive_event(InputsTaken(session=S1, epoch=1, count=MAX_PENDING_INPUTS))
     assert not hosted.log.is_full and world.log_changes == before + 1
+
+
+async def test_chunks_are_made_up_to_a_subscriber_that_is_far_ahead(world: World) -> None:
+    """An earlier owner sent six unpublished chunks: nothing made here before counts as unplayed."""
+    world.open(epoch=2, lead_ms=100)
+    world.subscribe(next_seq=6, epoch=2)
+    for seq in range(6):
+        player = world.wishes[-1].player
+        made_ms = seq * player.chunk_ms
+        assert start_ms(player, next_seq=seq, made_ms=made_ms) is not None, f"chunk {seq} never starts"
+        await world.make(seq, epoch=2)
+    assert world.link.of(ChunkPart) == []

@@ -23,9 +23,10 @@ from scheduler.messages import (
     Subscribed,
 )
 from scheduler.store import Store
+from tests.engine.edges import until
 from tests.engine.link_client import LinkClient
 from tests.engine.process import EngineProcess, config, ended, place
-from tests.scheduler.conftest import lead
+from tests.scheduler.conftest import RedisServer, lead
 
 pytestmark = pytest.mark.faults
 S1 = SessionId("s_0000000000000001")
@@ -131,3 +132,18 @@ async def test_a_killed_agent_leaves_no_orphan_rank(served: Served) -> None:
     served.engine.agent.send_signal(signal.SIGKILL)
     await served.engine.agent.wait()
     await ended(watched)
+
+
+async def test_sigterm_ends_an_engine_that_waits_for_redis(
+    own_redis: RedisServer, cluster: str, random_weights: Path, tmp_path: Path
+) -> None:
+    """Redis dies before the engine has registered: SIGTERM still ends it with status 0."""
+    log = tmp_path / "engine.log"
+    own_redis.kill()
+    engine = await EngineProcess.start(config(own_redis.url, cluster, random_weights), log)
+    try:
+        await until(lambda: "waiting for Redis" in log.read_text())
+        os.kill(engine.rank, signal.SIGTERM)
+        assert await engine.exit_status() == 0, log.read_text()
+    finally:
+        await engine.kill()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -367,3 +368,42 @@ def test_bad_configuration_stops_with_a_sentence(variable: str, sentence: str) -
         check=False,
     )
     assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
+
+
+async def test_a_takeover_that_redis_interrupts_is_finished(
+    store: Store, config: SchedulerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lease is held, but the first read of the memory fails: the next step reads it again and places."""
+    await ready(store)
+    await create(store)
+    calls = []
+
+    async def fail() -> bytes | None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise StoreUnavailable("planted")
+        return None
+
+    monkeypatch.setattr(store, "load_memory", fail)
+    async with scheduling(store, config):
+        assert await wait_for(store, is_placed(S1))
+
+
+async def test_a_step_of_the_redis_clock_loses_no_engine(
+    store: Store, config: SchedulerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis time jumps by an hour between two heartbeats: nobody is declared silent for an hour."""
+    await ready(store)
+    scheduler = Scheduler(store, replace(config, tick_ms=10))
+    await scheduler.step()
+    scheduler._reachable_ms = 0
+    real, step_ms = store.now_ms, 3_600_000
+
+    async def later() -> int:
+        return await real() + step_ms
+
+    monkeypatch.setattr(store, "now_ms", later)
+    for _ in range(5):
+        await scheduler.step()
+    engine = await store.get_engine(E1)
+    assert engine is not None and engine.state is EngineState.READY

@@ -24,8 +24,9 @@ from scheduler.states import (
     EngineMove,
     SessionMove,
 )
-from scheduler.store import START, EngineGone, PlacementRefused, StaleTerm, Store
-from tests.scheduler.conftest import E1, E2, HASH, S1, S2, S3, create, lead, placed, ready
+from scheduler.store import START, EngineGone, PlacementRefused, StaleTerm, Store, StoreUnavailable
+from scheduler.store.values import SessionProgress
+from tests.scheduler.conftest import E1, E2, HASH, S1, S2, S3, RedisServer, create, lead, placed, ready
 
 WANTED = DesiredEngine(id=E1, model="shapes")
 
@@ -295,3 +296,19 @@ async def test_the_resume_hash_is_not_in_events(store: Store) -> None:
     """Nothing secret goes through the events stream."""
     await placed(store)
     assert all(HASH not in str(event) for _, event in await store.read_events(START))
+
+
+async def test_a_redis_without_memory_counts_as_unavailable(own_redis: RedisServer, cluster: str) -> None:
+    """Engines and schedulers wait and go on; an unknown error would end them. Also in a pipeline."""
+    store = await Store.connect(own_redis.url, cluster=cluster)
+    await ready(store)
+    await store._redis.client.config_set("maxmemory", 1)
+    with pytest.raises(StoreUnavailable, match="OOM"):
+        await store.heartbeat_engine(E1, load=0, chunk_ms=0, phase="idle", deadline_ms=None)
+    progress = SessionProgress(session=S1, epoch=1, active=True, next_seq=0, next_frame=0, rev=0, slack_ms=0)
+    await store._redis.client.config_set("maxmemory", 0)
+    await placed(store)
+    await store._redis.client.config_set("maxmemory", 1)
+    with pytest.raises(StoreUnavailable, match="OOM"):
+        await store.publish_sessions(E1, [progress])
+    await store.close()
