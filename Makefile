@@ -47,4 +47,4 @@ coverage: $(STAMP)
 	$(BIN)/python -m pytest -q --cov=scheduler --cov=gateway --cov=engine --cov=launch --cov-report=term-missing
 
 bench: $(STAMP)
-	$(BIN)/python bench/slice.py
+	$(BIN)/python -m bench.slice
