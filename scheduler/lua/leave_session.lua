@@ -3,6 +3,7 @@
 -- KEYS[1]  session:<id> (hash)
 -- ARGV[1]  session
 -- ARGV[2]  controller_epoch of the connection
+-- Derived  queue:<model> (zset): a queued session leaves the line, its order is kept
 -- Returns  1 if it was the controlling one, else 0
 -- Events   session_left
 
@@ -11,5 +12,8 @@ if check_controller(s, ARGV[2]) or s.left_ms ~= '' then
   return 0
 end
 redis.call('HSET', KEYS[1], 'gateway', '', 'left_ms', now_ms())
+if s.phase == 'queued' then
+  redis.call('ZREM', key('queue', s.model), ARGV[1])
+end
 emit({type = 'session_left', session = ARGV[1]})
 return 1

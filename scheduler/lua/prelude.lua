@@ -114,9 +114,13 @@ local function enqueue(session, model, is_returner)
 end
 
 -- A placed session loses its owner and waits at the front of the queue.
+-- One whose connection left keeps its order but no place in the line: nobody waits.
 local function requeue(session, s, reason)
   detach(session, s)
   local order = enqueue(session, s.model, true)
+  if s.left_ms ~= '' then
+    redis.call('ZREM', key('queue', s.model), session)
+  end
   move_session(session, s, 'requeue', {'epoch', s.epoch + 1, 'engine', '', 'opened', 0, 'reason', reason,
     'queue_order', order})
   emit({type = 'session_queued', session = session, reason = reason})

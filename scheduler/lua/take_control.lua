@@ -4,6 +4,7 @@
 -- ARGV[1]  session
 -- ARGV[2]  gateway of the new connection
 -- ARGV[3]  resume_hash, hex
+-- Derived  queue:<model> (zset): a queued session is in the line again
 -- Returns  the new controller_epoch
 -- Errors   NO_SUCH_SESSION (also for a wrong hash), SESSION_CLOSED
 -- Events   controller_changed
@@ -18,5 +19,8 @@ if bad then
 end
 local epoch = redis.call('HINCRBY', KEYS[1], 'controller_epoch', 1)
 redis.call('HSET', KEYS[1], 'gateway', ARGV[2], 'left_ms', '')
+if s.phase == 'queued' then
+  redis.call('ZADD', key('queue', s.model), s.queue_order, ARGV[1])
+end
 emit({type = 'controller_changed', session = ARGV[1], controller_epoch = epoch, gateway = ARGV[2]})
 return epoch

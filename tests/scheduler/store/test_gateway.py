@@ -232,3 +232,24 @@ async def test_release_interval_sets_the_eta(store: Store) -> None:
     term = await lead(store)
     await store.publish_cluster(term, policy="least_loaded", budget=2, release_interval_ms=4_000)
     assert await store.queue_eta_ms(3) == 12_000
+
+
+async def test_who_left_is_not_in_the_line(store: Store) -> None:
+    """Without a connection a queued session counts for nobody; coming back, it has its old place."""
+    await create(store, S1)
+    await create(store, S2)
+    await store.leave_session(S1, controller_epoch=1)
+    assert (await store.queue_position(S1), await store.queue_position(S2)) == (None, 1)
+    await store.take_control(S1, gateway=GatewayId("g_2"), resume_hash=HASH)
+    assert (await store.queue_position(S1), await store.queue_position(S2)) == (1, 2)
+
+
+async def test_who_left_and_made_room_is_not_in_the_line(store: Store) -> None:
+    """A left session that is queued again stands in nobody's way; coming back, it is first."""
+    await placed(store)
+    await store.leave_session(S1, controller_epoch=1)
+    await store.requeue_session(S1, expect_epoch=1, term=1, reason="made_room")
+    await create(store, S2)
+    assert await store.queue_position(S2) == 1
+    await store.take_control(S1, gateway=GatewayId("g_2"), resume_hash=HASH)
+    assert (await store.queue_position(S1), await store.queue_position(S2)) == (1, 2)
