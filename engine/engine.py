@@ -54,10 +54,6 @@ EndEngine = Callable[[int], None]
 """Ends the engine with an exit status; only the first call counts."""
 
 
-class UnsupportedModel(ValueError):
-    """The model needs what this engine does not do."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
     """What start-up makes before the engine can serve."""
@@ -100,8 +96,6 @@ def load(config: EngineConfig, progress: Progress) -> Loaded:
     """
     weights = None if config.weights is None else Path(config.weights)
     model = load_model(config.model, device=torch.device(config.device), weights=weights)
-    if model.spec.action_dim:
-        raise UnsupportedModel(f"model {config.model} takes control input, which this version cannot give it")
     pool = SlabPool(model, slots=config.capacity)
     costs = measure_costs(model, pool, monotonic_ms)
     pool.check_integrity()
@@ -178,6 +172,7 @@ class Engine:
                 full_ms=config.full_s * 1000.0,
             ),
             clock=monotonic_ms,
+            combine=loaded.model.combine_prompts,
             fatal=self._fail,
         )
         control.host = self._host

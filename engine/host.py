@@ -32,7 +32,7 @@ from engine.lifecycle import Life, LifeLimits, judge
 from engine.link import Link
 from engine.models.base import ModelSpec
 from engine.replay import Replay, ReplayChunk
-from engine.steering import LogEntry, restore, split_log
+from engine.steering import Combine, LogEntry, restore, split_log
 from scheduler.messages import (
     REPLAY_CHUNKS,
     Accepted,
@@ -108,11 +108,12 @@ class Host:
         *,
         limits: LifeLimits,
         clock: Callable[[], float],
+        combine: Combine,
         fatal: Callable[[BaseException], None],
     ) -> None:
-        """`fatal` is called when the engine as a whole cannot go on."""
+        """`combine` is the model's; `fatal` is called when the engine as a whole cannot go on."""
         self._spec, self._compute, self._ledger = spec, compute, ledger
-        self._limits, self._clock, self._fatal = limits, clock, fatal
+        self._limits, self._clock, self._combine, self._fatal = limits, clock, combine, fatal
         self.sessions: dict[SessionId, Hosted] = {}
         self._recent_ms: deque[float] = deque(maxlen=RECENT_CHUNKS)
         self._looks_changed = asyncio.Event()
@@ -135,7 +136,7 @@ class Host:
         """
         now = self._clock()
         before, after = split_log(log, record.last_applied)
-        steering = restore(record.seed, before)
+        steering = restore(record.seed, before, self._combine)
         chunk_ms = self._spec.chunk_frames * 1000.0 / self._spec.fps
         hosted = Hosted(
             record=record,
@@ -160,8 +161,9 @@ class Host:
 
     def feed(self, hosted: Hosted, entries: Sequence[LogEntry]) -> None:
         """New inputs of a session's log, in order."""
-        # No model here takes control input: it changes nothing, so it is not kept.
-        wanted = tuple(item for item in entries if not isinstance(item.message, ControlInput))
+        wanted = tuple(entries)
+        if self._spec.action_dim == 0:  # the model takes no control input: it changes nothing, it is not kept
+            wanted = tuple(item for item in entries if not isinstance(item.message, ControlInput))
         hosted.log.num_pending += len(wanted)
         if hosted.opening is not None:
             hosted.held.extend(wanted)

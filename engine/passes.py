@@ -60,7 +60,13 @@ def make_batch(model: CausalVideoModel, pool: SlabPool, states: Sequence[Session
         sigma=sigma[:, None].expand(-1, spec.chunk_latent_frames),  # [B, F]
         kv=pool.kv,
         prompt_kv=pool.prompt_kv,
+        actions=_actions(states),
     )
+
+
+def _actions(states: Sequence[SessionState]) -> Tensor | None:
+    actions = [state.actions for state in states if state.actions is not None]
+    return torch.stack(actions) if actions else None  # [B, F, A]
 
 
 def _sigma(model: CausalVideoModel, state: SessionState) -> float:

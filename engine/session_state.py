@@ -78,6 +78,8 @@ class SessionState:
     """Denoising step of the next pass."""
     x: Tensor | None = None
     """[F, C, h, w] float32 noisy latents; in the clean stage the clean ones."""
+    actions: Tensor | None = None
+    """[F, A] float32 of the chunk in work; None when the model takes no control input."""
     embeds: Tensor | None = None
     """[1, T, E] prompt embeddings in force; None before the first chunk."""
     blend: PromptBlend | None = None

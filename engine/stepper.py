@@ -15,7 +15,8 @@ from engine.kv_pool import SlabPool
 from engine.models.base import CausalVideoModel
 from engine.sampler import denoise, initial_latents, sigmas_for
 from engine.session_state import ChunkWork, PromptBlend, SessionState, Stage
-from engine.steering import Blend, Changes, fold
+from engine.steering import Blend, Changes, fold, held_in_frames
+from scheduler.messages import ControlInput
 
 __all__ = ["BrokenSession", "Stepper"]
 
@@ -56,12 +57,13 @@ class Stepper:
         """
         assert state.stage is Stage.BOUNDARY, f"a chunk was begun in stage {state.stage}"
         taken = len(state.pending)
-        before = state.steering.text
-        state.steering, changes = fold(state.steering, state.pending)
+        before = state.steering
+        state.steering, changes = fold(before, state.pending, self._model.combine_prompts)
         state.pending.clear()
         if changes.reset:
             self._reset(state)
-        self._steer(state, changes, before)
+        self._steer(state, changes, before.text)
+        state.actions = self._actions(before.held, changes.controls)
         state.x = initial_latents(
             self._model.spec, seed=state.steering.seed, index=state.index, device=self._model.device
         )
@@ -131,6 +133,19 @@ class Stepper:
         if state.embeds is None:
             raise BrokenSession("its input log holds no start prompt")
         return PromptBlend(start=state.embeds, target=self._encode(blend.text), chunks=blend.chunks)
+
+    def _actions(self, held: ControlInput, controls: tuple[ControlInput, ...]) -> Tensor | None:
+        """What pushes each latent frame of the chunk, [F, A]; None when the model takes no control input."""
+        spec = self._model.spec
+        if spec.action_dim == 0:
+            return None
+        frames = held_in_frames(held, controls, spec.chunk_latent_frames)
+        return torch.tensor([self._strongest(states) for states in frames], device=self._model.device)
+
+    def _strongest(self, states: tuple[ControlInput, ...]) -> list[float]:
+        """Each component of several states counts where it is largest: a tap is not averaged away."""
+        actions = [self._model.encode_control(state.keys, state.axes or {}) for state in states]
+        return [max(values, key=abs) for values in zip(*actions, strict=True)]
 
     def _encode(self, text: str) -> Tensor:
         return self._model.encode_prompts([text])  # [1, T, E]

@@ -12,7 +12,7 @@ Shape letters of this file:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -133,6 +133,18 @@ class CausalVideoModel(Protocol):
 
     def encode_prompts(self, texts: Sequence[str]) -> Tensor:
         """Text → [B, T, E]. Any text is accepted; unknown words must not raise."""
+
+    def combine_prompts(self, shown: str, text: str) -> str:
+        """The prompt in force once `text` is applied to a video of the prompt `shown`. Pure.
+
+        A model that takes prompts as edits ("make it night") returns the whole scene; others return `text`.
+        """
+
+    def encode_control(self, keys: Collection[str], axes: Mapping[str, float]) -> tuple[float, ...]:
+        """Held keys and axes (in [−1, 1]) → the action [A] of a latent frame; () when A is 0. Pure.
+
+        Nothing held is all zeros, unknown names mean nothing.
+        """
 
     def prompt_kv(self, embeds: Tensor) -> Tensor:
         """Prompt embeddings [B, T, E] → cross-attention K/V [B, L, 2, T, H, D]. Embeddings may be blended."""

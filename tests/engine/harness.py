@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -43,6 +43,12 @@ class RecordingModel:
 
     def encode_prompts(self, texts: Sequence[str]) -> Tensor:
         return self.inner.encode_prompts(texts)
+
+    def combine_prompts(self, shown: str, text: str) -> str:
+        return self.inner.combine_prompts(shown, text)
+
+    def encode_control(self, keys: Collection[str], axes: Mapping[str, float]) -> tuple[float, ...]:
+        return self.inner.encode_control(keys, axes)
 
     def prompt_kv(self, embeds: Tensor) -> Tensor:
         return self.inner.prompt_kv(embeds)

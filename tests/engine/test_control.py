@@ -65,6 +65,7 @@ class World:
             self.control,
             limits=LifeLimits(),
             clock=monotonic_ms,
+            combine=MODEL.combine_prompts,
             fatal=self.errors.append,
         )
         self.control.host = self.host

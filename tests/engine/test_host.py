@@ -96,7 +96,15 @@ class World:
         self.ends: list[str] = []
         self.fatal: list[BaseException] = []
         self.log_changes = 0
-        self.host = Host(SPEC, self, self, limits=LIMITS, clock=lambda: self.now_ms, fatal=self.fatal.append)
+        self.host = Host(
+            SPEC,
+            self,
+            self,
+            limits=LIMITS,
+            clock=lambda: self.now_ms,
+            combine=lambda shown, text: text,
+            fatal=self.fatal.append,
+        )
         self.link = RecordedLink()
 
     # Compute

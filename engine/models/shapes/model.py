@@ -6,7 +6,7 @@ Shape letters: as in base.py.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -159,6 +159,14 @@ class ShapesModel:
         return self._net.embed(
             torch.tensor(tokens, dtype=torch.int64, device=self.device).reshape(-1, TEXT_LEN)
         )
+
+    def combine_prompts(self, shown: str, text: str) -> str:
+        """Every prompt is read on its own."""
+        return text
+
+    def encode_control(self, keys: Collection[str], axes: Mapping[str, float]) -> tuple[float, ...]:
+        """This model takes no control input."""
+        return ()
 
     @torch.inference_mode()
     def prompt_kv(self, embeds: Tensor) -> Tensor:
