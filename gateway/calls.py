@@ -25,6 +25,7 @@ from gateway.steps import (
     LoadSession,
     SetPaused,
     TakeControl,
+    Taken,
 )
 from scheduler.messages import GatewayId
 from scheduler.store import (
@@ -75,13 +76,15 @@ async def _perform(store: Store, gateway: GatewayId, queue_limit: int, call: Cal
                 queue_limit=queue_limit,
             )
         case TakeControl():
-            return await store.take_control(call.session, gateway=gateway, resume_hash=call.resume_hash)
+            record = await store.take_control(call.session, gateway=gateway, resume_hash=call.resume_hash)
+            return Taken(record=record, pause_ids=await store.pause_ids(call.session))
         case AppendInput():
             return await store.append_input(
                 call.session, call.message, controller_epoch=call.controller_epoch
             )
         case SetPaused():
-            await store.set_paused(call.session, call.paused, controller_epoch=call.controller_epoch)
+            epoch = call.controller_epoch
+            await store.set_paused(call.session, call.paused, ids=call.ids, controller_epoch=epoch)
             return None
         case EndSession():
             epoch = call.controller_epoch

@@ -1,6 +1,5 @@
 """Background work of a gateway on the store: one reader of the events stream for all sessions, queue
-positions,
-heartbeat, catalog."""
+positions, heartbeat, catalog."""
 
 from __future__ import annotations
 
@@ -10,10 +9,12 @@ from dataclasses import replace
 
 from gateway.hub import Hub
 from scheduler.messages import (
+    ControllerChanged,
     DesiredChanged,
     EngineChanged,
     Event,
     SessionClosed,
+    SessionLeft,
     SessionPlaced,
     SessionQueued,
 )
@@ -26,6 +27,8 @@ RETRY_S = 0.2
 HEARTBEAT_S = 3.0
 POSITIONS_EVERY_S = 0.2
 """Queue positions are read at most so often, for all waiting sessions together."""
+QUEUE_EVENTS = (SessionQueued, SessionPlaced, SessionClosed, SessionLeft, ControllerChanged)
+"""Somebody may have joined or left the line: who leaves gives up the place, who comes back takes it again."""
 
 
 class EventReader:
@@ -76,7 +79,7 @@ class EventReader:
         if session is not None:
             for connection in self._hub.of(session):
                 connection.receive_event(event)
-        if isinstance(event, SessionQueued | SessionPlaced | SessionClosed):
+        if isinstance(event, QUEUE_EVENTS):
             self._hub.queue_changed()
 
     async def _load_catalog(self) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, get_args
 
@@ -249,7 +249,8 @@ class Queued:
 class State:
     type: ClassVar[str] = "state"
     state: SessionState
-    engine: str | None = None
+    engine: str | None = field(default=None, metadata={"nullable": True})
+    """None while no engine has the session."""
     reason: str = ""
 
 

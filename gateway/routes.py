@@ -23,7 +23,8 @@ from scheduler.store import NoSuchEngine, StoreError, StoreUnavailable
 
 logger = logging.getLogger("gateway.routes")
 
-STREAM_PATH = "/v1/stream"
+API = "/v1/"
+STREAM_PATH = API + "stream"
 RETRY_AFTER_S = "2"
 JSON_TYPE = "application/json"
 
@@ -55,20 +56,22 @@ class Routes:
     def check(self, request: Request) -> Response | None:
         config, host = self._hub.config, request.header("host")
         if not is_host_allowed(host, config):
-            return text_response(403, "this Host name is not served; configure allowed_hosts")
+            return _refusal(request, 403, "this Host name is not served; configure allowed_hosts")
         is_stream = request.path == STREAM_PATH  # closes 4403, which a page can read
         if not is_stream and not is_origin_allowed(request.header("origin"), host, config):
-            return text_response(403, "pages of this Origin may not use this gateway")
+            return _refusal(request, 403, "pages of this Origin may not use this gateway")
         methods = self._methods(request.path)
         if request.method not in methods:
             allow = ", ".join(methods)
-            return text_response(405, f"use {allow}", ("Allow", allow))
+            return _refusal(request, 405, f"use {allow}", ("Allow", allow))
         if request.method == "POST" and not _is_json(request):
-            return text_response(415, f"a POST needs Content-Type: {JSON_TYPE}")
+            return _refusal(request, 415, f"a POST needs Content-Type: {JSON_TYPE}")
         return None
 
     async def respond(self, request: Request) -> Response:
         handlers = self._handlers.get(request.path)
+        if handlers is None and request.path.startswith(API):
+            return _refusal(request, 404, "there is nothing here")
         if handlers is None:
             return self._pages.respond(request)
         handler = handlers["GET" if request.method == "HEAD" else request.method]
@@ -80,7 +83,7 @@ class Routes:
 
     def accept(self, request: Request) -> Receiver | Response:
         if request.path != STREAM_PATH:
-            return text_response(404, f"WebSockets are served at {STREAM_PATH}")
+            return _refusal(request, 404, f"WebSockets are served at {STREAM_PATH}")
         if not is_origin_allowed(request.header("origin"), request.header("host"), self._hub.config):
             return _ForeignPage()
         return ClientConnection(self._hub)
@@ -133,8 +136,8 @@ class Routes:
             return _error(409, ErrorCode.BAD_STATE, str(exc))
         return json_response({"engine": engine, "ordered": "drain"}, status=202)
 
-    async def _stream(self, _request: Request) -> Response:
-        return text_response(426, f"{STREAM_PATH} is a WebSocket", ("Upgrade", "websocket"))
+    async def _stream(self, request: Request) -> Response:
+        return _refusal(request, 426, f"{STREAM_PATH} is a WebSocket", ("Upgrade", "websocket"))
 
 
 class _ForeignPage:
@@ -161,6 +164,13 @@ def _string_field(body: bytes, name: str) -> str | None:
         return None
     value = parsed.get(name) if isinstance(parsed, dict) else None
     return value if isinstance(value, str) and 0 < len(value) <= 64 and value.isascii() else None
+
+
+def _refusal(request: Request, status: int, text: str, *headers: tuple[str, str]) -> Response:
+    """In the form of the path: programs get JSON, people a sentence."""
+    if not request.path.startswith(API):
+        return text_response(status, text, *headers)
+    return _error(status, ErrorCode.NOT_ALLOWED if status == 403 else ErrorCode.UNSUPPORTED, text, *headers)
 
 
 def _error(status: int, code: ErrorCode, text: str, *headers: tuple[str, str]) -> Response:

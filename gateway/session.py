@@ -35,6 +35,7 @@ from gateway.steps import (
     Output,
     SetPaused,
     TakeControl,
+    Taken,
 )
 from scheduler import messages as link
 from scheduler.messages import ErrorCode, Phase, SessionRecord
@@ -238,16 +239,24 @@ class SessionMachine(EntryRules):
         if s.flow.is_flowing():
             kind = link.Pause if paused else link.Resume
             self._ask(kind(session=s.id, controller_epoch=s.controller_epoch, id=id))
-            self._record_paused(s, paused, ())
+            self._record_paused(s, paused, _ids(id), ())
         else:
             s.pause_wish = paused
-            self._record_paused(s, paused, _ids(id))
+            self._record_paused(s, paused, _ids(id), _ids(id))
 
-    def _record_paused(self, s: Session, paused: bool, ids: tuple[str, ...]) -> None:
+    def _record_paused(
+        self, s: Session, paused: bool, ids: tuple[str, ...], answers: tuple[str, ...]
+    ) -> None:
         """One call at a time; what comes meanwhile is merged into the next."""
-        waiting = s.next_pause.ids if s.next_pause is not None else ()
-        ids = (waiting + ids)[-MAX_HELD_INPUTS:]
-        call = SetPaused(session=s.id, controller_epoch=s.controller_epoch, paused=paused, ids=ids)
+        if s.next_pause is not None:
+            ids, answers = s.next_pause.ids + ids, s.next_pause.answers + answers
+        call = SetPaused(
+            session=s.id,
+            controller_epoch=s.controller_epoch,
+            paused=paused,
+            ids=ids[-MAX_HELD_INPUTS:],
+            answers=answers[-MAX_HELD_INPUTS:],
+        )
         if s.pause_call is None:
             s.pause_call = call
             self._out.append(call)
@@ -275,7 +284,7 @@ class SessionMachine(EntryRules):
                 assert isinstance(result, SessionRecord)
                 self._receive_created(call, result, now_ms)
             case TakeControl():
-                assert isinstance(result, SessionRecord)
+                assert isinstance(result, Taken)
                 self._receive_taken(call, result, now_ms)
             case _ if self._session is None or self._session.id != call.session:
                 pass  # the session ended meanwhile
@@ -304,7 +313,7 @@ class SessionMachine(EntryRules):
         self._append_controls(s, now_ms)
 
     def _receive_paused(self, s: Session, call: SetPaused) -> None:
-        for id in call.ids:
+        for id in call.answers:
             self._accept(id)
         self._next_pause(s)
 
@@ -354,7 +363,7 @@ class SessionMachine(EntryRules):
                 return
             case AppendInput(ids=ids):
                 pass
-            case SetPaused(ids=ids):
+            case SetPaused(answers=ids):
                 self._next_pause(s)
             case _:
                 return

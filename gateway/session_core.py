@@ -103,7 +103,7 @@ class Session:
     start_id: str | None = None
     """Message id of the `start` that made it, on this connection."""
     pause_ids: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_REMEMBERED_IDS))
-    """Ids of the pauses and resumes that this connection sent: a repeat has no second effect."""
+    """Ids of the session's pauses and resumes: a repeat has no second effect."""
     queue_reason: str | None = None
     is_loading: bool = False
     reload_ms: float | None = None

@@ -11,7 +11,7 @@ from gateway.flow import Flow
 from gateway.limits import ControlMerger
 from gateway.session_core import MAX_TOLD_APPLIED, Cause, Session, Stage
 from gateway.session_follow import FollowRules
-from gateway.steps import CreateSession, Failure, FailureKind, Forget, TakeControl
+from gateway.steps import CreateSession, Failure, FailureKind, Forget, TakeControl, Taken
 from scheduler import messages as link
 from scheduler.messages import (
     REPLAY_CHUNKS,
@@ -100,8 +100,8 @@ class EntryRules(FollowRules):
         if self._session is not None:
             self._session.start_id = start.id
 
-    def _receive_taken(self, call: TakeControl, record: SessionRecord, now_ms: float) -> None:
-        attach = self._attach
+    def _receive_taken(self, call: TakeControl, taken: Taken, now_ms: float) -> None:
+        attach, record = self._attach, taken.record
         epoch = record.controller_epoch
         if self._stage is not Stage.ATTACHING or attach is None:
             self._out.append(Forget(session=call.session, controller_epoch=epoch, close=None))
@@ -115,10 +115,24 @@ class EntryRules(FollowRules):
             self._out.append(Forget(session=call.session, controller_epoch=epoch, close=None))
             self._fail_pending(*problem, id=attach.id, now_ms=now_ms)
             return
-        self._enter(record, resume=attach.resume, next_seq=attach.next_seq, id=attach.id, now_ms=now_ms)
+        self._enter(
+            record,
+            resume=attach.resume,
+            next_seq=attach.next_seq,
+            id=attach.id,
+            pause_ids=taken.pause_ids,
+            now_ms=now_ms,
+        )
 
     def _enter(
-        self, record: SessionRecord, *, resume: str, next_seq: int, id: str | None, now_ms: float
+        self,
+        record: SessionRecord,
+        *,
+        resume: str,
+        next_seq: int,
+        id: str | None,
+        pause_ids: tuple[str, ...] = (),
+        now_ms: float,
     ) -> None:
         """Control the session from here on."""
         info = self._catalog().models[record.model]
@@ -142,6 +156,7 @@ class EntryRules(FollowRules):
             attach=attach,
             told_applied=deque(maxlen=MAX_TOLD_APPLIED),
         )
+        s.pause_ids.extend(pause_ids)
         self._send(_session_message(record, info, resume))
         self._accept(id)
         self._follow_record(s, record)

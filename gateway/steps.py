@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from gateway.protocol import ChunkHeader, CloseCode, ServerMessage
-from scheduler.messages import EngineId, Input, LinkRequest, PromptInput, SessionId
+from scheduler.messages import EngineId, Input, LinkRequest, PromptInput, SessionId, SessionRecord
 
 # --- to the client ---------------------------------------------------------------------------------------
 
@@ -74,7 +74,7 @@ class CreateSession:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakeControl:
-    """Not repeated when the store is unavailable."""
+    """Not repeated when the store is unavailable. Answered by `Taken`."""
 
     session: SessionId
     resume_hash: str
@@ -99,6 +99,9 @@ class SetPaused:
     controller_epoch: int
     paused: bool
     ids: tuple[str, ...] = ()
+    """Client messages that it records: a repeat of one has no second effect, on a later connection either."""
+    answers: tuple[str, ...] = ()
+    """Those of them that this call answers; an engine answers the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +134,15 @@ class Forget:
 
 
 Output = Send | SendChunk | Close | Follow | Unfollow | Ask | Call | Forget
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """The connection controls the session."""
+
+    record: SessionRecord
+    pause_ids: tuple[str, ...] = ()
+    """Ids of the pauses and resumes that earlier connections sent."""
 
 
 class FailureKind(Enum):

@@ -21,6 +21,7 @@ from scheduler.store import Store, StoreError
 __all__ = ["run"]
 
 _STOP_TIMEOUT_S: Final = 10.0
+_SCHEDULER_WAIT_S: Final = 5.0
 _OUTPUT: Final = Path("/dev/stderr")
 
 
@@ -47,15 +48,27 @@ async def run(config: EngineConfig, *, claim: bool) -> int:
 
 
 async def _claim(store: Store, config: EngineConfig) -> EngineConfig:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_SCHEDULER_WAIT_S):
+            await _first_desired(store)
     engine = await store.claim_engine()
-    _, desired = await store.read_desired()
+    term, desired = await store.read_desired()
     for wanted in desired:
         if wanted.id == engine:
             return replace(config, engine_id=wanted.id, model=wanted.model)
+    if term == 0:
+        raise StartError(f"cluster {config.cluster!r} has no scheduler: start one with turboserve scheduler")
     raise StartError(
-        f"cluster {config.cluster!r} wants no more engines: "
-        "start its scheduler, or give that one a larger --engines"
+        f"cluster {config.cluster!r} wants no more engines: give its scheduler a larger --engines"
     )
+
+
+async def _first_desired(store: Store) -> None:
+    """Wait until a scheduler wrote what it wants: it may just be starting too."""
+    after = await store.last_event_id()
+    while (await store.read_desired())[0] == 0:
+        events = await store.read_events(after, block_ms=1000)
+        after = events[-1][0] if events else after
 
 
 async def _run_job(config: EngineConfig) -> str:

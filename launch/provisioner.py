@@ -41,6 +41,7 @@ class Provisioner:
         self._engines = engines
         self._newest_term = newer_than + 1
         self._ours: set[EngineId] = set()
+        self._is_away = False
         self._reports: set[asyncio.Task[None]] = set()
 
     async def follow(self) -> NoReturn:
@@ -51,11 +52,14 @@ class Provisioner:
             except EventsTrimmed:
                 log.info("fell behind the events: reading everything again")
             except StoreUnavailable as exc:
-                log.warning("%s; engines keep running", exc)
+                if not self._is_away:  # once per outage
+                    log.warning("%s; engines keep running", exc)
+                self._is_away = True
                 await asyncio.sleep(_RETRY_S)
 
     async def _follow_events(self) -> NoReturn:
         after = await self._store.last_event_id()
+        self._is_away = False
         await self._reconcile()
         await self._mark_all_ready()
         while True:

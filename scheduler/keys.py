@@ -15,7 +15,7 @@ The Lua side gets this same table (`scheduler/store/scripts.py` renders it), so 
     session:<id>                 hash     a SessionRecord, plus left_ms; kept CLOSED_TTL_S after close
     session:<id>:inputs          stream   field m: one JSON Input; at most MAX_INPUT_LOG
     session:<id>:applied         list     JSON AppliedRecord in log order, one per applied input
-    session:<id>:ids             hash     message id → "entry" or "entry rev seq" once applied
+    session:<id>:ids             hash     message id → "entry", "entry rev seq" once applied, PAUSE_ANSWER
     session:<id>:id_order        list     the same ids, oldest first; at most MAX_REMEMBERED_IDS
     serial                       string   counter of queue places
     queue:<model>                zset     queued sessions → queue_order: returners below zero, starts above
@@ -45,6 +45,8 @@ CLOSED_TTL_S = 600
 GONE_TTL_S = 3_600
 """How long a gone engine's hash stays, so that a process that wakes up again learns that it must exit."""
 GATEWAY_TTL_S = 10
+PAUSE_ANSWER = "-"
+"""Stands for a pause or resume among the remembered ids: it has no log entry and is only accepted again."""
 
 PATTERNS: Mapping[str, str] = {
     "term": "term",

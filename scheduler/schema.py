@@ -32,7 +32,17 @@ from typing import (
     get_type_hints,
 )
 
-__all__ = ["Chars", "DecodeError", "Items", "Message", "Range", "decode", "decode_fields", "encode"]
+__all__ = [
+    "NULLABLE",
+    "Chars",
+    "DecodeError",
+    "Items",
+    "Message",
+    "Range",
+    "decode",
+    "decode_fields",
+    "encode",
+]
 
 
 class DecodeError(ValueError):
@@ -112,13 +122,13 @@ def decode_fields(cls: type[M], data: Mapping[str, object]) -> M:
 
 
 def encode(message: Message) -> dict[str, object]:
-    """The JSON-able form of a message, its tag first. Fields that are None are left out."""
+    """The JSON-able form of a message, its tag first. None is left out, unless metadata say `nullable`."""
     return {"type": message.type, **_plain_fields(message)}
 
 
 def _plain_fields(value: Any) -> dict[str, object]:
-    pairs = ((f.name, getattr(value, f.name)) for f in fields(value))
-    return {name: _plain(item) for name, item in pairs if item is not None}
+    items = ((f, getattr(value, f.name)) for f in fields(value))
+    return {f.name: _plain(item) for f, item in items if item is not None or f.metadata.get("nullable")}
 
 
 def _plain(value: object) -> object:
@@ -215,7 +225,14 @@ def _check_limit(name: str, limit: Limit, value: Any) -> None:
                 raise DecodeError(f"field {name!r} must have {limit.low} to {limit.high} characters")
         case Range():
             if not limit.low <= value <= limit.high:
-                raise DecodeError(f"field {name!r} must be between {limit.low:g} and {limit.high:g}")
+                raise DecodeError(
+                    f"field {name!r} must be between {_number(limit.low)} and {_number(limit.high)}"
+                )
         case Items():
             if len(value) > limit.high:
                 raise DecodeError(f"field {name!r} may have at most {limit.high} entries")
+
+
+def _number(bound: float) -> str:
+    """As a person writes it: no exponent, no `.0`."""
+    return str(int(bound)) if float(bound).is_integer() else str(bound)

@@ -1,7 +1,6 @@
 // The page: connects what a person does with the session, and the session with what the page shows.
 
 import { whyUnsupported } from "./decoder.js";
-import { addExamples } from "./examples.js";
 import { MAX_PROMPT_CHARS } from "./protocol.js";
 import { Session } from "./session.js";
 import { View } from "./view.js";
@@ -114,14 +113,17 @@ function listen() {
     const seed = readSeed();
     if (seed !== undefined) session.reset(seed);
   });
-  elements.stop.addEventListener("click", () => session.stop());
+  elements.stop.addEventListener("click", () => {
+    session.stop();
+    view.action.focus({ preventScroll: true }); // the button that had the focus is disabled now
+  });
   view.action.addEventListener("click", act);
   document.addEventListener("keydown", (event) => {
     if (event.key !== " " || isTyping(event.target) || !session.isLive) return;
     event.preventDefault();
     session.setPaused(!session.isPaused);
   });
-  addExamples(elements.chips, submit);
+  for (const chip of elements.chips.children) chip.addEventListener("click", () => submit(chip.textContent));
 }
 
 /** The button on the picture: start again, or take the session back from another window. */
@@ -167,7 +169,10 @@ async function main() {
   unsupported = await whyUnsupported();
   publish();
   listen();
-  if (unsupported === null && session.continueSaved()) elements.prompt.value = session.history.current?.text ?? "";
+  if (unsupported === null && session.continueSaved()) {
+    const { current, underWay } = session.history;
+    elements.prompt.value = (current ?? underWay)?.text ?? "";
+  }
   render();
   setInterval(render, REFRESH_MS);
   if (!session.isLive) elements.prompt.focus({ preventScroll: true });

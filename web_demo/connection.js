@@ -178,7 +178,8 @@ export class Connection {
       return;
     }
     const refusal = this.#refusal;
-    const sentence = refusal?.message || FINAL_CLOSE.get(code) || reason || "The server cannot be reached. Is it running?";
+    const said = code === NO_CAPACITY ? "" : refusal?.message; // what to do then is for the page to say
+    const sentence = said || FINAL_CLOSE.get(code) || reason || "The server cannot be reached. Is it running?";
     this.#handlers.ended({
       code,
       sentence,

@@ -17,10 +17,11 @@ export const FINAL_CLOSE = new Map([
   [4403, "The server does not accept pages from this address."],
   [4404, "This session no longer exists. Start a new one."],
   [4408, "The session was closed because it was paused for a long time."],
-  [4409, "This session was opened in another window."],
-  [4503, "Every engine is busy. Try again in a moment."],
+  [4409, "Only one window at a time can play it."],
+  [4503, "Every engine is busy and the line is full."],
 ]);
 
+export const IDLE = 4408;
 export const TAKEN_OVER = 4409;
 export const NO_SUCH_SESSION = 4404;
 export const NO_CAPACITY = 4503;

@@ -3,7 +3,7 @@
 import { Connection } from "./connection.js";
 import { PromptHistory } from "./history.js";
 import { Player } from "./player.js";
-import { NO_SUCH_SESSION, PATH, TAKEN_OVER } from "./protocol.js";
+import { IDLE, NO_CAPACITY, NO_SUCH_SESSION, PATH, TAKEN_OVER } from "./protocol.js";
 import * as storage from "./storage.js";
 
 // One chunk is 0.75 s of video. With a second of lead a chunk may take that long to make before the picture
@@ -13,6 +13,8 @@ const ACK_EVERY_MS = 500;
 const STALL_SHOWN_AFTER_MS = 400;
 
 let idCount = 0;
+const ENDINGS = new Map([[1000, "ended"], [IDLE, "ended"], [TAKEN_OVER, "taken"], [NO_CAPACITY, "full"]]);
+
 const idPrefix = Math.random().toString(36).slice(2, 10);
 const newId = () => `${idPrefix}-${++idCount}`;
 
@@ -28,7 +30,7 @@ export class Session {
   idleReason = ""; // "paused", or something that playing on cures
   queue = null; // {position, eta_ms}
   waiting = null; // the server's sentence why it cannot take the session yet
-  end = null; // {kind: "ended" | "failed" | "taken", sentence}
+  end = null; // {kind: "ended" | "failed" | "full" | "taken", sentence}
   latencyMs = null;
   #resume = null;
   #connection = null;
@@ -202,6 +204,7 @@ export class Session {
         break;
       case "accepted":
         this.history.accepted(message.id);
+        this.#save();
         break;
       case "applied":
         this.#applied(message);
@@ -268,7 +271,7 @@ export class Session {
   }
 
   #disconnected({ code, sentence, retryAfterMs }) {
-    const kind = code === TAKEN_OVER ? "taken" : [1000, 4408].includes(code) ? "ended" : "failed";
+    const kind = ENDINGS.get(code) ?? "failed";
     if (code === NO_SUCH_SESSION && this.id === null && storage.load() !== null) {
       this.leave(); // the session of before the reload is gone: nothing to alarm anybody about
       storage.clear();
@@ -292,7 +295,7 @@ export class Session {
     this.link = "none";
     this.id = id;
     this.end = { kind, sentence };
-    this.history.finish(kind === "failed" ? "refused" : "unseen");
+    this.history.finish(["failed", "full"].includes(kind) ? "refused" : "unseen");
     if (kind !== "taken") storage.clear();
     this.#notify();
   }

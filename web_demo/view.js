@@ -24,6 +24,7 @@ const PHASES = {
   lost: { tone: "busy", status: "Connection lost, retrying…", veil: "none", live: true },
   taken: { tone: "quiet", status: "Open in another window", veil: "over", title: "This session moved to another window",
     action: "Continue here" },
+  full: { tone: "busy", status: "No place free", veil: "over", title: "No place is free right now", action: "Try again" },
   ended: { tone: "quiet", status: "Ended", veil: "over", title: "The session has ended", action: "Start again" },
   failed: { tone: "bad", status: "Stopped by an error", veil: "over", title: "That did not work", action: "Try again" },
 };

@@ -15,7 +15,7 @@ local bad = check_controller(read_hash(KEYS[1]), ARGV[2])
 if bad then
   return bad
 end
-local ids, id_order, inputs = key('ids', session), key('id_order', session), key('inputs', session)
+local ids, inputs = key('ids', session), key('inputs', session)
 if id ~= '' then
   local known = redis.call('HGET', ids, id)
   if known then
@@ -29,9 +29,6 @@ end
 
 local entry = redis.call('XADD', inputs, '*', 'm', ARGV[3])
 if id ~= '' then
-  redis.call('HSET', ids, id, entry)
-  if redis.call('RPUSH', id_order, id) > MAX_REMEMBERED_IDS then
-    redis.call('HDEL', ids, redis.call('LPOP', id_order))
-  end
+  remember(session, id, entry)
 end
 return {entry, 0, '', ''}

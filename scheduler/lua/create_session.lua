@@ -36,8 +36,7 @@ redis.call('HSET', KEYS[1], 'model', model, 'phase', 'queued', 'epoch', 0, 'engi
 redis.call('ZADD', key('sessions'), now, session)
 local entry = redis.call('XADD', key('inputs', session), '*', 'm', ARGV[3])
 if id ~= '' then
-  redis.call('HSET', key('ids', session), id, entry)
-  redis.call('RPUSH', key('id_order', session), id)
+  remember(session, id, entry)
 end
 emit({type = 'session_queued', session = session, reason = ''})
 return entry

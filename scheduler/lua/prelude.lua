@@ -91,6 +91,14 @@ local function count_placed(engine)
   redis.call('HSET', key('engine', engine), 'sessions', redis.call('SCARD', key('placed', engine)))
 end
 
+-- Remember a client's message id with what answers a repeat of it; the oldest of too many is forgotten.
+local function remember(session, id, answer)
+  redis.call('HSET', key('ids', session), id, answer)
+  if redis.call('RPUSH', key('id_order', session), id) > MAX_REMEMBERED_IDS then
+    redis.call('HDEL', key('ids', session), redis.call('LPOP', key('id_order', session)))
+  end
+end
+
 -- Take a session from its engine's set, if it has an engine whose record still exists.
 local function detach(session, s)
   if s.engine ~= '' then

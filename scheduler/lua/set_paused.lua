@@ -4,6 +4,8 @@
 -- ARGV[1]  session
 -- ARGV[2]  controller_epoch of the connection
 -- ARGV[3]  paused, 0 or 1
+-- ARGV[4…] ids of the messages that this is, if they have one
+-- Derived  session:<id>:ids (hash), session:<id>:id_order (list)
 -- Returns  1
 -- Errors   NO_SUCH_SESSION, SESSION_CLOSED, STALE_CONTROLLER
 -- Events   none: of a placed session the owner publishes `active` itself
@@ -16,5 +18,10 @@ end
 redis.call('HSET', KEYS[1], 'paused', ARGV[3])
 if s.phase == 'queued' then
   redis.call('HSET', KEYS[1], 'active', 1 - ARGV[3])
+end
+for i = 4, #ARGV do
+  if redis.call('HEXISTS', key('ids', ARGV[1]), ARGV[i]) == 0 then
+    remember(ARGV[1], ARGV[i], PAUSE_ANSWER)
+  end
 end
 return 1

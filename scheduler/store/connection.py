@@ -121,7 +121,7 @@ async def mapped_errors(timeout_s: float = COMMAND_TIMEOUT_S) -> AsyncIterator[N
             yield
     except (RedisConnectionError, RedisTimeoutError, BusyLoadingError, ReadOnlyError, OSError) as exc:
         # TimeoutError, the builtin, is an OSError.
-        raise StoreUnavailable(f"Redis can't be reached: {exc or type(exc).__name__}") from exc
+        raise StoreUnavailable(f"Redis can't be reached: {str(exc) or 'no answer in time'}") from exc
     except ResponseError as exc:
         raise _response_error(exc) from exc
     except RedisError as exc:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from scheduler.messages import EngineId, GatewayId, Input, PromptInput, SessionId, SessionRecord, encode_json
+from scheduler.messages import (
+    EngineId,
+    GatewayId,
+    Input,
+    MessageId,
+    PromptInput,
+    SessionId,
+    SessionRecord,
+    encode_json,
+)
 from scheduler.store.errors import NoSuchSession
 from scheduler.store.reader import StoreReader
 from scheduler.store.values import AppliedRecord, InputReceipt
@@ -90,14 +99,18 @@ class GatewayStore(StoreReader):
         """The connection is gone: nobody controls the session. No effect when closed or taken over."""
         await self._redis.run("leave_session", self._key("session", session), session, controller_epoch)
 
-    async def set_paused(self, session: SessionId, paused: bool, *, controller_epoch: int) -> None:
+    async def set_paused(
+        self, session: SessionId, paused: bool, *, ids: Sequence[MessageId] = (), controller_epoch: int
+    ) -> None:
         """Record pause or resume: a copy of what went over the link, or the only record while queued.
+
+        `ids` are the messages it stands for; `pause_ids` tells them to a later connection.
 
         Raises:
             NoSuchSession, SessionIsClosed, StaleController
         """
         key = self._key("session", session)
-        await self._redis.run("set_paused", key, session, controller_epoch, int(paused))
+        await self._redis.run("set_paused", key, session, controller_epoch, int(paused), *ids)
 
     async def close_session(
         self, session: SessionId, reason: str, *, controller_epoch: int | None = None

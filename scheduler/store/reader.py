@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from scheduler.keys import PAUSE_ANSWER
 from scheduler.messages import (
     EVENTS,
     INPUTS,
@@ -16,6 +17,7 @@ from scheduler.messages import (
     EngineRecord,
     Event,
     Input,
+    MessageId,
     ModelInfo,
     SessionId,
     SessionRecord,
@@ -69,6 +71,14 @@ class StoreReader:
             ids = await self._redis.client.zrange(self._key("sessions"), 0, -1)
         found = await self.get_sessions(SessionId(id) for id in ids)
         return [record for record in found.values() if record is not None]
+
+    async def pause_ids(self, session: SessionId) -> tuple[MessageId, ...]:
+        """Which of the remembered message ids are pauses and resumes, oldest first."""
+        async with mapped_errors():
+            pipe = self._redis.pipeline()
+            pipe.lrange(self._key("id_order", session), 0, -1).hgetall(self._key("ids", session))
+            order, known = await pipe.execute()
+        return tuple(id for id in order if known.get(id) == PAUSE_ANSWER)
 
     async def applied_history(self, session: SessionId) -> list[AppliedRecord]:
         """Where each input was applied, in log order."""

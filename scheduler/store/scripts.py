@@ -84,6 +84,7 @@ def _constants() -> str:
         "CLOSED_TTL_S": keys.CLOSED_TTL_S,
         "GONE_TTL_S": keys.GONE_TTL_S,
         "GATEWAY_TTL_S": keys.GATEWAY_TTL_S,
+        "PAUSE_ANSWER": keys.PAUSE_ANSWER,
     }
     return "".join(f"local {name} = {_lua(value)}\n" for name, value in tables.items())
 

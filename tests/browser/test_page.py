@@ -194,6 +194,10 @@ async def test_queue_place_is_shown_and_ends_by_itself(browser: Browser, server:
         await until(page, "turboserve.state === 'queued'")
         assert await page.text_content("#status") == "Queued, place 2 in line"
         assert "12 s" in (await page.text_content("#veil-text") or "")
+        await page.reload()
+        await until(page, "window.turboserve !== undefined && turboserve.state === 'queued'")
+        assert await page.input_value("#prompt") == RED_ON_BLUE  # it survives, though nothing was shown yet
+        assert await page.locator("#history .text").all_text_contents() == [RED_ON_BLUE]
         server.faults.queue.set()
         await until(page, "turboserve.state === 'generating'")
 
@@ -214,15 +218,15 @@ async def test_session_taken_over_by_another_tab_does_not_fight_back(
         assert server.attaches == attaches + 1
 
 
-async def test_no_capacity_shows_the_servers_sentence(browser: Browser, server: StreamServer) -> None:
-    """A refused start shows the server's own words and offers to try again."""
-    sentence = "All engines are full and the queue is too."
+async def test_no_capacity_says_when_to_try_again(browser: Browser, server: StreamServer) -> None:
+    """A start that finds the queue full is no alarm: it says how long to wait, and offers it."""
+    sentence = "the queue is full, try again in 4 s"
     error = {"type": "error", "code": "capacity", "message": sentence, "retry_after_ms": 4000}
     server.faults.close_on_start = (4503, error)
     async with tab(browser, server.url) as (page, _):
         await ask(page, RED_ON_BLUE)
-        await until(page, "turboserve.state === 'failed'")
-        assert sentence in (await page.text_content("#veil-text") or "")
+        await until(page, "turboserve.state === 'full'")
+        assert (await page.text_content("#veil-text") or "").count("4 s") == 1
         server.faults.close_on_start = None
         await page.click("#veil-action")
         await until(page, "turboserve.state === 'generating'")
@@ -351,6 +355,17 @@ async def test_hidden_tab_keeps_up_without_drawing(browser: Browser, server: Str
         assert (await stats(page))["bufferMs"] < 3000
 
 
+SHIFTS = """
+    window.shifted = [];
+    new PerformanceObserver((list) => {
+      for (const { sources } of list.getEntries()) {
+        for (const { node } of sources) shifted.push(node?.id || node?.className || "");
+      }
+    }).observe({ type: "layout-shift", buffered: true });
+"""
+"""Collects what the browser saw moving since the first paint."""
+
+
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
 async def test_layout_holds_still(browser: Browser, server: StreamServer, size: tuple[int, int]) -> None:
     """From ready to playing to steered nothing moves, and nothing sticks out sideways."""
@@ -358,7 +373,7 @@ async def test_layout_holds_still(browser: Browser, server: StreamServer, size: 
         const {x, y, width, height} = document.getElementById(id).getBoundingClientRect();
         return [x, y + scrollY, width, height].map(Math.round);
     })"""
-    async with tab(browser, server.url, size) as (page, _):
+    async with tab(browser, server.url, size, init_script=SHIFTS) as (page, _):
         ready = await page.evaluate(boxes)
         await begin(page)
         assert await page.evaluate(boxes) == ready
@@ -366,6 +381,8 @@ async def test_layout_holds_still(browser: Browser, server: StreamServer, size: 
         await until(page, "turboserve.rev === 1")
         assert await page.evaluate(boxes) == ready
         assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        moved = {name for name in await page.evaluate("shifted") if name}
+        assert moved <= {"status", "dot", "veil-title", "veil-text"}  # words are as long as they are
 
 
 async def test_keyboard_alone_is_enough(browser: Browser, server: StreamServer) -> None:
@@ -383,6 +400,10 @@ async def test_keyboard_alone_is_enough(browser: Browser, server: StreamServer) 
         await page.focus("#pause")
         await page.keyboard.press("Enter")
         await until(page, "turboserve.state === 'paused'")
+        await page.focus("#stop")
+        await page.keyboard.press("Enter")
+        await until(page, "turboserve.state === 'ended'")
+        assert await page.evaluate("document.activeElement.id") == "veil-action"
 
 
 async def test_without_webcodecs_the_page_says_what_to_do(browser: Browser, server: StreamServer) -> None:

@@ -55,6 +55,22 @@ async def test_a_stopped_session_cannot_be_attached(cluster: Cluster) -> None:
         assert await late.close_code() == 4404
 
 
+async def test_a_repeated_pause_has_no_second_effect_after_an_attach(cluster: Cluster) -> None:
+    """A client that does not know whether its old pause arrived may repeat it: the resume since counts."""
+    async with wire(cluster.url) as first, wire(cluster.url) as second:
+        session = await first.start(seed=1)
+        await first.chunk(0)
+        await first.send("pause", id="p")
+        await first.message("accepted", id="p")
+        await first.send("resume", id="r")
+        await first.message("accepted", id="r")
+        await second.attach(session, 1)
+        await second.send("pause", id="p")
+        await second.message("accepted", id="p")
+        await second.chunk(max([*first.chunks, *second.chunks]) + 3)
+        assert [m["state"] for m in second.messages("state")] == ["active"]
+
+
 async def test_an_attach_of_the_future_is_an_error(cluster: Cluster) -> None:
     """The connection lives on and may attach where the session is."""
     async with wire(cluster.url) as owner, wire(cluster.url) as heir:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 
 import pytest
@@ -195,6 +196,29 @@ async def test_queue_positions_and_a_full_queue(world: World) -> None:
             assert await three.close_code() == 4503
             await engine.take(SessionId(first.session))
             assert (await two.expect(wire.Queued)).position == 1
+
+
+async def test_who_leaves_the_queue_makes_room_until_coming_back(world: World) -> None:
+    """A waiting client hears at once that the one before it left, and that it returned to its old place."""
+    async with world.engine(), world.gateway() as gateway:
+        async with client_of(gateway) as two, client_of(gateway) as again:
+            async with client_of(gateway) as one:
+                await one.send(wire.Start(prompt="1"))
+                first = await one.expect(wire.Session)
+                assert (await one.expect(wire.Queued)).position == 1
+                await two.send(wire.Start(prompt="2"))
+                await two.expect(wire.Session)
+                assert (await two.expect(wire.Queued)).position == 2
+            assert (await two.expect(wire.Queued)).position == 1
+            await again.send(wire.Attach(session=first.session, resume=first.resume, next_seq=0))
+            await again.expect(wire.Session)
+            assert json.loads(await again.ws.recv()) == {
+                "type": "state",
+                "state": "queued",
+                "engine": None,
+                "reason": "",
+            }
+            assert (await two.expect(wire.Queued)).position == 2
 
 
 async def test_stop_while_queued(world: World) -> None:

@@ -125,6 +125,7 @@ REFUSALS = [
     ("GET of a POST route", "GET", "/v1/admin/drain", {}, 405),
     ("POST to a page", "POST", "/", {"content_type": "application/json"}, 405),
     ("unknown path", "GET", "/nothing", {}, 404),
+    ("unknown path of the API", "GET", "/v1/nothing", {}, 404),
     ("a stream without upgrade", "GET", "/v1/stream", {}, 426),
 ]
 
@@ -133,11 +134,15 @@ REFUSALS = [
     ("method", "path", "headers", "status"), [r[1:] for r in REFUSALS], ids=[r[0] for r in REFUSALS]
 )
 async def test_refusals(world: World, method: str, path: str, headers: dict[str, str], status: int) -> None:
-    """Who asks wrongly gets the status that says so."""
+    """Who asks wrongly gets the status that says so, and below /v1/ the reason as JSON."""
     async with world.gateway() as gateway:
-        found, answer_headers, _ = await ask(gateway, path, method, **headers)
+        found, answer_headers, body = await ask(gateway, path, method, **headers)
         assert found == status
         assert status != 405 or answer_headers["allow"]
+        if path.startswith("/v1/"):
+            assert set(json.loads(body)["error"]) == {"code", "message"}
+        else:
+            assert answer_headers["content-type"].startswith("text/plain")
 
 
 async def test_configured_hosts_and_origins(world: World) -> None:

@@ -33,6 +33,7 @@ from gateway.steps import (
     SendChunk,
     SetPaused,
     TakeControl,
+    Taken,
     Unfollow,
 )
 from scheduler import messages as link
@@ -228,11 +229,12 @@ PLACED = replace(
 
 
 def attach(
-    record: SessionRecord | Failure, message: wire.Attach = ATTACH
+    record: SessionRecord | Failure, message: wire.Attach = ATTACH, pause_ids: tuple[str, ...] = ()
 ) -> tuple[SessionMachine, list[Output]]:
     machine = make_machine()
     call = only(machine.receive_message(message, 0), TakeControl)
-    return machine, machine.receive_result(call, record, 0)
+    result = record if isinstance(record, Failure) else Taken(record=record, pause_ids=pause_ids)
+    return machine, machine.receive_result(call, result, 0)
 
 
 def test_attach_is_answered_by_session_state_gap_chunks() -> None:
@@ -300,7 +302,7 @@ def test_events_during_attach_make_it_read_the_record_again() -> None:
     machine = make_machine()
     call = only(machine.receive_message(ATTACH, 0), TakeControl)
     machine.receive_event(link.SessionPlaced(session=S, engine=E2, epoch=3), 0)
-    assert only(machine.receive_result(call, PLACED, 0), LoadSession).session == S
+    assert only(machine.receive_result(call, Taken(record=PLACED), 0), LoadSession).session == S
 
 
 # --- steering ---------------------------------------------------------------------------------------------
@@ -402,8 +404,18 @@ def test_pause_and_resume_go_over_the_link(message: wire.ClientMessage, kind: ty
     outputs = machine.receive_message(message, 0)
     assert only(outputs, Ask).request == kind(session=S, controller_epoch=1, id="i")
     copy = only(outputs, SetPaused)
-    assert copy.paused is (kind is link.Pause) and copy.ids == ()
+    assert copy.paused is (kind is link.Pause) and (copy.ids, copy.answers) == (("i",), ())
+    assert sent(machine.receive_result(copy, None, 0)) == []
     assert sent(machine.receive_link(link.Accepted(session=S, id="i"), 0)) == [wire.Accepted(id="i")]
+
+
+def test_a_pause_of_an_earlier_connection_is_not_repeated() -> None:
+    """After an attach the remembered ids are answered and have no second effect; new ones have theirs."""
+    machine, _ = attach(PLACED, pause_ids=("p", "r"))
+    machine.receive_link_up(E1)
+    machine.receive_link(subscribed(2, 3), 0)
+    assert machine.receive_message(wire.Pause(id="p"), 0) == [Send(message=wire.Accepted(id="p"))]
+    assert isinstance(only(machine.receive_message(wire.Pause(id="q"), 0), Ask).request, link.Pause)
 
 
 def test_a_pause_while_queued_is_recorded_and_told_to_the_engine_later() -> None:
@@ -415,7 +427,7 @@ def test_a_pause_while_queued_is_recorded_and_told_to_the_engine_later() -> None
     outputs = machine.receive_result(first, None, 0)
     assert sent(outputs) == [wire.Accepted(id="1")]
     second = only(outputs, SetPaused)
-    assert second.paused and second.ids == ("2", "3")
+    assert second.paused and second.ids == second.answers == ("2", "3")
     machine.receive_event(link.SessionOpened(session=S, engine=E1, epoch=1), 0)
     machine.receive_link_up(E1)
     asked = [o.request for o in machine.receive_link(subscribed(1, 0), 0) if isinstance(o, Ask)]
@@ -751,6 +763,8 @@ class Driver:
             return self.machine.receive_result(call, receipt, self.now_ms)
         if isinstance(value, SessionRecord):
             value = replace(value, id=call.session)
+            if isinstance(call, TakeControl):
+                value = Taken(record=value)
         return self.machine.receive_result(call, value, self.now_ms)
 
     def _check(self, output: Output) -> None:

@@ -81,6 +81,12 @@ def test_limits(table: Mapping[str, type[Message]], data: object, is_good: bool)
             decode_json(table, text)
 
 
+def test_bounds_are_written_out() -> None:
+    """A client that is told the largest seed can use it."""
+    with pytest.raises(DecodeError, match="between 0 and 9223372036854775807"):
+        decode_json(m.INPUTS, b'{"type": "reset", "seed": -1}')
+
+
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "1e999", "9" * 400])
 def test_numbers_must_be_finite(text: str) -> None:
     """What JSON readers accept beyond JSON does not get in."""

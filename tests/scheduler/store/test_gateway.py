@@ -168,6 +168,20 @@ async def test_pause_while_queued_starts_idle(store: Store) -> None:
     assert record is not None and (record.paused, record.active) == (False, True)
 
 
+async def test_pauses_are_remembered_among_the_other_ids(store: Store) -> None:
+    """A later connection learns them in order, a repeat moves nothing, and the oldest ids are forgotten."""
+    await create(store)
+    await store.set_paused(S1, True, ids=["p1", "p2"], controller_epoch=1)
+    await store.append_input(S1, PromptInput(text="x", id="n"), controller_epoch=1)
+    await store.set_paused(S1, False, ids=["p3", "p1"], controller_epoch=1)
+    assert await store.pause_ids(S1) == ("p1", "p2", "p3")
+    repeat = await store.append_input(S1, PromptInput(text="x", id="p2"), controller_epoch=1)
+    assert repeat.repeat and repeat.applied is None
+    many = [f"m{number}" for number in range(MAX_REMEMBERED_IDS)]
+    await store.set_paused(S1, True, ids=many, controller_epoch=1)
+    assert await store.pause_ids(S1) == tuple(many)
+
+
 async def test_close_is_idempotent_and_tells_why(store: Store) -> None:
     """Close removes queue place and log, and later writers learn the reason."""
     await create(store)
