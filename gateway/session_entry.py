@@ -158,8 +158,10 @@ class EntryRules(FollowRules):
         )
         s.pause_ids.extend(pause_ids)
         self._send(_session_message(record, info, resume))
-        self._accept(id)
         self._follow_record(s, record)
+        if attach is None or flow.is_waiting():
+            self._accept(id)
+            s.attach = None  # else the owner says whether next_seq fits
         if attach is not None and flow.is_waiting():
             self._tell_state(s, SessionState.QUEUED, None, record.reason)
         if self._missed_event:

@@ -165,7 +165,9 @@ class FollowRules(SessionCore):
         is_ours, gap = s.flow.receive_subscribed(reply)
         if not is_ours:
             return
-        s.attach = None
+        if s.attach is not None:
+            self._accept(s.attach.id)
+            s.attach = None
         self._tell_state(s, reply.state, s.flow.engine, reply.reason)
         if gap is not None:
             self._send(gap)

@@ -32,17 +32,7 @@ from typing import (
     get_type_hints,
 )
 
-__all__ = [
-    "NULLABLE",
-    "Chars",
-    "DecodeError",
-    "Items",
-    "Message",
-    "Range",
-    "decode",
-    "decode_fields",
-    "encode",
-]
+__all__ = ["Chars", "DecodeError", "Items", "Message", "Range", "decode", "decode_fields", "encode"]
 
 
 class DecodeError(ValueError):

@@ -240,14 +240,14 @@ def attach(
 def test_attach_is_answered_by_session_state_gap_chunks() -> None:
     """In this order, the resume token being the same."""
     machine, outputs = attach(PLACED)
-    (session, accepted) = sent(outputs)
+    (session,) = sent(outputs)
     assert isinstance(session, wire.Session) and session.resume == "secret"
-    assert accepted == wire.Accepted(id="a")
     assert only(outputs, Follow).engine == E1
     request = only(machine.receive_link_up(E1), Ask).request
     assert isinstance(request, link.Subscribe)
     assert (request.epoch, request.controller_epoch, request.next_seq) == (2, 2, 3)
     assert sent(machine.receive_link(subscribed(2, 4), 0)) == [
+        wire.Accepted(id="a"),
         wire.State(state=SessionState.ACTIVE, engine=E1),
         wire.Gap(from_seq=3, to_seq=3),
     ]
@@ -257,7 +257,10 @@ def test_attach_is_answered_by_session_state_gap_chunks() -> None:
 def test_attach_to_a_queued_session_tells_its_state() -> None:
     """The client knows that it waits."""
     _machine, outputs = attach(replace(RECORD, epoch=3, reason="engine_lost", next_seq=3))
-    assert sent(outputs)[-1] == wire.State(state=SessionState.QUEUED, reason="engine_lost")
+    assert sent(outputs)[1:] == [
+        wire.Accepted(id="a"),
+        wire.State(state=SessionState.QUEUED, reason="engine_lost"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -289,7 +292,8 @@ def test_attach_beyond_what_was_generated_is_an_error() -> None:
     assert error_of(outputs).code is ErrorCode.BAD_STATE and only(outputs, Forget).close is None
     assert machine.stage is Stage.FRESH
 
-    machine, _ = attach(PLACED, replace(ATTACH, next_seq=7))
+    machine, outputs = attach(PLACED, replace(ATTACH, next_seq=7))
+    assert wire.Accepted(id="a") not in sent(outputs)
     machine.receive_link_up(E1)
     refused = link.Refused(session=S, epoch=2, code=ErrorCode.BAD_STATE, message="too far")
     outputs = machine.receive_link(refused, 0)
