@@ -230,7 +230,9 @@ class StreamServer:
         self.sessions[session.id] = session
         session.socket = socket
         await say_session(socket, session)
-        if self.faults.queue is not None and not self.faults.queue.is_set():
+        if "id" in message:
+            await say(socket, type="accepted", id=message["id"])
+        if self._is_queued():
             await say(socket, type="queued", position=2, eta_ms=12_000)
         task = asyncio.create_task(self._generate(session))
         self._tasks.add(task)
@@ -247,7 +249,11 @@ class StreamServer:
         if older is not None:
             await older.close(4409)
         await say_session(socket, session)
-        await say_state(socket, session)
+        if self._is_queued():
+            await say(socket, type="state", state="queued", engine=None, reason="")
+            await say(socket, type="queued", position=2, eta_ms=12_000)
+        else:
+            await say_state(socket, session)
         oldest = max(0, len(session.chunks) - REPLAY_CHUNKS)
         if message["next_seq"] < oldest:
             await say(socket, type="gap", from_seq=message["next_seq"], to_seq=oldest - 1)
@@ -258,6 +264,9 @@ class StreamServer:
         session.socket = socket
         session.changed.set()
         return session
+
+    def _is_queued(self) -> bool:
+        return self.faults.queue is not None and not self.faults.queue.is_set()
 
     async def _take(self, session: Session, socket: ServerConnection, message: dict[str, Any]) -> None:
         session.messages.append(message)
