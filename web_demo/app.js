@@ -53,6 +53,9 @@ function submit(text) {
 
 function detail() {
   const { phase } = session;
+  if (phase === "queued" && session.idleReason !== "") {
+    return "Its engine is gone. The video goes on by itself as soon as another one is free.";
+  }
   if (phase === "queued" && session.queue !== null) {
     const eta = session.queue.eta_ms > 0 ? `About ${Math.ceil(session.queue.eta_ms / 1000)} s to go. ` : "";
     return `${eta}The video starts by itself as soon as an engine is free.`;

@@ -27,7 +27,7 @@ export class Session {
   link = "none"; // none, connecting, open, lost
   attempts = 0;
   serverState = null; // queued, active, idle
-  idleReason = ""; // "paused", or something that playing on cures
+  idleReason = ""; // why it is idle ("paused", or something that playing on cures) or queued again
   queue = null; // {position, eta_ms}
   waiting = null; // the server's sentence why it cannot take the session yet
   end = null; // {kind: "ended" | "failed" | "full" | "taken", sentence}
@@ -266,6 +266,8 @@ export class Session {
     if (entry !== null && entry.latencyMs !== null) {
       this.latencyMs = entry.latencyMs;
       this.#note(`${isFirst ? "First picture" : "On screen"} ${(entry.latencyMs / 1000).toFixed(1)} s after Enter`, "good");
+    } else if (entry !== null) {
+      this.#note("On screen", "good"); // sent by the page before a reload
     } else if (!isFirst && entry === null) this.#note("Started over", "good");
     this.#notify();
   }
@@ -295,6 +297,7 @@ export class Session {
     this.link = "none";
     this.id = id;
     this.end = { kind, sentence };
+    this.#note("");
     this.history.finish(["failed", "full"].includes(kind) ? "refused" : "unseen");
     if (kind !== "taken") storage.clear();
     this.#notify();

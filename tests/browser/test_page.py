@@ -8,7 +8,7 @@ import pytest
 from playwright.async_api import Browser, Page
 
 from tests.browser.driver import NARROW, WIDE, ask, pixels, share, stats, tab, until
-from tests.browser.stream_server import FPS, StreamServer
+from tests.browser.stream_server import FPS, StreamServer, say, say_state
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
@@ -200,6 +200,22 @@ async def test_queue_place_is_shown_and_ends_by_itself(browser: Browser, server:
         assert await page.input_value("#prompt") == RED_ON_BLUE  # it survives, though nothing was shown yet
         assert await page.locator("#history .text").all_text_contents() == [RED_ON_BLUE]
         server.faults.queue.set()
+        await until(page, "turboserve.state === 'generating' && turboserve.seq >= 1")
+        assert await page.text_content("#steering") == "On screen"
+
+
+async def test_a_lost_engine_is_named_as_the_reason_to_wait(browser: Browser, server: StreamServer) -> None:
+    """A running session that must wait says why, promises no time, and plays on when it has a place again."""
+    async with tab(browser, server.url) as (page, _):
+        await begin(page)
+        socket = server.only.socket
+        assert socket is not None
+        await say(socket, type="state", state="queued", engine=None, reason="engine_lost")
+        await say(socket, type="queued", position=1, eta_ms=30_000)
+        await until(page, "turboserve.state === 'queued'")
+        text = await page.text_content("#veil-text") or ""
+        assert "engine is gone" in text and "30 s" not in text
+        await say_state(socket, server.only)
         await until(page, "turboserve.state === 'generating'")
 
 
