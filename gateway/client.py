@@ -17,6 +17,7 @@ Errors: `gateway/client_errors.py`.
 from __future__ import annotations
 
 import secrets
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -122,6 +123,12 @@ class Client:
             await self._session.stop()
         if self._first is not None:
             await self._first.close()
+
+    def __aiter__(self) -> AsyncIterator[Chunk]:
+        """The chunks of its newest session. Raises ClientError before there is one."""
+        if self._session is None:
+            raise ClientError("there is no session yet: start or attach one first")
+        return aiter(self._session)
 
     async def start(
         self,

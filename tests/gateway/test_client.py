@@ -261,6 +261,17 @@ async def test_one_session_at_a_time(client: Client) -> None:
         await client.start(GREEN_ON_BLACK)
 
 
+async def test_the_client_iterates_over_its_session(client: Client) -> None:
+    """`async for chunk in client` is short for the session that it carries; without one it says so."""
+    with pytest.raises(ClientError, match="no session"):
+        aiter(client)
+    await client.start("a red ball", seed=1)
+    async for chunk in client:
+        if chunk.seq == 1:
+            break
+    assert chunk.seq == 1
+
+
 async def test_viewer_is_served_in_real_time(client: Client, server: StreamServer) -> None:
     """A viewer acknowledges what a screen would hold: the server stops at its lead and does not run ahead."""
     session = await client.start(RED_ON_BLUE, lead_ms=800)
