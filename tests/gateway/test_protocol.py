@@ -79,6 +79,7 @@ CLIENT_EXAMPLES: list[wire.ClientMessage] = [
     wire.Attach(session="s_0123456789abcdef", resume="r", next_seq=4),
     wire.Watch(session="s_0123456789abcdef"),
     wire.Ping(t=2.5),
+    wire.Ping(t=2**62 + 1),  # nanoseconds, exact to the last digit
 ]
 
 
