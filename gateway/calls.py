@@ -29,6 +29,7 @@ from gateway.steps import (
 )
 from scheduler.messages import GatewayId
 from scheduler.store import (
+    BeyondGenerated,
     InputLogFull,
     NoSuchSession,
     QueueFull,
@@ -76,7 +77,9 @@ async def _perform(store: Store, gateway: GatewayId, queue_limit: int, call: Cal
                 queue_limit=queue_limit,
             )
         case TakeControl():
-            record = await store.take_control(call.session, gateway=gateway, resume_hash=call.resume_hash)
+            record = await store.take_control(
+                call.session, gateway=gateway, resume_hash=call.resume_hash, next_seq=call.next_seq
+            )
             return Taken(record=record, pause_ids=await store.pause_ids(call.session))
         case AppendInput():
             return await store.append_input(
@@ -107,6 +110,8 @@ def _to_failure(exc: StoreError) -> Failure:
             return Failure(kind=FailureKind.QUEUE_FULL, message=str(exc), retry_after_ms=ms)
         case InputLogFull():
             return Failure(kind=FailureKind.LOG_FULL, message=str(exc), retry_after_ms=RETRY_AFTER_MS)
+        case BeyondGenerated():
+            return Failure(kind=FailureKind.BEYOND, message=str(exc))
         case StoreUnavailable():
             text = "the cluster's records can't be reached right now; try again"
             return Failure(kind=FailureKind.UNAVAILABLE, message=text, retry_after_ms=RETRY_AFTER_MS)

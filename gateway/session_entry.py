@@ -14,7 +14,6 @@ from gateway.session_follow import FollowRules
 from gateway.steps import CreateSession, Failure, FailureKind, Forget, TakeControl, Taken
 from scheduler import messages as link
 from scheduler.messages import (
-    REPLAY_CHUNKS,
     ErrorCode,
     ModelInfo,
     SessionId,
@@ -83,7 +82,8 @@ class EntryRules(FollowRules):
         self._attach, self._missed_event = message, False
         self._move(Cause.ATTACH)
         resume_hash = hash_resume(message.resume)
-        self._out.append(TakeControl(session=SessionId(message.session), resume_hash=resume_hash))
+        session = SessionId(message.session)
+        self._out.append(TakeControl(session=session, resume_hash=resume_hash, next_seq=message.next_seq))
 
     def _refuse_attach(self, message: wire.Attach, text: str) -> None:
         self._error(ErrorCode.NO_SUCH_SESSION, text, id=message.id)
@@ -106,14 +106,10 @@ class EntryRules(FollowRules):
         if self._stage is not Stage.ATTACHING or attach is None:
             self._out.append(Forget(session=call.session, controller_epoch=epoch, close=None))
             return
-        problem: tuple[ErrorCode, str] | None = None
         if record.model not in self._catalog().models:
-            problem = (ErrorCode.UNAVAILABLE, "the session's model is not known here yet; try again")
-        elif attach.next_seq > record.next_seq + REPLAY_CHUNKS:
-            problem = (ErrorCode.BAD_STATE, f"next_seq {attach.next_seq} is beyond what was generated")
-        if problem is not None:
+            text = "the session's model is not known here yet; try again"
             self._out.append(Forget(session=call.session, controller_epoch=epoch, close=None))
-            self._fail_pending(*problem, id=attach.id, now_ms=now_ms)
+            self._fail_pending(ErrorCode.UNAVAILABLE, text, id=attach.id, now_ms=now_ms)
             return
         self._enter(
             record,
@@ -214,6 +210,7 @@ class EntryRules(FollowRules):
 ERROR_OF = {
     FailureKind.UNAVAILABLE: ErrorCode.UNAVAILABLE,
     FailureKind.LOG_FULL: ErrorCode.UNAVAILABLE,
+    FailureKind.BEYOND: ErrorCode.BAD_STATE,
     FailureKind.QUEUE_FULL: ErrorCode.CAPACITY,
 }
 """Codes for failures that are told as they are; the others are `internal`."""

@@ -78,6 +78,7 @@ class TakeControl:
 
     session: SessionId
     resume_hash: str
+    next_seq: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +155,7 @@ class FailureKind(Enum):
     TAKEN_OVER = "taken_over"
     QUEUE_FULL = "queue_full"
     LOG_FULL = "log_full"
+    BEYOND = "beyond"
     INTERNAL = "internal"
 
 

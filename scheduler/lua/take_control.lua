@@ -4,9 +4,10 @@
 -- ARGV[1]  session
 -- ARGV[2]  gateway of the new connection
 -- ARGV[3]  resume_hash, hex
+-- ARGV[4]  next_seq, the first chunk that it wants
 -- Derived  queue:<model> (zset): a queued session is in the line again
 -- Returns  the new controller_epoch
--- Errors   NO_SUCH_SESSION (also for a wrong hash), SESSION_CLOSED
+-- Errors   NO_SUCH_SESSION (also for a wrong hash), SESSION_CLOSED, BEYOND
 -- Events   controller_changed
 
 local s = read_hash(KEYS[1])
@@ -16,6 +17,10 @@ end
 local bad = check_controller(s, '0')
 if bad then
   return bad
+end
+-- The record may lag behind what was sent; within the replay window the owner judges.
+if tonumber(ARGV[4]) > tonumber(s.next_seq) + REPLAY_CHUNKS then
+  return fail('BEYOND', 'next_seq ' .. ARGV[4] .. ' is beyond what was generated')
 end
 local epoch = redis.call('HINCRBY', KEYS[1], 'controller_epoch', 1)
 redis.call('HSET', KEYS[1], 'gateway', ARGV[2], 'left_ms', '')

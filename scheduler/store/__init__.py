@@ -12,6 +12,7 @@ from typing import Self
 from scheduler.store.connection import Connection
 from scheduler.store.engine import EngineStore
 from scheduler.store.errors import (
+    BeyondGenerated,
     EngineGone,
     EngineUnknown,
     EventsTrimmed,
@@ -37,6 +38,7 @@ from scheduler.store.values import AppliedRecord, ClusterInfo, InputReceipt, Ses
 __all__ = [
     "START",
     "AppliedRecord",
+    "BeyondGenerated",
     "ClusterInfo",
     "EngineGone",
     "EngineUnknown",

@@ -11,6 +11,7 @@ StoreError
 ├── NoSuchSession        no record, or the resume token is wrong (not told apart on purpose)
 ├── SessionIsClosed      `.reason` says why
 ├── QueueFull            `.retry_after_ms` says when to try again
+├── BeyondGenerated      an attach names a chunk that is far from being generated
 ├── InputLogFull         the session's input log holds MAX_INPUT_LOG entries
 ├── PlacementRefused     the world moved on since the plan was made: plan again
 ├── EventsTrimmed        events after the given id are lost to this reader: read everything again
@@ -74,6 +75,10 @@ class QueueFull(StoreError):
 
 class InputLogFull(StoreError):
     """The session's input log is full: inputs are refused until it is trimmed."""
+
+
+class BeyondGenerated(StoreError):
+    """An attach wants to go on from a chunk far beyond the newest one; who controls the session keeps it."""
 
 
 class PlacementRefused(StoreError):

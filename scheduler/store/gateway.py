@@ -83,16 +83,19 @@ class GatewayStore(StoreReader):
         return InputReceipt(entry=entry, repeat=repeat == 1, applied=applied)
 
     async def take_control(
-        self, session: SessionId, *, gateway: GatewayId, resume_hash: str
+        self, session: SessionId, *, gateway: GatewayId, resume_hash: str, next_seq: int = 0
     ) -> SessionRecord:
         """Let a new connection control the session: controller_epoch + 1, older ones are told by event.
+
+        `next_seq` is the first chunk that it wants.
 
         Raises:
             NoSuchSession: no such session, or the resume token's hash is another.
             SessionIsClosed: it was closed in the last CLOSED_TTL_S seconds (and the hash fits).
+            BeyondGenerated: next_seq is more than REPLAY_CHUNKS beyond the record's.
         """
         key = self._key("session", session)
-        await self._redis.run("take_control", key, session, gateway, resume_hash)
+        await self._redis.run("take_control", key, session, gateway, resume_hash, next_seq)
         return await self._written(session)
 
     async def leave_session(self, session: SessionId, *, controller_epoch: int) -> None:

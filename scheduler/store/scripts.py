@@ -13,7 +13,7 @@ from importlib.resources import files
 from typing import TypeVar
 
 from scheduler import keys
-from scheduler.messages import MAX_REMEMBERED_IDS
+from scheduler.messages import MAX_REMEMBERED_IDS, REPLAY_CHUNKS
 from scheduler.states import ENGINE_TRANSITIONS, SESSION_TRANSITIONS
 from scheduler.store import errors
 
@@ -36,6 +36,7 @@ class ScriptError(Enum):
     SESSION_CLOSED = "SESSION_CLOSED"
     QUEUE_FULL = "QUEUE_FULL"
     INPUT_LOG_FULL = "INPUT_LOG_FULL"
+    BEYOND = "BEYOND"
     REFUSED = "REFUSED"
 
 
@@ -50,6 +51,7 @@ _EXCEPTIONS: Mapping[ScriptError, Callable[[str], errors.StoreError]] = {
     ScriptError.SESSION_CLOSED: errors.SessionIsClosed,
     ScriptError.QUEUE_FULL: lambda detail: errors.QueueFull(int(detail)),
     ScriptError.INPUT_LOG_FULL: errors.InputLogFull,
+    ScriptError.BEYOND: errors.BeyondGenerated,
     ScriptError.REFUSED: errors.PlacementRefused,
 }
 
@@ -81,6 +83,7 @@ def _constants() -> str:
         "MAX_COMMANDS": keys.MAX_COMMANDS,
         "MAX_INPUT_LOG": keys.MAX_INPUT_LOG,
         "MAX_REMEMBERED_IDS": MAX_REMEMBERED_IDS,
+        "REPLAY_CHUNKS": REPLAY_CHUNKS,
         "CLOSED_TTL_S": keys.CLOSED_TTL_S,
         "GONE_TTL_S": keys.GONE_TTL_S,
         "GATEWAY_TTL_S": keys.GATEWAY_TTL_S,

@@ -72,13 +72,14 @@ async def test_a_repeated_pause_has_no_second_effect_after_an_attach(cluster: Cl
 
 
 async def test_an_attach_of_the_future_is_an_error(cluster: Cluster) -> None:
-    """The connection lives on and may attach where the session is."""
+    """The session's connection notices nothing; the other may attach where the session is."""
     async with wire(cluster.url) as owner, wire(cluster.url) as heir:
         session = await owner.start(seed=1)
         await owner.chunk(1)
         resume = session["resume"]
         await heir.send("attach", session=session["session"], resume=resume, next_seq=1000, id="a")
         await heir.message("error", code="bad_state", id="a")
+        await owner.chunk(max(owner.chunks) + 2)
         await heir.attach(session, 1, id="b")
         await heir.chunk(3)
         heir.check_stream(fps=session["fps"], first_seq=1)

@@ -287,10 +287,12 @@ def test_attach_with_a_malformed_id_asks_nobody() -> None:
 
 
 def test_attach_beyond_what_was_generated_is_an_error() -> None:
-    """Far beyond: seen in the record. A little: refused by the engine. The session lingers both times."""
-    machine, outputs = attach(PLACED, replace(ATTACH, next_seq=22))
-    assert error_of(outputs).code is ErrorCode.BAD_STATE and only(outputs, Forget).close is None
-    assert machine.stage is Stage.FRESH
+    """Far beyond: seen by the store. A little: refused by the engine, and the session lingers."""
+    machine, outputs = attach(
+        Failure(kind=FailureKind.BEYOND, message="beyond"), replace(ATTACH, next_seq=99)
+    )
+    assert error_of(outputs) == wire.Error(code=ErrorCode.BAD_STATE, message="beyond", id="a")
+    assert machine.stage is Stage.FRESH and not any(isinstance(o, Forget) for o in outputs)
 
     machine, outputs = attach(PLACED, replace(ATTACH, next_seq=7))
     assert wire.Accepted(id="a") not in sent(outputs)

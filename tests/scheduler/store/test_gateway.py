@@ -6,6 +6,7 @@ import pytest
 
 from scheduler.messages import (
     MAX_REMEMBERED_IDS,
+    REPLAY_CHUNKS,
     CloseSession,
     ControllerChanged,
     EngineChanged,
@@ -19,6 +20,7 @@ from scheduler.messages import (
 from scheduler.store import (
     START,
     AppliedRecord,
+    BeyondGenerated,
     NoSuchEngine,
     NoSuchSession,
     PlacementRefused,
@@ -143,6 +145,16 @@ async def test_take_control_needs_the_token(store: Store, session: SessionId, re
     await create(store)
     with pytest.raises(NoSuchSession):
         await store.take_control(session, gateway=OTHER, resume_hash=resume_hash)
+
+
+async def test_an_attach_of_the_future_takes_nothing(store: Store) -> None:
+    """Far beyond the newest chunk it is refused, and the connection that controls the session keeps it."""
+    await create(store)
+    with pytest.raises(BeyondGenerated):
+        await store.take_control(S1, gateway=OTHER, resume_hash=HASH, next_seq=REPLAY_CHUNKS + 1)
+    await store.append_input(S1, PromptInput(text="x"), controller_epoch=1)
+    record = await store.take_control(S1, gateway=OTHER, resume_hash=HASH, next_seq=REPLAY_CHUNKS)
+    assert record.controller_epoch == 2
 
 
 async def test_leave_marks_the_time_once(store: Store) -> None:
