@@ -398,6 +398,8 @@ async def test_layout_holds_still(browser: Browser, server: StreamServer, size: 
         await until(page, "turboserve.rev === 1")
         assert await page.evaluate(boxes) == ready
         assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        if size == WIDE:
+            assert await page.evaluate("document.documentElement.scrollHeight <= innerHeight")
         # Also not before the script ran; centred words move as their length changes.
         fixed = {"stage", "form", "chips", "controls", "history-title", "history"}
         assert fixed.isdisjoint(await page.evaluate("shifted"))
