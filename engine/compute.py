@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import assert_never
@@ -31,13 +31,15 @@ from engine.compute_messages import (
     SessionFailed,
     Wish,
 )
+from engine.cost_table import CostTable
 from engine.credit import dry_ms, start_ms
 from engine.encoder import EncodedPart, EncoderPool, Lane, SessionEncoder
 from engine.kv_pool import SlabPool
 from engine.models.base import CausalVideoModel
-from engine.passes import run_rows
-from engine.planner import Batch, CostTable, ReadyRow, plan
+from engine.passes import PassRun, run_rows
+from engine.planner import Batch, ReadyRow, plan
 from engine.progress import Progress
+from engine.ring import num_valid
 from engine.sampler import sigmas_for
 from engine.session_state import SessionState, Stage
 from engine.stepper import Stepper
@@ -52,7 +54,8 @@ MAX_INBOX = 4_096
 LONG_OPERATION_MS = 10_000.0
 """Limit of taking in commands, prompt encoding and decoding, for the watcher."""
 FAILURE_MESSAGE = "this session's video could not be generated"
-_SMOOTHING = 0.2
+RETRY_MEMORY_PASSES = 500
+"""After batches were made smaller for want of memory, larger ones are tried again after so many passes."""
 
 
 class InboxFull(Exception):
@@ -67,6 +70,8 @@ class _Resident:
     lane: Lane
     has_sent: bool = False
     """Has its encoder been given frames?"""
+    fresh: bool = True
+    """Has it run no pass here yet?"""
 
 
 class ComputeLoop:
@@ -88,7 +93,9 @@ class ComputeLoop:
         self._model, self._pool, self._stepper = model, pool, Stepper(model, pool)
         self.costs = costs
         self.num_passes = 0
-        self._decode_ms = 0.0
+        self._max_rows: int | None = None
+        """Largest batch that memory has room for, as far as was noticed."""
+        self._retry_memory_at = 0
         self._encoders, self._crf = encoders, crf
         self._progress, self._clock, self._emit = progress, clock, emit
         self._residents: dict[SessionId, _Resident] = {}
@@ -139,7 +146,7 @@ class ComputeLoop:
         self._take_in()
         now = self._clock()
         ready, wake_ms = self._ready_rows(now)
-        batch = plan(ready, self.costs, now)
+        batch = plan(ready, self._plannable(), now)
         if batch.rows:
             self._run_batch(batch)
             return True
@@ -173,7 +180,8 @@ class ComputeLoop:
         ready: list[ReadyRow] = []
         wake_ms: float | None = None
         for session in sorted(self._residents):
-            state = self._residents[session].state
+            resident = self._residents[session]
+            state = resident.state
             wish = self._wishes.get((session, state.epoch))
             if wish is None:
                 continue
@@ -181,7 +189,7 @@ class ComputeLoop:
             if start is not None and start > now_ms:
                 wake_ms = start if wake_ms is None else min(wake_ms, start)
             if self._can_run(state):
-                ready.append(self._row(state, wish, now_ms))
+                ready.append(self._row(resident, wish, now_ms))
         return ready, wake_ms
 
     def _update_due(self, state: SessionState, wish: Wish, now_ms: float) -> float | None:
@@ -208,22 +216,30 @@ class ComputeLoop:
             case _:
                 assert_never(state.stage)
 
-    def _row(self, state: SessionState, wish: Wish, now_ms: float) -> ReadyRow:
-        steps = len(sigmas_for(self._model.spec, state.index))
+    def _row(self, resident: _Resident, wish: Wish, now_ms: float) -> ReadyRow:
+        state, spec = resident.state, self._model.spec
         due = state.work.due_ms if state.stage is Stage.DENOISE and state.work else state.due_ms
-        dry = dry_ms(
-            wish.player,
-            made_ms=self._media_ms(state),
-            due_ms=now_ms if due is None else due,
-            now_ms=now_ms,
-        )
+        # A clean pass is the first one of the next chunk's frames: what has to be done before they are there.
+        is_clean = state.stage is Stage.CLEAN
+        steps = len(sigmas_for(spec, state.index + is_clean))
         return ReadyRow(
             session=state.session,
-            step=state.step,
-            index=state.index,
-            passes_left=1 if state.stage is Stage.CLEAN else steps - state.step,
-            deadline_ms=dry - self._decode_ms,
+            kv_frames=self._kv_frames(state),
+            passes_left=steps + 1 if is_clean else steps - state.step,
+            deadline_ms=dry_ms(
+                wish.player,
+                made_ms=self._media_ms(state),
+                due_ms=now_ms if due is None else due,
+                now_ms=now_ms,
+            ),
+            fresh=resident.fresh,
         )
+
+    def _plannable(self) -> CostTable:
+        """The costs of batches that memory has room for."""
+        if self._max_rows is not None and self.num_passes >= self._retry_memory_at:
+            self._max_rows = None
+        return self.costs if self._max_rows is None else self.costs.limited(self._max_rows)
 
     def _run_batch(self, batch: Batch) -> None:
         residents = [self._residents[row.session] for row in batch.rows]
@@ -231,18 +247,31 @@ class ComputeLoop:
         if not residents:
             return
         num_rows = len(residents)
-        expected_ms = self.costs.pass_ms(num_rows)
-        self._progress.enter("pass", limit_ms=4.0 * expected_ms)
+        self._progress.enter("pass", limit_ms=4.0 * self.costs.pass_ms(num_rows, batch.kv_frames))
         began = self._clock()
-        outcomes = run_rows(self._model, self._pool, [resident.state for resident in residents])
-        self.costs = self.costs.observe(num_rows, max(self._clock() - began, 1e-3))
+        run = run_rows(self._model, self._pool, [resident.state for resident in residents])
+        self._learn([resident.state for resident in residents], run, self._clock() - began)
         self.num_passes += 1
-        for resident, outcome in zip(residents, outcomes, strict=True):
+        for resident, outcome in zip(residents, run.outcomes, strict=True):
+            resident.fresh = False
             if isinstance(outcome, Exception):
                 self._fail(resident.state, outcome)
                 continue
             self._count(resident.state, num_rows)
             self._guarded(resident.state, partial(self._after_pass, resident, outcome))
+
+    def _learn(self, states: Sequence[SessionState], run: PassRun, measured_ms: float) -> None:
+        """Keep the costs and the largest batch up to date."""
+        buckets = {self._kv_frames(state) for state in states}
+        if run.out_of_memory:
+            self._max_rows = max(1, len(states) // 2)
+            self._retry_memory_at = self.num_passes + RETRY_MEMORY_PASSES
+        elif run.is_regular and len(buckets) == 1:
+            self.costs = self.costs.observed(len(states), buckets.pop(), max(measured_ms, 1e-3))
+
+    def _kv_frames(self, state: SessionState) -> int:
+        spec = self._model.spec
+        return num_valid(state.index, chunk=spec.chunk_latent_frames, window=spec.window_frames)
 
     def _begin_if_due(self, resident: _Resident) -> bool:
         state = resident.state
@@ -266,7 +295,7 @@ class ComputeLoop:
         self._progress.enter("decode", limit_ms=LONG_OPERATION_MS)
         began = self._clock()
         frames = self._stepper.decode(state)
-        self._decode_ms += _SMOOTHING * (self._clock() - began - self._decode_ms)
+        self.costs = self.costs.decoded(self._clock() - began)
         self._send(resident, frames)
         state.seq, state.frame = state.seq + 1, state.frame + len(frames)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import assert_never
@@ -21,6 +22,7 @@ from scheduler.messages import (
     CloseSession,
     Drain,
     EngineCommand,
+    EngineCosts,
     EngineId,
     EngineState,
     ModelInfo,
@@ -46,6 +48,8 @@ _log = logging.getLogger("turboserve.engine.control")
 
 BLOCK_MS = 5_000
 """Longest wait of one blocking read."""
+COSTS_TOLERANCE = 0.05
+"""Costs are published again when one has changed by this share."""
 MIN_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 2.0
 
@@ -65,6 +69,8 @@ class Control:
     """
 
     host: Host
+    costs: Callable[[], EngineCosts] | None = None
+    """What passes cost now; None before that was measured."""
 
     def __init__(
         self, store: Store, config: EngineConfig, progress: Progress, *, stop: Callable[[], None]
@@ -76,6 +82,7 @@ class Control:
         self._online = True
         self._changed = asyncio.Event()
         self._logs_changed = asyncio.Event()
+        self._published_costs: EngineCosts | None = None
         self._ended: dict[SessionId, _Ended] = {}
 
     # --- Ledger ----------------------------------------------------------------------------------------
@@ -193,7 +200,7 @@ class Control:
     # --- parts of the above ----------------------------------------------------------------------------
 
     async def _beat_once(self) -> None:
-        left_ms = self._progress.left_ms()
+        left_ms, costs = self._progress.left_ms(), self._costs_to_publish()
         try:
             state = await self._store.heartbeat_engine(
                 self._engine,
@@ -201,7 +208,9 @@ class Control:
                 chunk_ms=self.host.chunk_ms if self._registration else 0.0,
                 phase=self._progress.stamp.phase,
                 deadline_ms=None if left_ms is None else int(left_ms),
+                costs=costs,
             )
+            self._published_costs = costs or self._published_costs
         except EngineUnknown:
             state = EngineState.STARTING
         # Before registration: still loading, or no scheduler asked for it. Later: Redis lost its newest data.
@@ -210,8 +219,16 @@ class Control:
             await self._registration()
             await self._came_back()
 
+    def _costs_to_publish(self) -> EngineCosts | None:
+        """The costs, if they differ from what was published by more than a share that matters."""
+        if self.costs is None or self._registration is None:
+            return None
+        costs, known = self.costs(), self._published_costs
+        return None if known is not None and _are_close(costs, known) else costs
+
     async def _came_back(self) -> None:
         """Redis may have lost its last second: say everything again, and let it decide what still counts."""
+        self._published_costs = None
         for hosted in list(self.host.sessions.values()) if self._registration else ():
             await self._announce(hosted)
             hosted.published = ()
@@ -381,3 +398,14 @@ class Control:
         if self._online:
             _log.warning("Redis is out of reach, sessions keep streaming: %s", exc)
         self._online = False
+
+
+def _are_close(a: EngineCosts, b: EngineCosts) -> bool:
+    """Would nobody decide otherwise?"""
+
+    def times(costs: EngineCosts) -> list[float]:
+        return [costs.decode_ms, *(ms for cells in costs.pass_ms for ms in cells)]
+
+    return len(times(a)) == len(times(b)) and all(
+        math.isclose(x, y, rel_tol=COSTS_TOLERANCE) for x, y in zip(times(a), times(b), strict=True)
+    )

@@ -23,7 +23,8 @@ from engine.compute import ComputeLoop
 from engine.compute_messages import ComputeEvent
 from engine.config import EngineConfig
 from engine.control import MAX_BACKOFF_S, Control
-from engine.costs import measure_costs
+from engine.cost_table import CostTable
+from engine.costs import engine_costs, measure_costs
 from engine.encoder import EncoderPool
 from engine.host import Host
 from engine.kv_pool import SlabPool
@@ -31,7 +32,6 @@ from engine.lifecycle import LifeLimits
 from engine.link import LinkServer
 from engine.models.base import CausalVideoModel, ModelSpec
 from engine.models.registry import load_model
-from engine.planner import CostTable
 from engine.progress import Progress
 from scheduler.messages import ModelInfo
 from scheduler.store import EngineGone, Store, StoreUnavailable
@@ -99,7 +99,9 @@ def load(config: EngineConfig, progress: Progress) -> Loaded:
     pool = SlabPool(model, slots=config.capacity)
     costs = measure_costs(model, pool, monotonic_ms)
     pool.check_integrity()
-    _log.info("one pass takes %s ms with 1, 2, ... rows", ", ".join(f"{ms:.1f}" for ms in costs.ms))
+    for bucket, cells in zip(costs.buckets, costs.ms, strict=True):
+        times = ", ".join(f"{ms:.1f}" for ms in cells)
+        _log.info("a pass over %d latent frames takes %s ms with 1, 2, ... rows", bucket, times)
     progress.rest()
     return Loaded(model=model, pool=pool, costs=costs)
 
@@ -176,6 +178,7 @@ class Engine:
             fatal=self._fail,
         )
         control.host = self._host
+        control.costs = lambda: engine_costs(self._compute.costs, self._spec)
         self._links = LinkServer(self._host, secret=config.link_secret)
         self._thread = threading.Thread(target=self._run_compute, name="compute", daemon=True)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from engine.ring import num_valid, write_slots
 from engine.sampler import sigmas_for
 from engine.session_state import SessionState, Stage
 
-__all__ = ["PassOutcome", "run_rows"]
+__all__ = ["PassOutcome", "PassRun", "run_rows"]
 
 _log = logging.getLogger("turboserve.engine.passes")
 
@@ -28,23 +29,44 @@ PassOutcome = Tensor | Exception
 """Velocity [F, C, h, w], or why this row has none."""
 
 
-def run_rows(model: CausalVideoModel, pool: SlabPool, states: Sequence[SessionState]) -> list[PassOutcome]:
-    """One coalesced pass over sessions that each have `x`; one outcome per session, in order."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassRun:
+    """What became of one batch."""
+
+    outcomes: tuple[PassOutcome, ...]
+    """One per row, in order."""
+    is_regular: bool = True
+    """Did it take one forward? Only then its time says what a pass costs."""
+    out_of_memory: bool = False
+    """Was it halved?"""
+
+    def __add__(self, other: PassRun) -> PassRun:
+        return PassRun(
+            outcomes=self.outcomes + other.outcomes,
+            is_regular=False,
+            out_of_memory=self.out_of_memory or other.out_of_memory,
+        )
+
+
+def run_rows(model: CausalVideoModel, pool: SlabPool, states: Sequence[SessionState]) -> PassRun:
+    """One coalesced pass over sessions that each have `x`."""
     try:
-        return list(model.run_pass(make_batch(model, pool, states)).unbind(0))
+        return PassRun(outcomes=model.run_pass(make_batch(model, pool, states)).unbind(0))
     except (MemoryError, torch.OutOfMemoryError) as exc:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if len(states) == 1:
-            return [exc]
+            return PassRun(outcomes=(exc,), is_regular=False)
         _log.warning("out of memory with a batch of %d: halving it", len(states))
         half = len(states) // 2
-        return run_rows(model, pool, states[:half]) + run_rows(model, pool, states[half:])
+        halves = run_rows(model, pool, states[:half]) + run_rows(model, pool, states[half:])
+        return replace(halves, out_of_memory=True)
     except Exception as exc:  # whatever a model raises must not end the engine
         if len(states) == 1:
-            return [exc]
+            return PassRun(outcomes=(exc,), is_regular=False)
         _log.warning("a batch of %d failed (%s): running its rows one by one", len(states), exc)
-        return [outcome for state in states for outcome in run_rows(model, pool, [state])]
+        first, *others = (run_rows(model, pool, [state]) for state in states)
+        return sum(others, first)
 
 
 def make_batch(model: CausalVideoModel, pool: SlabPool, states: Sequence[SessionState]) -> PassBatch:

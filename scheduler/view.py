@@ -11,6 +11,9 @@ does not depend on the history that led to it. Rows are sorted by id; columns ar
     engines["chunk_ms"]       f64    ms
     engines["started_ms"], ["heartbeat_ms"], ["deadline_ms"]   int64, Redis time; NEVER_MS without a deadline
     engines["drain_ordered"]  bool
+    engines["pass_ms"]        f64[MAX_BATCH]  t(1), t(2), ... at the full window, ms; 0 where unknown
+    engines["decode_ms"]      f64    ms per chunk
+    engines["chunk_passes"]   int32  passes of a chunk, the clean one included; 0 before costs are published
     sessions["phase"]         int8   index into PHASES
     sessions["model"]         int32  index into View.models
     sessions["engine"]        int32  row of its engine; NO_ENGINE when it has none that is in the view
@@ -32,7 +35,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.messages import (
+    MAX_BATCH,
     DesiredEngine,
+    EngineCosts,
     EngineId,
     EngineRecord,
     EngineState,
@@ -45,11 +50,12 @@ PHASES = tuple(Phase)
 ENGINE_STATES = tuple(EngineState)
 NO_ENGINE = -1
 NEVER_MS = int(np.iinfo(np.int64).max)
+_NO_COSTS = EngineCosts(buckets=(), pass_ms=((),), decode_ms=0.0, chunk_passes=0, first_chunk_passes=0)
 
 _ENGINE = np.dtype(
     [("state", "i1"), ("model", "i4"), ("capacity", "i4"), ("sessions", "i4"), ("load", "f8")]
     + [("chunk_ms", "f8"), ("started_ms", "i8"), ("heartbeat_ms", "i8"), ("deadline_ms", "i8")]
-    + [("drain_ordered", "?")]
+    + [("drain_ordered", "?"), ("pass_ms", "f8", (MAX_BATCH,)), ("decode_ms", "f8"), ("chunk_passes", "i4")]
 )
 _SESSION = np.dtype(
     [("phase", "i1"), ("model", "i4"), ("engine", "i4"), ("epoch", "i8"), ("active", "?")]
@@ -129,10 +135,12 @@ class ClusterTable:
             return self.drop_engine(record.id)
         self._model_of[record.id] = record.model_name
         deadline_ms = NEVER_MS if record.deadline_ms is None else record.deadline_ms
+        costs = record.costs or _NO_COSTS
         self._engines.put(
             record.id,
             (ENGINE_STATES.index(record.state), 0, record.capacity, 0, record.load, record.chunk_ms)
-            + (record.started_ms, record.heartbeat_ms, deadline_ms, record.drain_ordered),
+            + (record.started_ms, record.heartbeat_ms, deadline_ms, record.drain_ordered)
+            + (_steady_ms(costs), costs.decode_ms, costs.chunk_passes),
         )
         return None
 
@@ -184,6 +192,11 @@ class ClusterTable:
             desired=self.desired,
             read_ms=self.read_ms,
         )
+
+
+def _steady_ms(costs: EngineCosts) -> tuple[float, ...]:
+    known = costs.pass_ms[-1][:MAX_BATCH]
+    return known + (0.0,) * (MAX_BATCH - len(known))
 
 
 def build_table(

@@ -25,6 +25,7 @@ ARROWS = {
 IMPURE = {"asyncio", "socket", "redis", "torch", "time", "random", "os"}
 PURE = (
     "scheduler/config.py",
+    "scheduler/domain.py",
     "scheduler/keys.py",
     "scheduler/lease.py",
     "scheduler/messages.py",
@@ -37,6 +38,7 @@ PURE = (
     "scheduler/store/values.py",
     "gateway/protocol.py",
     "gateway/session.py",
+    "engine/cost_table.py",
     "engine/credit.py",
     "engine/planner.py",
     "engine/replay.py",

@@ -6,6 +6,7 @@
 -- ARGV[3]  chunk_ms, ms
 -- ARGV[4]  phase
 -- ARGV[5]  time that the phase may still take, ms from now; '' without a limit
+-- ARGV[6]  JSON EngineCosts; '' leaves them as they are
 -- Derived  engines (zset)
 -- Returns  the engine's state
 -- Errors   ENGINE_GONE, ENGINE_UNKNOWN
@@ -25,5 +26,8 @@ if ARGV[5] ~= '' then
 end
 redis.call('HSET', KEYS[1], 'load', ARGV[2], 'chunk_ms', ARGV[3], 'phase', ARGV[4], 'deadline_ms', deadline,
   'heartbeat_ms', now)
+if ARGV[6] ~= '' then
+  redis.call('HSET', KEYS[1], 'costs', ARGV[6])
+end
 redis.call('ZADD', key('engines'), now, ARGV[1])
 return e.state

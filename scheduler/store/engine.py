@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scheduler.messages import ENGINE_COMMANDS, EngineCommand, EngineId, EngineState, ModelInfo, SessionId
+from scheduler.messages import (
+    ENGINE_COMMANDS,
+    EngineCommand,
+    EngineCosts,
+    EngineId,
+    EngineState,
+    ModelInfo,
+    SessionId,
+)
 from scheduler.store import records
 from scheduler.store.errors import StaleEpoch
 from scheduler.store.reader import StoreReader
@@ -35,13 +43,20 @@ class EngineStore(StoreReader):
         )
 
     async def heartbeat_engine(
-        self, engine: EngineId, *, load: float, chunk_ms: float, phase: str, deadline_ms: int | None
+        self,
+        engine: EngineId,
+        *,
+        load: float,
+        chunk_ms: float,
+        phase: str,
+        deadline_ms: int | None,
+        costs: EngineCosts | None = None,
     ) -> EngineState:
         """Say that the engine lives, every 500 ms; also while starting. Returns its state in Redis.
 
         load is a share from 0 to 1, chunk_ms the mean latency of recent chunks, phase what the compute
         thread does. deadline_ms is how long from now that phase may still take (Lua adds the server's time,
-        0 and less is overdue); None without a limit.
+        0 and less is overdue); None without a limit. costs replaces the published cost table; None leaves it.
 
         Raises:
             EngineGone: declared gone; EngineUnknown when Redis has no record (register again).
@@ -54,6 +69,7 @@ class EngineStore(StoreReader):
             chunk_ms,
             phase,
             "" if deadline_ms is None else deadline_ms,
+            "" if costs is None else records.costs_json(costs),
         )
         return EngineState(state)
 

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from scheduler.messages import (
     DecodeError,
     DesiredEngine,
+    EngineCosts,
     EngineId,
     EngineRecord,
     EngineState,
@@ -71,6 +72,7 @@ def engine_record(engine: EngineId, h: Mapping[str, str]) -> EngineRecord:
         deadline_ms=int(h["deadline_ms"]) if h["deadline_ms"] else None,
         drain_ordered=h["drain_ordered"] == "1",
         model_name=h["model_name"],
+        costs=decode_fields(EngineCosts, json.loads(h["costs"])) if h.get("costs") else None,
     )
 
 
@@ -82,6 +84,11 @@ def model_info(text: str) -> ModelInfo:
 def model_json(model: ModelInfo) -> str:
     """The inverse."""
     return json.dumps(asdict(model), separators=(",", ":"), sort_keys=True)
+
+
+def costs_json(costs: EngineCosts) -> str:
+    """As the hash `engine:<id>` holds it."""
+    return json.dumps(asdict(costs), separators=(",", ":"))
 
 
 def desired_engines(text: str) -> tuple[DesiredEngine, ...]:

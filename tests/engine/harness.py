@@ -10,18 +10,18 @@ from torch import Tensor
 
 from engine.compute import ComputeLoop
 from engine.compute_messages import ComputeEvent, Drop, Feed, Open, PartMade, SessionFailed, Wish
+from engine.cost_table import CostTable
 from engine.credit import Player
 from engine.encoder import EncoderPool
 from engine.kv_pool import SlabPool
 from engine.models.base import CausalVideoModel, ModelSpec, PassBatch
 from engine.models.shapes.model import TINY, ShapesModel
-from engine.planner import CostTable
 from engine.progress import Progress
 from engine.steering import LogEntry, Steering
 from scheduler.messages import Input, PromptInput, SessionId
 
-BATCHING_PAYS = CostTable(ms=(1.0, 1.01, 1.02, 1.03, 1.04, 1.05, 1.06, 1.07))
-BATCHING_COSTS = CostTable(ms=(1.0,))
+BATCHING_PAYS = CostTable.flat(1.0, 1.01, 1.02, 1.03, 1.04, 1.05, 1.06, 1.07)
+BATCHING_COSTS = CostTable.flat(1.0)
 
 
 class RecordingModel:
@@ -80,6 +80,7 @@ class Client:
     epoch: int
     player: Player
     running: bool = True
+    since_ms: float = 0.0
 
 
 @dataclass
@@ -190,5 +191,7 @@ class Bench:
     def _wish(self, session: SessionId) -> None:
         client = self.clients[session]
         self.loop.wish(
-            session, client.epoch, Wish(running=client.running, since_ms=0.0, player=client.player)
+            session,
+            client.epoch,
+            Wish(running=client.running, since_ms=client.since_ms, player=client.player),
         )

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.compute import MAX_INBOX, InboxFull
+from engine.compute import MAX_INBOX, RETRY_MEMORY_PASSES, InboxFull
 from engine.compute_messages import Drop, InputsTaken, PartMade, SessionFailed
+from engine.session_state import Stage
 from scheduler.messages import PromptInput, ResetInput, SessionId
 from tests.engine.harness import BATCHING_COSTS, BATCHING_PAYS, Bench
 
@@ -207,6 +208,52 @@ def test_out_of_memory_halves_the_batch_and_nobody_is_lost() -> None:
         shared = latents_of(bench, session)
         for ours, theirs in zip(shared, alone("a red ball", n, len(shared)), strict=True):
             assert torch.allclose(ours, theirs, rtol=0, atol=TOLERANCE)
+
+
+def test_after_running_out_of_memory_batches_stay_small_for_a_while() -> None:
+    """Not every pass is tried in vain; after some hundred the larger batch gets its chance again."""
+    bench = Bench()
+    bench.model.max_rows = 2
+    for n in range(4):
+        bench.open(f"s_{n}", seed=n)
+    bench.step(RETRY_MEMORY_PASSES)
+    assert [len(batch.rows) for batch in bench.model.batches].count(4) == 1
+    bench.model.max_rows = None
+    bench.loop.costs = BATCHING_PAYS  # this clock stands still, so what was observed means nothing
+    bench.step(3)
+    assert len(bench.model.batches[-1].rows) == 4
+    bench.encoders.close()
+
+
+def test_a_new_session_runs_in_the_very_next_pass() -> None:
+    """Once: before sessions whose deadlines are earlier, also where nothing coalesces; not for its second."""
+    bench = Bench(costs=BATCHING_COSTS)
+    old = [bench.open(f"s_{n}") for n in range(2)]
+    bench.step(30)
+    new = bench.open("s_new")
+    bench.clients[new].since_ms = 90_000.0  # its deadline is the latest of all
+    bench.allow(new, 0)
+    bench.step(2)
+    slots = {state.session: state.slot for state in bench.loop.states()}
+    assert bench.model.batches[-2].rows[0].slot == slots[new]
+    assert bench.model.batches[-1].rows[0].slot in {slots[s] for s in old}
+    bench.encoders.close()
+
+
+def test_the_clean_pass_waits_for_frames_that_are_needed_earlier() -> None:
+    """It has the deadline of its session's next chunk; and it comes before that chunk's first step."""
+    bench = Bench(costs=BATCHING_COSTS)
+    a = bench.open("s_a")
+    bench.step(len(bench.model.spec.first_sigmas))
+    b = bench.open("s_b")
+    bench.now_ms = 10.0
+    bench.step(1)
+    states = {state.session: state for state in bench.loop.states()}
+    assert states[a].stage is Stage.CLEAN and states[b].step == 1
+    while states[a].index == 0:
+        bench.step(1)
+    assert states[b].seq == 1, "the clean pass of one ran before the other's frames were there"
+    bench.encoders.close()
 
 
 def test_a_session_that_breaks_a_pass_is_closed_and_the_others_go_on() -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -24,6 +25,7 @@ from engine.steering import AppliedInput
 from scheduler.messages import (
     Closed,
     EngineChanged,
+    EngineCosts,
     EngineId,
     EngineState,
     Moved,
@@ -315,3 +317,21 @@ async def test_after_an_outage_progress_is_published_again(own_redis: RedisServe
                 await asyncio.sleep(0.02)
     assert world.errors == []
     await store.close()
+
+
+async def test_costs_are_published_when_they_change_by_more_than_noise(
+    store: Store, redis_url: str, cluster: str
+) -> None:
+    """With the heartbeats after registration; a drift of some percent is not told."""
+    async with running(store, redis_url, cluster) as world:
+        costs = EngineCosts(
+            buckets=(12,), pass_ms=((10.0,),), decode_ms=5.0, chunk_passes=5, first_chunk_passes=9
+        )
+        published: list[EngineCosts | None] = []
+        for decode_ms in (5.0, 5.1, 6.0):
+            world.control.costs = partial(replace, costs, decode_ms=decode_ms)
+            await world.control._beat_once()
+            record = await store.get_engine(E1)
+            assert record is not None
+            published.append(record.costs)
+        assert [c.decode_ms for c in published if c is not None] == [5.0, 5.0, 6.0]

@@ -4,24 +4,55 @@ from __future__ import annotations
 
 import itertools
 
-from engine.costs import measure_costs
+import pytest
+
+from engine.costs import engine_costs, measure_costs
 from engine.kv_pool import SlabPool
 from tests.engine.harness import RecordingModel
 
 
-def test_each_batch_size_is_measured_and_the_pool_is_left_empty() -> None:
-    """Sizes 1, 2, 4 and the capacity, in turn, on full windows; every slot is free again."""
+def test_sizes_are_measured_in_turn_on_short_and_full_windows_and_the_pool_is_left_empty() -> None:
+    """Sizes 1, 2, 4 and the capacity; what lies between the two windows is interpolated."""
     model = RecordingModel()
     pool = SlabPool(model, slots=5)
     ticks = itertools.count(step=2.0)
     table = measure_costs(model, pool, lambda: next(ticks))
-    assert table.ms == (2.0,) * 5
+    assert table.buckets == (3, 6, 9, 12)
+    assert table.ms == ((2.0,) * 5,) * 4 and table.decode_ms == 2.0
     assert [len(batch.rows) for batch in model.batches][:8] == [1, 2, 4, 5, 1, 2, 4, 5]
-    assert {row.num_valid for batch in model.batches for row in batch.rows} == {model.spec.window_frames}
+    assert [batch.rows[0].num_valid for batch in model.batches][:8] == [3] * 4 + [12] * 4
     assert pool.num_free == 5
 
 
-def test_a_large_pool_is_not_measured_beyond_eight_rows() -> None:
+def test_a_large_pool_is_not_measured_beyond_sixteen_rows() -> None:
     """The cap of a batch."""
     model = RecordingModel()
-    assert measure_costs(model, SlabPool(model, slots=12), itertools.count(step=1.0).__next__).largest == 8
+    assert measure_costs(model, SlabPool(model, slots=20), itertools.count(step=1.0).__next__).largest == 16
+
+
+def test_a_slow_model_is_measured_less_often() -> None:
+    """A warm-up and one measurement, when these take longer than the time for it."""
+    model = RecordingModel()
+    measure_costs(model, SlabPool(model, slots=2), itertools.count(step=900.0).__next__)
+    assert len(model.batches) == 2 * 2 * 2
+
+
+def test_a_size_that_memory_has_no_room_for_is_left_out() -> None:
+    """And the engine serves with smaller batches; without room for one row it cannot."""
+    model = RecordingModel()
+    model.max_rows = 3
+    pool = SlabPool(model, slots=8)
+    assert measure_costs(model, pool, itertools.count(step=1.0).__next__).largest == 2
+    model.max_rows = 0
+    with pytest.raises(MemoryError, match="one session"):
+        measure_costs(model, pool, itertools.count(step=1.0).__next__)
+    assert pool.num_free == 8
+
+
+def test_what_is_published_says_how_many_passes_a_chunk_takes() -> None:
+    """Clean passes included."""
+    model = RecordingModel()
+    table = measure_costs(model, SlabPool(model, slots=2), itertools.count(step=1.0).__next__)
+    costs = engine_costs(table, model.spec)
+    assert (costs.chunk_passes, costs.first_chunk_passes) == (5, 9)
+    assert costs.pass_ms[-1] == (1.0, 1.0) and costs.buckets[-1] == model.spec.window_frames

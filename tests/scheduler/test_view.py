@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.messages import EngineId, EngineRecord, EngineState, Phase, SessionId, SessionRecord
+from scheduler.messages import (
+    EngineCosts,
+    EngineId,
+    EngineRecord,
+    EngineState,
+    Phase,
+    SessionId,
+    SessionRecord,
+)
 from scheduler.view import NO_ENGINE, ClusterTable, build_table
 from tests.scheduler.policy.test_least_loaded import engine, session
 
@@ -75,6 +83,21 @@ def test_columns_hold_the_records() -> None:
     assert view.engines["sessions"].tolist() == [0, 1]
     assert view.sessions["engine"].tolist() == [1, NO_ENGINE]
     assert view.sessions.find(SessionId("s_2")) == 1 and view.sessions.find(SessionId("s_3")) is None
+
+
+def test_costs_are_columns_at_the_full_window() -> None:
+    """An engine that has published none has zeros."""
+    costs = EngineCosts(
+        buckets=(3, 12),
+        pass_ms=((1.0, 2.0), (3.0, 4.0)),
+        decode_ms=7.0,
+        chunk_passes=5,
+        first_chunk_passes=9,
+    )
+    view = build_table([replace(engine("e_1"), costs=costs), engine("e_2")], [], ()).view()
+    assert view.engines["pass_ms"].tolist() == [[3.0, 4.0] + [0.0] * 14, [0.0] * 16]
+    assert view.engines["decode_ms"].tolist() == [7.0, 0.0]
+    assert view.engines["chunk_passes"].tolist() == [5, 0]
 
 
 def test_views_are_read_only_and_do_not_follow() -> None:

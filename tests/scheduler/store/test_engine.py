@@ -10,6 +10,7 @@ import pytest
 from scheduler.messages import (
     DesiredEngine,
     EngineChanged,
+    EngineCosts,
     EngineState,
     OpenSession,
     Phase,
@@ -81,6 +82,24 @@ async def test_heartbeat_publishes_in_server_time(store: Store) -> None:
     await store.heartbeat_engine(E1, load=0.5, chunk_ms=81.5, phase="idle", deadline_ms=None)
     engine = await store.get_engine(E1)
     assert engine is not None and engine.deadline_ms is None
+
+
+async def test_costs_stay_published_until_they_are_replaced(store: Store) -> None:
+    """A heartbeat without costs leaves them as they are."""
+    costs = EngineCosts(
+        buckets=(3, 12),
+        pass_ms=((1.5, 2.0), (3.0, 4.25)),
+        decode_ms=7.5,
+        chunk_passes=5,
+        first_chunk_passes=9,
+    )
+    await ready(store)
+    engine = await store.get_engine(E1)
+    assert engine is not None and engine.costs is None
+    await store.heartbeat_engine(E1, load=0, chunk_ms=0, phase="idle", deadline_ms=None, costs=costs)
+    await store.heartbeat_engine(E1, load=0, chunk_ms=0, phase="idle", deadline_ms=None)
+    (engine,) = await store.list_engines()
+    assert engine.costs == costs
 
 
 async def test_commands_wake_a_blocked_engine(store: Store) -> None:
