@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import assert_never
@@ -35,8 +35,10 @@ from engine.cost_table import CostTable
 from engine.credit import dry_ms, start_ms
 from engine.encoder import EncodedPart, EncoderPool, Lane, SessionEncoder
 from engine.kv_pool import SlabPool
-from engine.models.base import CausalVideoModel
-from engine.passes import PassRun, run_rows
+from engine.models.base import AttentionBackend, CausalVideoModel
+from engine.models.pool_attention import SLICES
+from engine.pass_timer import PassTimer, make_timer
+from engine.passes import Passes
 from engine.planner import Batch, ReadyRow, plan
 from engine.progress import Progress
 from engine.ring import num_valid
@@ -83,6 +85,7 @@ class ComputeLoop:
         pool: SlabPool,
         *,
         costs: CostTable,
+        attention: AttentionBackend = SLICES,
         encoders: EncoderPool,
         crf: int,
         progress: Progress,
@@ -91,6 +94,8 @@ class ComputeLoop:
     ) -> None:
         """`clock` gives monotonic milliseconds; `emit` is called on the compute and encoder threads."""
         self._model, self._pool, self._stepper = model, pool, Stepper(model, pool)
+        self._passes = Passes(model, pool, attention=attention)
+        self._timer: PassTimer[tuple[int, int] | None] = make_timer(model.device, clock)
         self.costs = costs
         self.num_passes = 0
         self._max_rows: int | None = None
@@ -248,9 +253,17 @@ class ComputeLoop:
             return
         num_rows = len(residents)
         self._progress.enter("pass", limit_ms=4.0 * self.costs.pass_ms(num_rows, batch.kv_frames))
-        began = self._clock()
-        run = run_rows(self._model, self._pool, [resident.state for resident in residents])
-        self._learn([resident.state for resident in residents], run, self._clock() - began)
+        states = [resident.state for resident in residents]
+        buckets = {self._kv_frames(state) for state in states}
+        self._timer.begin()
+        run = self._passes.run(states)
+        is_typical = run.is_regular and len(buckets) == 1
+        for seen, pass_ms in self._timer.end((num_rows, buckets.pop()) if is_typical else None):
+            if seen is not None:
+                self.costs = self.costs.observed(*seen, pass_ms)
+        if run.out_of_memory:
+            self._max_rows = max(1, num_rows // 2)
+            self._retry_memory_at = self.num_passes + RETRY_MEMORY_PASSES
         self.num_passes += 1
         for resident, outcome in zip(residents, run.outcomes, strict=True):
             resident.fresh = False
@@ -259,15 +272,6 @@ class ComputeLoop:
                 continue
             self._count(resident.state, num_rows)
             self._guarded(resident.state, partial(self._after_pass, resident, outcome))
-
-    def _learn(self, states: Sequence[SessionState], run: PassRun, measured_ms: float) -> None:
-        """Keep the costs and the largest batch up to date."""
-        buckets = {self._kv_frames(state) for state in states}
-        if run.out_of_memory:
-            self._max_rows = max(1, len(states) // 2)
-            self._retry_memory_at = self.num_passes + RETRY_MEMORY_PASSES
-        elif run.is_regular and len(buckets) == 1:
-            self.costs = self.costs.observed(len(states), buckets.pop(), max(measured_ms, 1e-3))
 
     def _kv_frames(self, state: SessionState) -> int:
         spec = self._model.spec

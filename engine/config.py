@@ -26,7 +26,7 @@ class EngineConfig:
     threads: int = 1
     """CPU threads of the compute thread's kernels."""
     capacity: int = 4
-    """Sessions that are resident at once."""
+    """Sessions that are resident at once, at most: fewer where memory has room for fewer."""
     link_host: str = "127.0.0.1"
     """Address that the link for gateways binds to and is published with."""
     link_port: int = 0

@@ -113,7 +113,7 @@ class Control:
 
     # --- registration ----------------------------------------------------------------------------------
 
-    async def register(self, url: str, model: ModelInfo) -> None:
+    async def register(self, url: str, model: ModelInfo, *, capacity: int) -> None:
         """Announce the engine; returns once Redis knows it.
 
         Raises:
@@ -121,9 +121,7 @@ class Control:
         """
 
         async def register() -> None:
-            await self._store.register_engine(
-                self._engine, url=url, model=model, capacity=self._config.capacity
-            )
+            await self._store.register_engine(self._engine, url=url, model=model, capacity=capacity)
 
         await self._insist(register)
         self._registration = register

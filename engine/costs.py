@@ -1,58 +1,66 @@
-"""Measure the cost table at start-up, within seconds: passes of some sizes and KV lengths, and a decode."""
+"""Measure the cost table at start-up, within seconds: passes of some sizes, KV lengths and
+ways to attend, and a decode."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
 from engine.cost_table import CostTable
 from engine.kv_pool import SlabPool
-from engine.models.base import CausalVideoModel, ModelSpec
+from engine.models.base import AttentionBackend, CausalVideoModel, ModelSpec
+from engine.models.pool_attention import ChosenAttention, available_backends
 from engine.passes import make_batch
 from engine.sampler import initial_latents
 from engine.session_state import SessionState, Stage
 from engine.steering import Steering
 from scheduler.messages import MAX_BATCH, EngineCosts, SessionId
 
-__all__ = ["engine_costs", "measure_costs"]
+__all__ = ["Measured", "engine_costs", "measure_costs"]
 
 BATCH_SIZES = (1, 2, 4, 8, MAX_BATCH)
-BUDGET_MS = 3_000.0
+BUDGET_MS = 4_000.0
 """No further round begins after so long."""
 _ROUNDS = 4
+_HOPELESS = 1.25
+"""A way to attend that is this much slower than another is not measured again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What start-up finds out about a model on this device."""
+
+    costs: CostTable
+    attention: ChosenAttention
+    """The fastest way to attend for each number of rows; the costs are those with it."""
 
 
 @torch.inference_mode()
-def measure_costs(model: CausalVideoModel, pool: SlabPool, clock: Callable[[], float]) -> CostTable:
-    """Run passes with every batch size that the (empty) pool has slots for, on the shortest and the full
-    window; what lies between is interpolated, as attention is linear in the KV length.
+def measure_costs(model: CausalVideoModel, pool: SlabPool, clock: Callable[[], float]) -> Measured:
+    """Run passes with every batch size that the (empty) pool has slots for and every way to attend, on the
+    shortest and the full window; what lies between is interpolated, as attention is linear in the KV length.
 
     The fastest of some repeats counts: a neighbour's burst of work says nothing about the model. A size that
     does not fit into memory is left out, and so are larger ones.
+
+    Raises:
+        MemoryError: there is no room for a pass of one row.
     """
     slots = [pool.allocate() for _ in range(min(pool.num_slots, BATCH_SIZES[-1]))]
     try:
         bench = _Bench(model, pool, slots, clock)
-        sizes = sorted({size for size in (*BATCH_SIZES, len(slots)) if size <= len(slots)})
-        ends = sorted({_frames(model.spec, 0), _frames(model.spec, _steady(model.spec))})
-        samples = {bucket: dict.fromkeys(sizes, math.inf) for bucket in ends}
         began = clock()
-        for number in range(1 + _ROUNDS):  # in turn: a slow moment must not hit all samples of one size
+        for number in range(1 + _ROUNDS):
             if number > 1 and clock() - began > BUDGET_MS:
                 break
-            for bucket in ends:
-                bench.round(samples[bucket], bucket)
-        decode_ms = min(bench.decode_ms() for _ in range(_ROUNDS))
+            bench.round(is_warm_up=number == 0)
+        return bench.result(decode_ms=min(bench.decode_ms() for _ in range(_ROUNDS)))
     finally:
         for slot in slots:
             pool.free(slot)
-    fits = [size for size in sizes if all(math.isfinite(samples[bucket][size]) for bucket in ends)]
-    if not fits:
-        raise MemoryError(f"{model.spec.name}: there is no memory for a pass of one session")
-    measured = {bucket: {size: samples[bucket][size] for size in fits} for bucket in ends}
-    return CostTable.from_samples(_between(model.spec, measured), decode_ms=decode_ms)
 
 
 def engine_costs(costs: CostTable, spec: ModelSpec) -> EngineCosts:
@@ -73,17 +81,30 @@ class _Bench:
         self, model: CausalVideoModel, pool: SlabPool, slots: list[int], clock: Callable[[], float]
     ) -> None:
         self._model, self._pool, self._slots, self._clock = model, pool, slots, clock
+        spec = model.spec
+        self._buckets = sorted({_frames(spec, 0), _frames(spec, _steady(spec))})
+        self._sizes = sorted({size for size in (*BATCH_SIZES, len(slots)) if size <= len(slots)})
+        self._backends = available_backends(model.device, model.dtype)
+        self._ms: dict[tuple[int, int], dict[str, float]] = {
+            (bucket, size): {} for bucket in self._buckets for size in self._sizes
+        }
+        """(bucket, size) → way to attend → fastest pass."""
 
-    def round(self, samples: dict[int, float], bucket: int) -> None:
-        """One pass of each size; what is faster than before is noted."""
-        index = bucket // self._model.spec.chunk_latent_frames - 1
-        x = initial_latents(self._model.spec, seed=0, index=index, device=self._model.device)
-        states = [_state(slot, index, x) for slot in self._slots]
-        for size in samples:
-            try:
-                samples[size] = min(samples[size], self._pass_ms(states[:size]))
-            except (MemoryError, torch.OutOfMemoryError):
-                return
+    def round(self, *, is_warm_up: bool) -> None:
+        """One pass of everything that may still matter, in turn: a slow moment must not hit one size only."""
+        for bucket in self._buckets:
+            for size in list(self._sizes):
+                for backend in self._backends:
+                    known = self._ms[bucket, size]
+                    if known.get(backend.name, 0.0) > _HOPELESS * min(known.values(), default=math.inf):
+                        continue
+                    try:
+                        measured_ms = self._pass_ms(bucket, size, backend)
+                    except (MemoryError, torch.OutOfMemoryError):
+                        self._sizes = [smaller for smaller in self._sizes if smaller < size]
+                        break
+                    if not is_warm_up:
+                        known[backend.name] = min(known.get(backend.name, math.inf), measured_ms)
 
     def decode_ms(self) -> float:
         spec = self._model.spec
@@ -92,15 +113,41 @@ class _Bench:
         self._model.decode(latents, self._pool.decoder[self._slots[0]])[0].cpu()
         return self._clock() - began
 
-    def _pass_ms(self, states: list[SessionState]) -> float:
+    def result(self, *, decode_ms: float) -> Measured:
+        if not self._sizes:
+            raise MemoryError(f"{self._model.spec.name}: there is no memory for a pass of one session")
+        full = self._buckets[-1]  # where sessions spend their lives
+        best = {size: min(self._backends, key=lambda b: self._time(full, size, b)) for size in self._sizes}
+        samples = {
+            bucket: {size: self._time(bucket, size, best[size]) for size in self._sizes}
+            for bucket in self._buckets
+        }
+        by_rows = [
+            best[min(size for size in self._sizes if size >= rows)] for rows in range(1, self._sizes[-1] + 1)
+        ]
+        return Measured(
+            costs=CostTable.from_samples(_between(self._model.spec, samples), decode_ms=decode_ms),
+            attention=ChosenAttention(tuple(by_rows)),
+        )
+
+    def _time(self, bucket: int, size: int, backend: AttentionBackend) -> float:
+        known = self._ms[bucket, size]
+        return known.get(backend.name, math.inf)
+
+    def _pass_ms(self, bucket: int, size: int, backend: AttentionBackend) -> float:
+        spec, device = self._model.spec, self._model.device
+        index = bucket // spec.chunk_latent_frames - 1
+        x = initial_latents(spec, seed=0, index=index, device=device)
+        states = [_state(slot, index, x, self._model) for slot in self._slots[:size]]
         began = self._clock()
-        self._model.run_pass(make_batch(self._model, self._pool, states))
-        if self._model.device.type == "cuda":
-            torch.cuda.synchronize(self._model.device)
+        self._model.run_pass(make_batch(self._model, self._pool, states, backend))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         return max(self._clock() - began, 1e-3)
 
 
-def _state(slot: int, index: int, x: torch.Tensor) -> SessionState:
+def _state(slot: int, index: int, x: torch.Tensor, model: CausalVideoModel) -> SessionState:
+    spec = model.spec
     return SessionState(
         session=SessionId(f"cost{slot}"),
         epoch=0,
@@ -111,6 +158,7 @@ def _state(slot: int, index: int, x: torch.Tensor) -> SessionState:
         stage=Stage.DENOISE,
         index=index,
         x=x,
+        actions=x.new_zeros(spec.chunk_latent_frames, spec.action_dim) if spec.action_dim else None,
     )
 
 

@@ -24,16 +24,17 @@ from engine.compute_messages import ComputeEvent
 from engine.config import EngineConfig
 from engine.control import MAX_BACKOFF_S, Control
 from engine.cost_table import CostTable
-from engine.costs import engine_costs, measure_costs
+from engine.costs import Measured, engine_costs, measure_costs
 from engine.encoder import EncoderPool
 from engine.host import Host
 from engine.kv_pool import SlabPool
 from engine.lifecycle import LifeLimits
 from engine.link import LinkServer
-from engine.models.base import CausalVideoModel, ModelSpec
+from engine.memory import make_meter, slot_bytes
+from engine.models.base import AttentionBackend, CausalVideoModel, ModelSpec
 from engine.models.registry import load_model
 from engine.progress import Progress
-from scheduler.messages import ModelInfo
+from scheduler.messages import MAX_BATCH, ModelInfo
 from scheduler.store import EngineGone, Store, StoreUnavailable
 
 __all__ = ["EXIT_FAILED", "EXIT_FENCED", "EXIT_OK", "model_info", "monotonic_ms", "run"]
@@ -61,6 +62,7 @@ class Loaded:
     model: CausalVideoModel
     pool: SlabPool
     costs: CostTable
+    attention: AttentionBackend
 
 
 def monotonic_ms() -> float:
@@ -89,21 +91,56 @@ def model_info(spec: ModelSpec) -> ModelInfo:
 
 
 def load(config: EngineConfig, progress: Progress) -> Loaded:
-    """Load the model, allocate the pools, measure the cost table. Blocks for seconds.
+    """Load the model, measure it, allocate the pools. Blocks for seconds.
 
     Raises:
         ValueError: the model or its weights cannot be used.
+        MemoryError: not one session fits.
     """
     weights = None if config.weights is None else Path(config.weights)
     model = load_model(config.model, device=torch.device(config.device), weights=weights)
-    pool = SlabPool(model, slots=config.capacity)
-    costs = measure_costs(model, pool, monotonic_ms)
-    pool.check_integrity()
+    loaded = prepare(model, capacity=config.capacity)
+    progress.rest()
+    return loaded
+
+
+def prepare(model: CausalVideoModel, *, capacity: int) -> Loaded:
+    """Measure costs, then allocate pools for as many sessions as fit, at most `capacity`.
+
+    Raises:
+        MemoryError: not one session fits.
+    """
+    meter = make_meter(model.device)
+    trial = SlabPool(model, slots=min(capacity, MAX_BATCH))
+    meter.begin()
+    measured = measure_costs(model, trial, monotonic_ms)
+    trial.check_integrity()
+    per_slot = slot_bytes(model)
+    room = meter.room(trial.num_slots * per_slot)
+    slots = min(capacity, room.num_slots(per_slot))
+    _log_measured(measured)
+    _log.info(
+        "%d of at most %d sessions fit, %.1f MB each: %.0f MB free, a pass takes %.0f, the margin is %.0f",
+        *(slots, capacity, per_slot / 1e6),
+        *(room.free_bytes / 1e6, room.workspace_bytes / 1e6, room.margin_bytes / 1e6),
+    )
+    if slots < 1:
+        raise MemoryError(f"{model.spec.name}: there is no memory for one session")
+    if slots == trial.num_slots:
+        pool = trial
+    else:
+        del trial  # before the pool that takes its place
+        pool = SlabPool(model, slots=slots)
+    costs = measured.costs.limited(slots)
+    return Loaded(model=model, pool=pool, costs=costs, attention=measured.attention)
+
+
+def _log_measured(measured: Measured) -> None:
+    costs = measured.costs
     for bucket, cells in zip(costs.buckets, costs.ms, strict=True):
         times = ", ".join(f"{ms:.1f}" for ms in cells)
         _log.info("a pass over %d latent frames takes %s ms with 1, 2, ... rows", bucket, times)
-    progress.rest()
-    return Loaded(model=model, pool=pool, costs=costs)
+    _log.info("attention with 1, 2, ... rows: %s", measured.attention.name)
 
 
 async def _serve(config: EngineConfig) -> int:
@@ -151,12 +188,14 @@ class Engine:
         end: EndEngine,
     ) -> None:
         self._config, self._control, self._spec, self._end = config, control, loaded.model.spec, end
+        self._capacity = loaded.pool.num_slots
         self._loop = asyncio.get_running_loop()
         self._encoders = EncoderPool(threads=config.encoder_threads)
         self._compute = ComputeLoop(
             loaded.model,
             loaded.pool,
             costs=loaded.costs,
+            attention=loaded.attention,
             encoders=self._encoders,
             crf=config.crf,
             progress=progress,
@@ -195,7 +234,7 @@ class Engine:
 
     async def _register(self, tasks: list[asyncio.Task[None]]) -> None:
         """Register, then follow what Redis says."""
-        await self._control.register(self._links.url, model_info(self._spec))
+        await self._control.register(self._links.url, model_info(self._spec), capacity=self._capacity)
         _log.info("engine %s serves %s at %s", self._config.engine_id, self._spec.name, self._links.url)
         parts = {
             "commands": self._control.read_commands(),

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from engine.kv_pool import SlabPool
-from engine.models.base import CausalVideoModel, PassBatch, PassRow
+from engine.models.base import AttentionBackend, CausalVideoModel, PassBatch, PassRow
+from engine.models.pool_attention import SLICES
 from engine.ring import num_valid, write_slots
 from engine.sampler import sigmas_for
 from engine.session_state import SessionState, Stage
 
-__all__ = ["PassOutcome", "PassRun", "run_rows"]
+__all__ = ["PassOutcome", "PassRun", "Passes", "make_batch"]
 
 _log = logging.getLogger("turboserve.engine.passes")
 
@@ -48,28 +49,45 @@ class PassRun:
         )
 
 
-def run_rows(model: CausalVideoModel, pool: SlabPool, states: Sequence[SessionState]) -> PassRun:
-    """One coalesced pass over sessions that each have `x`."""
-    try:
-        return PassRun(outcomes=model.run_pass(make_batch(model, pool, states)).unbind(0))
-    except (MemoryError, torch.OutOfMemoryError) as exc:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        if len(states) == 1:
-            return PassRun(outcomes=(exc,), is_regular=False)
-        _log.warning("out of memory with a batch of %d: halving it", len(states))
-        half = len(states) // 2
-        halves = run_rows(model, pool, states[:half]) + run_rows(model, pool, states[half:])
-        return replace(halves, out_of_memory=True)
-    except Exception as exc:  # whatever a model raises must not end the engine
-        if len(states) == 1:
-            return PassRun(outcomes=(exc,), is_regular=False)
-        _log.warning("a batch of %d failed (%s): running its rows one by one", len(states), exc)
-        first, *others = (run_rows(model, pool, [state]) for state in states)
-        return sum(others, first)
+class Passes:
+    """Runs passes of sessions whose slabs lie in one pool."""
+
+    def __init__(
+        self, model: CausalVideoModel, pool: SlabPool, *, attention: AttentionBackend = SLICES
+    ) -> None:
+        self._model, self._pool, self._attention = model, pool, attention
+
+    def run(self, states: Sequence[SessionState]) -> PassRun:
+        """One coalesced pass over sessions that each have `x`."""
+        # By slot: neighbours in the pool can be read in place.
+        order = sorted(range(len(states)), key=lambda index: states[index].slot)
+        run = self._run([states[index] for index in order])
+        outcomes = dict(zip(order, run.outcomes, strict=True))
+        return replace(run, outcomes=tuple(outcomes[index] for index in range(len(states))))
+
+    def _run(self, states: Sequence[SessionState]) -> PassRun:
+        try:
+            batch = make_batch(self._model, self._pool, states, self._attention)
+            return PassRun(outcomes=self._model.run_pass(batch).unbind(0))
+        except (MemoryError, torch.OutOfMemoryError) as exc:
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            if len(states) == 1:
+                return PassRun(outcomes=(exc,), is_regular=False)
+            _log.warning("out of memory with a batch of %d: halving it", len(states))
+            half = len(states) // 2
+            return replace(self._run(states[:half]) + self._run(states[half:]), out_of_memory=True)
+        except Exception as exc:  # whatever a model raises must not end the engine
+            if len(states) == 1:
+                return PassRun(outcomes=(exc,), is_regular=False)
+            _log.warning("a batch of %d failed (%s): running its rows one by one", len(states), exc)
+            first, *others = (self._run([state]) for state in states)
+            return sum(others, first)
 
 
-def make_batch(model: CausalVideoModel, pool: SlabPool, states: Sequence[SessionState]) -> PassBatch:
+def make_batch(
+    model: CausalVideoModel, pool: SlabPool, states: Sequence[SessionState], attention: AttentionBackend
+) -> PassBatch:
     """The batch for the next pass of each session."""
     spec = model.spec
     latents = [state.x for state in states if state.x is not None]
@@ -83,6 +101,7 @@ def make_batch(model: CausalVideoModel, pool: SlabPool, states: Sequence[Session
         kv=pool.kv,
         prompt_kv=pool.prompt_kv,
         actions=_actions(states),
+        attention=attention,
     )
 
 

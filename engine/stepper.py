@@ -72,11 +72,7 @@ class Stepper:
         return taken
 
     def advance(self, state: SessionState, velocity: Tensor) -> bool:
-        """Take the result of the session's pass; True when the chunk's latents are now ready to decode.
-
-        Raises:
-            BrokenSession: the latents are not finite.
-        """
+        """Take the result of the session's pass; True when the chunk's latents are now ready to decode."""
         if state.stage is Stage.CLEAN:
             state.stage, state.x = Stage.BOUNDARY, None
             state.index += 1
@@ -87,19 +83,26 @@ class Stepper:
         state.step += 1
         if state.step < len(sigmas_for(spec, state.index)):
             return False
-        if not bool(torch.isfinite(state.x).all()):
-            raise BrokenSession("its latents are not finite")
         state.stage = Stage.CLEAN
         return True
 
     def decode(self, state: SessionState) -> npt.NDArray[np.uint8]:
-        """RGB uint8 [frames, height, width, 3] of the chunk whose latents are ready."""
+        """RGB uint8 [frames, height, width, 3] of the chunk whose latents are ready.
+
+        Here the host waits for the device, once per chunk.
+
+        Raises:
+            BrokenSession: the latents are not finite.
+        """
         assert state.x is not None and state.stage is Stage.CLEAN
+        finite = torch.isfinite(state.x).all()
         decoder = self._pool.decoder[state.slot]
         frames, following = self._model.decode(state.x, decoder)
         decoder.copy_(following)
         drop = self._model.spec.first_chunk_drop_frames if state.index == 0 else 0
         rgb: npt.NDArray[np.uint8] = frames[drop:].cpu().numpy()
+        if not finite:
+            raise BrokenSession("its latents are not finite")
         return rgb
 
     def close(self, state: SessionState) -> None:

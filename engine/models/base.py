@@ -19,7 +19,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["CausalVideoModel", "ModelSpec", "PassBatch", "PassRow"]
+__all__ = [
+    "AttentionBackend",
+    "CausalVideoModel",
+    "ModelSpec",
+    "PassAttention",
+    "PassBatch",
+    "PassRow",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +128,30 @@ class PassBatch:
     """Prompt pool [slots, L, 2, T, H, D]."""
     actions: Tensor | None = None
     """[B, F, A] float32, None exactly when A is 0."""
+    attention: AttentionBackend | None = None
+    """How to attend; None: the plainest way."""
+
+
+class PassAttention(Protocol):
+    """Attention over the pools during one pass."""
+
+    def attend_pool(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Store the rows' k, v [B, F, N, H, D] (rotated) in their ring frames, then let each row's q of the
+        same shape attend to its valid ring frames. Returns that shape."""
+
+    def attend_prompts(self, layer: int, q: Tensor) -> Tensor:
+        """Let each row's q [B, F, N, H, D] attend to its own prompt K/V."""
+
+
+class AttentionBackend(Protocol):
+    """One way to do it. All give equal results, but for the order of sums."""
+
+    @property
+    def name(self) -> str:
+        """For the log."""
+
+    def begin(self, batch: PassBatch) -> PassAttention:
+        """To be called once per pass: what all layers need is computed here."""
 
 
 class CausalVideoModel(Protocol):

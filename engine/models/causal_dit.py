@@ -20,12 +20,11 @@ from torch import Tensor, nn
 
 from engine.models.attention import (
     Attend,
-    attend_pool,
-    attend_prompts,
     attend_trainable,
     teacher_forcing_attend,
 )
 from engine.models.base import PassBatch
+from engine.models.pool_attention import SLICES
 from engine.models.rope import Rope, rope_table, rotate
 
 __all__ = ["CausalDiT", "CausalDiTConfig"]
@@ -208,8 +207,10 @@ class CausalDiT(nn.Module):
         frames = [[row.frame_start + f for f in range(self.config.chunk_frames)] for row in batch.rows]
         x, time, rope = self._embed(batch.x, batch.sigma, frames)
         e = self.time_projection(time).unflatten(-1, (6, -1))
+        attention = (batch.attention or SLICES).begin(batch)
         for layer, block in enumerate(self.blocks):
-            x = block(x, e, rope, partial(attend_pool, batch, layer), partial(attend_prompts, batch, layer))
+            attend = partial(attention.attend_pool, layer)
+            x = block(x, e, rope, attend, partial(attention.attend_prompts, layer))
         return self._unpatchify(self.head(x, time))
 
     def predict_clip(

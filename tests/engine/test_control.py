@@ -107,7 +107,7 @@ async def running(store: Store, url: str, cluster: str) -> AsyncIterator[World]:
     """Registered, all tasks running."""
     settings = replace(config(url, cluster, Path("none")), publish_ms=20, heartbeat_ms=50)
     world = World(store, settings)
-    await world.control.register("ws://127.0.0.1:1/link", model_info(MODEL.spec))
+    await world.control.register("ws://127.0.0.1:1/link", model_info(MODEL.spec), capacity=4)
     control = world.control
     work = (control.beat(), control.read_commands(), control.read_inputs(), control.publish())
     tasks = [asyncio.create_task(task) for task in work]

@@ -16,25 +16,30 @@ def test_sizes_are_measured_in_turn_on_short_and_full_windows_and_the_pool_is_le
     model = RecordingModel()
     pool = SlabPool(model, slots=5)
     ticks = itertools.count(step=2.0)
-    table = measure_costs(model, pool, lambda: next(ticks))
+    table = measure_costs(model, pool, lambda: next(ticks)).costs
     assert table.buckets == (3, 6, 9, 12)
     assert table.ms == ((2.0,) * 5,) * 4 and table.decode_ms == 2.0
-    assert [len(batch.rows) for batch in model.batches][:8] == [1, 2, 4, 5, 1, 2, 4, 5]
-    assert [batch.rows[0].num_valid for batch in model.batches][:8] == [3] * 4 + [12] * 4
+    order = [(len(b.rows), b.rows[0].num_valid, b.attention.name) for b in model.batches if b.attention]
+    ways = ("slices", "grouped", "padded")
+    assert order[:24] == [(size, kv, way) for kv in (3, 12) for size in (1, 2, 4, 5) for way in ways]
+    assert order[24:48] == order[:24]
     assert pool.num_free == 5
 
 
 def test_a_large_pool_is_not_measured_beyond_sixteen_rows() -> None:
     """The cap of a batch."""
     model = RecordingModel()
-    assert measure_costs(model, SlabPool(model, slots=20), itertools.count(step=1.0).__next__).largest == 16
+    assert (
+        measure_costs(model, SlabPool(model, slots=20), itertools.count(step=1.0).__next__).costs.largest
+        == 16
+    )
 
 
 def test_a_slow_model_is_measured_less_often() -> None:
     """A warm-up and one measurement, when these take longer than the time for it."""
     model = RecordingModel()
     measure_costs(model, SlabPool(model, slots=2), itertools.count(step=900.0).__next__)
-    assert len(model.batches) == 2 * 2 * 2
+    assert len(model.batches) == 2 * 2 * 2 * 3
 
 
 def test_a_size_that_memory_has_no_room_for_is_left_out() -> None:
@@ -42,17 +47,37 @@ def test_a_size_that_memory_has_no_room_for_is_left_out() -> None:
     model = RecordingModel()
     model.max_rows = 3
     pool = SlabPool(model, slots=8)
-    assert measure_costs(model, pool, itertools.count(step=1.0).__next__).largest == 2
+    assert measure_costs(model, pool, itertools.count(step=1.0).__next__).costs.largest == 2
     model.max_rows = 0
     with pytest.raises(MemoryError, match="one session"):
         measure_costs(model, pool, itertools.count(step=1.0).__next__)
     assert pool.num_free == 8
 
 
+def test_the_fastest_way_to_attend_is_chosen_for_each_size_and_slow_ones_are_given_up() -> None:
+    """The costs are those with the chosen way."""
+    model, now_ms = RecordingModel(), 0.0
+    times = {("slices", 1): 10.0, ("slices", 2): 30.0, ("grouped", 1): 20.0, ("grouped", 2): 15.0}
+
+    def clock() -> float:
+        nonlocal now_ms
+        for batch in model.batches[len(seen) :]:
+            assert batch.attention is not None
+            seen.append(batch.attention.name)
+            now_ms += times.get((batch.attention.name, len(batch.rows)), 40.0)
+        return now_ms
+
+    seen: list[str] = []
+    measured = measure_costs(model, SlabPool(model, slots=2), clock)
+    assert measured.attention.name == "slices/grouped"
+    assert measured.costs.ms[-1] == (10.0, 15.0)
+    assert seen.count("padded") == 2 * 2 * 2 and seen.count("grouped") == 2 * 2 + 2 * 5
+
+
 def test_what_is_published_says_how_many_passes_a_chunk_takes() -> None:
     """Clean passes included."""
     model = RecordingModel()
-    table = measure_costs(model, SlabPool(model, slots=2), itertools.count(step=1.0).__next__)
+    table = measure_costs(model, SlabPool(model, slots=2), itertools.count(step=1.0).__next__).costs
     costs = engine_costs(table, model.spec)
     assert (costs.chunk_passes, costs.first_chunk_passes) == (5, 9)
     assert costs.pass_ms[-1] == (1.0, 1.0) and costs.buckets[-1] == model.spec.window_frames

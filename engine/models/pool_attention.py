@@ -1,0 +1,255 @@
+"""Streaming attention over the engine's pools, done in several ways behind one interface.
+
+Every way stores a pass's K/V in the rows' ring frames and lets each row attend to its valid ring frames and
+to its prompt. They differ in how many kernels that takes and in what is copied on the way:
+
+    slices   one kernel per row, on exact views of the pools: no mask, no padding, no copy
+    grouped  one kernel per KV length; once all windows are full that is one for the whole batch
+    padded   one kernel; rows with a shorter KV get a mask (which rules out flash kernels on GPUs)
+    varlen   one kernel on exact lengths in place, ragged or not; CUDA, half precision, torch 2.12 or newer
+
+Grouped and padded read pool slots that are neighbours in place and gather others into a copy of one layer.
+All indices are computed on the host once per pass; none reads a device value back or keeps anything between
+passes. Which is fastest depends on device, model and batch: it is measured at start-up (`engine/costs.py`).
+
+Shape letters: as in base.py; S = F·N tokens of a chunk.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+
+from engine.models.attention import sdpa
+from engine.models.base import AttentionBackend, PassAttention, PassBatch, PassRow
+
+__all__ = ["SLICES", "ChosenAttention", "available_backends"]
+
+
+class _Slices:
+    """One kernel per row."""
+
+    def __init__(self, batch: PassBatch) -> None:
+        self._batch = batch
+
+    def attend_pool(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        batch, out = self._batch, torch.empty_like(q)
+        for index, row in enumerate(batch.rows):
+            slab = batch.kv[row.slot, layer]  # [2, W, N, H, D]
+            _store_row(slab[0], row, k[index])
+            _store_row(slab[1], row, v[index])
+            seen = slab[:, : row.num_valid].flatten(1, 2)  # a view
+            attended = sdpa(q[index].flatten(0, 1)[None], seen[0][None], seen[1][None])
+            out[index] = attended[0].unflatten(0, q.shape[1:3])
+        return out
+
+    def attend_prompts(self, layer: int, q: Tensor) -> Tensor:
+        batch, out = self._batch, torch.empty_like(q)
+        for index, row in enumerate(batch.rows):
+            k, v = batch.prompt_kv[row.slot, layer]
+            attended = sdpa(q[index].flatten(0, 1)[None], k[None], v[None])
+            out[index] = attended[0].unflatten(0, q.shape[1:3])
+        return out
+
+
+class _Batched:
+    """What the ways with fewer kernels share: storing with one scatter, prompts with one kernel."""
+
+    def __init__(self, batch: PassBatch) -> None:
+        self._batch = batch
+        slots, device = [row.slot for row in batch.rows], batch.kv.device
+        self._pick = _Pick(slots, device)
+        self._slot_index = torch.tensor(slots, device=device)[:, None]  # [B, 1]
+        self._frame_index = torch.tensor([row.write for row in batch.rows], device=device)  # [B, F]
+
+    def _store(self, layer: int, k: Tensor, v: Tensor) -> None:
+        slabs = self._batch.kv[:, layer]  # [slots, 2, W, N, H, D]
+        slabs[:, 0][self._slot_index, self._frame_index] = k
+        slabs[:, 1][self._slot_index, self._frame_index] = v
+
+    def attend_prompts(self, layer: int, q: Tensor) -> Tensor:
+        k, v = self._pick(self._batch.prompt_kv[:, layer]).unbind(1)  # [B, T, H, D]
+        return _unflat(sdpa(q.flatten(1, 2), k, v), q)
+
+
+class _Padded(_Batched):
+    """One kernel for all rows."""
+
+    def __init__(self, batch: PassBatch) -> None:
+        super().__init__(batch)
+        lengths = [row.num_valid for row in batch.rows]
+        self._longest = max(lengths)
+        self._lengths = None if len(set(lengths)) == 1 else lengths
+
+    @cached_property
+    def _mask(self) -> Tensor | None:
+        """[B, 1, 1, longest·N]"""
+        if self._lengths is None:
+            return None
+        device, tokens = self._batch.kv.device, self._batch.kv.shape[4]
+        position = torch.arange(self._longest * tokens, device=device)
+        return (position < tokens * torch.tensor(self._lengths, device=device)[:, None])[:, None, None]
+
+    def attend_pool(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self._store(layer, k, v)
+        seen = self._pick(self._batch.kv[:, layer, :, : self._longest])  # [B, 2, longest, N, H, D]
+        keys, values = seen.flatten(2, 3).unbind(1)
+        return _unflat(sdpa(q.flatten(1, 2), keys, values, self._mask), q)
+
+
+class _Grouped(_Batched):
+    """One kernel per KV length."""
+
+    def __init__(self, batch: PassBatch) -> None:
+        super().__init__(batch)
+        members: dict[int, list[int]] = {}
+        for index, row in enumerate(batch.rows):
+            members.setdefault(row.num_valid, []).append(index)
+        device = batch.kv.device
+        self._groups = [
+            (length, _Pick(rows, device), _Pick([batch.rows[i].slot for i in rows], device))
+            for length, rows in members.items()
+        ]
+
+    def attend_pool(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self._store(layer, k, v)
+        parts = [(rows, self._attend(layer, rows(q), slots, length)) for length, rows, slots in self._groups]
+        if len(parts) == 1:
+            return parts[0][1]
+        out = torch.empty_like(q)
+        for rows, attended in parts:
+            rows.put(out, attended)
+        return out
+
+    def _attend(self, layer: int, q: Tensor, slots: _Pick, length: int) -> Tensor:
+        keys, values = slots(self._batch.kv[:, layer, :, :length]).flatten(2, 3).unbind(1)
+        return _unflat(sdpa(q.flatten(1, 2), keys, values), q)
+
+
+class _Varlen(_Batched):
+    """One kernel on the pool in place.
+
+    The pool is one long row of tokens. A row's keys of a layer begin at its slab; the sequence that the
+    kernel is told of ends where the next row's begins, and `seqused_k` says how little of it counts.
+    """
+
+    def __init__(self, batch: PassBatch, kernel: Callable[..., Any]) -> None:
+        super().__init__(batch)
+        self._kernel = kernel
+        device = batch.kv.device
+        _, layers, _, window, tokens, heads, dim = batch.kv.shape
+        self._all = batch.kv.view(-1, heads, dim)  # [slots·L·2·W·N, H, D]
+        self._slab = window * tokens
+        order = sorted(range(len(batch.rows)), key=lambda index: batch.rows[index].slot)
+        rows = [batch.rows[index] for index in order]
+        self._order = None if order == list(range(len(order))) else torch.tensor(order, device=device)
+        starts = [2 * layers * row.slot * self._slab for row in rows]
+        starts.append(starts[-1] + self._slab)
+        self._starts = torch.tensor(starts, dtype=torch.int32, device=device)
+        lengths = [tokens * row.num_valid for row in rows]
+        self._lengths, self._longest = torch.tensor(lengths, dtype=torch.int32, device=device), max(lengths)
+
+    def attend_pool(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self._store(layer, k, v)
+        size, order = q.shape[1] * q.shape[2], self._order
+        queries = (q if order is None else q[order]).reshape(-1, *q.shape[3:])  # [B·S, H, D]
+        ends = torch.arange(0, (len(q) + 1) * size, size, dtype=torch.int32, device=q.device)
+        begin = 2 * layer * self._slab
+        out: Tensor = self._kernel(
+            queries,
+            self._all[begin : -self._slab],  # as long as the values
+            self._all[begin + self._slab :],
+            ends,
+            self._starts,
+            size,
+            self._longest,
+            seqused_k=self._lengths,
+            num_splits=1,  # the order of sums must not depend on the batch
+        )
+        out = out.view(q.shape)
+        return out if order is None else torch.empty_like(out).index_copy_(0, order, out)
+
+
+class _Pick:
+    """Some entries of a tensor's first dimension: a view where they are neighbours, else a copy."""
+
+    def __init__(self, entries: Sequence[int], device: torch.device) -> None:
+        first, count = entries[0], len(entries)
+        self._range = (first, count) if list(entries) == list(range(first, first + count)) else None
+        self._index = None if self._range else torch.tensor(entries, device=device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self._range is not None:
+            return x.narrow(0, *self._range)
+        assert self._index is not None
+        return x.index_select(0, self._index)
+
+    def put(self, target: Tensor, value: Tensor) -> None:
+        """Write value to these entries of `target`."""
+        if self._range is not None:
+            target.narrow(0, *self._range).copy_(value)
+        else:
+            assert self._index is not None
+            target.index_copy_(0, self._index, value)
+
+
+def _unflat(out: Tensor, like: Tensor) -> Tensor:
+    """[B, S, H, D] → [B, F, N, H, D]"""
+    return out.reshape(like.shape)
+
+
+def _store_row(ring: Tensor, row: PassRow, value: Tensor) -> None:
+    """Write value [F, N, H, D] to the ring frames of the row; one copy where they are neighbours."""
+    first, count = row.write[0], len(row.write)
+    if row.write == tuple(range(first, first + count)):
+        ring[first : first + count].copy_(value)
+        return
+    for frame, position in enumerate(row.write):
+        ring[position].copy_(value[frame])
+
+
+@dataclass(frozen=True, slots=True)
+class _Backend:
+    name: str
+    begin: Callable[[PassBatch], PassAttention]
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenAttention:
+    """Another backend for each number of rows."""
+
+    by_rows: tuple[AttentionBackend, ...]
+    """For 1, 2, ... rows; the last one also for more."""
+
+    @property
+    def name(self) -> str:
+        return "/".join(backend.name for backend in self.by_rows)
+
+    def begin(self, batch: PassBatch) -> PassAttention:
+        return self.by_rows[min(len(batch.rows), len(self.by_rows)) - 1].begin(batch)
+
+
+def make_varlen(kernel: Callable[..., Any] = varlen_attn) -> AttentionBackend:
+    """The backend `varlen` on a kernel with the arguments and the result of torch's `varlen_attn`."""
+    return _Backend("varlen", lambda batch: _Varlen(batch, kernel))
+
+
+SLICES: Final[AttentionBackend] = _Backend("slices", _Slices)
+GROUPED: Final[AttentionBackend] = _Backend("grouped", _Grouped)
+PADDED: Final[AttentionBackend] = _Backend("padded", _Padded)
+
+
+def available_backends(device: torch.device, dtype: torch.dtype) -> tuple[AttentionBackend, ...]:
+    """What can run here, the plainest first."""
+    plain = (SLICES, GROUPED, PADDED)
+    has_lengths = inspect.signature(varlen_attn).parameters.keys() >= {"seqused_k", "num_splits"}
+    if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16) and has_lengths:
+        return (*plain, make_varlen())
+    return plain
