@@ -39,7 +39,7 @@ from engine.models.base import AttentionBackend, CausalVideoModel
 from engine.models.pool_attention import SLICES
 from engine.pass_timer import PassTimer, make_timer
 from engine.passes import Passes
-from engine.planner import Batch, ReadyRow, plan
+from engine.planner import Batch, Planner, ReadyRow, plan
 from engine.progress import Progress
 from engine.ring import num_valid
 from engine.sampler import sigmas_for
@@ -86,6 +86,7 @@ class ComputeLoop:
         *,
         costs: CostTable,
         attention: AttentionBackend = SLICES,
+        plan: Planner = plan,
         encoders: EncoderPool,
         crf: int,
         progress: Progress,
@@ -96,8 +97,9 @@ class ComputeLoop:
         self._model, self._pool, self._stepper = model, pool, Stepper(model, pool)
         self._passes = Passes(model, pool, attention=attention)
         self._timer: PassTimer[tuple[int, int] | None] = make_timer(model.device, clock)
-        self.costs = costs
-        self.num_passes = 0
+        self.costs, self._plan = costs, plan
+        self.num_passes, self.num_rows = 0, 0
+        """Passes run, and the rows of all of them together."""
         self._max_rows: int | None = None
         """Largest batch that memory has room for, as far as was noticed."""
         self._retry_memory_at = 0
@@ -151,15 +153,19 @@ class ComputeLoop:
         self._take_in()
         now = self._clock()
         ready, wake_ms = self._ready_rows(now)
-        batch = plan(ready, self._plannable(), now)
+        batch = self._plan(ready, self._plannable(), now)
         if batch.rows:
             self._run_batch(batch)
             return True
         if self._stopping:
             return False
-        self._progress.rest()
-        self._wake.wait(None if wake_ms is None else max(0.0, (wake_ms - now) / 1000.0))
+        self._rest(None if wake_ms is None else max(0.0, wake_ms - now))
         return True
+
+    def _rest(self, wait_ms: float | None) -> None:
+        """Until somebody tells us something, or so long."""
+        self._progress.rest()
+        self._wake.wait(None if wait_ms is None else wait_ms / 1000.0)
 
     def _take_in(self) -> None:
         self._wake.clear()  # before reading: what comes later sets it again
@@ -264,7 +270,7 @@ class ComputeLoop:
         if run.out_of_memory:
             self._max_rows = max(1, num_rows // 2)
             self._retry_memory_at = self.num_passes + RETRY_MEMORY_PASSES
-        self.num_passes += 1
+        self.num_passes, self.num_rows = self.num_passes + 1, self.num_rows + num_rows
         for resident, outcome in zip(residents, run.outcomes, strict=True):
             resident.fresh = False
             if isinstance(outcome, Exception):

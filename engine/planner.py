@@ -24,15 +24,16 @@ stands in the way of frames that are needed earlier.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from engine.cost_table import CostTable
 from scheduler.messages import SessionId
 
-__all__ = ["Batch", "ReadyRow", "plan"]
+__all__ = ["Batch", "Planner", "ReadyRow", "plan"]
 
-MIN_GAIN = 0.03
+MIN_GAIN = 0.02
 """A larger batch must make a row cheaper by this share; below it, batching only delays who is first."""
 MIN_GAIN_IN_OVERLOAD = 0.01
 """Then throughput is what everybody waits for; the rest is the noise of measurement."""
@@ -63,6 +64,10 @@ class Batch:
     def kv_frames(self) -> int:
         """The KV bucket it counts in."""
         return max(row.kv_frames for row in self.rows)
+
+
+Planner: TypeAlias = Callable[[Iterable[ReadyRow], CostTable, float], Batch]
+"""(ready, costs, now_ms) → the next pass."""
 
 
 def plan(ready: Iterable[ReadyRow], costs: CostTable, now_ms: float) -> Batch:
