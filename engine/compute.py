@@ -1,15 +1,16 @@
 """The compute thread's chunk loop: at every pass boundary take in, plan, run one batched pass, advance its
 rows.
 
-It never waits for a socket. What other threads tell it arrives in two ways: commands in an inbox, in order;
-and per session one `Wish`, of which only the newest counts. What it tells others goes through `emit`.
+It never waits for a socket. What other threads tell it arrives at a boundary (`boundary.py`): commands in
+order, and per session one `Wish`, of which only the newest counts. What it tells others goes through `emit`.
+
+On an engine of several ranks each rank runs this loop. From equal news and equal states all make the same
+plan, so nothing here may depend on a rank's own clock or order of hashing; only decoding is rank 0's alone.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from engine.boundary import Boundary, News, PassTime
 from engine.compute_messages import (
     Command,
     ComputeDied,
@@ -41,18 +43,17 @@ from engine.pass_timer import PassTimer, make_timer
 from engine.passes import Passes
 from engine.planner import Batch, Planner, ReadyRow, plan
 from engine.progress import Progress
+from engine.ranks import Ranks
 from engine.ring import num_valid
 from engine.sampler import sigmas_for
 from engine.session_state import SessionState, Stage
 from engine.stepper import Stepper
 from scheduler.messages import SessionId
 
-__all__ = ["ComputeLoop", "InboxFull"]
+__all__ = ["ComputeLoop"]
 
 _log = logging.getLogger("turboserve.engine.compute")
 
-MAX_INBOX = 4_096
-"""Commands between two pass boundaries; never met, as inputs are bounded per session by their reader."""
 LONG_OPERATION_MS = 10_000.0
 """Limit of taking in commands, prompt encoding and decoding, for the watcher."""
 FAILURE_MESSAGE = "this session's video could not be generated"
@@ -60,16 +61,13 @@ RETRY_MEMORY_PASSES = 500
 """After batches were made smaller for want of memory, larger ones are tried again after so many passes."""
 
 
-class InboxFull(Exception):
-    """The compute thread has not taken in MAX_INBOX commands."""
-
-
 @dataclass(slots=True, kw_only=True)
 class _Resident:
     """A session here: its model state and its encoder."""
 
     state: SessionState
-    lane: Lane
+    lane: Lane | None
+    """Its encoder; None on ranks that do not decode."""
     has_sent: bool = False
     """Has its encoder been given frames?"""
     fresh: bool = True
@@ -87,15 +85,21 @@ class ComputeLoop:
         costs: CostTable,
         attention: AttentionBackend = SLICES,
         plan: Planner = plan,
-        encoders: EncoderPool,
+        ranks: Ranks | None = None,
+        encoders: EncoderPool | None,
         crf: int,
         progress: Progress,
         clock: Callable[[], float],
         emit: Callable[[ComputeEvent], None],
     ) -> None:
-        """`clock` gives monotonic milliseconds; `emit` is called on the compute and encoder threads."""
+        """`clock` gives monotonic milliseconds; `emit` is called on the compute and encoder threads.
+
+        With several ranks, one loop runs on each and all but rank 0 have no encoders: they hear from rank 0
+        what to do and emit nothing that matters.
+        """
         self._model, self._pool, self._stepper = model, pool, Stepper(model, pool)
-        self._passes = Passes(model, pool, attention=attention)
+        self._boundary = Boundary(clock, ranks)
+        self._passes = Passes(model, pool, attention=attention, ranks=ranks, agree=self._boundary.agree)
         self._timer: PassTimer[tuple[int, int] | None] = make_timer(model.device, clock)
         self.costs, self._plan = costs, plan
         self.num_passes, self.num_rows = 0, 0
@@ -106,10 +110,7 @@ class ComputeLoop:
         self._encoders, self._crf = encoders, crf
         self._progress, self._clock, self._emit = progress, clock, emit
         self._residents: dict[SessionId, _Resident] = {}
-        self._inbox: deque[Command] = deque()
         self._wishes: dict[tuple[SessionId, int], Wish] = {}
-        self._wake = threading.Event()
-        self._stopping = False
 
     # --- for other threads ---------------------------------------------------------------------------
 
@@ -119,20 +120,15 @@ class ComputeLoop:
         Raises:
             InboxFull: MAX_INBOX commands wait already.
         """
-        if len(self._inbox) >= MAX_INBOX:
-            raise InboxFull(f"{MAX_INBOX} commands wait for the compute thread")
-        self._inbox.append(command)
-        self._wake.set()
+        self._boundary.submit(command)
 
     def wish(self, session: SessionId, epoch: int, wish: Wish) -> None:
         """Replace what is wanted of a session. To be called after its Open and before its Drop."""
-        self._wishes[session, epoch] = wish
-        self._wake.set()
+        self._boundary.wish(session, epoch, wish)
 
     def stop(self) -> None:
         """Begin no more chunks; `run` returns once those in work have their frames."""
-        self._stopping = True
-        self._wake.set()
+        self._boundary.stop()
 
     # --- the loop ------------------------------------------------------------------------------------
 
@@ -150,14 +146,15 @@ class ComputeLoop:
 
     def step(self) -> bool:
         """One pass boundary: run a pass, or rest until something is ready. False: there is no more to do."""
-        self._take_in()
-        now = self._clock()
+        for news in self._boundary.hear():
+            self._take_in(news)
+        now = self._boundary.now_ms
         ready, wake_ms = self._ready_rows(now)
         batch = self._plan(ready, self._plannable(), now)
         if batch.rows:
             self._run_batch(batch)
             return True
-        if self._stopping:
+        if self._boundary.stopping:
             return False
         self._rest(None if wake_ms is None else max(0.0, wake_ms - now))
         return True
@@ -165,26 +162,32 @@ class ComputeLoop:
     def _rest(self, wait_ms: float | None) -> None:
         """Until somebody tells us something, or so long."""
         self._progress.rest()
-        self._wake.wait(None if wait_ms is None else wait_ms / 1000.0)
+        self._boundary.rest(wait_ms)
 
-    def _take_in(self) -> None:
-        self._wake.clear()  # before reading: what comes later sets it again
-        while self._inbox:
-            command = self._inbox.popleft()
+    def _take_in(self, news: News) -> None:
+        for seen in news.passes:
+            self.costs = self.costs.observed(seen.rows, seen.kv_frames, seen.ms)
+        for decode_ms in news.decodes_ms:
+            self.costs = self.costs.decoded(decode_ms)
+        self._wishes.update({(item.session, item.epoch): item.wish for item in news.wishes})
+        for command in news.commands:
             self._progress.enter("taking_in", limit_ms=LONG_OPERATION_MS)
-            match command:
-                case Open():
-                    self._open(command)
-                case Feed(session=session, epoch=epoch, entries=entries):
-                    resident = self._find(session, epoch)
-                    if resident is not None:
-                        resident.state.pending.extend(entries)
-                case Drop(session=session, epoch=epoch):
-                    self._wishes.pop((session, epoch), None)
-                    if self._find(session, epoch) is not None:
-                        self._forget(session)
-                case _:
-                    assert_never(command)
+            self._obey(command)
+
+    def _obey(self, command: Command) -> None:
+        match command:
+            case Open():
+                self._open(command)
+            case Feed(session=session, epoch=epoch, entries=entries):
+                resident = self._find(session, epoch)
+                if resident is not None:
+                    resident.state.pending.extend(entries)
+            case Drop(session=session, epoch=epoch):
+                self._wishes.pop((session, epoch), None)
+                if self._find(session, epoch) is not None:
+                    self._forget(session)
+            case _:
+                assert_never(command)
 
     def _ready_rows(self, now_ms: float) -> tuple[list[ReadyRow], float | None]:
         """What could run now, and when something more becomes ready by the passage of time alone."""
@@ -221,9 +224,9 @@ class ComputeLoop:
             case Stage.DENOISE:
                 return True
             case Stage.CLEAN:
-                return not self._stopping
+                return not self._boundary.stopping
             case Stage.BOUNDARY:
-                return state.due_ms is not None and not self._stopping
+                return state.due_ms is not None and not self._boundary.stopping
             case _:
                 assert_never(state.stage)
 
@@ -266,7 +269,7 @@ class ComputeLoop:
         is_typical = run.is_regular and len(buckets) == 1
         for seen, pass_ms in self._timer.end((num_rows, buckets.pop()) if is_typical else None):
             if seen is not None:
-                self.costs = self.costs.observed(*seen, pass_ms)
+                self._boundary.note_pass(PassTime(rows=seen[0], kv_frames=seen[1], ms=pass_ms))
         if run.out_of_memory:
             self._max_rows = max(1, num_rows // 2)
             self._retry_memory_at = self.num_passes + RETRY_MEMORY_PASSES
@@ -291,7 +294,7 @@ class ComputeLoop:
         return self._guarded(state, lambda: self._begin(state))
 
     def _begin(self, state: SessionState) -> None:
-        now = self._clock()
+        now = self._boundary.now_ms
         taken = self._stepper.begin(state, due_ms=now if state.due_ms is None else state.due_ms, now_ms=now)
         state.due_ms = None
         if taken:
@@ -302,21 +305,32 @@ class ComputeLoop:
         if not self._stepper.advance(state, velocity):
             return
         # The frames leave before the clean pass runs: it is off the latency path.
+        self._boundary.expire()
+        if resident.lane is not None:
+            self._decode(resident, resident.lane)
+        state.seq, state.frame = state.seq + 1, state.frame + self._stepper.num_frames(state)
+
+    def _decode(self, resident: _Resident, lane: Lane) -> None:
+        """Make the frames of the chunk and send them off; only on rank 0."""
+        state = resident.state
         self._progress.enter("decode", limit_ms=LONG_OPERATION_MS)
         began = self._clock()
-        frames = self._stepper.decode(state)
-        self.costs = self.costs.decoded(self._clock() - began)
-        self._send(resident, frames)
-        state.seq, state.frame = state.seq + 1, state.frame + len(frames)
+        try:
+            frames = self._stepper.decode(state)
+            self._boundary.note_decode(self._clock() - began)
+            self._send(resident, lane, frames)
+        except Exception as exc:  # the other ranks hear of it at the next boundary, as we do
+            self._report_failure(state, exc)
+            self._boundary.submit(Drop(session=state.session, epoch=state.epoch))
 
     # --- parts of the above ----------------------------------------------------------------------------
 
-    def _send(self, resident: _Resident, frames: npt.NDArray[np.uint8]) -> None:
+    def _send(self, resident: _Resident, lane: Lane, frames: npt.NDArray[np.uint8]) -> None:
         """Hand the frames of the session's chunk to its encoder."""
         state, work = resident.state, resident.state.work
         assert work is not None
         if state.index == 0 and resident.has_sent:  # rate control remembers: a reset forgets that too
-            resident.lane = replace(resident.lane, encoder=self._make_encoder())
+            resident.lane = lane = replace(lane, encoder=self._make_encoder())
         resident.has_sent = True
         template = PartMade(
             session=state.session,
@@ -344,7 +358,8 @@ class ComputeLoop:
             _log.error("session %s: encoding failed", template.session, exc_info=exc)
             self._emit(SessionFailed(session=template.session, epoch=template.epoch, message=FAILURE_MESSAGE))
 
-        self._encoders.submit(resident.lane, frames, on_part, on_error)
+        assert self._encoders is not None, "there is a lane without encoders"
+        self._encoders.submit(lane, frames, on_part, on_error)
 
     def _open(self, command: Open) -> None:
         try:
@@ -353,7 +368,7 @@ class ComputeLoop:
             _log.error("session %s cannot be opened", command.session, exc_info=exc)
             self._emit(SessionFailed(session=command.session, epoch=command.epoch, message=FAILURE_MESSAGE))
             return
-        lane = self._encoders.open_lane(self._make_encoder())
+        lane = None if self._encoders is None else self._encoders.open_lane(self._make_encoder())
         self._residents[command.session] = _Resident(state=state, lane=lane)
 
     def _make_encoder(self) -> SessionEncoder:
@@ -370,14 +385,18 @@ class ComputeLoop:
         return True
 
     def _fail(self, state: SessionState, error: Exception) -> None:
-        _log.error("session %s fails", state.session, exc_info=error)
         self._forget(state.session)
+        self._report_failure(state, error)
+
+    def _report_failure(self, state: SessionState, error: Exception) -> None:
+        _log.error("session %s fails", state.session, exc_info=error)
         self._emit(SessionFailed(session=state.session, epoch=state.epoch, message=FAILURE_MESSAGE))
 
     def _forget(self, session: SessionId) -> None:
         resident = self._residents.pop(session)
         self._stepper.close(resident.state)
-        self._encoders.close_lane(resident.lane)
+        if self._encoders is not None and resident.lane is not None:
+            self._encoders.close_lane(resident.lane)
 
     def _find(self, session: SessionId, epoch: int) -> _Resident | None:
         resident = self._residents.get(session)

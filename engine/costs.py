@@ -13,7 +13,8 @@ from engine.cost_table import CostTable
 from engine.kv_pool import SlabPool
 from engine.models.base import AttentionBackend, CausalVideoModel, ModelSpec
 from engine.models.pool_attention import ChosenAttention, available_backends
-from engine.passes import make_batch
+from engine.passes import Passes, PassFailed
+from engine.ranks import Alone, Ranks, Verdict
 from engine.sampler import initial_latents
 from engine.session_state import SessionState, Stage
 from engine.steering import Steering
@@ -39,19 +40,26 @@ class Measured:
 
 
 @torch.inference_mode()
-def measure_costs(model: CausalVideoModel, pool: SlabPool, clock: Callable[[], float]) -> Measured:
+def measure_costs(
+    model: CausalVideoModel, pool: SlabPool, clock: Callable[[], float], ranks: Ranks | None = None
+) -> Measured:
     """Run passes with every batch size that the (empty) pool has slots for and every way to attend, on the
     shortest and the full window; what lies between is interpolated, as attention is linear in the KV length.
 
     The fastest of some repeats counts: a neighbour's burst of work says nothing about the model. A size that
     does not fit into memory is left out, and so are larger ones.
 
+    With `ranks`, all measure together, and what rank 0's clock says counts.
+
     Raises:
         MemoryError: there is no room for a pass of one row.
+        PassFailed: the model raised something else.
+        RanksLost: another rank is gone.
     """
     slots = [pool.allocate() for _ in range(min(pool.num_slots, BATCH_SIZES[-1]))]
     try:
-        bench = _Bench(model, pool, slots, clock)
+        clock = _common(clock, ranks or Alone())
+        bench = _Bench(model, pool, slots, clock, ranks)
         began = clock()
         for number in range(1 + _ROUNDS):
             if number > 1 and clock() - began > BUDGET_MS:
@@ -78,9 +86,15 @@ class _Bench:
     """Sessions that exist only to be measured."""
 
     def __init__(
-        self, model: CausalVideoModel, pool: SlabPool, slots: list[int], clock: Callable[[], float]
+        self,
+        model: CausalVideoModel,
+        pool: SlabPool,
+        slots: list[int],
+        clock: Callable[[], float],
+        ranks: Ranks | None,
     ) -> None:
         self._model, self._pool, self._slots, self._clock = model, pool, slots, clock
+        self._passes = Passes(model, pool, ranks=ranks)
         spec = model.spec
         self._buckets = sorted({_frames(spec, 0), _frames(spec, _steady(spec))})
         self._sizes = sorted({size for size in (*BATCH_SIZES, len(slots)) if size <= len(slots)})
@@ -98,9 +112,8 @@ class _Bench:
                     known = self._ms[bucket, size]
                     if known.get(backend.name, 0.0) > _HOPELESS * min(known.values(), default=math.inf):
                         continue
-                    try:
-                        measured_ms = self._pass_ms(bucket, size, backend)
-                    except (MemoryError, torch.OutOfMemoryError):
+                    measured_ms = self._pass_ms(bucket, size, backend)
+                    if measured_ms is None:
                         self._sizes = [smaller for smaller in self._sizes if smaller < size]
                         break
                     if not is_warm_up:
@@ -136,16 +149,26 @@ class _Bench:
         known = self._ms[bucket, size]
         return known.get(backend.name, math.inf)
 
-    def _pass_ms(self, bucket: int, size: int, backend: AttentionBackend) -> float:
+    def _pass_ms(self, bucket: int, size: int, backend: AttentionBackend) -> float | None:
+        """None: there is no memory for it."""
         spec, device = self._model.spec, self._model.device
         index = bucket // spec.chunk_latent_frames - 1
         x = initial_latents(spec, seed=0, index=index, device=device)
         states = [_state(slot, index, x, self._model) for slot in self._slots[:size]]
         began = self._clock()
-        self._model.run_pass(make_batch(self._model, self._pool, states, backend))
+        outcome = self._passes.attempt(states, backend)
+        if isinstance(outcome, PassFailed):
+            if outcome.verdict is Verdict.NO_MEMORY:
+                return None
+            raise outcome
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return max(self._clock() - began, 1e-3)
+
+
+def _common(clock: Callable[[], float], ranks: Ranks) -> Callable[[], float]:
+    """Rank 0's clock on all ranks, so that all decide the same from it."""
+    return lambda: ranks.meet(Verdict.DONE, now_ms=clock()).now_ms
 
 
 def _state(slot: int, index: int, x: torch.Tensor, model: CausalVideoModel) -> SessionState:

@@ -17,12 +17,16 @@ class PoolFull(Exception):
 class SlabPool:
     """Fixed number of slots, allocated once at start-up. Not thread-safe: the compute thread owns it."""
 
-    def __init__(self, model: CausalVideoModel, *, slots: int) -> None:
+    def __init__(self, model: CausalVideoModel, *, slots: int, ranks: int = 1) -> None:
+        """With several ranks, each holds the K/V of its share of the heads; all else is on every rank."""
         spec = model.spec
+        *dims, heads, head_dim = spec.kv_slab_shape
         self._model = model
         self.num_slots = slots
-        self.kv = torch.zeros((slots, *spec.kv_slab_shape), dtype=model.dtype, device=model.device)
-        """[slots, L, 2, W, N, H, D]"""
+        self.kv = torch.zeros(
+            (slots, *dims, heads // ranks, head_dim), dtype=model.dtype, device=model.device
+        )
+        """[slots, L, 2, W, N, H / ranks, D]"""
         self.prompt_kv = torch.zeros((slots, *spec.prompt_kv_shape), dtype=model.dtype, device=model.device)
         """[slots, L, 2, T, H, D]"""
         state = model.initial_decoder_state()

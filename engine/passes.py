@@ -9,24 +9,35 @@ Shape letters: B rows, F latent frames of a chunk, C latent channels, h, w laten
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from engine.kv_pool import SlabPool
-from engine.models.base import AttentionBackend, CausalVideoModel, PassBatch, PassRow
+from engine.models.base import AttentionBackend, CausalVideoModel, PassBatch, PassRow, TokenExchange
 from engine.models.pool_attention import SLICES
+from engine.ranks import Alone, Ranks, RanksLost, Verdict
 from engine.ring import num_valid, write_slots
 from engine.sampler import sigmas_for
 from engine.session_state import SessionState, Stage
 
-__all__ = ["PassOutcome", "PassRun", "Passes", "make_batch"]
+__all__ = ["PassFailed", "PassOutcome", "PassRun", "Passes"]
 
 _log = logging.getLogger("turboserve.engine.passes")
 
-PassOutcome = Tensor | Exception
+
+class PassFailed(Exception):
+    """A forward has no result, on this rank or on another."""
+
+    def __init__(self, verdict: Verdict, cause: Exception | None) -> None:
+        super().__init__(str(cause) if cause is not None else "another rank failed")
+        self.verdict = verdict
+        self.__cause__ = cause
+
+
+PassOutcome = Tensor | PassFailed
 """Velocity [F, C, h, w], or why this row has none."""
 
 
@@ -50,43 +61,87 @@ class PassRun:
 
 
 class Passes:
-    """Runs passes of sessions whose slabs lie in one pool."""
+    """Runs passes of sessions whose slabs lie in one pool, together with the other ranks of the engine."""
 
     def __init__(
-        self, model: CausalVideoModel, pool: SlabPool, *, attention: AttentionBackend = SLICES
+        self,
+        model: CausalVideoModel,
+        pool: SlabPool,
+        *,
+        attention: AttentionBackend = SLICES,
+        ranks: Ranks | None = None,
+        agree: Callable[[Verdict], Verdict] | None = None,
     ) -> None:
+        """`agree` turns this rank's verdict into that of all."""
         self._model, self._pool, self._attention = model, pool, attention
+        self._ranks = ranks or Alone()
+        self._agree = agree or (lambda verdict: self._ranks.meet(verdict).verdict)
 
     def run(self, states: Sequence[SessionState]) -> PassRun:
-        """One coalesced pass over sessions that each have `x`."""
+        """One coalesced pass over sessions that each have `x`.
+
+        Raises:
+            RanksLost: another rank is gone.
+        """
         # By slot: neighbours in the pool can be read in place.
         order = sorted(range(len(states)), key=lambda index: states[index].slot)
         run = self._run([states[index] for index in order])
         outcomes = dict(zip(order, run.outcomes, strict=True))
         return replace(run, outcomes=tuple(outcomes[index] for index in range(len(states))))
 
-    def _run(self, states: Sequence[SessionState]) -> PassRun:
+    def attempt(
+        self, states: Sequence[SessionState], attention: AttentionBackend | None = None
+    ) -> Tensor | PassFailed:
+        """One forward; velocities [B, F, C, h, w], or why no rank has them.
+
+        Raises:
+            RanksLost: another rank is gone.
+        """
+        verdict, velocity = Verdict.DONE, None
+        error: Exception | None = None
+        exchange = self._ranks.begin_pass(len(states))
         try:
-            batch = make_batch(self._model, self._pool, states, self._attention)
-            return PassRun(outcomes=self._model.run_pass(batch).unbind(0))
+            batch = make_batch(self._model, self._pool, states, attention or self._attention, exchange)
+            velocity = self._model.run_pass(batch)
+        except RanksLost:
+            raise
         except (MemoryError, torch.OutOfMemoryError) as exc:
+            verdict, error = Verdict.NO_MEMORY, exc
+        except Exception as exc:  # whatever a model raises must not end the engine
+            verdict, error = Verdict.FAILED, exc
+        if error is not None and verdict is Verdict.NO_MEMORY:
+            error.__traceback__ = None  # it holds the tensors of the pass
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            if len(states) == 1:
-                return PassRun(outcomes=(exc,), is_regular=False)
+        self._ranks.end_pass()
+        agreed = self._agree(verdict)
+        if agreed is Verdict.DONE:
+            assert velocity is not None
+            return velocity
+        return PassFailed(agreed, error)
+
+    def _run(self, states: Sequence[SessionState]) -> PassRun:
+        outcome = self.attempt(states)
+        if isinstance(outcome, Tensor):
+            return PassRun(outcomes=outcome.unbind(0))
+        out_of_memory = outcome.verdict is Verdict.NO_MEMORY
+        if len(states) == 1:
+            return PassRun(outcomes=(outcome,), is_regular=False, out_of_memory=out_of_memory)
+        if out_of_memory:
             _log.warning("out of memory with a batch of %d: halving it", len(states))
             half = len(states) // 2
             return replace(self._run(states[:half]) + self._run(states[half:]), out_of_memory=True)
-        except Exception as exc:  # whatever a model raises must not end the engine
-            if len(states) == 1:
-                return PassRun(outcomes=(exc,), is_regular=False)
-            _log.warning("a batch of %d failed (%s): running its rows one by one", len(states), exc)
-            first, *others = (self._run([state]) for state in states)
-            return sum(others, first)
+        _log.warning("a batch of %d failed (%s): running its rows one by one", len(states), outcome)
+        first, *others = (self._run([state]) for state in states)
+        return sum(others, first)
 
 
 def make_batch(
-    model: CausalVideoModel, pool: SlabPool, states: Sequence[SessionState], attention: AttentionBackend
+    model: CausalVideoModel,
+    pool: SlabPool,
+    states: Sequence[SessionState],
+    attention: AttentionBackend,
+    exchange: TokenExchange | None,
 ) -> PassBatch:
     """The batch for the next pass of each session."""
     spec = model.spec
@@ -102,6 +157,7 @@ def make_batch(
         prompt_kv=pool.prompt_kv,
         actions=_actions(states),
         attention=attention,
+        exchange=exchange,
     )
 
 

@@ -86,6 +86,13 @@ class Stepper:
         state.stage = Stage.CLEAN
         return True
 
+    def num_frames(self, state: SessionState) -> int:
+        """Pixel frames of the chunk whose latents are ready."""
+        return self._model.spec.chunk_frames - self._num_dropped(state)
+
+    def _num_dropped(self, state: SessionState) -> int:
+        return self._model.spec.first_chunk_drop_frames if state.index == 0 else 0
+
     def decode(self, state: SessionState) -> npt.NDArray[np.uint8]:
         """RGB uint8 [frames, height, width, 3] of the chunk whose latents are ready.
 
@@ -99,8 +106,7 @@ class Stepper:
         decoder = self._pool.decoder[state.slot]
         frames, following = self._model.decode(state.x, decoder)
         decoder.copy_(following)
-        drop = self._model.spec.first_chunk_drop_frames if state.index == 0 else 0
-        rgb: npt.NDArray[np.uint8] = frames[drop:].cpu().numpy()
+        rgb: npt.NDArray[np.uint8] = frames[self._num_dropped(state) :].cpu().numpy()
         if not finite:
             raise BrokenSession("its latents are not finite")
         return rgb

@@ -26,6 +26,7 @@ __all__ = [
     "PassAttention",
     "PassBatch",
     "PassRow",
+    "TokenExchange",
 ]
 
 
@@ -130,6 +131,8 @@ class PassBatch:
     """[B, F, A] float32, None exactly when A is 0."""
     attention: AttentionBackend | None = None
     """How to attend; None: the plainest way."""
+    exchange: TokenExchange | None = None
+    """How to share the pass with other ranks; None: there are none. With k of them, `kv` has H/k heads."""
 
 
 class PassAttention(Protocol):
@@ -152,6 +155,25 @@ class AttentionBackend(Protocol):
 
     def begin(self, batch: PassBatch) -> PassAttention:
         """To be called once per pass: what all layers need is computed here."""
+
+
+class TokenExchange(Protocol):
+    """How the k ranks that share a pass swap a share of the tokens for a share of the heads and back.
+
+    Every rank calls each in the same order.
+    """
+
+    def own(self, x: Tensor) -> Tensor:
+        """This rank's share of the tokens: [B, F, N, ...] → [B, F, N/k, ...]"""
+
+    def to_heads(self, x: Tensor) -> Tensor:
+        """[P, B, F, N/k, H, D] → [P, B, F, N, H/k, D]; P tensors (q, k and v) travel together."""
+
+    def to_tokens(self, x: Tensor) -> Tensor:
+        """[B, F, N, H/k, D] → [B, F, N/k, H, D]"""
+
+    def gather(self, x: Tensor) -> Tensor:
+        """[B, F, N/k, c] → [B, F, N, c]"""
 
 
 class CausalVideoModel(Protocol):

@@ -23,7 +23,7 @@ from engine.models.attention import (
     attend_trainable,
     teacher_forcing_attend,
 )
-from engine.models.base import PassBatch
+from engine.models.base import PassAttention, PassBatch, TokenExchange
 from engine.models.pool_attention import SLICES
 from engine.models.rope import Rope, rope_table, rotate
 
@@ -207,11 +207,14 @@ class CausalDiT(nn.Module):
         frames = [[row.frame_start + f for f in range(self.config.chunk_frames)] for row in batch.rows]
         x, time, rope = self._embed(batch.x, batch.sigma, frames)
         e = self.time_projection(time).unflatten(-1, (6, -1))
-        attention = (batch.attention or SLICES).begin(batch)
+        exchange, attention = batch.exchange, (batch.attention or SLICES).begin(batch)
+        if exchange is not None:
+            x, rope = exchange.own(x), Rope(cos=exchange.own(rope.cos), sin=exchange.own(rope.sin))
         for layer, block in enumerate(self.blocks):
-            attend = partial(attention.attend_pool, layer)
+            attend = partial(_attend_pool, exchange, attention, layer)
             x = block(x, e, rope, attend, partial(attention.attend_prompts, layer))
-        return self._unpatchify(self.head(x, time))
+        x = self.head(x, time)
+        return self._unpatchify(x if exchange is None else exchange.gather(x))
 
     def predict_clip(
         self, clean: Tensor, noisy: Tensor, sigma: Tensor, embeds: Tensor, first_noisy: int = 0
@@ -265,6 +268,21 @@ class CausalDiT(nn.Module):
             x.float().unflatten(-1, (p, p, -1)).unflatten(2, (rows, columns))
         )  # [B, F, rows, columns, p, p, C]
         return x.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+
+
+def _attend_pool(
+    exchange: TokenExchange | None,
+    attention: PassAttention,
+    layer: int,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+) -> Tensor:
+    """Self-attention over the pool; with other ranks, over all tokens of this rank's heads."""
+    if exchange is None:
+        return attention.attend_pool(layer, q, k, v)
+    q, k, v = exchange.to_heads(torch.stack([q, k, v])).unbind(0)
+    return exchange.to_tokens(attention.attend_pool(layer, q, k, v))
 
 
 def _sinusoid(position: Tensor, dim: int) -> Tensor:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.compute import MAX_INBOX, RETRY_MEMORY_PASSES, InboxFull
+from engine.boundary import MAX_INBOX, InboxFull
+from engine.compute import RETRY_MEMORY_PASSES
 from engine.compute_messages import Drop, InputsTaken, PartMade, SessionFailed
 from engine.session_state import Stage
 from scheduler.messages import PromptInput, ResetInput, SessionId
