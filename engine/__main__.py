@@ -17,32 +17,35 @@ from datetime import timedelta  # noqa: E402
 from torch import distributed  # noqa: E402
 
 from engine.config import EngineConfig  # noqa: E402
-from engine.engine import EXIT_FAILED, run  # noqa: E402
+from engine.engine import EXIT_FAILED, EXIT_OK, run  # noqa: E402
+from engine.follower import follow  # noqa: E402
+from engine.loading import rank_device  # noqa: E402
 from engine.process import die_with  # noqa: E402
+from engine.ranks import RankGroup, RanksLost, leave  # noqa: E402
 from scheduler.messages import DecodeError, decode_fields  # noqa: E402
 from scheduler.store import StoreError  # noqa: E402
 
 CONFIG_VARIABLE = "TURBOSERVE_ENGINE_CONFIG"
 EXIT_BAD_CONFIG = 2
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 120.0
 
 
 def main() -> int:
     """Run this rank; returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        _check_launcher()
         die_with(_PARENT)
         config = read_config()
+        _check_launcher(config.ranks)
         distributed.init_process_group("gloo", timeout=timedelta(seconds=START_TIMEOUT_S))
         try:
-            return run(config)
+            return _run_rank(config)
         finally:
-            distributed.destroy_process_group()
+            leave()
     except (DecodeError, ValueError) as exc:
         sys.stderr.write(f"engine: {exc}\n")
         return EXIT_BAD_CONFIG
-    except (StoreError, OSError) as exc:  # Redis, or the link's address
+    except (StoreError, OSError, MemoryError, RanksLost) as exc:  # Redis, the link's address, …
         sys.stderr.write(f"engine: {exc}\n")
         return EXIT_FAILED
 
@@ -61,13 +64,24 @@ def read_config() -> EngineConfig:
     return decode_fields(EngineConfig, data)
 
 
-def _check_launcher() -> None:
+def _run_rank(config: EngineConfig) -> int:
+    if config.ranks == 1:
+        return run(config)
+    device = rank_device(config, int(os.environ["LOCAL_RANK"]))
+    ranks = RankGroup(device=device, timeout_s=config.collective_timeout_s)
+    if ranks.rank == 0:
+        return run(config, ranks)
+    return EXIT_OK if follow(config, ranks) else EXIT_FAILED
+
+
+def _check_launcher(ranks: int) -> None:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         raise ValueError(
             "start an engine by torchrun: see `python -m pydoc engine.__main__`, or `turboserve engine`"
         )
-    if os.environ.get("WORLD_SIZE") != "1":
-        raise ValueError("engines of several ranks are not supported yet: use torchrun --nproc-per-node 1")
+    started = os.environ.get("WORLD_SIZE")
+    if started != str(ranks):
+        raise ValueError(f"torchrun has started {started} ranks, but the setting ranks is {ranks}")
 
 
 if __name__ == "__main__":

@@ -23,8 +23,10 @@ class EngineConfig:
     """Path of a weights file; None: the shipped or cached ones."""
     device: str = "cpu"
     """"cpu", "cuda" or "cuda:N"."""
+    ranks: int = 1
+    """Processes that share the model by splitting its passes, one GPU each; 1: it is not shared."""
     threads: int = 1
-    """CPU threads of the compute thread's kernels."""
+    """CPU threads of each rank's kernels."""
     capacity: int = 4
     """Sessions that are resident at once, at most: fewer where memory has room for fewer."""
     link_host: str = "127.0.0.1"
@@ -57,7 +59,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if not self.link_secret:
             raise ValueError("link_secret must not be empty")
-        at_least_one = ("threads", "capacity", "encoder_threads", "heartbeat_ms", "publish_ms")
+        at_least_one = ("ranks", "threads", "capacity", "encoder_threads", "heartbeat_ms", "publish_ms")
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -1,5 +1,9 @@
 """What a pass costs: t(B, KV bucket), measured once and then kept current by observation. Pure.
 
+A cell that was not observed for long is hoped to be cheaper than it says, the longer the more, so that sooner
+or later its size is tried again: a wrong cell would otherwise never be found out. What that costs is bounded:
+a size that is worse by a share s is tried once in s / HOPE_PER_PASS passes.
+
 A KV bucket is a number of valid ring frames. A pass over rows of several buckets is counted in the largest
 of them: ragged lengths exist only while sessions are young, and too high an estimate breaks no deadline.
 """
@@ -15,7 +19,15 @@ __all__ = ["CostTable"]
 COMMON_RATE = 0.05
 """Share of a deviation by which one observation moves the whole table: a machine gets slower as a whole."""
 CELL_RATE = 0.05
-"""Further share by which it moves the observed cell."""
+"""Further share by which it moves the observed cell, at least."""
+STALE_CELL_RATE = 0.5
+"""The same, at most, for a cell that was last observed STALE_PASSES ago; it does not move the others."""
+STALE_PASSES = 200
+HOPE_PER_PASS = 0.0002
+"""By this share a cell is hoped to be cheaper for each pass that was not in it."""
+MAX_HOPE = 0.5
+GUESSED_AGE = 300
+"""Of a cell that was interpolated, in passes."""
 MAX_RATIO = 2.0
 """An interrupted pass counts as this much too slow at most: one outlier must not rewrite the table."""
 DECODE_RATE = 0.2
@@ -29,6 +41,8 @@ class CostTable:
     """Valid ring frames, rising."""
     ms: tuple[tuple[float, ...], ...]
     """One tuple per bucket: t(1), t(2), ..., t(largest)."""
+    ages: tuple[tuple[int, ...], ...] = ()
+    """Observations since each cell was observed; () for none."""
     decode_ms: float = 0.0
     """From the last pass of a chunk to its frames on the host."""
 
@@ -40,6 +54,8 @@ class CostTable:
                 "a cost table needs rising buckets and in each the positive milliseconds of "
                 f"B = 1, 2, ..., got {self.buckets} and {self.ms}"
             )
+        if not self.ages:
+            object.__setattr__(self, "ages", tuple((0,) * len(cells) for cells in self.ms))
 
     @classmethod
     def flat(cls, *ms: float, decode_ms: float = 0.0) -> CostTable:
@@ -56,6 +72,10 @@ class CostTable:
         return cls(
             buckets=buckets,
             ms=tuple(_interpolated(samples[bucket]) for bucket in buckets),
+            ages=tuple(
+                tuple(0 if rows in samples[bucket] else GUESSED_AGE for rows in _sizes(samples[bucket]))
+                for bucket in buckets
+            ),
             decode_ms=decode_ms,
         )
 
@@ -68,18 +88,30 @@ class CostTable:
         """Expected milliseconds of a pass whose longest KV has `bucket` valid ring frames."""
         return self.ms[self._at(bucket)][min(rows, self.largest) - 1]
 
+    def hoped_ms(self, rows: int, bucket: int) -> float:
+        """What such a pass may cost if the cell is wrong; to choose by, not to rely on."""
+        at, size = self._at(bucket), min(rows, self.largest)
+        return self.ms[at][size - 1] * (1.0 - min(HOPE_PER_PASS * self.ages[at][size - 1], MAX_HOPE))
+
     def limited(self, rows: int) -> CostTable:
         """The table for batches of at most so many rows."""
-        return replace(self, ms=tuple(cells[:rows] for cells in self.ms))
+        return replace(
+            self,
+            ms=tuple(cells[:rows] for cells in self.ms),
+            ages=tuple(ages[:rows] for ages in self.ages),
+        )
 
     def observed(self, rows: int, bucket: int, measured_ms: float) -> CostTable:
         """The table after one more measured pass, all of whose rows were in this bucket."""
         at, size = self._at(bucket), min(rows, self.largest)
         ratio = min(max(measured_ms / self.ms[at][size - 1], 1.0 / MAX_RATIO), MAX_RATIO)
-        common, cell = ratio**COMMON_RATE, ratio**CELL_RATE
+        staleness = min(self.ages[at][size - 1] / STALE_PASSES, 1.0)
+        common = ratio ** (COMMON_RATE * (1.0 - staleness))
         table = [[ms * common for ms in cells] for cells in self.ms]
-        table[at][size - 1] *= cell
-        return replace(self, ms=tuple(map(tuple, table)))
+        table[at][size - 1] *= ratio ** (CELL_RATE + staleness * (STALE_CELL_RATE - CELL_RATE))
+        ages = [[age + 1 for age in cells] for cells in self.ages]
+        ages[at][size - 1] = 0
+        return replace(self, ms=tuple(map(tuple, table)), ages=tuple(map(tuple, ages)))
 
     def decoded(self, measured_ms: float) -> CostTable:
         """The table after one more measured decode."""
@@ -89,10 +121,14 @@ class CostTable:
         return min(bisect_left(self.buckets, bucket), len(self.buckets) - 1)
 
 
+def _sizes(samples: Mapping[int, float]) -> range:
+    return range(1, max(samples) + 1)
+
+
 def _interpolated(samples: Mapping[int, float]) -> tuple[float, ...]:
     sizes = sorted(samples)
     table: list[float] = []
-    for size in range(1, sizes[-1] + 1):
+    for size in _sizes(samples):
         low = max(s for s in sizes if s <= size)
         high = min(s for s in sizes if s >= size)
         share = 0.0 if low == high else (size - low) / (high - low)

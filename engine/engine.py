@@ -9,35 +9,30 @@ import asyncio
 import logging
 import signal
 import threading
-import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import uvloop
 
 from engine.compute import ComputeLoop
-from engine.compute_messages import ComputeEvent
+from engine.compute_messages import ComputeDied, ComputeEvent
 from engine.config import EngineConfig
 from engine.control import MAX_BACKOFF_S, Control
-from engine.cost_table import CostTable
-from engine.costs import Measured, engine_costs, measure_costs
+from engine.costs import engine_costs
 from engine.encoder import EncoderPool
 from engine.host import Host
-from engine.kv_pool import SlabPool
 from engine.lifecycle import LifeLimits
 from engine.link import LinkServer
-from engine.memory import make_meter, slot_bytes
-from engine.models.base import AttentionBackend, CausalVideoModel, ModelSpec
-from engine.models.registry import load_model
+from engine.loading import Loaded, load, monotonic_ms
+from engine.models.base import ModelSpec
 from engine.progress import Progress
-from scheduler.messages import MAX_BATCH, ModelInfo
+from engine.ranks import Alone, Ranks, RanksLost
+from scheduler.messages import ModelInfo
 from scheduler.store import EngineGone, Store, StoreUnavailable
 
-__all__ = ["EXIT_FAILED", "EXIT_FENCED", "EXIT_OK", "model_info", "monotonic_ms", "run"]
+__all__ = ["EXIT_FAILED", "EXIT_FENCED", "EXIT_OK", "model_info", "run"]
 
 _log = logging.getLogger("turboserve.engine")
 
@@ -55,25 +50,10 @@ EndEngine = Callable[[int], None]
 """Ends the engine with an exit status; only the first call counts."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
-    """What start-up makes before the engine can serve."""
-
-    model: CausalVideoModel
-    pool: SlabPool
-    costs: CostTable
-    attention: AttentionBackend
-
-
-def monotonic_ms() -> float:
-    """The engine's own clock: milliseconds, never set back."""
-    return time.monotonic() * 1000.0
-
-
-def run(config: EngineConfig) -> int:
-    """Serve until SIGTERM, SIGINT, the scheduler's order, or an error. Returns the exit status."""
+def run(config: EngineConfig, ranks: Ranks | None = None) -> int:
+    """Rank 0: serve until SIGTERM, SIGINT, the scheduler's order, or an error. Returns the exit status."""
     torch.set_num_threads(config.threads)
-    return uvloop.run(_serve(config))
+    return uvloop.run(_serve(config, ranks or Alone()))
 
 
 def model_info(spec: ModelSpec) -> ModelInfo:
@@ -90,60 +70,7 @@ def model_info(spec: ModelSpec) -> ModelInfo:
     )
 
 
-def load(config: EngineConfig, progress: Progress) -> Loaded:
-    """Load the model, measure it, allocate the pools. Blocks for seconds.
-
-    Raises:
-        ValueError: the model or its weights cannot be used.
-        MemoryError: not one session fits.
-    """
-    weights = None if config.weights is None else Path(config.weights)
-    model = load_model(config.model, device=torch.device(config.device), weights=weights)
-    loaded = prepare(model, capacity=config.capacity)
-    progress.rest()
-    return loaded
-
-
-def prepare(model: CausalVideoModel, *, capacity: int) -> Loaded:
-    """Measure costs, then allocate pools for as many sessions as fit, at most `capacity`.
-
-    Raises:
-        MemoryError: not one session fits.
-    """
-    meter = make_meter(model.device)
-    trial = SlabPool(model, slots=min(capacity, MAX_BATCH))
-    meter.begin()
-    measured = measure_costs(model, trial, monotonic_ms)
-    trial.check_integrity()
-    per_slot = slot_bytes(model)
-    room = meter.room(trial.num_slots * per_slot)
-    slots = min(capacity, room.num_slots(per_slot))
-    _log_measured(measured)
-    _log.info(
-        "%d of at most %d sessions fit, %.1f MB each: %.0f MB free, a pass takes %.0f, the margin is %.0f",
-        *(slots, capacity, per_slot / 1e6),
-        *(room.free_bytes / 1e6, room.workspace_bytes / 1e6, room.margin_bytes / 1e6),
-    )
-    if slots < 1:
-        raise MemoryError(f"{model.spec.name}: there is no memory for one session")
-    if slots == trial.num_slots:
-        pool = trial
-    else:
-        del trial  # before the pool that takes its place
-        pool = SlabPool(model, slots=slots)
-    costs = measured.costs.limited(slots)
-    return Loaded(model=model, pool=pool, costs=costs, attention=measured.attention)
-
-
-def _log_measured(measured: Measured) -> None:
-    costs = measured.costs
-    for bucket, cells in zip(costs.buckets, costs.ms, strict=True):
-        times = ", ".join(f"{ms:.1f}" for ms in cells)
-        _log.info("a pass over %d latent frames takes %s ms with 1, 2, ... rows", bucket, times)
-    _log.info("attention with 1, 2, ... rows: %s", measured.attention.name)
-
-
-async def _serve(config: EngineConfig) -> int:
+async def _serve(config: EngineConfig, ranks: Ranks) -> int:
     outcome: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     def end(status: int) -> None:
@@ -159,11 +86,13 @@ async def _serve(config: EngineConfig) -> int:
     control = Control(store, config, progress, stop=lambda: end(EXIT_OK))
     tasks = [_supervised(control.beat(), "beat", end)]
     try:
-        loading = asyncio.create_task(asyncio.to_thread(load, config, progress))
+        loading = asyncio.create_task(asyncio.to_thread(load, config, ranks))
         either: set[asyncio.Future[Any]] = {loading, outcome}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
-            engine = Engine(config, control, loading.result(), progress, end)
+            loaded = loading.result()
+            progress.rest()
+            engine = Engine(config, control, loaded, progress, end, ranks)
             return await engine.serve(tasks, outcome)
         return outcome.result()
     except EngineGone as exc:
@@ -186,9 +115,10 @@ class Engine:
         loaded: Loaded,
         progress: Progress,
         end: EndEngine,
+        ranks: Ranks,
     ) -> None:
         self._config, self._control, self._spec, self._end = config, control, loaded.model.spec, end
-        self._capacity = loaded.pool.num_slots
+        self._capacity, self._ranks = loaded.pool.num_slots, ranks
         self._loop = asyncio.get_running_loop()
         self._encoders = EncoderPool(threads=config.encoder_threads)
         self._compute = ComputeLoop(
@@ -196,6 +126,7 @@ class Engine:
             loaded.pool,
             costs=loaded.costs,
             attention=loaded.attention,
+            ranks=ranks,
             encoders=self._encoders,
             crf=config.crf,
             progress=progress,
@@ -269,6 +200,11 @@ class Engine:
 
     def _run_compute(self) -> None:
         torch.set_num_threads(self._config.threads)  # counts per thread in some builds
+        try:
+            self._ranks.start_serving()
+        except RanksLost as exc:
+            self._emit(ComputeDied(error=exc))
+            return
         self._compute.run()
 
     def _emit(self, event: ComputeEvent) -> None:

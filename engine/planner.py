@@ -104,9 +104,9 @@ def _best_size(order: Sequence[ReadyRow], sizes: Sequence[int], costs: CostTable
 
 
 def _gain(rows: Sequence[ReadyRow], costs: CostTable) -> float:
-    """How many times faster the rows are together than one after the other."""
+    """How many times faster the rows are together than one after the other, as far as can be hoped."""
     kv_frames = max(row.kv_frames for row in rows)
-    return sum(costs.pass_ms(1, row.kv_frames) for row in rows) / costs.pass_ms(len(rows), kv_frames)
+    return sum(costs.pass_ms(1, row.kv_frames) for row in rows) / costs.hoped_ms(len(rows), kv_frames)
 
 
 def _is_loose(by_deadline: Sequence[ReadyRow], costs: CostTable, now_ms: float) -> bool:

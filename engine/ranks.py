@@ -67,6 +67,12 @@ class Ranks(Protocol):
     def meet(self, verdict: Verdict, *, now_ms: float = 0.0, news: bytes = b"") -> Meeting:
         """Agree; `now_ms` and `news` count on rank 0 only. Raises RanksLost."""
 
+    def prepare(self, spec: ModelSpec, dtype: torch.dtype, *, largest: int) -> None:
+        """Say what is split, and set memory aside for the exchanges of a failed pass with `largest` rows."""
+
+    def start_serving(self) -> None:
+        """From here on no rank waits longer for another than the timeout of serving. Raises RanksLost."""
+
     def begin_pass(self, rows: int) -> TokenExchange | None:
         """The exchange of one pass; None for one rank."""
 
@@ -84,6 +90,12 @@ class Alone:
 
     def meet(self, verdict: Verdict, *, now_ms: float = 0.0, news: bytes = b"") -> Meeting:
         return Meeting(verdict=verdict, now_ms=now_ms, news=news)
+
+    def prepare(self, spec: ModelSpec, dtype: torch.dtype, *, largest: int) -> None:
+        pass
+
+    def start_serving(self) -> None:
+        pass
 
     def begin_pass(self, rows: int) -> TokenExchange | None:
         return None
@@ -106,25 +118,32 @@ class RankGroup:
     """The ranks of this torchrun job. The default process group must exist; for one thread at a time."""
 
     def __init__(self, *, device: torch.device, timeout_s: float) -> None:
-        """To be called by all ranks together. Raises RanksLost."""
+        """To be called by all ranks together; `timeout_s` is that of serving, until then the default group's
+        counts. Raises RanksLost."""
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
         self._device = device
         timeout = timedelta(seconds=timeout_s)
-        self._meetings = _lost_as(lambda: distributed.new_group(backend="gloo", timeout=timeout))
-        self._tensors = self._meetings
+        self._serving = _lost_as(lambda: distributed.new_group(backend="gloo", timeout=timeout))
+        self._meetings, self._tensors = distributed.group.WORLD, self._serving
         if device.type == "cuda":
             self._tensors = _lost_as(lambda: distributed.new_group(backend="nccl", timeout=timeout))
         self._spec: ModelSpec | None = None
         self._left: list[int] = []
         self._scratch = torch.empty(0, device=device)
 
-    def serve(self, spec: ModelSpec, dtype: torch.dtype, *, largest: int) -> None:
-        """Say what is split, and set memory aside for the exchanges of a failed pass with `largest` rows."""
+    def prepare(self, spec: ModelSpec, dtype: torch.dtype, *, largest: int) -> None:
+        """See Ranks."""
         self._spec = spec
         most = max(self._schedule(largest))
         self._scratch = torch.zeros(2 * most, dtype=dtype, device=self._device)
 
+    def start_serving(self) -> None:
+        """See Ranks."""
+        self.meet(Verdict.DONE)  # with the patience of start-up
+        self._meetings = self._serving
+
     def meet(self, verdict: Verdict, *, now_ms: float = 0.0, news: bytes = b"") -> Meeting:
+        """See Ranks."""
         first = self.rank == 0
         card = torch.zeros(len(Verdict) + 2, dtype=torch.float64)
         card[verdict] = 1.0
@@ -143,17 +162,20 @@ class RankGroup:
         return news if self.rank == 0 else data.numpy().tobytes()
 
     def smallest(self, number: int) -> int:
+        """See Ranks."""
         smallest = torch.tensor(number)
         operation = distributed.ReduceOp.MIN
         _lost_as(lambda: distributed.all_reduce(smallest, op=operation, group=self._meetings))
         return int(smallest)
 
     def begin_pass(self, rows: int) -> TokenExchange | None:
+        """See Ranks."""
         assert not self._left, "the pass before was not ended"
         self._left = self._schedule(rows)
         return self
 
     def end_pass(self) -> None:
+        """See Ranks."""
         while self._left:
             size = self._left[0]
             sent, received = self._scratch[:size], self._scratch[-size:]
@@ -194,7 +216,7 @@ class RankGroup:
     def _schedule(self, rows: int) -> list[int]:
         """Elements that each exchange of a pass sends, in order."""
         spec = self._spec
-        assert spec is not None, "serve comes first"
+        assert spec is not None, "prepare comes first"
         tokens = rows * spec.chunk_latent_frames * spec.tokens_per_frame // self.size
         qkv = 3 * tokens * spec.heads * spec.head_dim
         latents = rows * spec.chunk_latent_frames * math.prod(spec.latent_shape)

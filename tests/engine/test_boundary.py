@@ -9,13 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.boundary import Boundary, News, PassTime
 from engine.compute_messages import Drop, Feed, Open, Wish
 from engine.credit import Player
-from engine.models.base import TokenExchange
+from engine.models.base import ModelSpec, TokenExchange
 from engine.rank_wire import from_wire, to_wire
 from engine.ranks import Meeting, Verdict
 from engine.steering import LogEntry, Steering
@@ -54,6 +55,12 @@ class ThreadRank:
         cards = list(self.table.cards)
         self.table.barrier.wait()
         return Meeting(verdict=max(card[0] for card in cards), now_ms=cards[0][1], news=cards[0][2])
+
+    def prepare(self, spec: ModelSpec, dtype: torch.dtype, *, largest: int) -> None:
+        pass
+
+    def start_serving(self) -> None:
+        pass
 
     def begin_pass(self, rows: int) -> TokenExchange | None:
         return None

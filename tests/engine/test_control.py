@@ -15,10 +15,11 @@ import pytest
 from engine.compute_messages import Command, Feed, InputsTaken, Open, Wish
 from engine.config import EngineConfig
 from engine.control import Control
-from engine.engine import model_info, monotonic_ms
+from engine.engine import model_info
 from engine.host import Host
 from engine.lifecycle import LifeLimits
 from engine.link import Link
+from engine.loading import monotonic_ms
 from engine.models.shapes.model import TINY, ShapesModel
 from engine.progress import Progress
 from engine.steering import AppliedInput

@@ -120,6 +120,26 @@ def test_a_longer_kv_makes_a_batch_dearer() -> None:
     assert names([short, row("b", kv_frames=12)], costs) == ["a"]
 
 
+def test_a_size_whose_cost_was_overestimated_is_found_out() -> None:
+    """Always-batching would run at half the cost; the wrong cell is tried, learnt, and then used."""
+    costs, truth, counts = CostTable.flat(10.0, 19.9), CostTable.flat(10.0, 11.0), [0, 0]
+    for _ in range(1500):
+        size = len(plan([row("a"), row("b")], costs, 0.0).rows)
+        counts[size - 1] += 1
+        costs = costs.observed(size, 1, truth.pass_ms(size, 1))
+    assert counts[1] > 1400
+
+
+def test_a_size_that_does_not_pay_is_seldom_tried() -> None:
+    """What looking again costs is bounded."""
+    costs, tried = CostTable.flat(10.0, 22.0), 0
+    for _ in range(2000):
+        size = len(plan([row("a"), row("b")], costs, 0.0).rows)
+        tried += size == 2
+        costs = costs.observed(size, 1, (10.0, 22.0)[size - 1])
+    assert 1 <= tried <= 6
+
+
 # --- promises ----------------------------------------------------------------------------------------
 
 

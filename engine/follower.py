@@ -1,0 +1,53 @@
+"""A rank above 0: it runs the same compute loop as rank 0, hears only of it, and decodes nothing."""
+
+from __future__ import annotations
+
+import logging
+import signal
+
+import torch
+
+from engine.compute import ComputeLoop
+from engine.compute_messages import ComputeDied, ComputeEvent
+from engine.config import EngineConfig
+from engine.loading import load, monotonic_ms
+from engine.progress import Progress
+from engine.ranks import Ranks, RanksLost
+
+__all__ = ["follow"]
+
+_log = logging.getLogger("turboserve.engine.follower")
+
+
+def follow(config: EngineConfig, ranks: Ranks) -> bool:
+    """Follow rank 0 until it ends the engine. False: something went wrong here or there."""
+    # Everybody gets the signals; rank 0 finishes what is in work and then ends us.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    torch.set_num_threads(config.threads)
+    try:
+        loaded = load(config, ranks)
+        ranks.start_serving()
+    except RanksLost as exc:
+        _log.info("rank 0 ended before it served: %s", exc)
+        return True  # it says why
+    errors: list[BaseException] = []
+
+    def emit(event: ComputeEvent) -> None:
+        if isinstance(event, ComputeDied):
+            errors.append(event.error)
+
+    loop = ComputeLoop(
+        loaded.model,
+        loaded.pool,
+        costs=loaded.costs,
+        attention=loaded.attention,
+        ranks=ranks,
+        encoders=None,
+        crf=config.crf,
+        progress=Progress(monotonic_ms),
+        clock=monotonic_ms,
+        emit=emit,
+    )
+    loop.run()
+    return not errors
