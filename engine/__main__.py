@@ -14,6 +14,7 @@ import logging  # noqa: E402
 import sys  # noqa: E402
 from datetime import timedelta  # noqa: E402
 
+import torch  # noqa: E402
 from torch import distributed  # noqa: E402
 
 from engine.config import EngineConfig  # noqa: E402
@@ -68,6 +69,8 @@ def _run_rank(config: EngineConfig) -> int:
     if config.ranks == 1:
         return run(config)
     device = rank_device(config, int(os.environ["LOCAL_RANK"]))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     ranks = RankGroup(device=device, timeout_s=config.collective_timeout_s)
     if ranks.rank == 0:
         return run(config, ranks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
@@ -61,7 +62,7 @@ class Cluster:
         self._keepers: list[asyncio.Task[Any]] = []
         self._store: Store | None = None
         self._fleet: Fleet | None = None
-        self._gpu_of: dict[EngineId, str] = {}
+        self._gpus_of: dict[EngineId, tuple[str, ...]] = {}
 
     async def run(self) -> None:
         """Start everything, say where it is, and keep it running until cancelled. Raises StartError."""
@@ -156,7 +157,7 @@ class Cluster:
 
     def _make_fleet(self, store: Store, term: int) -> Fleet:
         def on_exit(engine: EngineId, reason: str) -> None:
-            self._gpu_of.pop(engine, None)
+            self._gpus_of.pop(engine, None)
             provisioner.report_exit(engine, reason)
 
         fleet = Fleet(
@@ -172,16 +173,17 @@ class Cluster:
 
     def _engine_spec(self, wanted: DesiredEngine) -> ProcessSpec:
         config = replace(self._plan.engine, engine_id=wanted.id, model=wanted.model)
-        gpu = None
+        gpus: tuple[str, ...] = ()
         if self._plan.gpus:
-            gpu = self._gpu_of[wanted.id] = least_used(self._plan.gpus, self._gpu_of.values())
+            in_use = itertools.chain.from_iterable(self._gpus_of.values())
+            gpus = self._gpus_of[wanted.id] = least_used(self._plan.gpus, in_use, config.ranks)
         name = f"engine-{wanted.id}"
         self._console.step(f"{name} starting")
         return ProcessSpec(
             name=name,
-            command=engine_command(self._plan.directory / "logs" / "torchrun"),
+            command=engine_command(ranks=config.ranks, log_dir=self._plan.directory / "logs" / "torchrun"),
             log=self._log(name),
-            environment=engine_environment(config, threads=config.threads, gpu=gpu),
+            environment=engine_environment(config, threads=config.threads, gpus=gpus),
         )
 
     async def _wait_first_engine(self, fleet: Fleet) -> None:

@@ -76,9 +76,9 @@ async def _run_job(config: EngineConfig) -> str:
     adopt_orphans()
     spec = ProcessSpec(
         name=f"engine-{config.engine_id}",
-        command=engine_command(),
+        command=engine_command(ranks=config.ranks),
         log=_OUTPUT,
-        environment=engine_environment(config, threads=config.threads, gpu=None),
+        environment=engine_environment(config, threads=config.threads),
     )
     job, loop = EngineJob(spec), asyncio.get_running_loop()
 

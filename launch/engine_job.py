@@ -35,6 +35,8 @@ class EngineJob:
         self._on_end = on_end
         self._agent: Child | None = None
         self._ranks: dict[int, Watched] = {}
+        self._num_ranks = 1
+        """Known once one of them was found."""
 
     async def run(self) -> str:
         """Start the job and wait for its end; says in words how it ended. Nothing of it is left then."""
@@ -59,15 +61,17 @@ class EngineJob:
             self._agent.send(number)
 
     async def _find_ranks(self, agent: Child) -> None:
-        while not self._ranks:
+        while len(self._ranks) < self._num_ranks:
             await asyncio.sleep(_RANK_POLL_S)
             for pid in children_of(agent.pid):
                 self._meet(pid)
 
     def _meet(self, pid: int) -> None:
-        rank = read_environment(pid).get("RANK")
+        environment = read_environment(pid)
+        rank = environment.get("RANK")
         if rank is None or pid in self._ranks:  # between fork and exec a rank still looks like its agent
             return
+        self._num_ranks = int(environment["WORLD_SIZE"])
         with contextlib.suppress(ProcessLookupError):
             watched = self._ranks[pid] = Watched(pid)
             if rank == "0":

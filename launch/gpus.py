@@ -21,7 +21,7 @@ def visible_gpus(environment: Mapping[str, str], devices: Path = _DEVICES) -> tu
     return tuple(str(index) for index in range(num_gpus))
 
 
-def least_used(gpus: Sequence[str], in_use: Iterable[str]) -> str:
-    """The GPU with the fewest engines on it, the first of equals."""
+def least_used(gpus: Sequence[str], in_use: Iterable[str], count: int = 1) -> tuple[str, ...]:
+    """The GPUs with the fewest engines on them, the first of equals."""
     engines_on = Counter(in_use)
-    return min(gpus, key=lambda gpu: engines_on[gpu])
+    return tuple(sorted(gpus, key=lambda gpu: engines_on[gpu])[:count])

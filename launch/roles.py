@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -38,11 +38,11 @@ def role_environment(role: str, config: Any) -> dict[str, str]:
     return inherited | python | {CONFIG_VARIABLES[role]: json.dumps(fields)}
 
 
-def engine_command(log_dir: Path | None = None) -> list[str]:
-    """One engine of one rank: a torchrun job that never restarts its ranks."""
+def engine_command(*, ranks: int, log_dir: Path | None = None) -> list[str]:
+    """One engine: a torchrun job that never restarts its ranks."""
     command = [
         *(sys.executable, "-m", "torch.distributed.run"),
-        *("--nnodes=1", "--nproc-per-node=1", "--max-restarts=0"),
+        *("--nnodes=1", f"--nproc-per-node={ranks}", "--max-restarts=0"),
         *("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"),
     ]
     if log_dir is not None:
@@ -50,7 +50,7 @@ def engine_command(log_dir: Path | None = None) -> list[str]:
     return [*command, "-m", "engine"]
 
 
-def engine_environment(config: Any, *, threads: int, gpu: str | None = None) -> dict[str, str]:
-    """The environment of an engine's torchrun agent, which its ranks inherit."""
+def engine_environment(config: Any, *, threads: int, gpus: Sequence[str] = ()) -> dict[str, str]:
+    """The environment of an engine's torchrun agent, which its ranks inherit: one GPU for each, if any."""
     environment = role_environment("engine", config) | {"OMP_NUM_THREADS": str(threads)}
-    return environment if gpu is None else environment | {"CUDA_VISIBLE_DEVICES": gpu}
+    return environment | {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else environment

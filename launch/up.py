@@ -90,6 +90,9 @@ def _make_plan(values: Mapping[str, Value]) -> Plan:
         raise SettingsError("device is cuda, but this machine shows no NVIDIA GPU (no /dev/nvidia0)")
     secret = None if "link_secret" in values else secrets.token_urlsafe(32)
     redis = config.redis or _NO_REDIS_YET
+    engine = build(EngineConfig, values, engine_id=_ANY_ENGINE, redis=redis, link_secret=secret)
+    if gpus and engine.ranks > len(gpus):
+        raise SettingsError(f"ranks is {engine.ranks}, but this machine shows {len(gpus)} GPUs")
     return Plan(
         config=config,
         directory=Path(config.dir).absolute(),
@@ -97,7 +100,7 @@ def _make_plan(values: Mapping[str, Value]) -> Plan:
         gpus=gpus,
         gateway=build(GatewayConfig, values, redis=redis, link_secret=secret),
         scheduler=build(SchedulerConfig, values, redis=redis),
-        engine=build(EngineConfig, values, engine_id=_ANY_ENGINE, redis=redis, link_secret=secret),
+        engine=engine,
     )
 
 

@@ -11,15 +11,20 @@ from dataclasses import asdict
 from pathlib import Path
 
 from engine.config import EngineConfig
+from launch.processes import read_environment
 from scheduler.messages import EngineId, EngineRecord, EngineState, PromptInput, SessionId
 from scheduler.store import Store
 from tests.engine.link_client import SECRET
 
 RESUME_HASH = "ab" * 32
-TORCHRUN = [
-    *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=1", "--max-restarts=0"),
-    *("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "engine"),
-]
+
+
+def torchrun(ranks: int) -> list[str]:
+    """The command to which a program's name and arguments are added."""
+    return [
+        *(sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--max-restarts=0"),
+        *("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"),
+    ]
 
 
 class EngineProcess:
@@ -33,16 +38,21 @@ class EngineProcess:
         environment = {**os.environ, "TURBOSERVE_ENGINE_CONFIG": json.dumps(asdict(config))}
         with log.open("wb") as output:
             agent = await asyncio.create_subprocess_exec(
-                *TORCHRUN, env=environment, stdout=output, stderr=output
+                *torchrun(config.ranks), "-m", "engine", env=environment, stdout=output, stderr=output
             )
         return cls(EngineId(config.engine_id), agent, log)
 
     @property
-    def rank(self) -> int:
-        """Pid of rank 0: the agent's only child."""
+    def ranks(self) -> dict[int, int]:
+        """Rank → pid: the agent's children."""
         children = Path(f"/proc/{self.agent.pid}/task/{self.agent.pid}/children").read_text().split()
-        assert len(children) == 1, f"the agent has children {children}"
-        return int(children[0])
+        return {int(read_environment(int(pid))["RANK"]): int(pid) for pid in children}
+
+    @property
+    def rank(self) -> int:
+        """Pid of the only rank."""
+        (pid,) = self.ranks.values()
+        return pid
 
     async def ready(self, store: Store) -> EngineRecord:
         """Wait until the engine is registered."""

@@ -23,6 +23,11 @@ def test_the_environment_limits_them(tmp_path: Path) -> None:
 
 def test_engines_spread() -> None:
     """A new engine goes where the fewest are, the first of equals."""
-    assert least_used(("0", "1"), []) == "0"
-    assert least_used(("0", "1"), ["0"]) == "1"
-    assert least_used(("0", "1"), ["0", "1", "1"]) == "0"
+    assert least_used(("0", "1"), []) == ("0",)
+    assert least_used(("0", "1"), ["0"]) == ("1",)
+    assert least_used(("0", "1"), ["0", "1", "1"]) == ("0",)
+
+
+def test_an_engine_of_several_ranks_has_a_gpu_for_each() -> None:
+    """The emptiest ones."""
+    assert least_used(("0", "1", "2", "3"), ["0", "2"], 2) == ("1", "3")

@@ -43,19 +43,25 @@ def test_the_users_folder_is_not_searched(tmp_path: Path) -> None:
 
 def test_secrets_are_never_on_a_command_line() -> None:
     """Command lines are public on a machine."""
-    assert "hush" not in " ".join(role_command("gateway") + engine_command())
+    assert "hush" not in " ".join(role_command("gateway") + engine_command(ranks=1))
 
 
 def test_engines_are_torchrun_jobs() -> None:
     """As the design says: elastic agent, no restarts, any free port for the rendezvous."""
-    line = " ".join(engine_command())
-    for part in ("torch.distributed.run", "--max-restarts=0", "--rdzv-backend=c10d", "localhost:0"):
+    line = " ".join(engine_command(ranks=2))
+    for part in (
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--max-restarts=0",
+        "--rdzv-backend=c10d",
+        "localhost:0",
+    ):
         assert part in line
     assert line.endswith("-m engine")
 
 
-def test_an_engine_sees_its_gpu_only() -> None:
-    """On a machine with GPUs each engine gets one."""
-    environment = engine_environment(Config(), threads=3, gpu="1")
-    assert environment["CUDA_VISIBLE_DEVICES"] == "1"
+def test_an_engine_sees_its_gpus_only() -> None:
+    """On a machine with GPUs each rank gets one."""
+    environment = engine_environment(Config(), threads=3, gpus=("1", "4"))
+    assert environment["CUDA_VISIBLE_DEVICES"] == "1,4"
     assert environment["OMP_NUM_THREADS"] == "3"
