@@ -13,8 +13,9 @@ from engine.config import EngineConfig
 from engine.cost_table import CostTable
 from engine.costs import Measured, measure_costs
 from engine.kv_pool import SlabPool
-from engine.memory import make_meter, slot_bytes
-from engine.models.base import AttentionBackend, CausalVideoModel
+from engine.memory import Room, make_meter, slot_bytes
+from engine.models.base import CausalVideoModel
+from engine.models.pool_attention import ChosenAttention
 from engine.models.registry import load_model
 from engine.ranks import Ranks, check_split
 from scheduler.messages import MAX_BATCH
@@ -31,7 +32,8 @@ class Loaded:
     model: CausalVideoModel
     pool: SlabPool
     costs: CostTable
-    attention: AttentionBackend
+    attention: ChosenAttention
+    room: Room
 
 
 def monotonic_ms() -> float:
@@ -89,7 +91,7 @@ def prepare(model: CausalVideoModel, *, capacity: int, ranks: Ranks) -> Loaded:
         del trial, pool  # before the pool that takes its place
         pool = SlabPool(model, slots=slots, ranks=ranks.size)
     costs = measured.costs.limited(slots)
-    return Loaded(model=model, pool=pool, costs=costs, attention=measured.attention)
+    return Loaded(model=model, pool=pool, costs=costs, attention=measured.attention, room=room)
 
 
 def _log_measured(measured: Measured) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 from engine.config import EngineConfig
 from gateway.config import GatewayConfig
 from launch import commands as work
-from launch.config import ClientConfig, StatusConfig, UpConfig
+from launch.config import ClientConfig, ProfileConfig, StatusConfig, UpConfig
 from launch.settings import (
     FILE_VARIABLE,
     SECRETS,
@@ -59,6 +59,9 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "client": Command(
         run=work.run_client, help="record one session to a video file", configs=(ClientConfig,)
     ),
+    "profile": Command(
+        run=work.run_profile, help="measure what a model costs on a device", configs=(ProfileConfig,)
+    ),
     "status": Command(run=work.run_status, help="show what a cluster does", configs=(StatusConfig,)),
     "doctor": Command(run=work.run_doctor, help="check what a cluster needs", configs=(UpConfig,)),
 }
@@ -67,7 +70,6 @@ _LATER: Final[Mapping[str, str]] = {
     "loadtest": "load tests come with the scheduling policies",
     "simulate": "the simulator comes with the scheduling policies",
     "trace": "traces come with the scheduling policies",
-    "profile": "profiles come with migration",
     "evaluate": "the evaluation comes with the scheduling policies",
     "model": "managing models comes with the large models",
 }

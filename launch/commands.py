@@ -7,11 +7,20 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 
-from launch.config import ClientConfig, StatusConfig
+from launch.config import ClientConfig, ProfileConfig, StatusConfig
 from launch.roles import role_command, role_environment
 from launch.settings import SettingsError, Value, build
 
-__all__ = ["run_client", "run_doctor", "run_engine", "run_gateway", "run_scheduler", "run_status", "run_up"]
+__all__ = [
+    "run_client",
+    "run_doctor",
+    "run_engine",
+    "run_gateway",
+    "run_profile",
+    "run_scheduler",
+    "run_status",
+    "run_up",
+]
 
 Values = Mapping[str, Value]
 _TO_BE_CLAIMED = "e_00000000"
@@ -60,6 +69,15 @@ def run_client(values: Values) -> int:
     from launch import client_cmd
 
     return asyncio.run(client_cmd.run(build(ClientConfig, values)))
+
+
+def run_profile(values: Values) -> int:
+    """What a model costs on a device, to a file."""
+    config = build(ProfileConfig, values)
+    _check_model(values)
+    from launch import profile_cmd
+
+    return profile_cmd.run(config)
 
 
 def run_status(values: Values) -> int:

@@ -1,10 +1,10 @@
-"""What `turboserve up` and `turboserve client` can be told beyond the settings of the roles. Pure."""
+"""What `up`, `client`, `profile` and `status` can be told beyond the settings of the roles. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ClientConfig", "StatusConfig", "UpConfig"]
+__all__ = ["ClientConfig", "ProfileConfig", "StatusConfig", "UpConfig"]
 
 _MAX_ENGINES = 256
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -62,6 +62,35 @@ class StatusConfig:
 
     url: str = DEFAULT_URL
     """Address of the cluster's gateway."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileConfig:
+    """One model to measure on one device. Checked on construction.
+
+    Raises:
+        ValueError: a value is out of its range; the text says which and why.
+    """
+
+    json: str
+    """The file to write."""
+    model: str = "shapes"
+    """Name of the model."""
+    weights: str | None = None
+    """Path of a weights file; unset: the shipped or cached ones."""
+    device: str = "cpu"
+    """Where to measure: cpu, cuda or cuda:N."""
+    threads: int = 1
+    """CPU threads of the kernels."""
+    sessions: int = 16
+    """Largest batch to measure."""
+
+    def __post_init__(self) -> None:
+        if self.device != "cpu" and self.device.partition(":")[0] != "cuda":
+            raise ValueError(f"device must be cpu, cuda or cuda:N, got {self.device!r}")
+        for name in ("threads", "sessions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
