@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from engine.config import EngineConfig
 from engine.cost_table import CostTable
 from engine.costs import Measured, measure_costs
 from engine.kv_pool import SlabPool
-from engine.memory import Room, make_meter, slot_bytes
+from engine.memory import MemoryMeter, Room, make_meter, slot_bytes
 from engine.models.base import CausalVideoModel
 from engine.models.pool_attention import ChosenAttention
 from engine.models.registry import load_model
@@ -59,7 +60,9 @@ def load(config: EngineConfig, ranks: Ranks) -> Loaded:
     return prepare(model, capacity=config.capacity, ranks=ranks)
 
 
-def prepare(model: CausalVideoModel, *, capacity: int, ranks: Ranks) -> Loaded:
+def prepare(
+    model: CausalVideoModel, *, capacity: int, ranks: Ranks, meter: MemoryMeter | None = None
+) -> Loaded:
     """Measure costs, then allocate pools for as many sessions as fit on every rank, at most `capacity`.
 
     Raises:
@@ -68,10 +71,10 @@ def prepare(model: CausalVideoModel, *, capacity: int, ranks: Ranks) -> Loaded:
         RanksLost: another rank is gone.
     """
     check_split(model.spec, ranks.size)
-    most = min(capacity, MAX_BATCH)
+    meter = meter or make_meter(model.device)
+    trial = _trial_pool(model, slots=min(capacity, MAX_BATCH), ranks=ranks)
+    most = trial.num_slots
     ranks.prepare(model.spec, model.dtype, largest=most)
-    meter = make_meter(model.device)
-    trial = SlabPool(model, slots=most, ranks=ranks.size)
     meter.begin()
     measured = measure_costs(model, trial, monotonic_ms, ranks)
     trial.check_integrity()
@@ -92,6 +95,20 @@ def prepare(model: CausalVideoModel, *, capacity: int, ranks: Ranks) -> Loaded:
         pool = SlabPool(model, slots=slots, ranks=ranks.size)
     costs = measured.costs.limited(slots)
     return Loaded(model=model, pool=pool, costs=costs, attention=measured.attention, room=room)
+
+
+def _trial_pool(model: CausalVideoModel, *, slots: int, ranks: Ranks) -> SlabPool:
+    """As many of the slots, halved again and again, as every rank has memory for. Raises MemoryError."""
+    while True:
+        pool: SlabPool | None = None
+        with suppress(MemoryError, torch.OutOfMemoryError):
+            pool = SlabPool(model, slots=slots, ranks=ranks.size)
+        if ranks.smallest(int(pool is not None)):
+            assert pool is not None
+            return pool
+        if slots == 1:
+            raise MemoryError(f"{model.spec.name}: there is no memory for one session")
+        slots //= 2
 
 
 def _log_measured(measured: Measured) -> None:
