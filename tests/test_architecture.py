@@ -25,6 +25,7 @@ ARROWS = {
 IMPURE = {"asyncio", "socket", "redis", "torch", "time", "random", "os"}
 PURE = (
     "scheduler/config.py",
+    "scheduler/domain.py",
     "scheduler/keys.py",
     "scheduler/lease.py",
     "scheduler/messages.py",

@@ -1,0 +1,158 @@
+"""Domain words: ids, states, and the records that the hashes in Redis hold. Pure.
+
+Other folders take these names from `scheduler.messages`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import NewType
+
+SessionId = NewType("SessionId", str)
+"""`s_` + 16 hex digits."""
+EngineId = NewType("EngineId", str)
+"""`e_` + 8 hex digits; a restarted engine has a new one."""
+GatewayId = NewType("GatewayId", str)
+"""`g_` + 8 hex digits; a restarted gateway has a new one."""
+
+
+class Phase(Enum):
+    """Where the session's record is in its life. Legal moves: `scheduler/states.py`."""
+
+    QUEUED = "queued"
+    PLACED = "placed"
+    CLOSED = "closed"
+
+
+class SessionState(Enum):
+    """What a client is told in `state`."""
+
+    QUEUED = "queued"
+    ACTIVE = "active"
+    IDLE = "idle"
+    CLOSED = "closed"
+
+
+class Residence(Enum):
+    """Where the model state of a placed session is."""
+
+    RESIDENT = "resident"
+    """In a slot of its engine, or entitled to one: it counts in the engine's capacity."""
+    LEAVING = "leaving"
+    """Still in its slot; its engine is about to take it out."""
+    OFFLOADED = "offloaded"
+    """In host memory of its engine."""
+    STORED = "stored"
+    """Nowhere but in its checkpoint, if it has one."""
+
+
+class EngineState(Enum):
+    """Life of an engine; all but GONE count in the budget. Legal moves: `scheduler/states.py`."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    GONE = "gone"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What an engine publishes about the one model it serves; equal infos can exchange sessions."""
+
+    name: str
+    weights_hash: str
+    state_version: int
+    width: int
+    height: int
+    fps: int
+    chunk_frames: int
+    controls: bool
+    """Does the model take `control` input?"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionRecord:
+    """A session as Redis knows it (hash; field layout in `scheduler/keys.py`)."""
+
+    id: SessionId
+    model: str
+    phase: Phase
+    epoch: int
+    """Grows by one at each change of owner; fences every write of an owner."""
+    engine: EngineId | None
+    """The owner while placed."""
+    opened: bool
+    """Has the owner announced that it generates?"""
+    active: bool
+    """Does the user want chunks now? False: paused, or disconnected for longer than linger_s."""
+    paused: bool
+    """Did the user pause? Kept while queued, so that the engine starts idle."""
+    seed: int
+    lead_ms: int
+    codec: str
+    resume_hash: str
+    """SHA-256 hex digest of the resume token."""
+    controller_epoch: int
+    """Grows by one at each attach; the connection with the highest one controls the session."""
+    gateway: GatewayId | None
+    """Gateway of the controlling connection."""
+    next_seq: int
+    """First chunk not yet emitted, as last published by an owner (may lag by a chunk)."""
+    next_frame: int
+    """Pixel frames of all chunks before next_seq."""
+    rev: int
+    """Prompt revision of the newest chunk."""
+    last_applied: str
+    """Id of the newest applied entry of the input log; "0-0" before the first."""
+    slack_ms: int
+    created_ms: int
+    active_ms: int
+    """Redis time of the last active moment."""
+    reason: str
+    """Why the session was closed, or queued again; "" otherwise."""
+    queue_order: int = 0
+    """Place in the model's queue while queued, smaller first: returners below zero, new starts above."""
+    left_ms: int | None = None
+    """Redis time at which the controlling connection left; None while there is one."""
+    residence: Residence = Residence.RESIDENT
+    """Where its state is while placed, as last published by its owner, or ordered by the leader."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRecord:
+    """An engine as Redis knows it."""
+
+    id: EngineId
+    state: EngineState
+    url: str
+    """WebSocket URL of its link."""
+    model: ModelInfo | None
+    """None while starting."""
+    capacity: int
+    """Sessions it takes at once."""
+    sessions: int
+    """Sessions placed on it."""
+    load: float
+    """Busy share of its compute thread over the last seconds, 0 to 1."""
+    chunk_ms: float
+    """Latency of its recent chunks, mean, milliseconds; 0 before the first."""
+    started_ms: int
+    heartbeat_ms: int
+    """Redis time of its last heartbeat; `started_ms` before the first."""
+    phase: str = ""
+    """What its compute thread does, as last published."""
+    deadline_ms: int | None = None
+    """Redis time by which that phase must have ended; None without a limit."""
+    drain_ordered: bool = False
+    """Did an administrator order it to drain?"""
+    model_name: str = ""
+    """Model that it serves or is meant to serve; known before `model`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DesiredEngine:
+    """One engine that the scheduler wants to exist: provisioners start what is missing and stop the rest."""
+
+    id: EngineId
+    model: str
