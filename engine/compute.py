@@ -11,7 +11,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import assert_never
 
@@ -20,26 +20,33 @@ import numpy.typing as npt
 import torch
 
 from engine.compute_messages import (
+    CheckpointMade,
     Command,
     ComputeDied,
     ComputeEvent,
     Drop,
     Feed,
     InputsTaken,
+    MoveDone,
+    Offload,
     Open,
     PartMade,
+    Restore,
     SessionFailed,
     Wish,
 )
 from engine.credit import dry_ms, start_ms
-from engine.encoder import EncodedPart, EncoderPool, Lane, SessionEncoder
+from engine.encoder import EncodedPart, EncoderPool, SessionEncoder
 from engine.kv_pool import SlabPool
 from engine.models.base import CausalVideoModel
+from engine.offload import Copier, HostPool
 from engine.passes import run_rows
 from engine.planner import Batch, CostTable, ReadyRow, plan
 from engine.progress import Progress
+from engine.residents import FAILURE_MESSAGE, Resident, Residents
 from engine.sampler import sigmas_for
 from engine.session_state import SessionState, Stage
+from engine.state_io import snapshot
 from engine.stepper import Stepper
 from scheduler.messages import SessionId
 
@@ -51,22 +58,11 @@ MAX_INBOX = 4_096
 """Commands between two pass boundaries; never met, as inputs are bounded per session by their reader."""
 LONG_OPERATION_MS = 10_000.0
 """Limit of taking in commands, prompt encoding and decoding, for the watcher."""
-FAILURE_MESSAGE = "this session's video could not be generated"
 _SMOOTHING = 0.2
 
 
 class InboxFull(Exception):
     """The compute thread has not taken in MAX_INBOX commands."""
-
-
-@dataclass(slots=True, kw_only=True)
-class _Resident:
-    """A session here: its model state and its encoder."""
-
-    state: SessionState
-    lane: Lane
-    has_sent: bool = False
-    """Has its encoder been given frames?"""
 
 
 class ComputeLoop:
@@ -80,18 +76,38 @@ class ComputeLoop:
         costs: CostTable,
         encoders: EncoderPool,
         crf: int,
+        host: HostPool | None = None,
+        checkpoint_every: int = 0,
         progress: Progress,
         clock: Callable[[], float],
         emit: Callable[[ComputeEvent], None],
     ) -> None:
-        """`clock` gives monotonic milliseconds; `emit` is called on the compute and encoder threads."""
+        """`clock` gives monotonic milliseconds; `emit` is called on the compute and encoder threads.
+
+        Without `host` memory, a session that leaves its slot is forgotten. A CheckpointMade comes every
+        `checkpoint_every` chunks of a session, none with 0.
+        """
         self._model, self._pool, self._stepper = model, pool, Stepper(model, pool)
         self.costs = costs
         self.num_passes = 0
         self._decode_ms = 0.0
         self._encoders, self._crf = encoders, crf
         self._progress, self._clock, self._emit = progress, clock, emit
-        self._residents: dict[SessionId, _Resident] = {}
+        self._checkpoint_every = checkpoint_every
+        self._rebuilt_last = False
+        """Was the last pass one of a rebuild?"""
+        self._copier = Copier(model.device)
+        self._residents = Residents(
+            model,
+            pool,
+            self._stepper,
+            host=host if host is not None else HostPool(model, budget_bytes=0),
+            copier=self._copier,
+            encoders=encoders,
+            make_encoder=self._make_encoder,
+            emit=emit,
+            post=self._post,
+        )
         self._inbox: deque[Command] = deque()
         self._wishes: dict[tuple[SessionId, int], Wish] = {}
         self._wake = threading.Event()
@@ -137,6 +153,9 @@ class ComputeLoop:
     def step(self) -> bool:
         """One pass boundary: run a pass, or rest until something is ready. False: there is no more to do."""
         self._take_in()
+        self._residents.settle()
+        if self._rebuild_one():
+            return True
         now = self._clock()
         ready, wake_ms = self._ready_rows(now)
         batch = plan(ready, self.costs, now)
@@ -156,15 +175,18 @@ class ComputeLoop:
             self._progress.enter("taking_in", limit_ms=LONG_OPERATION_MS)
             match command:
                 case Open():
-                    self._open(command)
+                    self._residents.open(command)
                 case Feed(session=session, epoch=epoch, entries=entries):
-                    resident = self._find(session, epoch)
-                    if resident is not None:
-                        resident.state.pending.extend(entries)
+                    self._residents.feed(session, epoch, entries)
                 case Drop(session=session, epoch=epoch):
                     self._wishes.pop((session, epoch), None)
-                    if self._find(session, epoch) is not None:
-                        self._forget(session)
+                    self._residents.drop(session, epoch)
+                case Offload(session=session, epoch=epoch):
+                    self._residents.want(session, epoch, in_slot=False)
+                case Restore(session=session, epoch=epoch):
+                    self._residents.want(session, epoch, in_slot=True)
+                case MoveDone(number=number):
+                    self._residents.finish_move(number)
                 case _:
                     assert_never(command)
 
@@ -172,9 +194,9 @@ class ComputeLoop:
         """What could run now, and when something more becomes ready by the passage of time alone."""
         ready: list[ReadyRow] = []
         wake_ms: float | None = None
-        for session in sorted(self._residents):
-            state = self._residents[session].state
-            wish = self._wishes.get((session, state.epoch))
+        for resident in self._residents.in_slots():
+            state = resident.state
+            wish = self._wishes.get((state.session, state.epoch))
             if wish is None:
                 continue
             start = self._update_due(state, wish, now_ms)
@@ -187,6 +209,9 @@ class ComputeLoop:
     def _update_due(self, state: SessionState, wish: Wish, now_ms: float) -> float | None:
         """Note since when the next chunk is due. Returns when credit is or will be there."""
         if state.stage is Stage.DENOISE:
+            return None
+        if state.seq < state.emit_from:  # the client has it already and waits for what comes after it
+            state.due_ms = now_ms if state.due_ms is None else state.due_ms
             return None
         start = (
             start_ms(wish.player, next_seq=state.seq, made_ms=self._media_ms(state)) if wish.running else None
@@ -203,6 +228,8 @@ class ComputeLoop:
                 return True
             case Stage.CLEAN:
                 return not self._stopping
+            case Stage.REBUILD:
+                return False  # not the planner's: see _rebuild_one
             case Stage.BOUNDARY:
                 return state.due_ms is not None and not self._stopping
             case _:
@@ -244,7 +271,28 @@ class ComputeLoop:
             self._count(resident.state, num_rows)
             self._guarded(resident.state, partial(self._after_pass, resident, outcome))
 
-    def _begin_if_due(self, resident: _Resident) -> bool:
+    def _rebuild_one(self) -> bool:
+        """Run one clean pass of a rebuild, if one is left and it is not the turn of the others."""
+        waiting = [r for r in self._residents.in_slots() if r.state.stage is Stage.REBUILD]
+        others_first = self._rebuilt_last and self._ready_rows(self._clock())[0]
+        self._rebuilt_last = False
+        if not waiting or others_first or self._stopping:
+            return False
+        resident = waiting[0]
+        self._rebuilt_last = True
+        self._progress.enter("rebuilding", limit_ms=LONG_OPERATION_MS)
+        self._guarded(resident.state, partial(self._rebuild, resident.state))
+        return True
+
+    def _rebuild(self, state: SessionState) -> None:
+        self._stepper.prepare_rebuild(state)
+        (outcome,) = run_rows(self._model, self._pool, [state])
+        self.num_passes += 1
+        if isinstance(outcome, Exception):
+            raise outcome
+        self._stepper.advance(state, outcome)
+
+    def _begin_if_due(self, resident: Resident) -> bool:
         state = resident.state
         if state.stage is not Stage.BOUNDARY:
             return True
@@ -258,7 +306,7 @@ class ComputeLoop:
         if taken:
             self._emit(InputsTaken(session=state.session, epoch=state.epoch, count=taken))
 
-    def _after_pass(self, resident: _Resident, velocity: torch.Tensor) -> None:
+    def _after_pass(self, resident: Resident, velocity: torch.Tensor) -> None:
         state = resident.state
         if not self._stepper.advance(state, velocity):
             return
@@ -267,15 +315,25 @@ class ComputeLoop:
         began = self._clock()
         frames = self._stepper.decode(state)
         self._decode_ms += _SMOOTHING * (self._clock() - began - self._decode_ms)
-        self._send(resident, frames)
+        if state.seq >= state.emit_from:
+            self._send(resident, frames)
         state.seq, state.frame = state.seq + 1, state.frame + len(frames)
+        self._offer_checkpoint(state)
+
+    def _offer_checkpoint(self, state: SessionState) -> None:
+        """Everything that the next boundary is made of is known here, before the clean pass runs."""
+        if not self._checkpoint_every or state.seq % self._checkpoint_every or state.seq < state.emit_from:
+            return
+        kept = snapshot(self._model.spec, state, self._pool.decoder[state.slot])
+        event = CheckpointMade(session=state.session, epoch=state.epoch, seq=state.seq, state=kept)
+        self._emit(event)
 
     # --- parts of the above ----------------------------------------------------------------------------
 
-    def _send(self, resident: _Resident, frames: npt.NDArray[np.uint8]) -> None:
+    def _send(self, resident: Resident, frames: npt.NDArray[np.uint8]) -> None:
         """Hand the frames of the session's chunk to its encoder."""
         state, work = resident.state, resident.state.work
-        assert work is not None
+        assert work is not None and resident.lane is not None
         if state.index == 0 and resident.has_sent:  # rate control remembers: a reset forgets that too
             resident.lane = replace(resident.lane, encoder=self._make_encoder())
         resident.has_sent = True
@@ -305,17 +363,8 @@ class ComputeLoop:
             _log.error("session %s: encoding failed", template.session, exc_info=exc)
             self._emit(SessionFailed(session=template.session, epoch=template.epoch, message=FAILURE_MESSAGE))
 
-        self._encoders.submit(resident.lane, frames, on_part, on_error)
-
-    def _open(self, command: Open) -> None:
-        try:
-            state = self._stepper.open(command)
-        except Exception as exc:
-            _log.error("session %s cannot be opened", command.session, exc_info=exc)
-            self._emit(SessionFailed(session=command.session, epoch=command.epoch, message=FAILURE_MESSAGE))
-            return
-        lane = self._encoders.open_lane(self._make_encoder())
-        self._residents[command.session] = _Resident(state=state, lane=lane)
+        resident.encoding = self._encoders.submit(resident.lane, frames, on_part, on_error)
+        resident.encoding.add_done_callback(lambda _: self._wake.set())  # it may be waited for to leave
 
     def _make_encoder(self) -> SessionEncoder:
         spec = self._model.spec
@@ -332,17 +381,8 @@ class ComputeLoop:
 
     def _fail(self, state: SessionState, error: Exception) -> None:
         _log.error("session %s fails", state.session, exc_info=error)
-        self._forget(state.session)
+        self._residents.forget(state.session)
         self._emit(SessionFailed(session=state.session, epoch=state.epoch, message=FAILURE_MESSAGE))
-
-    def _forget(self, session: SessionId) -> None:
-        resident = self._residents.pop(session)
-        self._stepper.close(resident.state)
-        self._encoders.close_lane(resident.lane)
-
-    def _find(self, session: SessionId, epoch: int) -> _Resident | None:
-        resident = self._residents.get(session)
-        return resident if resident is not None and resident.state.epoch == epoch else None
 
     def _media_ms(self, state: SessionState) -> float:
         return state.frame * 1000.0 / self._model.spec.fps
@@ -353,5 +393,14 @@ class ComputeLoop:
             state.work.num_rows += num_rows
 
     def states(self) -> Iterable[SessionState]:
-        """The resident states, for checks while the loop is not running."""
-        return [resident.state for resident in self._residents.values()]
+        """The states in slots, for checks while the loop is not running."""
+        return [resident.state for resident in self._residents.in_slots()]
+
+    def close(self) -> None:
+        """After `run` has returned: end the thread that copies. Blocks until it has."""
+        self._copier.close()
+
+    def _post(self, done: MoveDone) -> None:
+        # Past the bound: there is at most one per slot and host slab, and losing it would lose them.
+        self._inbox.append(done)
+        self._wake.set()

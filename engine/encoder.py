@@ -7,7 +7,7 @@ converted to BT.601 limited range and tagged so: browsers take untagged video fo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -138,9 +138,9 @@ class EncoderPool:
         frames: npt.NDArray[np.uint8],
         on_part: Callable[[EncodedPart], None],
         on_error: Callable[[Exception], None],
-    ) -> None:
-        """Encode a chunk; the callbacks run on the encoder's thread."""
-        self._threads[lane.thread].submit(_encode, lane.encoder, frames, on_part, on_error)
+    ) -> Future[None]:
+        """Encode a chunk; the callbacks run on the encoder's thread, before the future is done."""
+        return self._threads[lane.thread].submit(_encode, lane.encoder, frames, on_part, on_error)
 
     def close(self) -> None:
         """Finish what was submitted, then end the threads. Blocks."""

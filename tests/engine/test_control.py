@@ -38,7 +38,7 @@ from scheduler.messages import (
     Subscribe,
     encode_json,
 )
-from scheduler.store import AppliedRecord, EngineGone, Store
+from scheduler.store import AppliedRecord, EngineGone, Store, open_checkpoints
 from tests.engine.edges import S1, RecordedLink, made, until
 from tests.engine.process import config, place
 from tests.scheduler.conftest import RedisServer, lead
@@ -58,11 +58,13 @@ class World:
         self.errors: list[BaseException] = []
         progress = Progress(monotonic_ms)
         progress.rest()
-        self.control = Control(store, settings, progress, stop=self.stopped.set)
+        checkpoints = open_checkpoints(store, settings.checkpoints, ttl_s=settings.checkpoint_ttl_s)
+        self.control = Control(store, settings, progress, checkpoints=checkpoints, stop=self.stopped.set)
         self.host = Host(
             MODEL.spec,
             self,
             self.control,
+            self.control.checkpointer,
             limits=LifeLimits(),
             clock=monotonic_ms,
             combine=MODEL.combine_prompts,

@@ -10,6 +10,7 @@ from typing import cast
 import pytest
 
 from engine.compute_messages import (
+    CheckpointMade,
     Command,
     ComputeDied,
     Drop,
@@ -24,6 +25,7 @@ from engine.host import Host
 from engine.hosted import Hosted
 from engine.lifecycle import LifeLimits
 from engine.link import Link
+from engine.recovery import Past
 from engine.steering import MAX_PENDING_INPUTS, AppliedInput, LogEntry
 from scheduler.messages import (
     Accepted,
@@ -96,8 +98,13 @@ class World:
         self.ends: list[str] = []
         self.fatal: list[BaseException] = []
         self.log_changes = 0
+        self.offered: list[CheckpointMade] = []
+        self.acknowledged: list[int] = []
+        self.asked: list[SessionId] = []
+        self.loads: list[SessionId] = []
         self.host = Host(
             SPEC,
+            self,
             self,
             self,
             limits=LIMITS,
@@ -128,9 +135,26 @@ class World:
     def log_wanted(self) -> None:
         self.log_changes += 1
 
+    def ask_slot(self, hosted: Hosted) -> None:
+        self.asked.append(hosted.id)
+
+    def load(self, hosted: Hosted) -> None:
+        self.loads.append(hosted.id)
+
+    # Checkpoints
+    def offer(self, made: CheckpointMade) -> None:
+        self.offered.append(made)
+
+    def acknowledge(self, session: SessionId, epoch: int, seq: int) -> None:
+        self.acknowledged.append(seq)
+
+    def forget(self, session: SessionId) -> None:
+        pass
+
     # what tests do
     def open(self, **changes: object) -> Hosted:
-        return self.host.open(replace(RECORD, **changes), LOG)  # type: ignore[arg-type]
+        record = replace(RECORD, **changes)  # type: ignore[arg-type]
+        return self.host.open(Past(record=record, log=LOG))
 
     def ask(self, request: object, link: RecordedLink | None = None) -> None:
         self.host.receive_request(cast(Link, link or self.link), request)  # type: ignore[arg-type]
@@ -265,7 +289,7 @@ async def test_recovery_waits_for_the_first_subscriber_and_goes_on_from_its_seq(
     record = replace(RECORD, epoch=3, next_seq=40, next_frame=470, last_applied="5-0", rev=1)
     log = (*LOG, LogEntry(entry="5-0", message=PromptInput(text="blue")))
     log = (*log, LogEntry(entry="6-0", message=PromptInput(text="green", id="g")))
-    world.host.open(record, log)
+    world.host.open(Past(record=record, log=tuple(log)))
     assert world.commands == []
     world.subscribe(41, epoch=3, next_frame=482)
     (command,) = world.commands
@@ -337,9 +361,12 @@ async def test_pause_resume_and_stop(world: World) -> None:
 
 
 async def test_a_session_paused_before_it_was_opened_starts_idle(world: World) -> None:
-    """The record's paused counts from the first moment."""
+    """The record's paused counts from the first moment: no state is made before it resumes."""
     world.open(paused=True)
-    assert not world.wishes[-1].running
+    world.subscribe()
+    assert world.commands == []
+    world.ask(Resume(session=S1, controller_epoch=1))
+    assert isinstance(world.commands[0], Open) and world.wishes[-1].running
 
 
 async def test_credit_reaches_the_compute_thread(world: World) -> None:

@@ -12,9 +12,13 @@ LIMITS = LifeLimits(linger_ms=30, retain_ms=600, idle_close_ms=400, full_ms=50)
 
 
 def verdict(
-    active: bool, reason: str = "", close: str | None = None, next_ms: float | None = None
+    active: bool,
+    reason: str = "",
+    close: str | None = None,
+    next_ms: float | None = None,
+    offload: bool = False,
 ) -> Verdict:
-    return Verdict(active=active, reason=reason, close=close, next_ms=next_ms)
+    return Verdict(active=active, reason=reason, offload=offload, close=close, next_ms=next_ms)
 
 
 @pytest.mark.parametrize(
