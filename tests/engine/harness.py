@@ -30,6 +30,7 @@ from engine.models.shapes.model import TINY, ShapesModel
 from engine.offload import HostPool, slab_bytes
 from engine.planner import CostTable
 from engine.progress import Progress
+from engine.session_state import Stage
 from engine.state_format import ExportedState, describe, pack, unpack
 from engine.steering import LogEntry, RecordedInput, Steering
 from scheduler.messages import Input, PromptInput, Residence, SessionId
@@ -41,8 +42,8 @@ BATCHING_COSTS = CostTable(ms=(1.0,))
 class RecordingModel:
     """A random tiny model that notes batches and decoded latents, and can be told to fail."""
 
-    def __init__(self, *, seed: int = 0) -> None:
-        self.inner: CausalVideoModel = ShapesModel.random(seed, config=TINY)
+    def __init__(self, *, seed: int = 0, inner: CausalVideoModel | None = None) -> None:
+        self.inner = inner if inner is not None else ShapesModel.random(seed, config=TINY)
         self.spec: ModelSpec = self.inner.spec
         self.device, self.dtype = self.inner.device, self.inner.dtype
         self.batches: list[PassBatch] = []
@@ -231,6 +232,12 @@ class Bench:
             while not any(is_there(residence) for residence in self.resided(session)[before:]):
                 assert self.loop.step(), "the loop ended"
 
+    def renew_encoder(self, session: SessionId) -> None:
+        """Encode the next chunk with a fresh encoder, as a new owner does."""
+        resident = self.loop._residents[session]
+        assert resident.lane is not None
+        resident.lane = replace(resident.lane, encoder=self.loop._make_encoder())
+
     def drop(self, session: SessionId) -> None:
         self.loop.submit(Drop(session=session, epoch=self.clients.pop(session).epoch))
 
@@ -253,6 +260,13 @@ class Bench:
                 self._want_more()
                 assert self.loop.step(), "the loop ended"
         self.encoders.close()
+
+    def to_boundary(self, session: SessionId) -> None:
+        """Pause, and run the clean pass of the newest chunk."""
+        self.run(session, False)
+        with torch.inference_mode():
+            while any(s.session == session and s.stage is not Stage.BOUNDARY for s in self.loop.states()):
+                assert self.loop.step()
 
     def made(self, session: SessionId) -> int:
         """Chunks that the session has made since it was opened."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from engine.compute import MAX_INBOX, InboxFull
-from engine.compute_messages import Drop, InputsTaken, PartMade, SessionFailed
+from engine.compute_messages import Drop, InputsTaken, PartMade
 from scheduler.messages import PromptInput, ResetInput, SessionId
 from tests.engine.harness import BATCHING_COSTS, BATCHING_PAYS, Bench
 

@@ -68,7 +68,7 @@ def play(
 ) -> None:
     """Make these chunks; each one's inputs come at the boundary before it, where `at` is called first."""
     for seq in chunks:
-        to_boundary(bench, session)
+        bench.to_boundary(session)
         if at is not None:
             at(seq)
         if seq in script and seq not in bench.fed:
@@ -76,14 +76,6 @@ def play(
         bench.run(session, True)
         while bench.made(session) <= seq:
             bench.step(1)
-
-
-def to_boundary(bench: Bench, session: SessionId) -> None:
-    """Pause, and run the clean pass of the newest chunk."""
-    bench.run(session, False)
-    with torch.inference_mode():
-        while any(s.session == session and s.stage is not Stage.BOUNDARY for s in bench.loop.states()):
-            assert bench.loop.step()
 
 
 def picture(bench: Bench, session: SessionId, *, first: int = 0, skip: int = 0) -> Picture:
