@@ -1,4 +1,4 @@
-"""Sessions come, idle and go in cycles: every slot, host slab and copy is free again, and memory stays flat."""
+"""Sessions come, idle and go in cycles: all is free again after each, and memory stays flat."""
 
 from __future__ import annotations
 
