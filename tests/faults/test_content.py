@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,6 +102,22 @@ async def test_after_the_past_has_left_the_window_the_picture_goes_on(victim: Cl
     afresh = Reference(prompt=PROMPT, seed=13).chunk(0)
     theirs = reference.chunk(moved.seq).frames
     assert distance(seen[moved.seq].frames, theirs) < 0.5 * distance(afresh.frames, theirs)
+
+
+async def test_checkpoints_in_a_directory(tmp_path: Path) -> None:
+    """Nothing of them is in the control Redis; the picture is the same."""
+    kept = tmp_path / "checkpoints"
+    with running_cluster("--checkpoints", str(kept), engines=2) as cluster:
+        async with watching(cluster.url, PROMPT, seed=14, mode="viewer") as viewer:
+            (first, *_) = await viewer.take(3)
+            kill(cluster, first.engine)
+            await viewer.take_until_engine(other_than=first.engine)
+            await viewer.take(1)
+        assert len(os.listdir(kept)) == 1
+    encoders = owners_from(viewer.taken)
+    assert is_same(
+        [shown(chunk) for chunk in viewer.taken], Reference(prompt=PROMPT, seed=14, encoders=encoders)
+    )
 
 
 def lost_kv_frame(bench: Bench, seq: int) -> None:

@@ -129,6 +129,25 @@ async def test_a_session_that_waits_gets_the_slot_of_an_idle_one_at_once(patient
             assert record is not None and record.residence is Residence.OFFLOADED
 
 
+async def test_a_session_resumes_while_redis_is_out_of_reach(patient: Cluster) -> None:
+    """Nobody can give its slot to others meanwhile, so its engine takes it."""
+    redis = patient.pids("redis")["redis"]
+    async with records(patient) as store, watching(patient.url, PROMPT, seed=28, mode="viewer") as viewer:
+        await viewer.take(2)
+        await viewer.session.pause()
+        async with watching(patient.url, "a blue square", seed=29) as other:
+            await other.take(1)
+        await becomes(store, viewer.session, Residence.OFFLOADED)
+        os.kill(redis, signal.SIGSTOP)
+        try:
+            await viewer.session.resume()
+            await viewer.take(3)
+        finally:
+            os.kill(redis, signal.SIGCONT)
+        await becomes(store, viewer.session, Residence.RESIDENT)
+        await viewer.take(1)
+
+
 async def test_an_engine_killed_while_its_session_is_offloaded(narrow: Cluster) -> None:
     """The host memory is gone with it; the checkpoint is not."""
     async with records(narrow) as store, watching(narrow.url, PROMPT, seed=27, mode="viewer") as viewer:
