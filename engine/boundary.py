@@ -12,11 +12,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from engine.compute_messages import Command, Drop, Feed, Open, Wish
+from engine.compute_messages import Command, Drop, Encoded, Feed, MoveDone, Offload, Open, Restore, Wish
 from engine.credit import Player
-from engine.rank_wire import from_wire, to_wire
+from engine.rank_wire import Opaque, from_wire, to_wire
 from engine.ranks import Alone, Ranks, Verdict
-from engine.steering import LogEntry, Steering
+from engine.state_format import ExportedState, pack, unpack
+from engine.steering import LogEntry, RecordedInput, Steering
 from scheduler.messages import ControlInput, PromptInput, ResetInput, SessionId
 
 __all__ = ["MAX_INBOX", "Boundary", "InboxFull", "News", "PassTime", "WishOf"]
@@ -62,9 +63,10 @@ class News:
 
 _NOTHING = News()
 _WIRE_CLASSES = (
-    *(News, WishOf, PassTime, Open, Feed, Drop, Wish, Player),
-    *(LogEntry, Steering, PromptInput, ControlInput, ResetInput),
+    *(News, WishOf, PassTime, Open, Feed, Drop, Offload, Restore, Encoded, MoveDone, Wish, Player),
+    *(LogEntry, RecordedInput, Steering, PromptInput, ControlInput, ResetInput),
 )
+_OPAQUE = (Opaque(ExportedState, pack, unpack),)
 
 
 class Boundary:
@@ -106,6 +108,15 @@ class Boundary:
         self._stop = True
         self._wake.set()
 
+    def post(self, command: Command) -> None:
+        """As `submit`, past the bound, for what the loop says to itself: at most some per session and copy.
+
+        Only rank 0's word counts.
+        """
+        if self._ranks.rank == 0:
+            self._inbox.append(command)
+            self._wake.set()
+
     # --- for the compute thread ------------------------------------------------------------------------
 
     def hear(self) -> list[News]:
@@ -123,10 +134,10 @@ class Boundary:
     def _meet(self, verdict: Verdict) -> Verdict:
         first = self._ranks.rank == 0
         now, news = self._clock(), self._collect() if first else _NOTHING
-        wire = b"" if self._ranks.size == 1 or news == _NOTHING else to_wire(news)
+        wire = b"" if self._ranks.size == 1 or news == _NOTHING else to_wire(news, _OPAQUE)
         meeting = self._ranks.meet(verdict, now_ms=now, news=wire)
         if not first and meeting.news:
-            told = from_wire(meeting.news, _WIRE_CLASSES)
+            told = from_wire(meeting.news, _WIRE_CLASSES, _OPAQUE)
             assert isinstance(told, News), f"rank 0 told {type(told).__name__}"
             news = told
         self.now_ms, self._is_stale = meeting.now_ms, False

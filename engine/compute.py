@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import assert_never
 
@@ -22,31 +22,39 @@ import torch
 
 from engine.boundary import Boundary, News, PassTime
 from engine.compute_messages import (
+    CheckpointMade,
     Command,
     ComputeDied,
     ComputeEvent,
     Drop,
+    Encoded,
     Feed,
     InputsTaken,
+    MoveDone,
+    Offload,
     Open,
     PartMade,
+    Restore,
     SessionFailed,
     Wish,
 )
 from engine.cost_table import CostTable
 from engine.credit import dry_ms, start_ms
-from engine.encoder import EncodedPart, EncoderPool, Lane, SessionEncoder
+from engine.encoder import EncodedPart, Encoders, SessionEncoder
 from engine.kv_pool import SlabPool
 from engine.models.base import AttentionBackend, CausalVideoModel
 from engine.models.pool_attention import SLICES
+from engine.offload import Copier, HostPool
 from engine.pass_timer import PassTimer, make_timer
 from engine.passes import Passes
 from engine.planner import Batch, Planner, ReadyRow, plan
 from engine.progress import Progress
 from engine.ranks import Ranks
+from engine.residents import FAILURE_MESSAGE, Resident, Residents
 from engine.ring import num_valid
 from engine.sampler import sigmas_for
 from engine.session_state import SessionState, Stage
+from engine.state_io import snapshot
 from engine.stepper import Stepper
 from scheduler.messages import SessionId
 
@@ -56,22 +64,8 @@ _log = logging.getLogger("turboserve.engine.compute")
 
 LONG_OPERATION_MS = 10_000.0
 """Limit of taking in commands, prompt encoding and decoding, for the watcher."""
-FAILURE_MESSAGE = "this session's video could not be generated"
 RETRY_MEMORY_PASSES = 500
 """After batches were made smaller for want of memory, larger ones are tried again after so many passes."""
-
-
-@dataclass(slots=True, kw_only=True)
-class _Resident:
-    """A session here: its model state and its encoder."""
-
-    state: SessionState
-    lane: Lane | None
-    """Its encoder; None on ranks that do not decode."""
-    has_sent: bool = False
-    """Has its encoder been given frames?"""
-    fresh: bool = True
-    """Has it run no pass here yet?"""
 
 
 class ComputeLoop:
@@ -86,19 +80,25 @@ class ComputeLoop:
         attention: AttentionBackend = SLICES,
         plan: Planner = plan,
         ranks: Ranks | None = None,
-        encoders: EncoderPool | None,
+        encoders: Encoders,
         crf: int,
+        host: HostPool | None = None,
+        checkpoint_every: int = 0,
         progress: Progress,
         clock: Callable[[], float],
         emit: Callable[[ComputeEvent], None],
     ) -> None:
         """`clock` gives monotonic milliseconds; `emit` is called on the compute and encoder threads.
 
-        With several ranks, one loop runs on each and all but rank 0 have no encoders: they hear from rank 0
-        what to do and emit nothing that matters.
+        With several ranks, one loop runs on each. All but rank 0 hear from it what to do, decode nothing, and
+        emit nothing that matters.
+
+        Without `host` memory, a session that leaves its slot is forgotten. A CheckpointMade comes every
+        `checkpoint_every` chunks of a session, none with 0.
         """
         self._model, self._pool, self._stepper = model, pool, Stepper(model, pool)
         self._boundary = Boundary(clock, ranks)
+        self._is_first = ranks is None or ranks.rank == 0
         self._passes = Passes(model, pool, attention=attention, ranks=ranks, agree=self._boundary.agree)
         self._timer: PassTimer[tuple[int, int] | None] = make_timer(model.device, clock)
         self.costs, self._plan = costs, plan
@@ -109,7 +109,21 @@ class ComputeLoop:
         self._retry_memory_at = 0
         self._encoders, self._crf = encoders, crf
         self._progress, self._clock, self._emit = progress, clock, emit
-        self._residents: dict[SessionId, _Resident] = {}
+        self._checkpoint_every = checkpoint_every
+        self._rebuilt_last = False
+        """Was the last pass one of a rebuild?"""
+        self._copier = Copier(model.device)
+        self._residents = Residents(
+            model,
+            pool,
+            self._stepper,
+            host=host if host is not None else HostPool(model, budget_bytes=0),
+            copier=self._copier,
+            encoders=encoders,
+            make_encoder=self._make_encoder,
+            emit=emit,
+            post=self._boundary.post,
+        )
         self._wishes: dict[tuple[SessionId, int], Wish] = {}
 
     # --- for other threads ---------------------------------------------------------------------------
@@ -149,6 +163,9 @@ class ComputeLoop:
         for news in self._boundary.hear():
             self._take_in(news)
         now = self._boundary.now_ms
+        self._residents.settle()
+        if self._rebuild_one(now):
+            return True
         ready, wake_ms = self._ready_rows(now)
         batch = self._plan(ready, self._plannable(), now)
         if batch.rows:
@@ -177,15 +194,20 @@ class ComputeLoop:
     def _obey(self, command: Command) -> None:
         match command:
             case Open():
-                self._open(command)
+                self._residents.open(command)
             case Feed(session=session, epoch=epoch, entries=entries):
-                resident = self._find(session, epoch)
-                if resident is not None:
-                    resident.state.pending.extend(entries)
+                self._residents.feed(session, epoch, entries)
             case Drop(session=session, epoch=epoch):
                 self._wishes.pop((session, epoch), None)
-                if self._find(session, epoch) is not None:
-                    self._forget(session)
+                self._residents.drop(session, epoch)
+            case Offload(session=session, epoch=epoch):
+                self._residents.want(session, epoch, in_slot=False)
+            case Restore(session=session, epoch=epoch):
+                self._residents.want(session, epoch, in_slot=True)
+            case Encoded(session=session, epoch=epoch, seq=seq):
+                self._residents.note_encoded(session, epoch, seq)
+            case MoveDone(number=number):
+                self._residents.finish_move(number)
             case _:
                 assert_never(command)
 
@@ -193,10 +215,9 @@ class ComputeLoop:
         """What could run now, and when something more becomes ready by the passage of time alone."""
         ready: list[ReadyRow] = []
         wake_ms: float | None = None
-        for session in sorted(self._residents):
-            resident = self._residents[session]
+        for resident in self._residents.in_slots():
             state = resident.state
-            wish = self._wishes.get((session, state.epoch))
+            wish = self._wishes.get((state.session, state.epoch))
             if wish is None:
                 continue
             start = self._update_due(state, wish, now_ms)
@@ -209,6 +230,9 @@ class ComputeLoop:
     def _update_due(self, state: SessionState, wish: Wish, now_ms: float) -> float | None:
         """Note since when the next chunk is due. Returns when credit is or will be there."""
         if state.stage is Stage.DENOISE:
+            return None
+        if state.seq < state.emit_from:  # the client has it already and waits for what comes after it
+            state.due_ms = now_ms if state.due_ms is None else state.due_ms
             return None
         start = (
             start_ms(wish.player, next_seq=state.seq, made_ms=self._media_ms(state)) if wish.running else None
@@ -225,12 +249,14 @@ class ComputeLoop:
                 return True
             case Stage.CLEAN:
                 return not self._boundary.stopping
+            case Stage.REBUILD:
+                return False  # not the planner's: see _rebuild_one
             case Stage.BOUNDARY:
                 return state.due_ms is not None and not self._boundary.stopping
             case _:
                 assert_never(state.stage)
 
-    def _row(self, resident: _Resident, wish: Wish, now_ms: float) -> ReadyRow:
+    def _row(self, resident: Resident, wish: Wish, now_ms: float) -> ReadyRow:
         state, spec = resident.state, self._model.spec
         due = state.work.due_ms if state.stage is Stage.DENOISE and state.work else state.due_ms
         # A clean pass is the first one of the next chunk's frames: what has to be done before they are there.
@@ -286,7 +312,28 @@ class ComputeLoop:
         spec = self._model.spec
         return num_valid(state.index, chunk=spec.chunk_latent_frames, window=spec.window_frames)
 
-    def _begin_if_due(self, resident: _Resident) -> bool:
+    def _rebuild_one(self, now_ms: float) -> bool:
+        """Run one clean pass of a rebuild, if one is left and it is not the turn of the others."""
+        waiting = [r for r in self._residents.in_slots() if r.state.stage is Stage.REBUILD]
+        others_first = self._rebuilt_last and self._ready_rows(now_ms)[0]
+        self._rebuilt_last = False
+        if not waiting or others_first or self._boundary.stopping:
+            return False
+        resident = waiting[0]
+        self._rebuilt_last = True
+        self._progress.enter("rebuilding", limit_ms=LONG_OPERATION_MS)
+        self._guarded(resident.state, partial(self._rebuild, resident.state))
+        return True
+
+    def _rebuild(self, state: SessionState) -> None:
+        self._stepper.prepare_rebuild(state)
+        (outcome,) = self._passes.run([state]).outcomes
+        self.num_passes += 1
+        if isinstance(outcome, Exception):
+            raise outcome
+        self._stepper.advance(state, outcome)
+
+    def _begin_if_due(self, resident: Resident) -> bool:
         state = resident.state
         if state.stage is not Stage.BOUNDARY:
             return True
@@ -300,17 +347,20 @@ class ComputeLoop:
         if taken:
             self._emit(InputsTaken(session=state.session, epoch=state.epoch, count=taken))
 
-    def _after_pass(self, resident: _Resident, velocity: torch.Tensor) -> None:
+    def _after_pass(self, resident: Resident, velocity: torch.Tensor) -> None:
         state = resident.state
         if not self._stepper.advance(state, velocity):
             return
         # The frames leave before the clean pass runs: it is off the latency path.
         self._boundary.expire()
-        if resident.lane is not None:
-            self._decode(resident, resident.lane)
+        if state.seq >= state.emit_from:
+            resident.sending = state.seq
+        if self._is_first:
+            self._decode(resident)
         state.seq, state.frame = state.seq + 1, state.frame + self._stepper.num_frames(state)
+        self._offer_checkpoint(state)
 
-    def _decode(self, resident: _Resident, lane: Lane) -> None:
+    def _decode(self, resident: Resident) -> None:
         """Make the frames of the chunk and send them off; only on rank 0."""
         state = resident.state
         self._progress.enter("decode", limit_ms=LONG_OPERATION_MS)
@@ -318,19 +368,28 @@ class ComputeLoop:
         try:
             frames = self._stepper.decode(state)
             self._boundary.note_decode(self._clock() - began)
-            self._send(resident, lane, frames)
+            if resident.sending == state.seq:
+                self._send(resident, frames)
         except Exception as exc:  # the other ranks hear of it at the next boundary, as we do
             self._report_failure(state, exc)
-            self._boundary.submit(Drop(session=state.session, epoch=state.epoch))
+            self._boundary.post(Drop(session=state.session, epoch=state.epoch))
+
+    def _offer_checkpoint(self, state: SessionState) -> None:
+        """Everything that the next boundary is made of is known here, before the clean pass runs."""
+        if not self._checkpoint_every or state.seq % self._checkpoint_every or state.seq < state.emit_from:
+            return
+        kept = snapshot(self._model.spec, state, self._pool.decoder[state.slot])
+        event = CheckpointMade(session=state.session, epoch=state.epoch, seq=state.seq, state=kept)
+        self._emit(event)
 
     # --- parts of the above ----------------------------------------------------------------------------
 
-    def _send(self, resident: _Resident, lane: Lane, frames: npt.NDArray[np.uint8]) -> None:
+    def _send(self, resident: Resident, frames: npt.NDArray[np.uint8]) -> None:
         """Hand the frames of the session's chunk to its encoder."""
         state, work = resident.state, resident.state.work
-        assert work is not None
+        assert work is not None and resident.lane is not None
         if state.index == 0 and resident.has_sent:  # rate control remembers: a reset forgets that too
-            resident.lane = lane = replace(lane, encoder=self._make_encoder())
+            resident.lane = replace(resident.lane, encoder=self._make_encoder())
         resident.has_sent = True
         template = PartMade(
             session=state.session,
@@ -358,18 +417,9 @@ class ComputeLoop:
             _log.error("session %s: encoding failed", template.session, exc_info=exc)
             self._emit(SessionFailed(session=template.session, epoch=template.epoch, message=FAILURE_MESSAGE))
 
-        assert self._encoders is not None, "there is a lane without encoders"
-        self._encoders.submit(lane, frames, on_part, on_error)
-
-    def _open(self, command: Open) -> None:
-        try:
-            state = self._stepper.open(command)
-        except Exception as exc:
-            _log.error("session %s cannot be opened", command.session, exc_info=exc)
-            self._emit(SessionFailed(session=command.session, epoch=command.epoch, message=FAILURE_MESSAGE))
-            return
-        lane = None if self._encoders is None else self._encoders.open_lane(self._make_encoder())
-        self._residents[command.session] = _Resident(state=state, lane=lane)
+        encoded = Encoded(session=state.session, epoch=state.epoch, seq=state.seq)
+        encoding = self._encoders.submit(resident.lane, frames, on_part, on_error)
+        encoding.add_done_callback(lambda _: self._boundary.post(encoded))
 
     def _make_encoder(self) -> SessionEncoder:
         spec = self._model.spec
@@ -385,22 +435,12 @@ class ComputeLoop:
         return True
 
     def _fail(self, state: SessionState, error: Exception) -> None:
-        self._forget(state.session)
+        self._residents.forget(state.session)
         self._report_failure(state, error)
 
     def _report_failure(self, state: SessionState, error: Exception) -> None:
         _log.error("session %s fails", state.session, exc_info=error)
         self._emit(SessionFailed(session=state.session, epoch=state.epoch, message=FAILURE_MESSAGE))
-
-    def _forget(self, session: SessionId) -> None:
-        resident = self._residents.pop(session)
-        self._stepper.close(resident.state)
-        if self._encoders is not None and resident.lane is not None:
-            self._encoders.close_lane(resident.lane)
-
-    def _find(self, session: SessionId, epoch: int) -> _Resident | None:
-        resident = self._residents.get(session)
-        return resident if resident is not None and resident.state.epoch == epoch else None
 
     def _media_ms(self, state: SessionState) -> float:
         return state.frame * 1000.0 / self._model.spec.fps
@@ -411,5 +451,9 @@ class ComputeLoop:
             state.work.num_rows += num_rows
 
     def states(self) -> Iterable[SessionState]:
-        """The resident states, for checks while the loop is not running."""
-        return [resident.state for resident in self._residents.values()]
+        """The states in slots, for checks while the loop is not running."""
+        return [resident.state for resident in self._residents.in_slots()]
+
+    def close(self) -> None:
+        """After `run` has returned: end the thread that copies. Blocks until it has."""
+        self._copier.close()

@@ -9,18 +9,25 @@ from dataclasses import dataclass
 
 from engine.credit import Player
 from engine.encoder import EncodedPart
-from engine.steering import AppliedInput, LogEntry, Steering
-from scheduler.messages import SessionId
+from engine.state_format import ExportedState
+from engine.steering import AppliedInput, LogEntry, RecordedInput, Steering
+from scheduler.messages import Residence, SessionId
 
 __all__ = [
+    "CheckpointMade",
     "Command",
     "ComputeDied",
     "ComputeEvent",
     "Drop",
+    "Encoded",
     "Feed",
     "InputsTaken",
+    "MoveDone",
+    "Offload",
     "Open",
     "PartMade",
+    "Resided",
+    "Restore",
     "SessionFailed",
     "Wish",
 ]
@@ -28,7 +35,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Open:
-    """Take in a session with fresh model state; its chunks start at `seq`."""
+    """Take in a session: with fresh model state, or where a checkpoint has it."""
 
     session: SessionId
     epoch: int
@@ -37,7 +44,16 @@ class Open:
     pending: tuple[LogEntry, ...]
     """Inputs for its first chunk; with a fresh `steering`, the first is the start prompt."""
     seq: int
+    """First chunk to send."""
     frame: int
+    """Pixel frames of all chunks before `seq`; a checkpoint knows better."""
+    last_applied: str = "0-0"
+    """Newest entry of the input log in `steering`."""
+    recorded: tuple[RecordedInput, ...] = ()
+    """Inputs before the pending ones that an earlier owner applied; they are applied at the same chunks."""
+    checkpoint: ExportedState | None = None
+    """State before a chunk ≤ `seq`, with a steering of its own; the chunks in between are made again and not
+    sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +73,39 @@ class Drop:
     epoch: int
 
 
-Command = Open | Feed | Drop
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offload:
+    """Take a session out of its slot at its next chunk boundary. Answered by Resided."""
+
+    session: SessionId
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restore:
+    """Bring a session back into a slot, or let it stay there. Answered by Resided when it was elsewhere."""
+
+    session: SessionId
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveDone:
+    """A copy between slot and host memory has ended. The loop says it to itself."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """Every part of chunk `seq` was emitted. The loop says it to itself."""
+
+    session: SessionId
+    epoch: int
+    seq: int
+
+
+Command = Open | Feed | Drop | Offload | Restore | Encoded | MoveDone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,4 +166,28 @@ class ComputeDied:
     error: BaseException
 
 
-ComputeEvent = PartMade | InputsTaken | SessionFailed | ComputeDied
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resided:
+    """Where a session's state is now; STORED: the compute thread has nothing of it any more."""
+
+    session: SessionId
+    epoch: int
+    residence: Residence
+    seq: int | None = None
+    """First chunk that is not made; every part of those before was emitted. None: nothing is known of it."""
+    frame: int = 0
+    """Pixel frames of all chunks before `seq`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointMade:
+    """What a session can be rebuilt from at the boundary before chunk `seq`."""
+
+    session: SessionId
+    epoch: int
+    seq: int
+    state: ExportedState
+    """Tensors of the compute thread's device, never written to again. Without checksums."""
+
+
+ComputeEvent = PartMade | InputsTaken | SessionFailed | Resided | CheckpointMade | ComputeDied

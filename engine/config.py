@@ -43,6 +43,16 @@ class EngineConfig:
     """An idle session is closed after so long."""
     full_s: float = 30.0
     """A session whose player takes no more chunks becomes idle after so long."""
+    offload_after_s: float = 30.0
+    """An idle session gives its slot up after so long; its state goes to host memory."""
+    offload_mib: int = 1024
+    """Host memory for the state of idle sessions; beyond it, the longest idle ones keep their checkpoint
+    only."""
+    checkpoint_every: int = 1
+    """Chunks of a session between two checkpoints; 0: none, and a lost engine's pictures start afresh."""
+    checkpoints: str | None = None
+    """Where checkpoints are kept: a directory that all engines share, or the URL of a Redis; unset: the
+    control Redis, if they are small."""
     encoder_threads: int = 1
     """Threads that encode video."""
     crf: int = 23
@@ -63,8 +73,8 @@ class EngineConfig:
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        durations = ("linger_s", "retain_s", "idle_close_s", "full_s", "record_wait_ms")
-        for name in durations:
+        not_negative = ("linger_s", "retain_s", "idle_close_s", "full_s", "record_wait_ms")
+        for name in (*not_negative, "offload_after_s", "offload_mib", "checkpoint_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.collective_timeout_s <= 0:
@@ -75,3 +85,8 @@ class EngineConfig:
             raise ValueError(f"link_port must be between 0 and 65535, got {self.link_port}")
         if self.device != "cpu" and self.device.partition(":")[0] != "cuda":
             raise ValueError(f"device must be cpu, cuda or cuda:N, got {self.device!r}")
+
+    @property
+    def checkpoint_ttl_s(self) -> int:
+        """How long a checkpoint is kept without a newer one: longer than any session lives without chunks."""
+        return int(2 * max(self.retain_s, self.idle_close_s)) + 300

@@ -9,16 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
+from engine.checkpointer import Checkpointer
 from engine.config import EngineConfig
 from engine.host import Host
 from engine.hosted import Hosted
 from engine.progress import Progress
+from engine.recovery import Past
+from engine.state_format import StateFormatError, unpack
 from engine.steering import LogEntry
 from scheduler.messages import (
+    ActivateSession,
     CloseSession,
     Drain,
     EngineCommand,
@@ -30,11 +34,15 @@ from scheduler.messages import (
     Phase,
     ReleaseSession,
     SessionId,
+    SessionRecord,
     StopEngine,
+    SuspendSession,
 )
 from scheduler.store import (
     START,
     AppliedRecord,
+    CheckpointPointer,
+    Checkpoints,
     EngineUnknown,
     SessionProgress,
     StaleEpoch,
@@ -73,9 +81,18 @@ class Control:
     """What passes cost now; None before that was measured."""
 
     def __init__(
-        self, store: Store, config: EngineConfig, progress: Progress, *, stop: Callable[[], None]
+        self,
+        store: Store,
+        config: EngineConfig,
+        progress: Progress,
+        *,
+        checkpoints: Checkpoints,
+        stop: Callable[[], None],
     ) -> None:
         """`stop` is called when the scheduler wants this engine to end."""
+        self._checkpoints = checkpoints
+        self.checkpointer = Checkpointer(self._write_checkpoint, on_stale=self._stale)
+        self._errands: set[asyncio.Task[None]] = set()
         self._store, self._config, self._progress, self._stop = store, config, progress, stop
         self._engine = EngineId(config.engine_id)
         self._registration: Callable[[], Awaitable[None]] | None = None
@@ -110,6 +127,63 @@ class Control:
     def log_wanted(self) -> None:
         """Start the blocking read again with the present set of sessions."""
         self._logs_changed.set()
+
+    def ask_slot(self, hosted: Hosted) -> None:
+        """Ask Redis for a slot; the host is told when it is granted, at once or by the leader later."""
+
+        async def ask() -> None:
+            try:
+                is_granted = await self._store.admit_session(self._engine, hosted.id, hosted.epoch)
+            except StaleEpoch:
+                await self._insist(lambda: self._disowned(hosted))
+                return
+            except StoreUnavailable as exc:
+                self._went_offline(exc)
+                is_granted = True  # nobody can give the slot to others meanwhile
+            if is_granted:
+                self.host.admit(hosted.id, hosted.epoch)
+            else:
+                self.changed()  # the leader sees an active session without a slot
+
+        self._run_errand(ask(), f"ask a slot for {hosted.id}")
+
+    def load(self, hosted: Hosted) -> None:
+        """Read the past of a session whose state the compute thread gave up."""
+
+        async def load() -> None:
+            record = await self._store.get_session(hosted.id)
+            if record is None or record.epoch != hosted.epoch or record.phase is not Phase.PLACED:
+                await self._disowned(hosted)
+            else:
+                self.host.load(hosted, await self._read_past(record))
+
+        self._run_errand(self._insist(load), f"load {hosted.id}")
+
+    def _run_errand(self, work: Coroutine[None, None, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._errands.add(task)
+
+        def check(task: asyncio.Task[None]) -> None:
+            self._errands.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self.host.fail(error)
+
+        task.add_done_callback(check)
+
+    async def close(self) -> None:
+        """End what was begun for sessions."""
+        for task in list(self._errands):
+            task.cancel()
+        await asyncio.gather(*self._errands, return_exceptions=True)
+        await self._checkpoints.close()
+
+    async def _write_checkpoint(self, session: SessionId, pointer: CheckpointPointer, data: bytes) -> None:
+        await self._checkpoints.write(self._engine, session, pointer, data)
+
+    async def _stale(self, session: SessionId, epoch: int) -> None:
+        hosted = self.host.sessions.get(session)
+        if hosted is not None and hosted.epoch == epoch:
+            await self._disowned(hosted)
 
     # --- registration ----------------------------------------------------------------------------------
 
@@ -241,6 +315,10 @@ class Control:
                 self.host.release(command)
             case CloseSession(session=session, reason=reason):
                 self.host.close(session, reason)
+            case SuspendSession(session=session, epoch=epoch):
+                self.host.suspend(session, epoch)
+            case ActivateSession(session=session, epoch=epoch):
+                self.host.admit(session, epoch)
             case Drain():
                 _log.info("draining: no new sessions come, the present ones will be moved")
             case StopEngine():
@@ -260,19 +338,36 @@ class Control:
             if record is None or not owned:
                 _log.info("%s has moved on since the order to open it", command.session)
                 return
-            log = await self._read_whole_log(command.session)
+            past = await self._read_past(record)
             hosted = self.host.sessions.get(command.session)
             if hosted is not None and hosted.epoch == command.epoch:
                 return  # Redis lost the placement and made it again: the same ownership
             if hosted is not None:
                 self.host.lose(command.session)  # a former ownership
-            self.host.open(record, log)
+            self.host.open(past)
             self._logs_changed.set()
 
         await self._insist(open)
         hosted = self.host.sessions.get(command.session)
         if hosted is not None:
             await self._insist(lambda: self._announce(hosted))
+
+    async def _read_past(self, record: SessionRecord) -> Past:
+        log = await self._read_whole_log(record.id)
+        applied = await self._store.applied_history(record.id)
+        found = await self._checkpoints.read(record.id)
+        pointer, data = found if found is not None else (None, None)
+        checkpoint = None
+        if data is not None:
+            try:
+                checkpoint = await asyncio.to_thread(unpack, data)
+            except StateFormatError as exc:
+                _log.error("the checkpoint of %s can't be used: %s", record.id, exc)
+            else:
+                checkpoint = checkpoint if self.host.can_use(checkpoint) else None
+        return Past(
+            record=record, log=tuple(log), applied=tuple(applied), pointer=pointer, checkpoint=checkpoint
+        )
 
     async def _announce(self, hosted: Hosted) -> None:
         try:
@@ -358,9 +453,7 @@ class Control:
         news = [
             (hosted, facts)
             for hosted in self.host.sessions.values()
-            if hosted.opening is None
-            and (facts := (hosted.active, hosted.replay.next_seq, hosted.next_frame, hosted.rev))
-            != hosted.published
+            if (facts := self._facts(hosted)) != hosted.published
         ]
         progress = [self._progress_of(hosted) for hosted, _ in news]
         stale = set(await self._store.publish_sessions(self._engine, progress))
@@ -368,6 +461,10 @@ class Control:
             if hosted.id in stale:
                 await self._disowned(hosted)
             hosted.published = facts
+
+    @staticmethod
+    def _facts(hosted: Hosted) -> tuple[object, ...]:
+        return (hosted.active, hosted.replay.next_seq, hosted.next_frame, hosted.rev, hosted.residence)
 
     def _progress_of(self, hosted: Hosted) -> SessionProgress:
         return SessionProgress(
@@ -378,6 +475,7 @@ class Control:
             next_frame=hosted.next_frame,
             rev=hosted.rev,
             slack_ms=self.host.slack_ms(hosted),
+            residence=hosted.residence,
         )
 
     async def _insist(self, action: Callable[[], Awaitable[None]]) -> None:

@@ -7,9 +7,10 @@ converted to BT.601 limited range and tagged so: browsers take untagged video fo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Protocol
 
 import av
 import numpy as np
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from av.video.frame import PictureType
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
-__all__ = ["EncodedPart", "EncoderPool", "Lane", "SessionEncoder", "part_lengths"]
+__all__ = ["EncodedPart", "EncoderPool", "Encoders", "Lane", "SessionEncoder", "part_lengths"]
 
 CODEC = "h264"
 MAX_WHOLE_CHUNK_PIXELS = 256 * 256
@@ -112,6 +113,25 @@ class Lane:
     thread: int
 
 
+class Encoders(Protocol):
+    """Where the frames of sessions go."""
+
+    def open_lane(self, encoder: SessionEncoder) -> Lane:
+        """A session begins."""
+
+    def close_lane(self, lane: Lane) -> None:
+        """It has ended."""
+
+    def submit(
+        self,
+        lane: Lane,
+        frames: npt.NDArray[np.uint8],
+        on_part: Callable[[EncodedPart], None],
+        on_error: Callable[[Exception], None],
+    ) -> Future[None]:
+        """Encode a chunk; the callbacks run before the future is done."""
+
+
 class EncoderPool:
     """A fixed number of threads; chunks of one session never overtake each other.
 
@@ -138,9 +158,9 @@ class EncoderPool:
         frames: npt.NDArray[np.uint8],
         on_part: Callable[[EncodedPart], None],
         on_error: Callable[[Exception], None],
-    ) -> None:
-        """Encode a chunk; the callbacks run on the encoder's thread."""
-        self._threads[lane.thread].submit(_encode, lane.encoder, frames, on_part, on_error)
+    ) -> Future[None]:
+        """Encode a chunk; the callbacks run on the encoder's thread, before the future is done."""
+        return self._threads[lane.thread].submit(_encode, lane.encoder, frames, on_part, on_error)
 
     def close(self) -> None:
         """Finish what was submitted, then end the threads. Blocks."""

@@ -27,10 +27,11 @@ from engine.lifecycle import LifeLimits
 from engine.link import LinkServer
 from engine.loading import Loaded, load, monotonic_ms
 from engine.models.base import ModelSpec
+from engine.offload import HostPool
 from engine.progress import Progress
 from engine.ranks import Alone, Ranks, RanksLost
 from scheduler.messages import ModelInfo
-from scheduler.store import EngineGone, Store, StoreUnavailable
+from scheduler.store import EngineGone, Store, StoreUnavailable, open_checkpoints
 
 __all__ = ["EXIT_FAILED", "EXIT_FENCED", "EXIT_OK", "model_info", "run"]
 
@@ -83,7 +84,8 @@ async def _serve(config: EngineConfig, ranks: Ranks) -> int:
     if store is None:
         return outcome.result()
     progress = Progress(monotonic_ms)
-    control = Control(store, config, progress, stop=lambda: end(EXIT_OK))
+    checkpoints = open_checkpoints(store, config.checkpoints, ttl_s=config.checkpoint_ttl_s)
+    control = Control(store, config, progress, checkpoints=checkpoints, stop=lambda: end(EXIT_OK))
     tasks = [_supervised(control.beat(), "beat", end)]
     try:
         loading = asyncio.create_task(asyncio.to_thread(load, config, ranks))
@@ -102,6 +104,7 @@ async def _serve(config: EngineConfig, ranks: Ranks) -> int:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await control.close()
         await store.close()
 
 
@@ -129,6 +132,8 @@ class Engine:
             ranks=ranks,
             encoders=self._encoders,
             crf=config.crf,
+            host=HostPool(loaded.model, budget_bytes=config.offload_mib * 2**20),
+            checkpoint_every=config.checkpoint_every,
             progress=progress,
             clock=monotonic_ms,
             emit=self._emit,
@@ -137,11 +142,13 @@ class Engine:
             loaded.model.spec,
             self._compute,
             control,
+            control.checkpointer,
             limits=LifeLimits(
                 linger_ms=config.linger_s * 1000.0,
                 retain_ms=config.retain_s * 1000.0,
                 idle_close_ms=config.idle_close_s * 1000.0,
                 full_ms=config.full_s * 1000.0,
+                offload_ms=config.offload_after_s * 1000.0,
             ),
             clock=monotonic_ms,
             combine=loaded.model.combine_prompts,
@@ -171,6 +178,7 @@ class Engine:
             "commands": self._control.read_commands(),
             "inputs": self._control.read_inputs(),
             "publish": self._control.publish(),
+            "checkpoint": self._control.checkpointer.run(),
         }
         tasks.extend(_supervised(work, name, self._end) for name, work in parts.items())
 
@@ -197,6 +205,7 @@ class Engine:
         await asyncio.to_thread(self._thread.join, DRAIN_LIMIT_S)
         if self._thread.is_alive():
             raise TimeoutError
+        await asyncio.to_thread(self._compute.close)
 
     def _run_compute(self) -> None:
         torch.set_num_threads(self._config.threads)  # counts per thread in some builds

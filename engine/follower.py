@@ -4,19 +4,44 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Callable
+from concurrent.futures import Future
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from engine.compute import ComputeLoop
 from engine.compute_messages import ComputeDied, ComputeEvent
 from engine.config import EngineConfig
+from engine.encoder import EncodedPart, Lane, SessionEncoder
 from engine.loading import load, monotonic_ms
+from engine.offload import HostPool
 from engine.progress import Progress
 from engine.ranks import Ranks, RanksLost
 
 __all__ = ["follow"]
 
 _log = logging.getLogger("turboserve.engine.follower")
+
+
+class _NoEncoders:
+    """Rank 0 alone has frames."""
+
+    def open_lane(self, encoder: SessionEncoder) -> Lane:
+        return Lane(encoder=encoder, thread=0)
+
+    def close_lane(self, lane: Lane) -> None:
+        pass
+
+    def submit(
+        self,
+        lane: Lane,
+        frames: npt.NDArray[np.uint8],
+        on_part: Callable[[EncodedPart], None],
+        on_error: Callable[[Exception], None],
+    ) -> Future[None]:
+        raise AssertionError("only rank 0 decodes")
 
 
 def follow(config: EngineConfig, ranks: Ranks) -> bool:
@@ -43,11 +68,13 @@ def follow(config: EngineConfig, ranks: Ranks) -> bool:
         costs=loaded.costs,
         attention=loaded.attention,
         ranks=ranks,
-        encoders=None,
+        encoders=_NoEncoders(),
+        host=HostPool(loaded.model, budget_bytes=config.offload_mib * 2**20),
         crf=config.crf,
         progress=Progress(monotonic_ms),
         clock=monotonic_ms,
         emit=emit,
     )
     loop.run()
+    loop.close()
     return not errors

@@ -8,36 +8,38 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol, assert_never
 
 from engine.compute_messages import (
+    CheckpointMade,
     Command,
     ComputeDied,
     ComputeEvent,
     Drop,
     Feed,
     InputsTaken,
-    Open,
     PartMade,
+    Resided,
     SessionFailed,
     Wish,
 )
-from engine.credit import Player, acknowledged, delivered, start_ms, subscribed, unplayed_ms
-from engine.encoder import CODEC
-from engine.hosted import Hosted, LogTail, Opening
+from engine.credit import Player, acknowledged, start_ms, subscribed
+from engine.emission import Emitter
+from engine.hosted import Hosted, LogTail, Place
 from engine.lifecycle import Life, LifeLimits, judge
 from engine.link import Link
 from engine.models.base import ModelSpec
-from engine.replay import Replay, ReplayChunk
-from engine.steering import Combine, LogEntry, restore, split_log
+from engine.recovery import Opening, Past, plan_opening
+from engine.replay import Replay
+from engine.residency import Admission, Residency
+from engine.state_format import ExportedState
+from engine.state_io import model_key
+from engine.steering import Combine, LogEntry
 from scheduler.messages import (
     REPLAY_CHUNKS,
     Accepted,
-    Applied,
-    ChunkPart,
     Closed,
     ControlInput,
     Credit,
@@ -50,25 +52,18 @@ from scheduler.messages import (
     ReleaseSession,
     Resume,
     SessionId,
-    SessionRecord,
     StateChanged,
-    Stats,
     Stop,
     Subscribe,
     Subscribed,
     Superseded,
     Unsubscribe,
-    encode_json,
-    frame_media,
 )
 from scheduler.store import AppliedRecord
 
 __all__ = ["Compute", "Host", "Ledger"]
 
 _log = logging.getLogger("turboserve.engine.host")
-
-RECENT_CHUNKS = 32
-"""Chunks whose latency makes the engine's mean."""
 
 
 class Compute(Protocol):
@@ -81,7 +76,7 @@ class Compute(Protocol):
         """Replace what is wanted of a session."""
 
 
-class Ledger(Protocol):
+class Ledger(Admission, Protocol):
     """What the host has written to Redis."""
 
     async def record_applied(self, hosted: Hosted, entries: Sequence[AppliedRecord]) -> None:
@@ -90,11 +85,21 @@ class Ledger(Protocol):
     def ended(self, hosted: Hosted, reason: str) -> None:
         """The engine closed a session that it owns."""
 
-    def changed(self) -> None:
-        """Some session became active or idle, or made its first chunk."""
-
     def log_wanted(self) -> None:
         """The set of input logs to read changed."""
+
+
+class Checkpoints(Protocol):
+    """Where checkpoints go; nothing of it waits."""
+
+    def offer(self, made: CheckpointMade) -> None:
+        """A checkpoint that may be kept once the client has every chunk before it."""
+
+    def acknowledge(self, session: SessionId, epoch: int, seq: int) -> None:
+        """The client has every chunk before `seq`."""
+
+    def forget(self, session: SessionId) -> None:
+        """The session is not here any more."""
 
 
 class Host:
@@ -105,6 +110,7 @@ class Host:
         spec: ModelSpec,
         compute: Compute,
         ledger: Ledger,
+        checkpoints: Checkpoints,
         *,
         limits: LifeLimits,
         clock: Callable[[], float],
@@ -112,63 +118,114 @@ class Host:
         fatal: Callable[[BaseException], None],
     ) -> None:
         """`combine` is the model's; `fatal` is called when the engine as a whole cannot go on."""
-        self._spec, self._compute, self._ledger = spec, compute, ledger
+        self._spec, self._compute, self._ledger, self._checkpoints = spec, compute, ledger, checkpoints
         self._limits, self._clock, self._combine, self._fatal = limits, clock, combine, fatal
         self.sessions: dict[SessionId, Hosted] = {}
-        self._recent_ms: deque[float] = deque(maxlen=RECENT_CHUNKS)
         self._looks_changed = asyncio.Event()
+        self._residency = Residency(compute.submit, ledger)
+        self._emitter = Emitter(
+            spec,
+            clock=clock,
+            record=ledger.record_applied,
+            refresh=self._refresh,
+            first_made=ledger.changed,
+            fatal=fatal,
+        )
 
     @property
     def chunk_ms(self) -> float:
         """Mean latency of recent chunks; 0 before the first."""
-        return sum(self._recent_ms) / len(self._recent_ms) if self._recent_ms else 0.0
+        return self._emitter.chunk_ms
 
     def slack_ms(self, hosted: Hosted) -> int:
         """Media time that the session's player still holds."""
-        return int(unplayed_ms(hosted.player, made_ms=hosted.replay.end_ms, now_ms=self._clock()))
+        return self._emitter.slack_ms(hosted)
 
     # --- opening and ending ----------------------------------------------------------------------------
 
-    def open(self, record: SessionRecord, log: Sequence[LogEntry]) -> Hosted:
-        """Own a session from now on, given its record and its whole input log.
+    def open(self, past: Past) -> Hosted:
+        """Own a session from now on.
 
         A session that had chunks already waits for its first subscriber to learn where it goes on.
         """
-        now = self._clock()
-        before, after = split_log(log, record.last_applied)
-        steering = restore(record.seed, before, self._combine)
-        chunk_ms = self._spec.chunk_frames * 1000.0 / self._spec.fps
+        now, record = self._clock(), past.record
+        left_ms = now if record.active else now - self._limits.linger_ms
+        media_ms = self._emitter.media_ms(record.next_frame)
         hosted = Hosted(
             record=record,
             controller_epoch=record.controller_epoch,
-            player=Player(lead_ms=record.lead_ms, chunk_ms=chunk_ms),
-            life=Life(paused_ms=now if record.paused else None, left_ms=now),
-            replay=Replay(),
-            log=LogTail(position=log[-1].entry if log else "0-0"),
+            player=Player(lead_ms=record.lead_ms, chunk_ms=self._emitter.media_ms(self._spec.chunk_frames)),
+            life=Life(paused_ms=now if record.paused else None, left_ms=left_ms),
+            replay=Replay(next_seq=record.next_seq, start_ms=media_ms),
+            log=LogTail(position="0-0"),
             next_frame=record.next_frame,
-            rev=steering.rev,
+            rev=record.rev,
+            residence=record.residence,
             active_since_ms=now,
         )
+        hosted.has_past = record.next_seq > 0 or past.checkpoint is not None
+        if not hosted.has_past:
+            hosted.goes_on = Place(seq=0, frame=0)
         self.sessions[record.id] = hosted
-        hosted.opening = Opening(steering=steering)
-        self.feed(hosted, after)
-        if record.next_seq == 0:
-            self._start(hosted, seq=0, frame=0)
-        hosted.emitter = asyncio.create_task(self._emit(hosted), name=f"emit {record.id}")
-        hosted.emitter.add_done_callback(self._check_emitter)
+        self.load(hosted, past)
+        self._emitter.start(hosted)
         self._refresh(hosted)
         return hosted
 
+    def load(self, hosted: Hosted, past: Past) -> None:
+        """The past of a session whose state the compute thread does not have."""
+        hosted.loading = False
+        if hosted.at_compute or self.sessions.get(hosted.id) is not hosted:
+            return
+        opening = hosted.opening = plan_opening(past, self._combine, self._wanted(past.log))
+        hosted.log.num_pending = len(opening.recorded) + len(opening.pending)
+        if past.log:
+            hosted.log.position = past.log[-1].entry
+        self._ledger.log_wanted()
+        self._refresh(hosted)
+
     def feed(self, hosted: Hosted, entries: Sequence[LogEntry]) -> None:
         """New inputs of a session's log, in order."""
-        wanted = tuple(entries)
-        if self._spec.action_dim == 0:  # the model takes no control input: it changes nothing, it is not kept
-            wanted = tuple(item for item in entries if not isinstance(item.message, ControlInput))
+        wanted = self._wanted(entries)
+        if not hosted.at_compute and hosted.opening is None:
+            return  # the log is read again when the session is loaded
         hosted.log.num_pending += len(wanted)
         if hosted.opening is not None:
-            hosted.held.extend(wanted)
+            hosted.opening.pending.extend(wanted)
         elif wanted:
             self._compute.submit(Feed(session=hosted.id, epoch=hosted.epoch, entries=wanted))
+
+    def _wanted(self, entries: Sequence[LogEntry]) -> tuple[LogEntry, ...]:
+        if self._spec.action_dim == 0:  # the model takes no control input: it changes nothing, it is not kept
+            return tuple(item for item in entries if not isinstance(item.message, ControlInput))
+        return tuple(entries)
+
+    def admit(self, session: SessionId, epoch: int) -> None:
+        """Redis granted the session a slot."""
+        hosted = self.sessions.get(session)
+        if hosted is not None and hosted.epoch == epoch:
+            self._residency.admit(hosted)
+            self._refresh(hosted)
+
+    def can_use(self, checkpoint: ExportedState) -> bool:
+        """Is it of the model that this engine has?"""
+        if checkpoint.header.model == model_key(self._spec) and checkpoint.header.scalars is not None:
+            return True
+        _log.error("a checkpoint of %s is of another model: %s", checkpoint.header.session, checkpoint.header)
+        return False
+
+    def fail(self, error: BaseException) -> None:
+        """Something that serves all sessions failed: the engine can't go on."""
+        self._fatal(error)
+
+    def suspend(self, session: SessionId, epoch: int) -> None:
+        """Others need the session's slot: it leaves, unless somebody uses it."""
+        hosted = self.sessions.get(session)
+        if hosted is not None and hosted.epoch == epoch:
+            hosted.life = replace(hosted.life, suspended_ms=self._clock())
+            hosted.published = ()  # also says that it stays, if it does
+            self._ledger.changed()
+            self._refresh(hosted)
 
     def release(self, command: ReleaseSession) -> None:
         """Another engine owns the session: drop it and say where it is."""
@@ -180,7 +237,7 @@ class Host:
                 engine=command.engine,
                 next_seq=hosted.replay.next_seq,
             )
-            self._say(hosted, moved)
+            hosted.say(moved)
             self._remove(hosted)
 
     def lose(self, session: SessionId) -> None:
@@ -189,14 +246,14 @@ class Host:
         if hosted is not None:
             _log.warning("%s is no longer owned at epoch %d: dropped", session, hosted.epoch)
             next_seq = hosted.replay.next_seq
-            self._say(hosted, Moved(session=session, epoch=hosted.epoch, engine=None, next_seq=next_seq))
+            hosted.say(Moved(session=session, epoch=hosted.epoch, engine=None, next_seq=next_seq))
             self._remove(hosted)
 
     def close(self, session: SessionId, reason: str) -> None:
         """The session's record is closed: drop it and say why."""
         hosted = self.sessions.get(session)
         if hosted is not None:
-            self._say(hosted, Closed(session=session, epoch=hosted.epoch, reason=reason))
+            hosted.say(Closed(session=session, epoch=hosted.epoch, reason=reason))
             self._remove(hosted)
 
     def _end(self, hosted: Hosted, reason: str) -> None:
@@ -204,30 +261,12 @@ class Host:
         self.close(hosted.id, reason)
         self._ledger.ended(hosted, reason)
 
-    def _start(self, hosted: Hosted, *, seq: int, frame: int) -> None:
-        """Give the session to the compute thread."""
-        assert hosted.opening is not None
-        media_ms = self._media_ms(frame)
-        hosted.replay = Replay(next_seq=seq, start_ms=media_ms)
-        hosted.next_frame = frame
-        hosted.player = replace(subscribed(hosted.player, seq=seq, media_ms=media_ms), emitted_seq=seq)
-        opening, hosted.opening = hosted.opening, None
-        command = Open(
-            session=hosted.id,
-            epoch=hosted.epoch,
-            steering=opening.steering,
-            pending=tuple(hosted.held),
-            seq=seq,
-            frame=frame,
-        )
-        hosted.held.clear()
-        self._compute.submit(command)
-
     def _remove(self, hosted: Hosted) -> None:
         del self.sessions[hosted.id]
         if hosted.emitter is not None:
             hosted.emitter.cancel()
         hosted.link = None
+        self._checkpoints.forget(hosted.id)
         self._compute.submit(Drop(session=hosted.id, epoch=hosted.epoch))
         self._ledger.log_wanted()
 
@@ -282,19 +321,30 @@ class Host:
         hosted.controller_epoch, hosted.link = request.controller_epoch, link
         hosted.subscription += 1
         hosted.life = replace(hosted.life, left_ms=None)
-        if hosted.opening is not None:
-            self._start(hosted, seq=request.next_seq, frame=self._frame_at(hosted, request))
+        if hosted.opening is not None and hosted.is_recovered:
+            self._align(hosted, hosted.opening, request)
+        self._checkpoints.acknowledge(hosted.id, hosted.epoch, request.next_seq)
         self._send_replay(hosted, link, request.next_seq)
         self._refresh(hosted)
 
     def _subscribable(self, hosted: Hosted) -> tuple[int, int]:
         """Lowest and highest next_seq that can be served."""
         known = hosted.record.next_seq
-        if hosted.opening is not None:
+        if hosted.is_recovered:
             return max(0, known - REPLAY_CHUNKS), known + REPLAY_CHUNKS
         # An earlier owner may have sent more than it last published; the gateway waits until we are there.
         earlier = known + REPLAY_CHUNKS if hosted.epoch > 1 else 0
         return 0, max(hosted.replay.next_seq, earlier)
+
+    def _align(self, hosted: Hosted, opening: Opening, request: Subscribe) -> None:
+        """Go on with the first chunk that the subscriber lacks, or the first that can still be made."""
+        seq = max(request.next_seq, opening.earliest_seq)
+        ahead = (seq - request.next_seq) * self._spec.chunk_frames
+        hosted.next_frame = self._frame_at(hosted, request) + ahead
+        hosted.goes_on = Place(seq=seq, frame=hosted.next_frame)
+        media_ms = self._emitter.media_ms(hosted.next_frame)
+        hosted.replay = Replay(next_seq=seq, start_ms=media_ms)
+        hosted.player = replace(subscribed(hosted.player, seq=seq, media_ms=media_ms), emitted_seq=seq)
 
     def _frame_at(self, hosted: Hosted, request: Subscribe) -> int:
         if request.next_frame is not None:
@@ -323,7 +373,7 @@ class Host:
                 link.send(applied)
             for number, part in enumerate(chunk.parts, 1):
                 last = chunk.complete and number == len(chunk.parts)
-                link.send_media(part, self._on_delivered(hosted, chunk) if last else None)
+                link.send_media(part, self._emitter.on_delivered(hosted, chunk) if last else None)
 
     def _leave(self, hosted: Hosted) -> None:
         hosted.link = None
@@ -338,6 +388,7 @@ class Host:
             buffer_ms=buffer_ms,
             now_ms=self._clock(),
         )
+        self._checkpoints.acknowledge(hosted.id, hosted.epoch, hosted.player.acked_seq)
         self._refresh(hosted)
 
     def _pause(self, hosted: Hosted, id: MessageId | None) -> None:
@@ -353,17 +404,11 @@ class Host:
 
     def _accept(self, hosted: Hosted, id: MessageId | None) -> None:
         if id is not None:
-            self._say(hosted, Accepted(session=hosted.id, id=id))
+            hosted.say(Accepted(session=hosted.id, id=id))
 
     def _refuse(self, link: Link, request: LinkRequest, epoch: int, code: ErrorCode, why: str) -> None:
         id = request.id if isinstance(request, Pause | Resume | Stop) else None
         link.send(Refused(session=request.session, epoch=epoch, code=code, message=why, id=id))
-
-    def _say(
-        self, hosted: Hosted, message: Moved | Closed | Accepted | Applied | StateChanged | Stats
-    ) -> None:
-        if hosted.link is not None:
-            hosted.link.send(message)
 
     # --- life --------------------------------------------------------------------------------------------
 
@@ -374,6 +419,8 @@ class Host:
         now = self._clock()
         hosted.life = replace(hosted.life, full_ms=self._full_since(hosted, now))
         verdict = judge(hosted.life, self._limits, now)
+        if verdict.active:
+            hosted.life = replace(hosted.life, suspended_ms=None)
         hosted.next_look_ms = verdict.next_ms
         self._looks_changed.set()
         if verdict.close is not None:
@@ -381,7 +428,8 @@ class Host:
             return
         if (verdict.active, verdict.reason) != (hosted.active, hosted.reason):
             self._change_state(hosted, active=verdict.active, reason=verdict.reason, now_ms=now)
-        if hosted.opening is None:
+        self._residency.settle(hosted, verdict)
+        if hosted.at_compute:
             wish = Wish(running=hosted.active, since_ms=hosted.active_since_ms, player=hosted.player)
             self._compute.wish(hosted.id, hosted.epoch, wish)
 
@@ -390,15 +438,14 @@ class Host:
             hosted.active_since_ms = now_ms
         hosted.active, hosted.reason = active, reason
         _log.info("%s is %s %s", hosted.id, hosted.state.value, reason)
-        self._say(
-            hosted,
+        hosted.say(
             StateChanged(session=hosted.id, epoch=hosted.epoch, state=hosted.state, reason=reason),
         )
         self._ledger.changed()
 
     def _full_since(self, hosted: Hosted, now_ms: float) -> float | None:
         """Since when only an ack or a delivery could let the next chunk start."""
-        if hosted.link is None or hosted.opening is not None:
+        if hosted.link is None or not hosted.at_compute:
             return None
         replay = hosted.replay
         if start_ms(hosted.player, next_seq=replay.next_seq, made_ms=replay.end_ms) is not None:
@@ -441,115 +488,15 @@ class Host:
                     self._ledger.log_wanted()
             case SessionFailed():
                 self._end(hosted, "internal")
+            case Resided():
+                self._residency.receive(hosted, event)
+                self._refresh(hosted)
+            case CheckpointMade():
+                self._checkpoints.offer(event)
+                self._checkpoints.acknowledge(hosted.id, hosted.epoch, hosted.player.acked_seq)
             case _:
                 assert_never(event)
 
     async def drained(self) -> None:
         """Wait until every encoded part was emitted."""
         await asyncio.gather(*(hosted.parts.join() for hosted in list(self.sessions.values())))
-
-    async def _emit(self, hosted: Hosted) -> None:
-        """Emit the session's parts in order. Runs until cancelled."""
-        while True:
-            made = await hosted.parts.get()
-            if made.encoded.part == 0:
-                await self._begin_chunk(hosted, made)
-            self._emit_part(hosted, made)
-            hosted.parts.task_done()
-
-    def _check_emitter(self, task: asyncio.Task[None]) -> None:
-        error = None if task.cancelled() else task.exception()
-        if error is not None:  # a bug of ours; a session that silently stops would be worse
-            self._fatal(error)
-
-    async def _begin_chunk(self, hosted: Hosted, made: PartMade) -> None:
-        records = [
-            AppliedRecord(entry=item.entry, id=item.id, rev=item.rev, seq=made.seq) for item in made.applied
-        ]
-        if records:
-            await self._ledger.record_applied(hosted, records)
-        applied = tuple(
-            Applied(session=hosted.id, epoch=hosted.epoch, rev=item.rev, seq=made.seq, id=item.id)
-            for item in made.applied
-        )
-        hosted.replay.begin(
-            start_ms=self._media_ms(made.chunk_frame),
-            end_ms=self._media_ms(made.chunk_frame + made.chunk_frames),
-            applied=applied,
-        )
-        if made.seq >= hosted.start_seq:
-            for message in applied:
-                self._say(hosted, message)
-
-    def _emit_part(self, hosted: Hosted, made: PartMade) -> None:
-        encoded, last = made.encoded, made.encoded.is_last
-        header = ChunkPart(
-            session=hosted.id,
-            epoch=hosted.epoch,
-            seq=made.seq,
-            part=encoded.part,
-            parts=encoded.parts,
-            key=encoded.part == 0,
-            frames=encoded.frames,
-            sizes=encoded.sizes,
-            pts_ms=self._media_ms(made.frame),
-            duration_ms=self._media_ms(encoded.frames),
-            codec=CODEC,
-            rev=made.rev,
-            gen_ms=round(made.gen_ms, 2) if last else None,
-        )
-        data = frame_media(encode_json(header), encoded.payload)
-        hosted.replay.add(data, last=last)
-        if last:
-            self._finish_chunk(hosted, made)
-        if hosted.link is not None and made.seq >= hosted.start_seq:
-            chunk = hosted.replay.since(made.seq)[0]
-            hosted.link.send_media(data, self._on_delivered(hosted, chunk, made) if last else None)
-        elif last:  # nobody takes it now: it is done when it lies in the replay window
-            hosted.handed_ms = self._clock()
-        if last:
-            self._refresh(hosted)
-
-    def _finish_chunk(self, hosted: Hosted, made: PartMade) -> None:
-        hosted.player = replace(hosted.player, emitted_seq=made.seq + 1)
-        hosted.rev = made.rev
-        hosted.next_frame = made.chunk_frame + made.chunk_frames
-        if made.seq == hosted.record.next_seq:  # a recovery right after the first chunk must know of it
-            self._ledger.changed()
-
-    def _on_delivered(
-        self, hosted: Hosted, chunk: ReplayChunk, made: PartMade | None = None
-    ) -> Callable[[], None]:
-        """What to do when the last byte of a chunk is handed to the link; `made` unless it is a replay."""
-        subscription = hosted.subscription
-
-        def on_sent() -> None:
-            if hosted.subscription != subscription or hosted.link is None:
-                return
-            now = self._clock()
-            hosted.player = delivered(hosted.player, seq=chunk.seq, end_media_ms=chunk.end_ms, now_ms=now)
-            if made is not None:
-                self._measure(hosted, made, now)
-            self._refresh(hosted)
-
-        return on_sent
-
-    def _measure(self, hosted: Hosted, made: PartMade, now_ms: float) -> None:
-        latency_ms = now_ms - max(made.due_ms, hosted.handed_ms)
-        hosted.handed_ms = now_ms
-        self._recent_ms.append(latency_ms)
-        self._say(
-            hosted,
-            Stats(
-                session=hosted.id,
-                epoch=hosted.epoch,
-                seq=made.seq,
-                latency_ms=round(latency_ms, 2),
-                gen_ms=round(made.gen_ms, 2),
-                slack_ms=float(self.slack_ms(hosted)),
-                batch=round(made.batch, 2),
-            ),
-        )
-
-    def _media_ms(self, frame: int) -> float:
-        return frame * 1000.0 / self._spec.fps

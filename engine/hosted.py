@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from engine.compute_messages import PartMade
 from engine.credit import Player
 from engine.lifecycle import Life
 from engine.link import Link
+from engine.recovery import Opening
 from engine.replay import Replay
-from engine.steering import MAX_PENDING_INPUTS, LogEntry, Steering
-from scheduler.messages import SessionId, SessionRecord, SessionState
+from engine.steering import MAX_PENDING_INPUTS
+from scheduler.messages import LinkReply, Residence, SessionId, SessionRecord, SessionState
 from scheduler.store import AppliedRecord
 
-__all__ = ["Hosted", "LogTail", "Opening"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Opening:
-    """A session that waits for its first subscriber to say from which chunk it goes on (recovery)."""
-
-    steering: Steering
-    """What earlier owners had applied."""
+__all__ = ["Hosted", "LogTail", "Place"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,6 +34,14 @@ class LogTail:
         return self.num_pending >= MAX_PENDING_INPUTS
 
 
+class Place(NamedTuple):
+    """A place in a session's stream."""
+
+    seq: int
+    frame: int
+    """Pixel frames of all chunks before `seq`."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Hosted:
     """One session here. It belongs to the event loop."""
@@ -53,10 +55,20 @@ class Hosted:
     log: LogTail
     next_frame: int
     rev: int
+    has_past: bool = False
+    """Were chunks made by an earlier owner?"""
     opening: Opening | None = None
-    """None: the compute thread has the session."""
-    held: list[LogEntry] = field(default_factory=list)
-    """Inputs that wait for the opening."""
+    """What the compute thread will be given; None: it has the session, or its past must be read first."""
+    goes_on: Place | None = None
+    """First chunk that is not made; None until a subscriber has said which one it lacks."""
+    at_compute: bool = False
+    """Does the compute thread have its state, in a slot or in host memory?"""
+    residence: Residence = Residence.RESIDENT
+    """Where its state is as far as Redis counts it: RESIDENT means that a slot is its own."""
+    asking: bool = False
+    """Was a slot asked for, and not granted yet?"""
+    loading: bool = False
+    """Is its past being read?"""
     link: Link | None = None
     subscription: int = 0
     """Grows by one at each Subscribe, so that what was sent for an older one no longer counts."""
@@ -77,6 +89,16 @@ class Hosted:
     parts: asyncio.Queue[PartMade] = field(default_factory=asyncio.Queue)
     """Encoded, not emitted. Bounded by MAX_UNENCODED_CHUNKS: no chunk starts while two are here."""
     emitter: asyncio.Task[None] | None = None
+
+    def say(self, message: LinkReply) -> None:
+        """Tell the subscriber, if there is one."""
+        if self.link is not None:
+            self.link.send(message)
+
+    @property
+    def is_recovered(self) -> bool:
+        """Were chunks made by an earlier owner, and none here?"""
+        return self.has_past and self.opening is not None and self.replay.oldest_seq == self.replay.next_seq
 
     @property
     def id(self) -> SessionId:

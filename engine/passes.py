@@ -21,7 +21,7 @@ from engine.models.pool_attention import SLICES
 from engine.ranks import Alone, Ranks, RanksLost, Verdict
 from engine.ring import num_valid, write_slots
 from engine.sampler import sigmas_for
-from engine.session_state import SessionState, Stage
+from engine.session_state import SessionState, Stage, rebuilt_chunk
 
 __all__ = ["PassFailed", "PassOutcome", "PassRun", "Passes"]
 
@@ -145,8 +145,7 @@ def make_batch(
 ) -> PassBatch:
     """The batch for the next pass of each session."""
     spec = model.spec
-    latents = [state.x for state in states if state.x is not None]
-    assert len(latents) == len(states), "a row without latents was planned"
+    latents = [_latents(state) for state in states]
     levels = [_sigma(model, state) for state in states]
     sigma = torch.tensor(levels, dtype=torch.float32, device=model.device)  # [B]
     return PassBatch(
@@ -162,17 +161,34 @@ def make_batch(
 
 
 def _actions(states: Sequence[SessionState]) -> Tensor | None:
-    actions = [state.actions for state in states if state.actions is not None]
+    rows = [rebuilt_chunk(s).actions if s.stage is Stage.REBUILD else s.actions for s in states]
+    actions = [row for row in rows if row is not None]
     return torch.stack(actions) if actions else None  # [B, F, A]
 
 
 def _sigma(model: CausalVideoModel, state: SessionState) -> float:
-    return 0.0 if state.stage is Stage.CLEAN else sigmas_for(model.spec, state.index)[state.step]
+    if state.stage in (Stage.CLEAN, Stage.REBUILD):
+        return 0.0
+    return sigmas_for(model.spec, state.index)[state.step]
+
+
+def _latents(state: SessionState) -> Tensor:
+    latents = rebuilt_chunk(state).latents if state.stage is Stage.REBUILD else state.x
+    assert latents is not None, "a row without latents was planned"
+    return latents
 
 
 def _row(model: CausalVideoModel, state: SessionState) -> PassRow:
     spec = model.spec
     chunk, window = spec.chunk_latent_frames, spec.window_frames
+    if state.stage is Stage.REBUILD:
+        step = state.rebuild[0]
+        return PassRow(
+            slot=state.slot,
+            frame_start=step.index * chunk,
+            write=step.write,
+            num_valid=step.num_valid,
+        )
     return PassRow(
         slot=state.slot,
         frame_start=state.index * chunk,

@@ -8,10 +8,12 @@ from enum import Enum
 
 from torch import Tensor
 
-from engine.steering import AppliedInput, LogEntry, Steering
+from engine.ring import RebuildPass
+from engine.steering import AppliedInput, LogEntry, RecordedInput, Steering
 from scheduler.messages import SessionId
 
-__all__ = ["ChunkWork", "PromptBlend", "SessionState", "Stage"]
+__all__ = ["ChunkRecord", "ChunkWork", "PromptBlend", "SessionState", "Stage"]
+__all__ += ["rebuilt_chunk"]
 
 
 class Stage(Enum):
@@ -23,6 +25,22 @@ class Stage(Enum):
     """A denoising step of the chunk in work."""
     CLEAN = "clean"
     """The clean pass that writes the chunk's final K/V; its frames are already on their way."""
+    REBUILD = "rebuild"
+    """A clean pass over a chunk of the window, after which the session is where its checkpoint was."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkRecord:
+    """What a clean pass needs to write the K/V of a made chunk again. The tensors are never written to."""
+
+    index: int
+    """Chunks since start or reset before it."""
+    latents: Tensor
+    """[F, C, h, w] float32, clean."""
+    embeds: Tensor
+    """[1, T, E] prompt embeddings that its clean pass attends to."""
+    actions: Tensor | None
+    """[F, A] float32; None when the model takes no control input."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -71,6 +89,16 @@ class SessionState:
     """Pixel frames of all chunks before `seq`."""
     pending: deque[LogEntry] = field(default_factory=deque)
     """Inputs for the next boundary. Bounded by MAX_PENDING_INPUTS, which the reader observes."""
+    recorded: deque[RecordedInput] = field(default_factory=deque)
+    """Inputs before the pending ones, each with the chunk that it belongs to."""
+    emit_from: int = 0
+    """Chunks before this one were sent by an earlier owner: they are made again, but not sent."""
+    last_applied: str = "0-0"
+    """Newest entry of the input log that was taken in."""
+    history: list[ChunkRecord] = field(default_factory=list)
+    """The made chunks that the window still holds, oldest first."""
+    rebuild: deque[RebuildPass] = field(default_factory=deque)
+    """Clean passes that are left in stage REBUILD; their chunks are in `history`."""
     stage: Stage = Stage.BOUNDARY
     index: int = 0
     """Chunks since start or reset: with the seed, it names the noise."""
@@ -86,3 +114,9 @@ class SessionState:
     due_ms: float | None = None
     """Since when the next chunk could start; None: it can't."""
     work: ChunkWork | None = None
+
+
+def rebuilt_chunk(state: SessionState) -> ChunkRecord:
+    """The chunk that the next pass of a session in stage REBUILD writes again."""
+    index = state.rebuild[0].index
+    return next(record for record in state.history if record.index == index)

@@ -18,6 +18,7 @@ __all__ = [
     "Changes",
     "Combine",
     "LogEntry",
+    "RecordedInput",
     "Steering",
     "fold",
     "held_in_frames",
@@ -40,6 +41,14 @@ class LogEntry:
     entry: str
     """Redis stream id, milliseconds-counter."""
     message: Input
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedInput:
+    """An input that an earlier owner applied at chunk `seq`; it is applied there again."""
+
+    seq: int
+    entry: LogEntry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,8 +14,9 @@ from engine.compute_messages import Open
 from engine.kv_pool import SlabPool
 from engine.models.base import CausalVideoModel
 from engine.sampler import denoise, initial_latents, sigmas_for
-from engine.session_state import ChunkWork, PromptBlend, SessionState, Stage
-from engine.steering import Blend, Changes, fold, held_in_frames
+from engine.session_state import ChunkWork, PromptBlend, SessionState, Stage, rebuilt_chunk
+from engine.state_io import finish_rebuild, import_state, remember_chunk
+from engine.steering import Blend, Changes, LogEntry, fold, held_in_frames
 from scheduler.messages import ControlInput
 
 __all__ = ["BrokenSession", "Stepper"]
@@ -33,19 +34,26 @@ class Stepper:
         self._pool = pool
 
     def open(self, command: Open) -> SessionState:
-        """Fresh model state for a session.
+        """Model state for a session: fresh, or rebuilt from its checkpoint (then perhaps in stage REBUILD).
 
         Raises:
             PoolFull: no slot is free.
+            StateFormatError: the checkpoint is not one of this model.
         """
-        state = SessionState(
-            session=command.session,
-            epoch=command.epoch,
-            slot=self._pool.allocate(),
-            steering=command.steering,
-            seq=command.seq,
-            frame=command.frame,
-        )
+        if command.checkpoint is not None:
+            state = import_state(self._model, self._pool, command.checkpoint, epoch=command.epoch)
+        else:
+            state = SessionState(
+                session=command.session,
+                epoch=command.epoch,
+                slot=self._pool.allocate(),
+                steering=command.steering,
+                seq=command.seq,
+                frame=command.frame,
+                last_applied=command.last_applied,
+            )
+        state.emit_from = command.seq
+        state.recorded.extend(command.recorded)
         state.pending.extend(command.pending)
         return state
 
@@ -56,10 +64,11 @@ class Stepper:
             BrokenSession: there is no prompt.
         """
         assert state.stage is Stage.BOUNDARY, f"a chunk was begun in stage {state.stage}"
-        taken = len(state.pending)
+        taken = self._take_inputs(state)
         before = state.steering
-        state.steering, changes = fold(before, state.pending, self._model.combine_prompts)
-        state.pending.clear()
+        state.steering, changes = fold(before, taken, self._model.combine_prompts)
+        if taken:
+            state.last_applied = taken[-1].entry
         if changes.reset:
             self._reset(state)
         self._steer(state, changes, before.text)
@@ -69,10 +78,29 @@ class Stepper:
         )
         state.step, state.stage = 0, Stage.DENOISE
         state.work = ChunkWork(applied=changes.applied, due_ms=due_ms, started_ms=now_ms)
+        return len(taken)
+
+    @staticmethod
+    def _take_inputs(state: SessionState) -> list[LogEntry]:
+        """The inputs of chunk `seq`: those recorded for it; new ones only after all recorded ones, and not in
+        a chunk that the client has already."""
+        taken: list[LogEntry] = []
+        while state.recorded and state.recorded[0].seq <= state.seq:
+            taken.append(state.recorded.popleft().entry)
+        if not state.recorded and state.seq >= state.emit_from:
+            taken.extend(state.pending)
+            state.pending.clear()
         return taken
 
     def advance(self, state: SessionState, velocity: Tensor) -> bool:
         """Take the result of the session's pass; True when the chunk's latents are now ready to decode."""
+        if state.stage is Stage.REBUILD:
+            state.rebuild.popleft()
+            if not state.rebuild:
+                finish_rebuild(self._model.spec, self._pool, state)
+                assert state.embeds is not None
+                self._show(state, state.embeds)
+            return False
         if state.stage is Stage.CLEAN:
             state.stage, state.x = Stage.BOUNDARY, None
             state.index += 1
@@ -84,6 +112,7 @@ class Stepper:
         if state.step < len(sigmas_for(spec, state.index)):
             return False
         state.stage = Stage.CLEAN
+        remember_chunk(self._model.spec, state)
         return True
 
     def num_frames(self, state: SessionState) -> int:
@@ -111,6 +140,11 @@ class Stepper:
             raise BrokenSession("its latents are not finite")
         return rgb
 
+    def prepare_rebuild(self, state: SessionState) -> None:
+        """To be called before each pass in stage REBUILD: the slot's prompt becomes that of its chunk."""
+        record = rebuilt_chunk(state)
+        self._pool.prompt_kv[state.slot].copy_(self._model.prompt_kv(record.embeds)[0])
+
     def close(self, state: SessionState) -> None:
         """Free the session's slot."""
         self._pool.free(state.slot)
@@ -118,6 +152,7 @@ class Stepper:
     def _reset(self, state: SessionState) -> None:
         self._pool.clear(state.slot)
         state.index = 0
+        state.history.clear()
         if state.blend is not None:  # nothing is left to blend from
             self._show(state, state.blend.target)
             state.blend = None

@@ -8,12 +8,14 @@ from typing import assert_never
 
 from scheduler.policy.base import (
     Action,
+    Activate,
     DrainEngine,
     LoseEngine,
     Place,
     Requeue,
     SetDesired,
     StopDrained,
+    Suspend,
     Sweep,
 )
 from scheduler.store import PlacementRefused, Store
@@ -40,19 +42,8 @@ async def apply(store: Store, actions: Sequence[Action], *, term: int, may_act: 
 
 async def _apply(store: Store, action: Action, term: int) -> None:
     match action:
-        case Place():
-            epoch = await store.place_session(
-                action.session, action.engine, expect_epoch=action.expect_epoch, term=term
-            )
-            log.info("placed %s on %s at epoch %d: %s", action.session, action.engine, epoch, action.why)
-        case Requeue():
-            await store.requeue_session(
-                action.session, expect_epoch=action.expect_epoch, term=term, reason=action.why
-            )
-            log.info("queued %s again: %s", action.session, action.why)
-        case Sweep():
-            if await store.sweep_session(action.session, left_ms=action.left_ms, term=term, reason="left"):
-                log.info("closed %s: %s", action.session, action.why)
+        case Place() | Requeue() | Suspend() | Activate() | Sweep():
+            await _apply_to_session(store, action, term)
         case LoseEngine():
             sessions = await store.lose_engine(action.engine, term=term, reason=action.why)
             log.warning("lost engine %s, %d sessions wait: %s", action.engine, len(sessions), action.why)
@@ -66,5 +57,32 @@ async def _apply(store: Store, action: Action, term: int) -> None:
             await store.write_desired(term, action.engines)
             ids = ", ".join(engine.id for engine in action.engines) or "none"
             log.info("desired engines are %s: %s", ids, action.why)
+        case _:
+            assert_never(action)
+
+
+async def _apply_to_session(
+    store: Store, action: Place | Requeue | Suspend | Activate | Sweep, term: int
+) -> None:
+    match action:
+        case Place():
+            epoch = await store.place_session(
+                action.session, action.engine, expect_epoch=action.expect_epoch, term=term
+            )
+            log.info("placed %s on %s at epoch %d: %s", action.session, action.engine, epoch, action.why)
+        case Requeue():
+            await store.requeue_session(
+                action.session, expect_epoch=action.expect_epoch, term=term, reason=action.why
+            )
+            log.info("queued %s again: %s", action.session, action.why)
+        case Suspend():
+            await store.suspend_session(action.session, expect_epoch=action.expect_epoch, term=term)
+            log.info("suspending %s: %s", action.session, action.why)
+        case Activate():
+            await store.activate_session(action.session, expect_epoch=action.expect_epoch, term=term)
+            log.info("activating %s: %s", action.session, action.why)
+        case Sweep():
+            if await store.sweep_session(action.session, left_ms=action.left_ms, term=term, reason="left"):
+                log.info("closed %s: %s", action.session, action.why)
         case _:
             assert_never(action)

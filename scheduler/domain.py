@@ -37,6 +37,19 @@ class SessionState(Enum):
     CLOSED = "closed"
 
 
+class Residence(Enum):
+    """Where the model state of a placed session is."""
+
+    RESIDENT = "resident"
+    """In a slot of its engine, or entitled to one: it counts in the engine's capacity."""
+    LEAVING = "leaving"
+    """Still in its slot; its engine is about to take it out."""
+    OFFLOADED = "offloaded"
+    """In host memory of its engine."""
+    STORED = "stored"
+    """Nowhere but in its checkpoint, if it has one."""
+
+
 class EngineState(Enum):
     """Life of an engine; all but GONE count in the budget. Legal moves: `scheduler/states.py`."""
 
@@ -105,6 +118,8 @@ class SessionRecord:
     """Place in the model's queue while queued, smaller first: returners below zero, new starts above."""
     left_ms: int | None = None
     """Redis time at which the controlling connection left; None while there is one."""
+    residence: Residence = Residence.RESIDENT
+    """Where its state is while placed, as last published by its owner, or ordered by the leader."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,12 +17,19 @@ The Lua side gets this same table (`scheduler/store/scripts.py` renders it), so 
     session:<id>:applied         list     JSON AppliedRecord in log order, one per applied input
     session:<id>:ids             hash     message id → "entry", "entry rev seq" once applied, PAUSE_ANSWER
     session:<id>:id_order        list     the same ids, oldest first; at most MAX_REMEMBERED_IDS
+    session:<id>:checkpoint      hash     a CheckpointPointer, the newest; gone when the session is closed
+    checkpoint:<object>          string   bytes of one checkpoint, ≤ MAX_CHECKPOINT_BYTES; <object> is
+                                          session:epoch:seq. Only what pointers name is kept; expires
+    checkpoint_expiry            zset     sessions with bytes above → when they expire, ms
+    checkpoint_sizes             hash     the same sessions → bytes
+    checkpoint_total             string   their sum; at most MAX_CHECKPOINT_TOTAL_BYTES
     serial                       string   counter of queue places
     queue:<model>                zset     queued sessions → queue_order: returners below zero, starts above
     queued_models                set      models that ever had a queue
     engines                      zset     engines that are not gone → heartbeat_ms
     engine:<id>                  hash     an EngineRecord; kept GONE_TTL_S after it is gone
     engine:<id>:placed           set      sessions placed on it
+    engine:<id>:away             set      those of them that hold no slot: offloaded or stored
     engine:<id>:commands         stream   field m: one JSON EngineCommand; bounded by MAX_COMMANDS
     gateways                     zset     gateways → heartbeat_ms
     gateway:<id>                 hash     what it says about itself; expires GATEWAY_TTL_S after a beat
@@ -40,6 +47,12 @@ MAX_INPUT_LOG = 50_000
 """Entries of one session's input log; beyond it inputs are refused. 40 minutes of 20 controls a second."""
 MAX_MEMORY_BYTES = 256 * 1024
 """Largest single write to the control Redis."""
+MAX_CHECKPOINT_BYTES = 256 * 1024
+"""Largest checkpoint in the control Redis; larger ones go to a directory or a second Redis."""
+MAX_CHECKPOINT_TOTAL_BYTES = 256 * 1024 * 1024
+"""Of all checkpoints in the control Redis; beyond it they are refused, and sessions go on without."""
+MIN_APPLIED_KEPT = 256
+"""Newest applied records of a session that stay when a checkpoint makes older ones unneeded."""
 CLOSED_TTL_S = 600
 """How long a closed session's hash stays, so that a late attach learns why."""
 GONE_TTL_S = 3_600
@@ -62,12 +75,18 @@ PATTERNS: Mapping[str, str] = {
     "applied": "session:%s:applied",
     "ids": "session:%s:ids",
     "id_order": "session:%s:id_order",
+    "checkpoint": "session:%s:checkpoint",
+    "checkpoint_data": "checkpoint:%s",
+    "checkpoint_expiry": "checkpoint_expiry",
+    "checkpoint_sizes": "checkpoint_sizes",
+    "checkpoint_total": "checkpoint_total",
     "serial": "serial",
     "queue": "queue:%s",
     "queued_models": "queued_models",
     "engines": "engines",
     "engine": "engine:%s",
     "placed": "engine:%s:placed",
+    "away": "engine:%s:away",
     "commands": "engine:%s:commands",
     "gateways": "gateways",
     "gateway": "gateway:%s",

@@ -29,6 +29,7 @@ from scheduler.domain import EngineState as EngineState
 from scheduler.domain import GatewayId as GatewayId
 from scheduler.domain import ModelInfo as ModelInfo
 from scheduler.domain import Phase as Phase
+from scheduler.domain import Residence as Residence
 from scheduler.domain import SessionId as SessionId
 from scheduler.domain import SessionRecord as SessionRecord
 from scheduler.domain import SessionState as SessionState
@@ -152,7 +153,27 @@ class StopEngine:
     type: ClassVar[str] = "stop_engine"
 
 
-EngineCommand = OpenSession | ReleaseSession | CloseSession | Drain | StopEngine
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuspendSession:
+    """Others need its slot: take the session out of it, unless somebody uses it again meanwhile."""
+
+    type: ClassVar[str] = "suspend"
+    session: SessionId
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivateSession:
+    """There is a slot for the session: bring its state back."""
+
+    type: ClassVar[str] = "activate"
+    session: SessionId
+    epoch: int
+
+
+EngineCommand = (
+    OpenSession | ReleaseSession | CloseSession | Drain | StopEngine | SuspendSession | ActivateSession
+)
 ENGINE_COMMANDS: Mapping[str, type[EngineCommand]] = {c.type: c for c in get_args(EngineCommand)}
 
 

@@ -7,6 +7,7 @@ does not depend on the history that led to it. Rows are sorted by id; columns ar
     engines["model"]          int32  index into View.models
     engines["capacity"]       int32  sessions
     engines["sessions"]       int32  sessions placed on it, counted from the session rows
+    engines["residents"]      int32  those of them that hold one of its `capacity` slots
     engines["load"]           f64    share, 0 to 1
     engines["chunk_ms"]       f64    ms
     engines["started_ms"], ["heartbeat_ms"], ["deadline_ms"]   int64, Redis time; NEVER_MS without a deadline
@@ -19,6 +20,8 @@ does not depend on the history that led to it. Rows are sorted by id; columns ar
     sessions["engine"]        int32  row of its engine; NO_ENGINE when it has none that is in the view
     sessions["epoch"]         int64
     sessions["active"]        bool
+    sessions["residence"]     int8   index into RESIDENCES
+    sessions["active_ms"]     int64  Redis time of the last active moment
     sessions["queue_order"]   int64  returners below zero
     sessions["created_ms"], ["left_ms"]   int64, Redis time; left_ms NEVER_MS while somebody controls it
     sessions["slack_ms"]      int64  ms
@@ -42,24 +45,29 @@ from scheduler.messages import (
     EngineRecord,
     EngineState,
     Phase,
+    Residence,
     SessionId,
     SessionRecord,
 )
 
 PHASES = tuple(Phase)
 ENGINE_STATES = tuple(EngineState)
+RESIDENCES = tuple(Residence)
+HOLDING_A_SLOT = (RESIDENCES.index(Residence.RESIDENT), RESIDENCES.index(Residence.LEAVING))
 NO_ENGINE = -1
 NEVER_MS = int(np.iinfo(np.int64).max)
 _NO_COSTS = EngineCosts(buckets=(), pass_ms=((),), decode_ms=0.0, chunk_passes=0, first_chunk_passes=0)
 
 _ENGINE = np.dtype(
-    [("state", "i1"), ("model", "i4"), ("capacity", "i4"), ("sessions", "i4"), ("load", "f8")]
+    [("state", "i1"), ("model", "i4"), ("capacity", "i4"), ("sessions", "i4"), ("residents", "i4")]
+    + [("load", "f8")]
     + [("chunk_ms", "f8"), ("started_ms", "i8"), ("heartbeat_ms", "i8"), ("deadline_ms", "i8")]
     + [("drain_ordered", "?"), ("pass_ms", "f8", (MAX_BATCH,)), ("decode_ms", "f8"), ("chunk_passes", "i4")]
 )
 _SESSION = np.dtype(
     [("phase", "i1"), ("model", "i4"), ("engine", "i4"), ("epoch", "i8"), ("active", "?")]
     + [("queue_order", "i8"), ("created_ms", "i8"), ("left_ms", "i8"), ("slack_ms", "i8")]
+    + [("residence", "i1"), ("active_ms", "i8")]
 )
 
 Id = TypeVar("Id", bound=str)
@@ -108,6 +116,11 @@ class View:
         mask: NDArray[np.bool_] = self.engines["state"] == ENGINE_STATES.index(state)
         return mask
 
+    def is_residence(self, residence: Residence) -> NDArray[np.bool_]:
+        """Mask of session rows; it says nothing about sessions that are not placed."""
+        mask: NDArray[np.bool_] = self.sessions["residence"] == RESIDENCES.index(residence)
+        return mask
+
     def same(self, other: View) -> bool:
         """Equal in every column?"""
         return (
@@ -138,7 +151,7 @@ class ClusterTable:
         costs = record.costs or _NO_COSTS
         self._engines.put(
             record.id,
-            (ENGINE_STATES.index(record.state), 0, record.capacity, 0, record.load, record.chunk_ms)
+            (ENGINE_STATES.index(record.state), 0, record.capacity, 0, 0, record.load, record.chunk_ms)
             + (record.started_ms, record.heartbeat_ms, deadline_ms, record.drain_ordered)
             + (_steady_ms(costs), costs.decode_ms, costs.chunk_passes),
         )
@@ -161,7 +174,8 @@ class ClusterTable:
         self._sessions.put(
             record.id,
             (PHASES.index(record.phase), 0, NO_ENGINE, record.epoch, record.active)
-            + (record.queue_order, record.created_ms, left_ms, record.slack_ms),
+            + (record.queue_order, record.created_ms, left_ms, record.slack_ms)
+            + (RESIDENCES.index(record.residence), record.active_ms),
         )
         return None
 
@@ -181,8 +195,10 @@ class ClusterTable:
         engines.rows["model"] = [code[self._model_of[id]] for id in engines.ids]
         sessions.rows["model"] = [code[self._model_of[id]] for id in sessions.ids]
         sessions.rows["engine"] = [NO_ENGINE if o is None else row.get(o, NO_ENGINE) for o in owners]
-        placed = sessions.rows["engine"][sessions.rows["engine"] != NO_ENGINE]
-        engines.rows["sessions"] = np.bincount(placed, minlength=len(engines.ids))
+        is_placed = sessions.rows["engine"] != NO_ENGINE
+        holds_slot = is_placed & np.isin(sessions.rows["residence"], HOLDING_A_SLOT)
+        for column, mask in (("sessions", is_placed), ("residents", holds_slot)):
+            engines.rows[column] = np.bincount(sessions.rows["engine"][mask], minlength=len(engines.ids))
         for columns in (engines, sessions):
             columns.rows.flags.writeable = False
         return View(

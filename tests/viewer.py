@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from gateway.client import Chunk, Session, connect
+from gateway.client_session import Mode
 
 
 class Viewer:
@@ -15,6 +16,8 @@ class Viewer:
         self.session = session
         self.next_seq = 0
         self.next_pts_ms = 0.0
+        self.taken: list[Chunk] = []
+        """Every chunk so far."""
         self._chunks = aiter(session)
 
     async def take(self, count: int) -> list[Chunk]:
@@ -28,6 +31,7 @@ class Viewer:
             self.next_seq += 1
             self.next_pts_ms = chunk.pts_ms + chunk.duration_ms
             taken.append(chunk)
+            self.taken.append(chunk)
         return taken
 
     async def take_until_engine(self, engine: str | None = None, *, other_than: str | None = None) -> Chunk:
@@ -39,9 +43,11 @@ class Viewer:
 
 
 @asynccontextmanager
-async def watching(url: str, prompt: str = "a red ball", seed: int = 1) -> AsyncIterator[Viewer]:
-    """A session from its start to its stop."""
+async def watching(
+    url: str, prompt: str = "a red ball", seed: int = 1, *, mode: Mode = "recorder"
+) -> AsyncIterator[Viewer]:
+    """A session from its start to its stop. A "viewer" takes chunks at the pace at which they play."""
     async with connect(url) as client:
-        session = await client.start(prompt, seed=seed, mode="recorder")
+        session = await client.start(prompt, seed=seed, mode=mode)
         yield Viewer(session)
         await session.stop()

@@ -73,6 +73,9 @@ class ModelSpec:
     """Same for the first chunk after start or reset."""
     decoder_state_numel: int
     """Length of the flat decoder state."""
+    decoder_tail_frames: int | None = None
+    """Newest latent frames that the decoder state depends on, so that it can be made from them again; None:
+    on all since start or reset, and a checkpoint must hold the state itself."""
 
     def __post_init__(self) -> None:
         if self.width % 2 or self.height % 2:

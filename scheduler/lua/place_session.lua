@@ -1,11 +1,12 @@
--- Give a session to an engine: a queued one, or a placed one that moves.
+-- Give a session to an engine: a queued one, or a placed one that moves. An idle one needs no slot there: it
+-- is placed as stored.
 --
 -- KEYS[1]  session:<id> (hash)
 -- ARGV[1]  session
 -- ARGV[2]  engine
 -- ARGV[3]  expect_epoch: the epoch that the plan saw
 -- ARGV[4]  term of the leader
--- Derived  engine:<id> (hash), engine:<id>:placed (set) and engine:<id>:commands (stream) of both engines,
+-- Derived  engine:<id> (hash), engine:<id>:placed and :away (sets), engine:<id>:commands (stream) of both engines,
 --          queue:<model> (zset)
 -- Returns  the new epoch
 -- Errors   STALE_TERM, REFUSED
@@ -30,7 +31,8 @@ end
 if e.model_name ~= s.model then
   return fail('REFUSED', engine .. ' has model ' .. e.model_name .. ', the session needs ' .. s.model)
 end
-if redis.call('SCARD', key('placed', engine)) >= tonumber(e.capacity) then
+local needs_slot = s.active == '1'
+if needs_slot and count_residents(engine) >= tonumber(e.capacity) then
   return fail('REFUSED', engine .. ' is full')
 end
 
@@ -38,8 +40,12 @@ local before, epoch = s.engine, s.epoch + 1
 detach(session, s)
 redis.call('ZREM', key('queue', s.model), session)
 redis.call('SADD', key('placed', engine), session)
+if not needs_slot then
+  redis.call('SADD', key('away', engine), session)
+end
 count_placed(engine)
-move_session(session, s, 'place', {'epoch', epoch, 'engine', engine, 'opened', 0, 'reason', '', 'queue_order', 0})
+move_session(session, s, 'place', {'epoch', epoch, 'engine', engine, 'opened', 0, 'reason', '', 'queue_order', 0,
+  'residence', needs_slot and 'resident' or 'stored'})
 if before ~= '' then
   command(before, {type = 'release', session = session, epoch = epoch, engine = engine})
 end

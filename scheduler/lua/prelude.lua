@@ -99,10 +99,30 @@ local function remember(session, id, answer)
   end
 end
 
+-- Sessions that hold a slot of an engine, or are entitled to one: what its capacity limits.
+local function count_residents(engine)
+  return redis.call('SCARD', key('placed', engine)) - redis.call('SCARD', key('away', engine))
+end
+
+-- Say where the state of a placed session is. Tells the leader if that is news.
+local function set_residence(session, s, residence)
+  if residence == 'offloaded' or residence == 'stored' then
+    redis.call('SADD', key('away', s.engine), session)
+  else
+    redis.call('SREM', key('away', s.engine), session)
+  end
+  redis.call('HSET', key('session', session), 'residence', residence)
+  if s.residence ~= residence then
+    s.residence = residence
+    emit({type = 'session_changed', session = session, active = s.active == '1'})
+  end
+end
+
 -- Take a session from its engine's set, if it has an engine whose record still exists.
 local function detach(session, s)
   if s.engine ~= '' then
     redis.call('SREM', key('placed', s.engine), session)
+    redis.call('SREM', key('away', s.engine), session)
     if redis.call('EXISTS', key('engine', s.engine)) == 1 then
       count_placed(s.engine)
     end
@@ -134,11 +154,31 @@ local function requeue(session, s, reason)
   emit({type = 'session_queued', session = session, reason = reason})
 end
 
+-- The bytes of a session's checkpoint leave the control Redis, and the books.
+local function drop_checkpoint_bytes(session, object)
+  redis.call('DEL', key('checkpoint_data', object))
+  local size = redis.call('HGET', key('checkpoint_sizes'), session)
+  if size then
+    redis.call('DECRBY', key('checkpoint_total'), size)
+    redis.call('HDEL', key('checkpoint_sizes'), session)
+    redis.call('ZREM', key('checkpoint_expiry'), session)
+  end
+end
+
+local function drop_checkpoint(session)
+  local c = read_hash(key('checkpoint', session))
+  if c then
+    drop_checkpoint_bytes(session, session .. ':' .. c.epoch .. ':' .. c.seq)
+    redis.call('DEL', key('checkpoint', session))
+  end
+end
+
 -- Close an open session. `closer` is the engine that does it, '' for anybody else; an owner is told otherwise.
 local function close(session, s, reason, closer)
   detach(session, s)
   redis.call('ZREM', key('queue', s.model), session)
   redis.call('ZREM', key('sessions'), session)
+  drop_checkpoint(session)
   redis.call('DEL', key('inputs', session), key('applied', session), key('ids', session), key('id_order', session))
   if s.engine ~= '' and s.engine ~= closer then
     command(s.engine, {type = 'close', session = session, reason = reason})
@@ -167,7 +207,7 @@ local function retire(engine, e, reason)
   end
   move_engine(engine, e, 'lose')
   redis.call('ZREM', key('engines'), engine)
-  redis.call('DEL', key('placed', engine), key('commands', engine))
+  redis.call('DEL', key('placed', engine), key('away', engine), key('commands', engine))
   redis.call('EXPIRE', key('engine', engine), GONE_TTL_S)
   emit({type = 'engine_changed', engine = engine, state = 'gone', reason = reason})
   return ids

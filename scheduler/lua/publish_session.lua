@@ -9,9 +9,11 @@
 -- ARGV[6]  next_frame, pixel frames
 -- ARGV[7]  rev
 -- ARGV[8]  slack_ms, ms
+-- ARGV[9]  residence
+-- Derived  engine:<id>:away (set)
 -- Returns  1
 -- Errors   STALE_EPOCH
--- Events   session_changed, only when active changes
+-- Events   session_changed, only when active or residence changes
 
 local s = read_hash(KEYS[1])
 local bad = check_owner(s, ARGV[2], ARGV[3])
@@ -23,7 +25,11 @@ redis.call('HSET', KEYS[1], 'active', ARGV[4], 'next_seq', ARGV[5], 'next_frame'
 if s.active == '1' or ARGV[4] == '1' then
   redis.call('HSET', KEYS[1], 'active_ms', now_ms())
 end
-if s.active ~= ARGV[4] then
+local is_new = s.active ~= ARGV[4]
+s.active = ARGV[4]
+local residence = s.residence
+set_residence(ARGV[1], s, ARGV[9])
+if is_new and residence == ARGV[9] then
   emit({type = 'session_changed', session = ARGV[1], active = ARGV[4] == '1'})
 end
 return 1

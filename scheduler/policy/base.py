@@ -37,6 +37,24 @@ class Requeue:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Suspend:
+    """Have a session that nobody watches, or that is idle, give up its slot; its state stays there."""
+
+    session: SessionId
+    expect_epoch: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activate:
+    """Give an active session whose state is out of its slot a slot of its engine again."""
+
+    session: SessionId
+    expect_epoch: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
     """Close a queued session that nobody controls since left_ms."""
 
@@ -77,7 +95,7 @@ class SetDesired:
     why: str
 
 
-Action = Place | Requeue | Sweep | LoseEngine | DrainEngine | StopDrained | SetDesired
+Action = Place | Requeue | Suspend | Activate | Sweep | LoseEngine | DrainEngine | StopDrained | SetDesired
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scheduler.config import SchedulerConfig
 from scheduler.messages import EngineState, Phase
-from scheduler.policy.base import Changes, Memory, Place, Plan
+from scheduler.policy.base import Activate, Changes, Memory, Place, Plan
 from scheduler.policy.upkeep import (
     find_lost,
     lose,
@@ -17,8 +18,9 @@ from scheduler.policy.upkeep import (
     requeue_orphans,
     size_cluster,
     sweep,
+    wants_slot,
 )
-from scheduler.view import NEVER_MS, View
+from scheduler.view import NEVER_MS, NO_ENGINE, View
 
 
 class LeastLoaded:
@@ -36,47 +38,71 @@ class LeastLoaded:
             view, changes, memory, now_ms, lost=tuple(lost), model=config.model, num_engines=config.engines
         )
         closed = {*lost, *sizing.draining}
-        open_ = [id not in closed for id in view.engines.ids]
-        places = place(view, np.array(open_, dtype=bool))
-        room = make_room(view, _num_short(view, places), now_ms)
+        is_open = np.array([id not in closed for id in view.engines.ids], dtype=bool)
+        seats = seat(view, is_open)
+        room = make_room(view, seats.short, now_ms)
         upkeep = (*lose(lost), *requeue_orphans(view), *sweep(view, now_ms, config), *sizing.actions)
-        return (*upkeep, *places, *room), memory
+        return (*upkeep, *seats.actions, *room), memory
 
 
-def place(view: View, is_open: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> list[Place]:
-    """Place waiting sessions, and move sessions off draining engines, on ready engines marked open."""
-    engines = view.engines
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seats:
+    """Who gets a place, and who found none."""
+
+    actions: tuple[Place | Activate, ...]
+    short: tuple[int, ...]
+    """Rows of sessions that need a slot and found none, who comes first first."""
+
+
+def seat(view: View, is_open: NDArray[np.bool_]) -> Seats:
+    """Place waiting sessions, give those that became active again a slot, and move sessions off draining
+    engines, all on ready engines marked open. An idle session needs a place, but no slot.
+    """
+    engines, sessions = view.engines, view.sessions
     usable = view.is_state(EngineState.READY) & is_open
-    room = np.where(usable, engines["capacity"] - engines["sessions"], 0)
-    actions: list[Place] = []
+    room = np.where(usable, engines["capacity"] - engines["residents"], 0)
+    actions: list[Place | Activate] = []
+    short: list[int] = []
     for row in _order(view):
-        model = view.sessions["model"][row]
-        fitting = np.where(engines["model"] == model, room, 0)
-        # argmax gives the first of equals, and rows are sorted by id.
-        if not len(fitting) or fitting[best := int(np.argmax(fitting))] <= 0:
+        own = int(sessions["engine"][row])
+        is_active = bool(sessions["active"][row])
+        fitting = usable & (engines["model"] == sessions["model"][row])
+        if is_active and own != NO_ENGINE and usable[own] and room[own] > 0:
+            room[own] -= 1
+            actions.append(_activate(view, row))
             continue
-        actions.append(
-            Place(
-                session=view.sessions.ids[row],
-                engine=engines.ids[best],
-                expect_epoch=int(view.sessions["epoch"][row]),
-                why=f"most room: {room[best]} of {engines['capacity'][best]} places free",
-            )
-        )
-        room[best] -= 1
-    return actions
+        free = np.where(fitting, room, np.iinfo(room.dtype).min)
+        # argmax gives the first of equals, and rows are sorted by id.
+        best = int(np.argmax(free)) if len(free) else 0
+        if not fitting.any() or (is_active and free[best] <= 0):
+            if is_active:
+                short.append(row)
+            continue
+        actions.append(_place(view, row, best, int(room[best])))
+        room[best] -= is_active
+    return Seats(actions=tuple(actions), short=tuple(short))
 
 
-def _num_short(view: View, places: list[Place]) -> Counter[int]:
-    """Queued sessions that found no place, by model index."""
-    placed = {action.session for action in places}
-    queued = view.is_phase(Phase.QUEUED)
-    rows = (row for row in _order(view) if queued[row] and view.sessions.ids[row] not in placed)
-    return Counter(int(view.sessions["model"][row]) for row in rows)
+def _activate(view: View, row: int) -> Activate:
+    return Activate(
+        session=view.sessions.ids[row],
+        expect_epoch=int(view.sessions["epoch"][row]),
+        why="active again, and its engine has a free slot",
+    )
+
+
+def _place(view: View, row: int, engine: int, room: int) -> Place:
+    return Place(
+        session=view.sessions.ids[row],
+        engine=view.engines.ids[engine],
+        expect_epoch=int(view.sessions["epoch"][row]),
+        why=f"most room: {room} of {view.engines['capacity'][engine]} slots free",
+    )
 
 
 def _order(view: View) -> list[int]:
-    """Rows of sessions that want a place: returners, then those on draining engines, then new starts.
+    """Rows of sessions that want a place: returners, those active again without a slot, those on draining
+    engines, then new starts.
 
     A queued session whose connection left waits until somebody attaches: nobody would watch.
     """
@@ -86,6 +112,7 @@ def _order(view: View) -> list[int]:
     by_order = np.argsort(queue_order, kind="stable")
     returners = [int(r) for r in by_order if waiting[r] and queue_order[r] < 0]
     starts = [int(r) for r in by_order if waiting[r] and queue_order[r] >= 0]
-    draining = np.flatnonzero(view.is_state(EngineState.DRAINING))
-    leaving = np.flatnonzero(view.is_phase(Phase.PLACED) & np.isin(sessions["engine"], draining))
-    return [*returners, *(int(r) for r in leaving), *starts]
+    placed = view.is_phase(Phase.PLACED)
+    draining = placed & np.isin(sessions["engine"], np.flatnonzero(view.is_state(EngineState.DRAINING)))
+    again = wants_slot(view) & ~draining
+    return [*returners, *map(int, np.flatnonzero(again)), *map(int, np.flatnonzero(draining)), *starts]

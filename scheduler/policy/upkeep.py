@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scheduler.config import SchedulerConfig
-from scheduler.messages import DesiredEngine, EngineId, EngineState, Phase
+from scheduler.messages import DesiredEngine, EngineId, EngineState, Phase, Residence
 from scheduler.policy.base import (
     Action,
     Changes,
@@ -18,9 +19,10 @@ from scheduler.policy.base import (
     Requeue,
     SetDesired,
     StopDrained,
+    Suspend,
     Sweep,
 )
-from scheduler.view import ENGINE_STATES, NEVER_MS, NO_ENGINE, View
+from scheduler.view import ENGINE_STATES, HOLDING_A_SLOT, NEVER_MS, NO_ENGINE, View
 
 RELOAD_GRACE_MS = 3_000
 """A connection that is gone for less may be a page being loaded again."""
@@ -70,23 +72,47 @@ def sweep(view: View, now_ms: int, config: SchedulerConfig) -> list[Action]:
     ]
 
 
-def make_room(view: View, num_short: Mapping[int, int], now_ms: int) -> list[Action]:
-    """Take sessions without a connection from their engines while others wait, the longest gone first.
+def wants_slot(view: View) -> NDArray[np.bool_]:
+    """Mask of placed sessions that are active while their state is out of its slot."""
+    sessions = view.sessions
+    mask: NDArray[np.bool_] = (
+        view.is_phase(Phase.PLACED) & sessions["active"] & ~np.isin(sessions["residence"], HOLDING_A_SLOT)
+    )
+    return mask
 
-    num_short: sessions that found no place, by model index. DESIGN.md section 4: lingering sessions go first.
+
+def make_room(view: View, short: Sequence[int], now_ms: int) -> list[Action]:
+    """Take the slots of sessions that nobody watches, or that are idle, while others wait: the longest gone
+    first, then the longest idle. Who is short and can't be helped so waits in the queue, if placed.
+
+    short: rows of sessions that found no slot, who comes first first.
     """
     sessions = view.sessions
-    ready = np.flatnonzero(view.is_state(EngineState.READY))
-    gone = view.is_phase(Phase.PLACED) & (sessions["left_ms"] <= now_ms - RELOAD_GRACE_MS)
-    candidates = np.flatnonzero(gone & np.isin(sessions["engine"], ready))
-    short = dict(num_short)
+    ready = np.isin(sessions["engine"], np.flatnonzero(view.is_state(EngineState.READY)))
+    placed = ready & view.is_phase(Phase.PLACED)
+    gone = sessions["left_ms"] <= now_ms - RELOAD_GRACE_MS
+    candidates = np.flatnonzero(placed & view.is_residence(Residence.RESIDENT) & (gone | ~sessions["active"]))
+    since_ms = np.where(gone, sessions["left_ms"], sessions["active_ms"])[candidates]
+    order = candidates[np.lexsort((since_ms, ~gone[candidates]))]
+    on_its_way = placed & view.is_residence(Residence.LEAVING)
     actions: list[Action] = []
-    for row in candidates[np.argsort(sessions["left_ms"][candidates], kind="stable")]:
-        model = int(sessions["model"][row])
-        if short.get(model, 0) > 0:
-            short[model] -= 1
-            epoch = int(sessions["epoch"][row])
-            actions.append(Requeue(session=sessions.ids[row], expect_epoch=epoch, why="made_room"))
+    for model in sorted({int(sessions["model"][row]) for row in short}):
+        rows = [row for row in short if sessions["model"][row] == model]
+        coming = int(np.count_nonzero(on_its_way & (sessions["model"] == model)))
+        leaving = [int(r) for r in order if sessions["model"][r] == model][: max(0, len(rows) - coming)]
+        actions += [
+            Suspend(
+                session=sessions.ids[row],
+                expect_epoch=int(sessions["epoch"][row]),
+                why="others wait for a slot, and " + ("nobody watches it" if gone[row] else "it is idle"),
+            )
+            for row in leaving
+        ]
+        actions += [
+            Requeue(session=sessions.ids[row], expect_epoch=int(sessions["epoch"][row]), why="no_room")
+            for row in rows[coming + len(leaving) :]
+            if placed[row]
+        ]
     return actions
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from typing import Self
 
+from scheduler.store.checkpoints import Checkpoints, open_checkpoints
 from scheduler.store.connection import Connection
 from scheduler.store.engine import EngineStore
 from scheduler.store.errors import (
     BeyondGenerated,
+    CheckpointRefused,
     EngineGone,
     EngineUnknown,
     EventsTrimmed,
@@ -33,12 +35,21 @@ from scheduler.store.gateway import GatewayStore
 from scheduler.store.leader import LeaderStore
 from scheduler.store.provisioner import ProvisionerStore
 from scheduler.store.reader import START, draw_id
-from scheduler.store.values import AppliedRecord, ClusterInfo, InputReceipt, SessionProgress
+from scheduler.store.values import (
+    AppliedRecord,
+    CheckpointPointer,
+    ClusterInfo,
+    InputReceipt,
+    SessionProgress,
+)
 
 __all__ = [
     "START",
     "AppliedRecord",
     "BeyondGenerated",
+    "CheckpointPointer",
+    "CheckpointRefused",
+    "Checkpoints",
     "ClusterInfo",
     "EngineGone",
     "EngineUnknown",
@@ -59,6 +70,7 @@ __all__ = [
     "StoreError",
     "StoreUnavailable",
     "draw_id",
+    "open_checkpoints",
 ]
 
 

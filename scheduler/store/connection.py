@@ -10,6 +10,7 @@ from typing import Any
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.client import NEVER_DECODE
 from redis.exceptions import BusyLoadingError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -89,7 +90,13 @@ class Connection:
         """For several commands in one round trip (not atomic), inside `mapped_errors()`."""
         return self._commands.pipeline(transaction=False)
 
-    async def run(self, script: str, key: str, *args: str | int | float) -> Any:
+    async def get_bytes(self, key: str) -> bytes | None:
+        """A string that is not text."""
+        async with mapped_errors():
+            found: bytes | None = await self.client.execute_command("GET", key, **{NEVER_DECODE: True})
+        return found
+
+    async def run(self, script: str, key: str, *args: str | int | float | bytes) -> Any:
         """Run the Lua script `script` on its subject's key."""
         async with mapped_errors():
             return await self._scripts[script](keys=[key], args=args)

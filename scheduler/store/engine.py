@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from scheduler.keys import MAX_CHECKPOINT_BYTES
 from scheduler.messages import (
     ENGINE_COMMANDS,
     EngineCommand,
@@ -11,12 +12,13 @@ from scheduler.messages import (
     EngineId,
     EngineState,
     ModelInfo,
+    Residence,
     SessionId,
 )
 from scheduler.store import records
-from scheduler.store.errors import StaleEpoch
+from scheduler.store.errors import CheckpointRefused, StaleEpoch
 from scheduler.store.reader import StoreReader
-from scheduler.store.values import AppliedRecord, SessionProgress
+from scheduler.store.values import AppliedRecord, CheckpointPointer, SessionProgress
 
 NO_DEADLINE = -1
 
@@ -96,8 +98,9 @@ class EngineStore(StoreReader):
         next_frame: int,
         rev: int,
         slack_ms: int,
+        residence: Residence = Residence.RESIDENT,
     ) -> None:
-        """Publish progress; an event follows only when `active` changes. Raises StaleEpoch."""
+        """Publish progress; an event follows only when `active` or `residence` changes. Raises StaleEpoch."""
         progress = SessionProgress(
             session=session,
             epoch=epoch,
@@ -106,6 +109,7 @@ class EngineStore(StoreReader):
             next_frame=next_frame,
             rev=rev,
             slack_ms=slack_ms,
+            residence=residence,
         )
         if await self.publish_sessions(engine, [progress]):
             raise StaleEpoch(f"{engine} does not own {session} at epoch {epoch}")
@@ -143,6 +147,61 @@ class EngineStore(StoreReader):
         key = self._key("session", session)
         await self._redis.run("record_applied", key, session, engine, epoch, *fields)
 
+    async def admit_session(self, engine: EngineId, session: SessionId, epoch: int) -> bool:
+        """Ask for a slot for a session whose state is elsewhere. True: it counts as resident from now on.
+
+        Raises:
+            StaleEpoch
+        """
+        key = self._key("session", session)
+        return bool(await self._redis.run("admit_session", key, session, engine, epoch))
+
+    async def point_checkpoint(
+        self,
+        engine: EngineId,
+        session: SessionId,
+        pointer: CheckpointPointer,
+        *,
+        data: bytes | None,
+        ttl_s: int,
+    ) -> str | None:
+        """Name a newer checkpoint, of the owner's epoch. Returns an object that is not needed any more.
+
+        data: its bytes, kept in this Redis for ttl_s; None: they were put elsewhere before this call.
+
+        Raises:
+            StaleEpoch
+            CheckpointRefused: larger than MAX_CHECKPOINT_BYTES, or no room beside the others.
+        """
+        if data is not None and len(data) > MAX_CHECKPOINT_BYTES:
+            raise CheckpointRefused(
+                f"a checkpoint of {len(data)} bytes is over the {MAX_CHECKPOINT_BYTES} that the control Redis"
+                " takes: set `checkpoints` to a directory or a second Redis"
+            )
+        unneeded = await self._redis.run(
+            "write_checkpoint",
+            self._key("session", session),
+            session,
+            engine,
+            pointer.epoch,
+            pointer.seq,
+            pointer.last_applied,
+            records.checkpoint_base(pointer),
+            pointer.size,
+            ttl_s,
+            data if data is not None else "",
+        )
+        return unneeded or None
+
+    async def checkpoint_pointer(self, session: SessionId) -> CheckpointPointer | None:
+        """The newest checkpoint of an open session."""
+        (found,) = await self._hashes([self._key("checkpoint", session)])
+        return records.checkpoint_pointer(found) if found else None
+
+    async def checkpoint_data(self, object_name: str) -> bytes | None:
+        """Bytes that lie in this Redis; None: they expired, or were never here."""
+        return await self._redis.get_bytes(self._key("checkpoint_data", object_name))
+
     async def end_session(self, engine: EngineId, session: SessionId, epoch: int, reason: str) -> None:
         """The owner closes it: the client's stop, idle too long, retained too long. Raises StaleEpoch."""
         await self._redis.run("end_session", self._key("session", session), session, engine, epoch, reason)
@@ -153,4 +212,5 @@ class EngineStore(StoreReader):
 
 
 def _progress_args(engine: EngineId, p: SessionProgress) -> tuple[str | int, ...]:
-    return (p.session, engine, p.epoch, int(p.active), p.next_seq, p.next_frame, p.rev, p.slack_ms)
+    numbers = (p.epoch, int(p.active), p.next_seq, p.next_frame, p.rev, p.slack_ms)
+    return (p.session, engine, *numbers, p.residence.value)

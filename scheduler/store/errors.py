@@ -14,6 +14,7 @@ StoreError
 ├── BeyondGenerated      an attach names a chunk that is far from being generated
 ├── InputLogFull         the session's input log holds MAX_INPUT_LOG entries
 ├── PlacementRefused     the world moved on since the plan was made: plan again
+├── CheckpointRefused    the checkpoint is too large, or there is no room for it: go on without
 ├── EventsTrimmed        events after the given id are lost to this reader: read everything again
 └── ServerTooOld         the Redis server is older than 6.2
 """
@@ -83,6 +84,10 @@ class BeyondGenerated(StoreError):
 
 class PlacementRefused(StoreError):
     """A placement no longer fits: the session, its epoch or the engine changed since the plan was made."""
+
+
+class CheckpointRefused(StoreError):
+    """A checkpoint is larger than the control Redis takes, or all of them together are."""
 
 
 class EventsTrimmed(StoreError):

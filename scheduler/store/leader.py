@@ -49,6 +49,24 @@ class LeaderStore(StoreReader):
         key = self._key("session", session)
         await self._redis.run("requeue_session", key, session, expect_epoch, term, reason)
 
+    async def suspend_session(self, session: SessionId, *, expect_epoch: int, term: int) -> None:
+        """Tell the owner to take a session that nobody watches out of its slot.
+
+        Raises:
+            PlacementRefused: not placed, the epoch changed, or it is not resident.
+        """
+        key = self._key("session", session)
+        await self._redis.run("suspend_session", key, session, expect_epoch, term)
+
+    async def activate_session(self, session: SessionId, *, expect_epoch: int, term: int) -> None:
+        """Give a placed session a slot of its engine again, and tell the engine.
+
+        Raises:
+            PlacementRefused: not placed, the epoch changed, it has a slot, or its engine is full.
+        """
+        key = self._key("session", session)
+        await self._redis.run("activate_session", key, session, expect_epoch, term)
+
     async def sweep_session(self, session: SessionId, *, left_ms: int, term: int, reason: str) -> bool:
         """Close a queued session that nobody controls since left_ms. False: the world moved on."""
         key = self._key("session", session)

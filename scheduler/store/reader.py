@@ -42,6 +42,11 @@ class StoreReader:
         self._redis = connection
         self._key = connection.keys.key
 
+    @property
+    def prefix(self) -> str:
+        """What every key of the cluster starts with."""
+        return self._redis.keys.prefix
+
     async def ping(self) -> None:
         """Return when Redis answers."""
         async with mapped_errors():

@@ -16,11 +16,12 @@ from scheduler.messages import (
     GatewayId,
     ModelInfo,
     Phase,
+    Residence,
     SessionId,
     SessionRecord,
     decode_fields,
 )
-from scheduler.store.values import AppliedRecord
+from scheduler.store.values import AppliedRecord, CheckpointPointer
 
 MAX_DESIRED = 1_024
 
@@ -52,6 +53,7 @@ def session_record(session: SessionId, h: Mapping[str, str]) -> SessionRecord:
         reason=h["reason"],
         queue_order=int(h["queue_order"] or 0),
         left_ms=int(h["left_ms"]) if h["left_ms"] else None,
+        residence=Residence(h.get("residence", Residence.RESIDENT.value)),
     )
 
 
@@ -107,3 +109,23 @@ def desired_json(engines: Sequence[DesiredEngine]) -> str:
 def applied_record(text: str) -> AppliedRecord:
     """Raises DecodeError."""
     return decode_fields(AppliedRecord, json.loads(text))
+
+
+def checkpoint_pointer(h: Mapping[str, str]) -> CheckpointPointer:
+    """Layout of the hash `session:<id>:checkpoint`: the pointer's fields, `base` as JSON."""
+    base = json.loads(h["base"])
+    return CheckpointPointer(
+        epoch=int(h["epoch"]),
+        seq=int(h["seq"]),
+        last_applied=h["last_applied"],
+        text=base["text"],
+        seed=base["seed"],
+        rev=base["rev"],
+        size=int(h["size"]),
+    )
+
+
+def checkpoint_base(pointer: CheckpointPointer) -> str:
+    """The field `base` of the same hash."""
+    base = {"text": pointer.text, "seed": pointer.seed, "rev": pointer.rev}
+    return json.dumps(base, separators=(",", ":"))

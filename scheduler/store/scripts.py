@@ -38,6 +38,7 @@ class ScriptError(Enum):
     INPUT_LOG_FULL = "INPUT_LOG_FULL"
     BEYOND = "BEYOND"
     REFUSED = "REFUSED"
+    CHECKPOINTS_FULL = "CHECKPOINTS_FULL"
 
 
 _EXCEPTIONS: Mapping[ScriptError, Callable[[str], errors.StoreError]] = {
@@ -53,6 +54,7 @@ _EXCEPTIONS: Mapping[ScriptError, Callable[[str], errors.StoreError]] = {
     ScriptError.INPUT_LOG_FULL: errors.InputLogFull,
     ScriptError.BEYOND: errors.BeyondGenerated,
     ScriptError.REFUSED: errors.PlacementRefused,
+    ScriptError.CHECKPOINTS_FULL: errors.CheckpointRefused,
 }
 
 
@@ -84,6 +86,9 @@ def _constants() -> str:
         "MAX_INPUT_LOG": keys.MAX_INPUT_LOG,
         "MAX_REMEMBERED_IDS": MAX_REMEMBERED_IDS,
         "REPLAY_CHUNKS": REPLAY_CHUNKS,
+        "MAX_CHECKPOINT_BYTES": keys.MAX_CHECKPOINT_BYTES,
+        "MAX_CHECKPOINT_TOTAL_BYTES": keys.MAX_CHECKPOINT_TOTAL_BYTES,
+        "MIN_APPLIED_KEPT": keys.MIN_APPLIED_KEPT,
         "CLOSED_TTL_S": keys.CLOSED_TTL_S,
         "GONE_TTL_S": keys.GONE_TTL_S,
         "GATEWAY_TTL_S": keys.GATEWAY_TTL_S,

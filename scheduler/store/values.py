@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scheduler.messages import MessageId, SessionId
+from scheduler.messages import MessageId, Residence, SessionId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +42,29 @@ class SessionProgress:
     next_frame: int
     rev: int
     slack_ms: int
+    residence: Residence = Residence.RESIDENT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointPointer:
+    """The newest checkpoint of a session, and where its prompts stood in it."""
+
+    epoch: int
+    """Of the owner that wrote it."""
+    seq: int
+    """The first chunk that is not in it."""
+    last_applied: str
+    """Newest entry of the input log that is in it. Older entries may have been trimmed from the log."""
+    text: str | None
+    """Prompt in force."""
+    seed: int
+    rev: int
+    size: int
+    """Bytes."""
+
+    def object_name(self, session: SessionId) -> str:
+        """Names the bytes, which never change."""
+        return f"{session}:{self.epoch}:{self.seq}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from engine.compute import ComputeLoop
-from engine.compute_messages import ComputeEvent, Drop, Feed, Open, PartMade, SessionFailed, Wish
+from engine.compute_messages import (
+    CheckpointMade,
+    ComputeEvent,
+    Drop,
+    Feed,
+    Offload,
+    Open,
+    PartMade,
+    Resided,
+    Restore,
+    SessionFailed,
+    Wish,
+)
 from engine.cost_table import CostTable
 from engine.credit import Player
 from engine.encoder import EncoderPool
 from engine.kv_pool import SlabPool
 from engine.models.base import CausalVideoModel, ModelSpec, PassBatch
 from engine.models.shapes.model import TINY, ShapesModel
+from engine.offload import HostPool, slab_bytes
 from engine.progress import Progress
-from engine.steering import LogEntry, Steering
-from scheduler.messages import Input, PromptInput, SessionId
+from engine.session_state import Stage
+from engine.state_format import ExportedState, describe, pack, unpack
+from engine.steering import LogEntry, RecordedInput, Steering
+from scheduler.messages import Input, PromptInput, Residence, SessionId
 
 BATCHING_PAYS = CostTable.flat(1.0, 1.01, 1.02, 1.03, 1.04, 1.05, 1.06, 1.07)
 BATCHING_COSTS = CostTable.flat(1.0)
@@ -27,8 +42,8 @@ BATCHING_COSTS = CostTable.flat(1.0)
 class RecordingModel:
     """A random tiny model that notes batches and decoded latents, and can be told to fail."""
 
-    def __init__(self, *, seed: int = 0) -> None:
-        self.inner: CausalVideoModel = ShapesModel.random(seed, config=TINY)
+    def __init__(self, *, seed: int = 0, inner: CausalVideoModel | None = None) -> None:
+        self.inner = inner if inner is not None else ShapesModel.random(seed, config=TINY)
         self.spec: ModelSpec = self.inner.spec
         self.device, self.dtype = self.inner.device, self.inner.dtype
         self.batches: list[PassBatch] = []
@@ -89,12 +104,14 @@ class Bench:
 
     model: RecordingModel = field(default_factory=RecordingModel)
     slots: int = 4
+    host_slabs: int = 4
     costs: CostTable = BATCHING_PAYS
     now_ms: float = 0.0
     events: list[ComputeEvent] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.pool = SlabPool(self.model, slots=self.slots)
+        self.host = HostPool(self.model, budget_bytes=self.host_slabs * slab_bytes(self.model))
         self.encoders = EncoderPool(threads=1)
         self.loop = ComputeLoop(
             self.model,
@@ -102,11 +119,20 @@ class Bench:
             costs=self.costs,
             encoders=self.encoders,
             crf=23,
+            host=self.host,
+            checkpoint_every=1,
             progress=Progress(self.clock),
             clock=self.clock,
-            emit=self.events.append,
+            emit=self._note,
         )
         self.clients: dict[SessionId, Client] = {}
+        self.fed: set[int] = set()
+        """For scripts: chunks whose inputs were given at the opening."""
+
+    def _note(self, event: ComputeEvent) -> None:
+        self.events.append(event)
+        if isinstance(event, Resided):
+            self.loop._boundary._wake.set()  # or the step would rest, when the test waits for this and nothing else
 
     def clock(self) -> float:
         return self.now_ms
@@ -148,7 +174,70 @@ class Bench:
     def feed(self, session: SessionId, *inputs: Input) -> None:
         """Append to the session's input log."""
         entries = tuple(LogEntry(entry=f"2-{n}", message=message) for n, message in enumerate(inputs))
+        self.feed_entries(session, entries)
+
+    def feed_entries(self, session: SessionId, entries: tuple[LogEntry, ...]) -> None:
         self.loop.submit(Feed(session=session, epoch=self.clients[session].epoch, entries=entries))
+
+    def reopen(
+        self,
+        session: str,
+        checkpoint: ExportedState,
+        *,
+        seq: int,
+        recorded: tuple[RecordedInput, ...] = (),
+        pending: tuple[LogEntry, ...] = (),
+        epoch: int = 2,
+    ) -> SessionId:
+        """A session from its checkpoint, whose client has all chunks before `seq`."""
+        id = SessionId(session)
+        command = Open(
+            session=id,
+            epoch=epoch,
+            steering=Steering(seed=0),
+            pending=pending,
+            recorded=recorded,
+            seq=seq,
+            frame=0,
+            checkpoint=checkpoint,
+        )
+        self.loop.submit(command)
+        spec = self.model.spec
+        player = Player(lead_ms=1e9, chunk_ms=spec.chunk_frames * 1000 / spec.fps, has_acked=True)
+        self.clients[id] = Client(epoch=epoch, player=player)
+        self.allow(id, seq)
+        return id
+
+    def offload(self, session: SessionId) -> None:
+        """Take it out of its slot; returns when its state is elsewhere."""
+        self.loop.submit(Offload(session=session, epoch=self.clients[session].epoch))
+        self._until_resided(session, lambda residence: residence is not Residence.RESIDENT)
+
+    def restore(self, session: SessionId) -> None:
+        """Bring it back; returns when it is in a slot."""
+        self.loop.submit(Restore(session=session, epoch=self.clients[session].epoch))
+        self._until_resided(session, lambda residence: residence is Residence.RESIDENT)
+
+    def resided(self, session: SessionId) -> list[Residence]:
+        """Every place where its state was said to be."""
+        return [e.residence for e in self.events if isinstance(e, Resided) and e.session == session]
+
+    def checkpoints(self, session: SessionId) -> dict[int, ExportedState]:
+        """Its checkpoints by seq, as they come out of their bytes."""
+        made = [e for e in self.events if isinstance(e, CheckpointMade) and e.session == session]
+        return {e.seq: unpack(pack(describe(e.state.header, e.state.buffers, checked=True))) for e in made}
+
+    def _until_resided(self, session: SessionId, is_there: Callable[[Residence], bool]) -> None:
+        before = len(self.resided(session))
+        with torch.inference_mode():
+            while not any(is_there(residence) for residence in self.resided(session)[before:]):
+                assert self.loop.step(), "the loop ended"
+
+    def renew_encoder(self, session: SessionId) -> None:
+        """Encode the next chunk with a fresh encoder, as a new owner does."""
+        resident = self.loop._residents[session]
+        assert resident.lane is not None
+        resident.lane = replace(resident.lane, encoder=self.loop._make_encoder())
 
     def drop(self, session: SessionId) -> None:
         self.loop.submit(Drop(session=session, epoch=self.clients.pop(session).epoch))
@@ -172,6 +261,13 @@ class Bench:
                 self._want_more()
                 assert self.loop.step(), "the loop ended"
         self.encoders.close()
+
+    def to_boundary(self, session: SessionId) -> None:
+        """Pause, and run the clean pass of the newest chunk."""
+        self.run(session, False)
+        with torch.inference_mode():
+            while any(s.session == session and s.stage is not Stage.BOUNDARY for s in self.loop.states()):
+                assert self.loop.step()
 
     def made(self, session: SessionId) -> int:
         """Chunks that the session has made since it was opened."""

@@ -55,7 +55,7 @@ class Program:
         self.runs: list[PassRun] = []
         loaded = prepare(model, capacity=4, ranks=ranks)
         self.pool = loaded.pool
-        self.encoders = EncoderPool(threads=1) if ranks.rank == 0 else None
+        self.encoders = EncoderPool(threads=1)
         self.loop = ComputeLoop(
             model,
             loaded.pool,
@@ -111,8 +111,8 @@ class Program:
         if self.ranks.rank == 0:
             self.start()
         self.loop.run()
-        if self.encoders is not None:
-            self.encoders.close()
+        self.encoders.close()
+        self.loop.close()
         for event in self.events:
             if isinstance(event, ComputeDied):
                 raise event.error

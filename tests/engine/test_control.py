@@ -41,7 +41,7 @@ from scheduler.messages import (
     Subscribe,
     encode_json,
 )
-from scheduler.store import AppliedRecord, EngineGone, Store
+from scheduler.store import AppliedRecord, EngineGone, Store, open_checkpoints
 from tests.engine.edges import S1, RecordedLink, made, until
 from tests.engine.process import config, place
 from tests.scheduler.conftest import RedisServer, lead
@@ -59,13 +59,17 @@ class World:
         self.wishes: list[Wish] = []
         self.stopped = asyncio.Event()
         self.errors: list[BaseException] = []
+        self.tasks: list[asyncio.Task[None]] = []
+        """Of the control, the heartbeat first."""
         progress = Progress(monotonic_ms)
         progress.rest()
-        self.control = Control(store, settings, progress, stop=self.stopped.set)
+        checkpoints = open_checkpoints(store, settings.checkpoints, ttl_s=settings.checkpoint_ttl_s)
+        self.control = Control(store, settings, progress, checkpoints=checkpoints, stop=self.stopped.set)
         self.host = Host(
             MODEL.spec,
             self,
             self.control,
+            self.control.checkpointer,
             limits=LifeLimits(),
             clock=monotonic_ms,
             combine=MODEL.combine_prompts,
@@ -111,7 +115,7 @@ async def running(store: Store, url: str, cluster: str) -> AsyncIterator[World]:
     await world.control.register("ws://127.0.0.1:1/link", model_info(MODEL.spec), capacity=4)
     control = world.control
     work = (control.beat(), control.read_commands(), control.read_inputs(), control.publish())
-    tasks = [asyncio.create_task(task) for task in work]
+    tasks = world.tasks = [asyncio.create_task(task) for task in work]
     try:
         yield world
     finally:
@@ -220,10 +224,9 @@ async def test_an_engine_declared_gone_learns_it_by_its_heartbeat(
     """EngineGone ends the beat task: the process must exit."""
     async with running(store, redis_url, cluster) as world:
         await world.store.lose_engine(E1, term=await lead(world.store), reason="test")
-        beat = asyncio.create_task(world.control.beat())
         with pytest.raises(EngineGone):
             async with asyncio.timeout(20):
-                await beat
+                await world.tasks[0]
     assert any(isinstance(error, EngineGone) for error in world.errors)
 
 

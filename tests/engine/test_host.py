@@ -10,12 +10,16 @@ from typing import cast
 import pytest
 
 from engine.compute_messages import (
+    CheckpointMade,
     Command,
     ComputeDied,
     Drop,
     Feed,
     InputsTaken,
+    Offload,
     Open,
+    Resided,
+    Restore,
     SessionFailed,
     Wish,
 )
@@ -24,6 +28,8 @@ from engine.host import Host
 from engine.hosted import Hosted
 from engine.lifecycle import LifeLimits
 from engine.link import Link
+from engine.recovery import Past
+from engine.state_format import ExportedState
 from engine.steering import MAX_PENDING_INPUTS, AppliedInput, LogEntry
 from scheduler.messages import (
     Accepted,
@@ -40,6 +46,7 @@ from scheduler.messages import (
     PromptInput,
     Refused,
     ReleaseSession,
+    Residence,
     Resume,
     SessionId,
     SessionRecord,
@@ -54,8 +61,12 @@ from scheduler.messages import (
 )
 from scheduler.store import AppliedRecord
 from tests.engine.edges import S1, SPEC, RecordedLink, made
+from tests.engine.test_state_format import HEADER, SCALARS
 
-LIMITS = LifeLimits(linger_ms=1_000, retain_ms=60_000, idle_close_ms=50_000, full_ms=2_000)
+OFFLOAD_MS = 5_000
+LIMITS = LifeLimits(
+    linger_ms=1_000, retain_ms=60_000, idle_close_ms=50_000, full_ms=2_000, offload_ms=OFFLOAD_MS
+)
 RECORD = SessionRecord(
     id=S1,
     model="shapes",
@@ -96,8 +107,13 @@ class World:
         self.ends: list[str] = []
         self.fatal: list[BaseException] = []
         self.log_changes = 0
+        self.offered: list[CheckpointMade] = []
+        self.acknowledged: list[int] = []
+        self.asked: list[SessionId] = []
+        self.loads: list[SessionId] = []
         self.host = Host(
             SPEC,
+            self,
             self,
             self,
             limits=LIMITS,
@@ -128,9 +144,26 @@ class World:
     def log_wanted(self) -> None:
         self.log_changes += 1
 
+    def ask_slot(self, hosted: Hosted) -> None:
+        self.asked.append(hosted.id)
+
+    def load(self, hosted: Hosted) -> None:
+        self.loads.append(hosted.id)
+
+    # Checkpoints
+    def offer(self, made: CheckpointMade) -> None:
+        self.offered.append(made)
+
+    def acknowledge(self, session: SessionId, epoch: int, seq: int) -> None:
+        self.acknowledged.append(seq)
+
+    def forget(self, session: SessionId) -> None:
+        pass
+
     # what tests do
     def open(self, **changes: object) -> Hosted:
-        return self.host.open(replace(RECORD, **changes), LOG)  # type: ignore[arg-type]
+        record = replace(RECORD, **changes)  # type: ignore[arg-type]
+        return self.host.open(Past(record=record, log=LOG))
 
     def ask(self, request: object, link: RecordedLink | None = None) -> None:
         self.host.receive_request(cast(Link, link or self.link), request)  # type: ignore[arg-type]
@@ -265,7 +298,7 @@ async def test_recovery_waits_for_the_first_subscriber_and_goes_on_from_its_seq(
     record = replace(RECORD, epoch=3, next_seq=40, next_frame=470, last_applied="5-0", rev=1)
     log = (*LOG, LogEntry(entry="5-0", message=PromptInput(text="blue")))
     log = (*log, LogEntry(entry="6-0", message=PromptInput(text="green", id="g")))
-    world.host.open(record, log)
+    world.host.open(Past(record=record, log=tuple(log)))
     assert world.commands == []
     world.subscribe(41, epoch=3, next_frame=482)
     (command,) = world.commands
@@ -337,9 +370,12 @@ async def test_pause_resume_and_stop(world: World) -> None:
 
 
 async def test_a_session_paused_before_it_was_opened_starts_idle(world: World) -> None:
-    """The record's paused counts from the first moment."""
+    """The record's paused counts from the first moment: no state is made before it resumes."""
     world.open(paused=True)
-    assert not world.wishes[-1].running
+    world.subscribe()
+    assert world.commands == []
+    world.ask(Resume(session=S1, controller_epoch=1))
+    assert isinstance(world.commands[0], Open) and world.wishes[-1].running
 
 
 async def test_credit_reaches_the_compute_thread(world: World) -> None:
@@ -486,3 +522,173 @@ async def test_chunks_are_made_up_to_a_subscriber_that_is_far_ahead(world: World
         assert start_ms(player, next_seq=seq, made_ms=made_ms) is not None, f"chunk {seq} never starts"
         await world.make(seq, epoch=2)
     assert world.link.of(ChunkPart) == []
+
+
+# --- slots ------------------------------------------------------------------------------------------------
+
+
+def resided(residence: Residence, seq: int | None = 1) -> Resided:
+    frame = 0 if seq is None else seq * SPEC.chunk_frames
+    return Resided(session=S1, epoch=1, residence=residence, seq=seq, frame=frame)
+
+
+def pause(world: World) -> None:
+    world.ask(Pause(session=S1, controller_epoch=1))
+
+
+def resume(world: World) -> None:
+    world.ask(Resume(session=S1, controller_epoch=1))
+
+
+async def idle_and_away(world: World, residence: Residence = Residence.OFFLOADED) -> Hosted:
+    """A session that made chunk 0, paused, and left its slot."""
+    hosted = world.open()
+    world.subscribe()
+    await world.make(0)
+    pause(world)
+    world.now_ms += OFFLOAD_MS
+    world.host._refresh(hosted)
+    world.host.receive_event(resided(residence))
+    return hosted
+
+
+async def test_an_idle_session_leaves_its_slot_after_a_while(world: World) -> None:
+    """Not before; it is leaving until the compute thread says that it has left."""
+    hosted = world.open()
+    world.subscribe()
+    pause(world)
+    assert hosted.next_look_ms == OFFLOAD_MS and hosted.residence is Residence.RESIDENT
+    world.now_ms += OFFLOAD_MS
+    world.host._refresh(hosted)
+    assert isinstance(world.commands[-1], Offload) and hosted.residence is Residence.LEAVING
+    world.host.receive_event(resided(Residence.OFFLOADED))
+    assert hosted.residence is Residence.OFFLOADED
+
+
+async def test_resumed_while_it_leaves_it_stays(world: World) -> None:
+    """Redis has not given its slot away: nobody is asked. What comes late about its leaving is old."""
+    hosted = world.open()
+    world.subscribe()
+    pause(world)
+    world.now_ms += OFFLOAD_MS
+    world.host._refresh(hosted)
+    resume(world)
+    assert isinstance(world.commands[-1], Restore) and hosted.residence is Residence.RESIDENT
+    world.host.receive_event(resided(Residence.OFFLOADED))
+    assert hosted.residence is Residence.RESIDENT and world.asked == []
+
+
+async def test_resumed_while_it_is_away_it_asks_for_a_slot_once(world: World) -> None:
+    """It comes back when the slot is granted."""
+    hosted = await idle_and_away(world)
+    resume(world)
+    world.subscribe(1)
+    assert world.asked == [S1] and not isinstance(world.commands[-1], Restore)
+    world.host.admit(S1, 1)
+    assert isinstance(world.commands[-1], Restore) and hosted.residence is Residence.RESIDENT
+
+
+async def test_paused_again_before_it_was_granted_it_asks_anew_later(world: World) -> None:
+    """One question per wish."""
+    await idle_and_away(world)
+    resume(world)
+    pause(world)
+    resume(world)
+    assert world.asked == [S1, S1]
+
+
+async def test_a_stored_session_is_loaded_and_goes_on_where_it_was(world: World) -> None:
+    """With its first chunk that is not made, and the inputs that came meanwhile once."""
+    hosted = await idle_and_away(world, Residence.STORED)
+    late = LogEntry(entry="2-0", message=PromptInput(text="a blue square"))
+    world.host.feed(hosted, (late,))
+    resume(world)
+    world.host.admit(S1, 1)
+    assert world.loads == [S1]
+    record = replace(RECORD, next_seq=1, next_frame=12, last_applied="1-0")
+    world.host.load(hosted, Past(record=record, log=(*LOG, late)))
+    command = world.commands[-1]
+    assert isinstance(command, Open) and command.pending == (late,)
+    assert (command.seq, command.frame) == (1, 12)
+    await world.make(1)
+    assert [part.seq for part in world.link.of(ChunkPart)] == [0, 1]  # type: ignore[union-attr]
+
+
+async def test_a_subscriber_of_a_stored_session_gets_what_is_in_the_replay_window(world: World) -> None:
+    """The encoded chunks stay when the state goes."""
+    await idle_and_away(world, Residence.STORED)
+    link = RecordedLink()
+    world.subscribe(0, controller_epoch=2, link=link)
+    assert [part.seq for part in link.of(ChunkPart)] == [0]  # type: ignore[union-attr]
+
+
+async def test_forgotten_just_when_it_was_to_come_back_it_is_loaded(world: World) -> None:
+    """The slot is granted already."""
+    await idle_and_away(world)
+    resume(world)
+    world.host.admit(S1, 1)
+    world.host.receive_event(resided(Residence.STORED))
+    assert world.loads == [S1]
+
+
+@pytest.mark.parametrize("left", [False, True])
+async def test_suspended_by_the_leader(world: World, left: bool) -> None:
+    """Whoever left gives up its slot at once; whoever watches keeps it, and Redis is told so."""
+    hosted = world.open()
+    world.subscribe()
+    if left:
+        world.ask(Unsubscribe(session=S1, controller_epoch=1))
+    world.host.suspend(S1, 1)
+    assert isinstance(world.commands[-1], Offload) == left
+    assert hosted.residence is (Residence.LEAVING if left else Residence.RESIDENT)
+    assert hosted.published == ()
+    if left:
+        world.host.receive_event(resided(Residence.OFFLOADED, seq=0))
+        world.subscribe(0, controller_epoch=2)
+        assert world.asked == [S1]
+
+
+async def test_an_idle_session_that_is_placed_is_stored_until_it_is_used(world: World) -> None:
+    """It subscribes, pauses on, and asks for a slot when it resumes."""
+    checkpoint = made_checkpoint(seq=4)
+    record = replace(
+        RECORD, epoch=1, next_seq=5, next_frame=60, active=False, paused=True, residence=Residence.STORED
+    )
+    world.host.open(Past(record=record, log=LOG, checkpoint=checkpoint))
+    world.subscribe(5)
+    assert world.commands == [] and world.asked == []
+    resume(world)
+    world.host.admit(S1, 1)
+    command = world.commands[-1]
+    assert isinstance(command, Open) and command.checkpoint is checkpoint
+    assert (command.seq, command.frame) == (5, 60)
+
+
+async def test_a_checkpoint_beyond_what_the_client_has_leaves_a_gap(world: World) -> None:
+    """Chunks before it can't be made any more; the subscriber is told where it goes on."""
+    record = replace(RECORD, epoch=1, next_seq=5, next_frame=60)
+    world.host.open(Past(record=record, log=LOG, checkpoint=made_checkpoint(seq=4)))
+    world.subscribe(2)
+    (subscribed,) = world.link.of(Subscribed)
+    assert isinstance(subscribed, Subscribed) and subscribed.start_seq == 4
+    command = world.commands[-1]
+    assert isinstance(command, Open) and (command.seq, command.frame) == (4, 48)
+
+
+async def test_checkpoints_are_offered_with_what_the_client_has(world: World) -> None:
+    """Every ack counts, and what a subscriber asks for."""
+    hosted = world.open()
+    world.subscribe()
+    await world.make(0)
+    checkpoint = made_checkpoint(seq=1)
+    world.host.receive_event(CheckpointMade(session=S1, epoch=1, seq=1, state=checkpoint))
+    world.ask(Credit(session=S1, controller_epoch=1, seq=0, buffer_ms=0))
+    world.subscribe(1, controller_epoch=2)
+    assert [made.seq for made in world.offered] == [1]
+    assert world.acknowledged == [0, 0, 1, 1]
+    assert hosted.player.acked_seq == 1
+
+
+def made_checkpoint(seq: int) -> ExportedState:
+    scalars = replace(SCALARS, seq=seq, frame=seq * SPEC.chunk_frames, last_applied="1-0", rev=0)
+    return ExportedState(header=replace(HEADER, scalars=scalars, buffers=()))

@@ -9,12 +9,17 @@ from hypothesis import strategies as st
 from engine.lifecycle import Life, LifeLimits, Verdict, judge
 
 LIMITS = LifeLimits(linger_ms=30, retain_ms=600, idle_close_ms=400, full_ms=50)
+OFFLOADING = LifeLimits(linger_ms=30, retain_ms=600, idle_close_ms=400, full_ms=50, offload_ms=70)
 
 
 def verdict(
-    active: bool, reason: str = "", close: str | None = None, next_ms: float | None = None
+    active: bool,
+    reason: str = "",
+    close: str | None = None,
+    next_ms: float | None = None,
+    offload: bool = False,
 ) -> Verdict:
-    return Verdict(active=active, reason=reason, close=close, next_ms=next_ms)
+    return Verdict(active=active, reason=reason, offload=offload, close=close, next_ms=next_ms)
 
 
 @pytest.mark.parametrize(
@@ -61,3 +66,24 @@ def test_nothing_changes_before_next_ms(
     later = judge(life, LIMITS, now + step)
     if here.next_ms is None or now + step < here.next_ms:
         assert later == here
+
+
+@pytest.mark.parametrize(
+    ("life", "now_ms", "expected"),
+    [
+        (Life(paused_ms=100), 169, verdict(False, "paused", next_ms=170)),
+        (Life(paused_ms=100), 170, verdict(False, "paused", next_ms=500, offload=True)),
+        (Life(left_ms=100), 130, verdict(False, "disconnected", next_ms=200)),
+        (Life(left_ms=100), 200, verdict(False, "disconnected", next_ms=530, offload=True)),
+        (Life(suspended_ms=110), 110, verdict(True)),
+        (Life(suspended_ms=110, left_ms=100), 110, verdict(False, "disconnected", next_ms=180, offload=True)),
+        (Life(suspended_ms=150, paused_ms=120), 150, verdict(False, "paused", next_ms=190, offload=True)),
+    ],
+    ids=[
+        "idle-not-long-enough", "idle-long-enough", "left", "left-long", "wanted-but-used", "wanted-and-left",
+        "wanted-and-paused",
+    ],
+)  # fmt: skip
+def test_when_a_session_leaves_its_slot(life: Life, now_ms: float, expected: Verdict) -> None:
+    """After offload_ms of idling, at once when others want the slot; never while it is active."""
+    assert judge(life, OFFLOADING, now_ms) == expected

@@ -250,4 +250,5 @@ def _spec(config: ShapesConfig, weights_hash: str) -> ModelSpec:
         sigmas=config.sigmas,
         first_sigmas=config.first_sigmas,
         decoder_state_numel=codec.state_numel,
+        decoder_tail_frames=len(codec.memory_shapes),  # each memory looks back one latent
     )

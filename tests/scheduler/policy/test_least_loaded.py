@@ -14,11 +14,13 @@ from scheduler.messages import (
     EngineState,
     GatewayId,
     Phase,
+    Residence,
     SessionId,
     SessionRecord,
 )
 from scheduler.policy.base import (
     Action,
+    Activate,
     Changes,
     DrainEngine,
     GoneEngine,
@@ -28,6 +30,7 @@ from scheduler.policy.base import (
     Requeue,
     SetDesired,
     StopDrained,
+    Suspend,
     Sweep,
 )
 from scheduler.policy.least_loaded import LeastLoaded
@@ -70,7 +73,15 @@ def engine(
 
 
 def session(
-    id: str, on: str | None = None, *, order: int = 1, model: str = "shapes", left_ms: int | None = None
+    id: str,
+    on: str | None = None,
+    *,
+    order: int = 1,
+    model: str = "shapes",
+    left_ms: int | None = None,
+    active: bool = True,
+    active_ms: int = 0,
+    residence: Residence = Residence.RESIDENT,
 ) -> SessionRecord:
     """A session's record: placed on an engine, or queued."""
     return SessionRecord(
@@ -80,7 +91,7 @@ def session(
         epoch=3,
         engine=EngineId(on) if on else None,
         opened=False,
-        active=True,
+        active=active,
         paused=False,
         seed=0,
         lead_ms=1500,
@@ -94,10 +105,11 @@ def session(
         last_applied="0-0",
         slack_ms=0,
         created_ms=0,
-        active_ms=0,
+        active_ms=active_ms,
         reason="",
         queue_order=order,
         left_ms=left_ms,
+        residence=residence,
     )
 
 
@@ -133,7 +145,7 @@ def short(action: Action) -> tuple[str, ...]:
         case Place():
             assert action.expect_epoch == 3
             return ("place", action.session, action.engine)
-        case Requeue() | Sweep():
+        case Requeue() | Suspend() | Activate() | Sweep():
             return (type(action).__name__.lower(), action.session)
         case SetDesired():
             return ("desired", *(e.id for e in action.engines))
@@ -325,12 +337,12 @@ LONG_LEFT, JUST_LEFT = NOW_MS - RELOAD_GRACE_MS, NOW_MS - RELOAD_GRACE_MS + 1
         pytest.param([session("s_a", "e_1", left_ms=LONG_LEFT)], [], id="nobody waits"),
         pytest.param(
             [session("s_a", "e_1", left_ms=LONG_LEFT), session("s_b", "e_1"), session("s_w")],
-            [("requeue", "s_a")],
+            [("suspend", "s_a")],
             id="one waits, one is gone",
         ),
         pytest.param(
             [session("s_a", "e_1", left_ms=LONG_LEFT), session("s_b", "e_1", left_ms=5), session("s_w")],
-            [("requeue", "s_b")],
+            [("suspend", "s_b")],
             id="longest gone first",
         ),
         pytest.param(
@@ -353,5 +365,94 @@ LONG_LEFT, JUST_LEFT = NOW_MS - RELOAD_GRACE_MS, NOW_MS - RELOAD_GRACE_MS + 1
 def test_sessions_without_connection_make_room(
     records: list[SessionRecord], expected: list[tuple[str, ...]]
 ) -> None:
-    """While others wait, exactly as many as are needed go back to the queue."""
+    """While others wait, exactly as many as are needed give up their slot."""
     assert decide(world(E1, *records, desired=("e_1",)), config=replace(CONFIG, engines=1)) == expected
+
+
+OFFLOADED, STORED, LEAVING = Residence.OFFLOADED, Residence.STORED, Residence.LEAVING
+
+
+def idle(id: str, on: str | None, residence: Residence = Residence.RESIDENT, **more: int) -> SessionRecord:
+    """A session whose user wants no chunks now."""
+    return session(id, on, active=False, residence=residence, **more)
+
+
+@pytest.mark.parametrize(
+    ("records", "expected"),
+    [
+        pytest.param(
+            [
+                idle("s_a", "e_1", OFFLOADED),
+                idle("s_b", "e_1", STORED),
+                session("s_c", "e_1"),
+                session("s_w"),
+            ],
+            [("place", "s_w", "e_1")],
+            id="only residents count in the capacity",
+        ),
+        pytest.param(
+            [session("s_a", "e_1"), idle("s_b", "e_1", LEAVING), session("s_w")],
+            [],
+            id="who is leaving holds its slot, and nobody else must leave for who waits",
+        ),
+        pytest.param(
+            [session("s_a", "e_1"), session("s_b", "e_1"), idle("s_w", None)],
+            [("place", "s_w", "e_1")],
+            id="an idle session needs no slot",
+        ),
+        pytest.param(
+            [session("s_a", "e_1"), session("s_b", "e_1", residence=OFFLOADED)],
+            [("activate", "s_b")],
+            id="active again, with a free slot",
+        ),
+        pytest.param(
+            [session("s_a", "e_1"), session("s_b", "e_1", residence=STORED), session("s_w")],
+            [("activate", "s_b")],
+            id="active again goes before new starts",
+        ),
+        pytest.param(
+            [session("s_a", "e_1"), session("s_b", "e_1", residence=STORED), session("s_w", order=-1)],
+            [("place", "s_w", "e_1"), ("requeue", "s_b")],
+            id="but not before those who wait in the queue for longer",
+        ),
+        pytest.param(
+            [session("s_a", "e_1"), session("s_b", "e_1"), session("s_c", "e_1", residence=OFFLOADED)],
+            [("requeue", "s_c")],
+            id="no slot anywhere: it waits in the queue",
+        ),
+        pytest.param(
+            [session("s_a", "e_1"), idle("s_b", "e_1"), session("s_c", "e_1", residence=OFFLOADED)],
+            [("suspend", "s_b")],
+            id="an idle session gives up its slot",
+        ),
+        pytest.param(
+            [idle("s_a", "e_1", active_ms=9), idle("s_b", "e_1", active_ms=5), session("s_w")],
+            [("suspend", "s_b")],
+            id="the longest idle first",
+        ),
+        pytest.param(
+            [idle("s_a", "e_1"), session("s_b", "e_1", left_ms=LONG_LEFT), session("s_w")],
+            [("suspend", "s_b")],
+            id="who left before who is idle",
+        ),
+        pytest.param(
+            [session("s_a", "e_1"), idle("s_b", "e_1")], [], id="nobody waits: an idle session keeps its slot"
+        ),
+    ],
+)
+def test_slots(records: list[SessionRecord], expected: list[tuple[str, ...]]) -> None:
+    """Idle sessions give room to others, and who is active again gets a slot or waits for one."""
+    assert decide(world(E1, *records, desired=("e_1",)), config=replace(CONFIG, engines=1)) == expected
+
+
+def test_active_again_on_another_engine_when_its_own_is_full() -> None:
+    """It is placed there, with its checkpoint."""
+    records = (session("s_a", "e_1"), session("s_b", "e_1"), session("s_c", "e_1", residence=OFFLOADED))
+    assert decide(world(E1, E2, *records)) == [("place", "s_c", "e_2")]
+
+
+def test_idle_sessions_leave_a_draining_engine_for_a_full_one() -> None:
+    """They need no slot there."""
+    records = (idle("s_a", "e_1", OFFLOADED), session("s_b", "e_2"), session("s_c", "e_2"))
+    view = world(engine("e_1", DRAINING), E2, engine("e_3", capacity=0), *records)
+    assert ("place", "s_a", "e_2") in decide(view) or ("place", "s_a", "e_3") in decide(view)

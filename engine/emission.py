@@ -1,0 +1,169 @@
+"""From encoded parts to the subscriber: numbering, the replay window, what was applied, latency.
+
+One task per session takes its parts in order. It waits, within a limit, until the inputs that a chunk shows
+are recorded, before that chunk leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+
+from engine.compute_messages import PartMade
+from engine.credit import delivered, unplayed_ms
+from engine.encoder import CODEC
+from engine.hosted import Hosted
+from engine.models.base import ModelSpec
+from engine.replay import ReplayChunk
+from scheduler.messages import Applied, ChunkPart, Stats, encode_json, frame_media
+from scheduler.store import AppliedRecord
+
+__all__ = ["Emitter"]
+
+RECENT_CHUNKS = 32
+"""Chunks whose latency makes the engine's mean."""
+
+Record = Callable[[Hosted, Sequence[AppliedRecord]], Awaitable[None]]
+"""Record inputs before the chunk that shows them; returns after a bounded wait at the latest."""
+
+
+class Emitter:
+    """Belongs to the event loop."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        clock: Callable[[], float],
+        record: Record,
+        refresh: Callable[[Hosted], None],
+        first_made: Callable[[], None],
+        fatal: Callable[[BaseException], None],
+    ) -> None:
+        """`refresh` is called when a session's flow control changed, `first_made` when its first chunk here
+        is complete, `fatal` when a task ends by an error.
+        """
+        self._spec, self._clock, self._record = spec, clock, record
+        self._refresh, self._first_made, self._fatal = refresh, first_made, fatal
+        self._recent_ms: deque[float] = deque(maxlen=RECENT_CHUNKS)
+
+    @property
+    def chunk_ms(self) -> float:
+        """Mean latency of recent chunks; 0 before the first."""
+        return sum(self._recent_ms) / len(self._recent_ms) if self._recent_ms else 0.0
+
+    def slack_ms(self, hosted: Hosted) -> int:
+        """Media time that the session's player still holds."""
+        return int(unplayed_ms(hosted.player, made_ms=hosted.replay.end_ms, now_ms=self._clock()))
+
+    def media_ms(self, frame: int) -> float:
+        """Media position of a pixel frame."""
+        return frame * 1000.0 / self._spec.fps
+
+    def start(self, hosted: Hosted) -> None:
+        """Emit the session's parts until `hosted.emitter` is cancelled."""
+        hosted.emitter = asyncio.create_task(self._emit(hosted), name=f"emit {hosted.id}")
+        hosted.emitter.add_done_callback(self._check)
+
+    async def _emit(self, hosted: Hosted) -> None:
+        while True:
+            made = await hosted.parts.get()
+            if made.encoded.part == 0:
+                await self._begin_chunk(hosted, made)
+            self._emit_part(hosted, made)
+            hosted.parts.task_done()
+
+    def _check(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:  # a bug of ours; a session that silently stops would be worse
+            self._fatal(error)
+
+    async def _begin_chunk(self, hosted: Hosted, made: PartMade) -> None:
+        records = [
+            AppliedRecord(entry=item.entry, id=item.id, rev=item.rev, seq=made.seq) for item in made.applied
+        ]
+        if records:
+            await self._record(hosted, records)
+        applied = tuple(
+            Applied(session=hosted.id, epoch=hosted.epoch, rev=item.rev, seq=made.seq, id=item.id)
+            for item in made.applied
+        )
+        hosted.replay.begin(
+            start_ms=self.media_ms(made.chunk_frame),
+            end_ms=self.media_ms(made.chunk_frame + made.chunk_frames),
+            applied=applied,
+        )
+        if made.seq >= hosted.start_seq:
+            for message in applied:
+                hosted.say(message)
+
+    def _emit_part(self, hosted: Hosted, made: PartMade) -> None:
+        encoded, last = made.encoded, made.encoded.is_last
+        header = ChunkPart(
+            session=hosted.id,
+            epoch=hosted.epoch,
+            seq=made.seq,
+            part=encoded.part,
+            parts=encoded.parts,
+            key=encoded.part == 0,
+            frames=encoded.frames,
+            sizes=encoded.sizes,
+            pts_ms=self.media_ms(made.frame),
+            duration_ms=self.media_ms(encoded.frames),
+            codec=CODEC,
+            rev=made.rev,
+            gen_ms=round(made.gen_ms, 2) if last else None,
+        )
+        data = frame_media(encode_json(header), encoded.payload)
+        hosted.replay.add(data, last=last)
+        if last:
+            self._finish_chunk(hosted, made)
+        if hosted.link is not None and made.seq >= hosted.start_seq:
+            chunk = hosted.replay.since(made.seq)[0]
+            hosted.link.send_media(data, self.on_delivered(hosted, chunk, made) if last else None)
+        elif last:  # nobody takes it now: it is done when it lies in the replay window
+            hosted.handed_ms = self._clock()
+        if last:
+            self._refresh(hosted)
+
+    def _finish_chunk(self, hosted: Hosted, made: PartMade) -> None:
+        hosted.player = replace(hosted.player, emitted_seq=made.seq + 1)
+        hosted.rev = made.rev
+        hosted.next_frame = made.chunk_frame + made.chunk_frames
+        if made.seq == hosted.record.next_seq:  # a recovery right after the first chunk must know of it
+            self._first_made()
+
+    def on_delivered(
+        self, hosted: Hosted, chunk: ReplayChunk, made: PartMade | None = None
+    ) -> Callable[[], None]:
+        """What to do when the last byte of a chunk is handed to the link; `made` unless it is a replay."""
+        subscription = hosted.subscription
+
+        def on_sent() -> None:
+            if hosted.subscription != subscription or hosted.link is None:
+                return
+            now = self._clock()
+            hosted.player = delivered(hosted.player, seq=chunk.seq, end_media_ms=chunk.end_ms, now_ms=now)
+            if made is not None:
+                self._measure(hosted, made, now)
+            self._refresh(hosted)
+
+        return on_sent
+
+    def _measure(self, hosted: Hosted, made: PartMade, now_ms: float) -> None:
+        latency_ms = now_ms - max(made.due_ms, hosted.handed_ms)
+        hosted.handed_ms = now_ms
+        self._recent_ms.append(latency_ms)
+        hosted.say(
+            Stats(
+                session=hosted.id,
+                epoch=hosted.epoch,
+                seq=made.seq,
+                latency_ms=round(latency_ms, 2),
+                gen_ms=round(made.gen_ms, 2),
+                slack_ms=float(self.slack_ms(hosted)),
+                batch=round(made.batch, 2),
+            )
+        )

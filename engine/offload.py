@@ -1,0 +1,142 @@
+"""Host memory for the state of idle sessions, and the thread that copies there and back.
+
+A session's state is copied in few large pieces, K/V in one, on a stream of its own (CUDA) or on a helper
+thread (CPU), so that passes of other sessions run meanwhile. The compute thread decides and keeps the books.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from engine.models.base import CausalVideoModel, ModelSpec
+from engine.ring import live_chunks
+from engine.state_format import ALIGNMENT, ExportedState
+
+__all__ = ["Copier", "HostPool", "HostSlab", "slab_bytes"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class HostSlab:
+    """Room for one session's state."""
+
+    number: int
+    data: Tensor
+    """[slab_bytes] uint8, pinned when the model is on a GPU."""
+
+    def place(self, state: ExportedState) -> ExportedState:
+        """The same export with buffers that lie here; nothing is copied yet."""
+        buffers: dict[str, Tensor] = {}
+        offset = 0
+        for info in state.header.buffers:
+            source = state.buffers[info.name]
+            offset += -offset % ALIGNMENT
+            place = self.data[offset : offset + info.num_bytes]
+            assert len(place) == info.num_bytes, "an export is larger than a host slab"
+            buffers[info.name] = place.view(source.dtype).view(source.shape)
+            offset += info.num_bytes
+        return replace(state, buffers=buffers)
+
+
+def slab_bytes(model: CausalVideoModel) -> int:
+    """Bytes that hold any state of one session, whatever its window."""
+    spec = model.spec
+    chunks = _most_chunks(spec)
+    embeds = chunks + 3  # in force, and both ends of a blend
+    latents = chunks * spec.chunk_latent_frames * _numel(spec.latent_shape)
+    sizes = (
+        _numel(spec.kv_slab_shape) * model.dtype.itemsize,
+        _numel(spec.prompt_kv_shape) * model.dtype.itemsize,
+        4 * spec.decoder_state_numel,
+        4 * latents,
+        4 * embeds * _numel(spec.text_shape),
+        4 * chunks * spec.chunk_latent_frames * spec.action_dim,
+    )
+    return sum(size + -size % ALIGNMENT for size in sizes)
+
+
+def _most_chunks(spec: ModelSpec) -> int:
+    chunk, window, sink = spec.chunk_latent_frames, spec.window_frames, spec.sink_frames
+    return max(
+        len(live_chunks(index, chunk=chunk, window=window, sink=sink)) for index in range(2 * window + 1)
+    )
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    return int(torch.Size(shape).numel())
+
+
+class HostPool:
+    """As many host slabs as fit a budget, allocated once. Belongs to the compute thread."""
+
+    def __init__(self, model: CausalVideoModel, *, budget_bytes: int) -> None:
+        size = slab_bytes(model)
+        pinned = model.device.type == "cuda"
+        self.num_slabs = budget_bytes // size
+        self._free = [
+            HostSlab(number=number, data=torch.empty(size, dtype=torch.uint8, pin_memory=pinned))
+            for number in range(self.num_slabs)
+        ]
+        self._held: set[int] = set()
+
+    @property
+    def num_held(self) -> int:
+        return len(self._held)
+
+    def allocate(self) -> HostSlab | None:
+        """A slab; None: all are held."""
+        if not self._free:
+            return None
+        slab = self._free.pop()
+        self._held.add(slab.number)
+        return slab
+
+    def free(self, slab: HostSlab) -> None:
+        self._held.remove(slab.number)
+        self._free.append(slab)
+
+    def check_integrity(self) -> None:
+        """Assert that every slab is either free or held, and only once."""
+        free = {slab.number for slab in self._free}
+        assert len(free) == len(self._free) and not free & self._held, "host slabs freed twice"
+        assert len(free) + len(self._held) == self.num_slabs, "host slabs lost"
+
+
+class Copier:
+    """One thread for copies between slots and host slabs, in order; on CUDA with a stream of its own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="offload")
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def submit(self, copy: Callable[[], None], on_done: Callable[[], None]) -> Future[None]:
+        """Do the copy after everything that the calling thread has given the device so far.
+
+        `on_done` is called on the copier's thread when the bytes are there, or the copy failed: ask the
+        future. What the copy reads and writes must not be touched before.
+        """
+        ready = None
+        if self._stream is not None:
+            ready = torch.cuda.Event()
+            ready.record()
+        future = self._thread.submit(self._run, copy, ready)
+        future.add_done_callback(lambda _: on_done())
+        return future
+
+    def close(self) -> None:
+        """Finish what was submitted, then end the thread. Blocks."""
+        self._thread.shutdown(wait=True)
+
+    @torch.inference_mode()
+    def _run(self, copy: Callable[[], None], ready: torch.cuda.Event | None) -> None:
+        if self._stream is None or ready is None:
+            copy()
+            return
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(ready)
+            copy()
+            self._stream.synchronize()

@@ -1,0 +1,23 @@
+-- The owner asks for a slot for a session whose state is elsewhere. Idempotent.
+--
+-- KEYS[1]  session:<id> (hash)
+-- ARGV[1]  session
+-- ARGV[2]  engine
+-- ARGV[3]  epoch
+-- Derived  engine:<id> (hash), engine:<id>:placed and :away (sets)
+-- Returns  1: it is resident from now on; 0: every slot is taken
+-- Errors   STALE_EPOCH
+-- Events   session_changed when it is new
+
+local session, engine = ARGV[1], ARGV[2]
+local s = read_hash(KEYS[1])
+local bad = check_owner(s, engine, ARGV[3])
+if bad then
+  return bad
+end
+local is_away = redis.call('SISMEMBER', key('away', engine), session) == 1
+if is_away and count_residents(engine) >= tonumber(redis.call('HGET', key('engine', engine), 'capacity') or 0) then
+  return 0
+end
+set_residence(session, s, 'resident')
+return 1

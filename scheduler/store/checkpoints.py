@@ -1,0 +1,190 @@
+"""Where the bytes of checkpoints lie: the control Redis, a second Redis, or a directory.
+
+An object is named once and never changes. The pointer to the newest one lies in the control Redis in any
+case and moves under the epoch, so that a writer that lost its session changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from redis.asyncio import Redis
+
+from scheduler.messages import EngineId, SessionId
+from scheduler.store.connection import mapped_errors
+from scheduler.store.engine import EngineStore
+from scheduler.store.errors import StaleEpoch, StoreUnavailable
+from scheduler.store.values import CheckpointPointer
+
+__all__ = ["Checkpoints", "open_checkpoints"]
+
+_OBJECT = re.compile(r"s_[0-9a-f]{16}:[0-9]{1,18}:[0-9]{1,18}")
+_SWEEP_INTERVAL_S = 60.0
+
+
+class _Objects(Protocol):
+    """Raises StoreUnavailable."""
+
+    async def put(self, name: str, data: bytes) -> None:
+        """Keep the bytes for as long as the checkpoints' ttl."""
+
+    async def get(self, name: str) -> bytes | None: ...
+
+    async def delete(self, name: str) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class Checkpoints:
+    """Checkpoints of a cluster, as its engines write and read them. Every method raises StoreUnavailable."""
+
+    def __init__(self, store: EngineStore, objects: _Objects | None, *, ttl_s: int) -> None:
+        """`objects`: None keeps the bytes in the control Redis."""
+        self._store, self._objects, self._ttl_s = store, objects, ttl_s
+
+    async def write(
+        self, engine: EngineId, session: SessionId, pointer: CheckpointPointer, data: bytes
+    ) -> None:
+        """Keep a checkpoint; it counts from when the pointer has moved to it, and the one before is dropped.
+
+        Raises:
+            StaleEpoch
+            CheckpointRefused: too large, or no room.
+        """
+        name = pointer.object_name(session)
+        if self._objects is None:
+            await self._store.point_checkpoint(engine, session, pointer, data=data, ttl_s=self._ttl_s)
+            return
+        await self._objects.put(name, data)
+        try:
+            unneeded = await self._store.point_checkpoint(
+                engine, session, pointer, data=None, ttl_s=self._ttl_s
+            )
+        except StaleEpoch:
+            await self._objects.delete(name)
+            raise
+        if unneeded is not None:
+            await self._objects.delete(unneeded)
+
+    async def read(self, session: SessionId) -> tuple[CheckpointPointer, bytes | None] | None:
+        """(pointer, bytes) of the newest checkpoint; without bytes, what the pointer says still holds."""
+        pointer = await self._store.checkpoint_pointer(session)
+        if pointer is None:
+            return None
+        name = pointer.object_name(session)
+        get = self._store.checkpoint_data if self._objects is None else self._objects.get
+        return pointer, await get(name)
+
+    async def close(self) -> None:
+        """Close what was opened besides the store."""
+        if self._objects is not None:
+            await self._objects.close()
+
+
+def open_checkpoints(store: EngineStore, where: str | None, *, ttl_s: int) -> Checkpoints:
+    """`where`: None, the URL of a second Redis, or a directory, which is made.
+
+    Raises:
+        ValueError: the directory can't be made or written to.
+    """
+    if where is None:
+        return Checkpoints(store, None, ttl_s=ttl_s)
+    if where.startswith(("redis://", "rediss://", "unix://")):
+        return Checkpoints(store, _SecondRedis(where, prefix=store.prefix, ttl_s=ttl_s), ttl_s=ttl_s)
+    return Checkpoints(store, _Directory(Path(where), ttl_s=ttl_s), ttl_s=ttl_s)
+
+
+class _SecondRedis:
+    def __init__(self, url: str, *, prefix: str, ttl_s: int) -> None:
+        self._client = Redis.from_url(url, protocol=2)
+        self._prefix, self._ttl_s = prefix, ttl_s
+
+    async def put(self, name: str, data: bytes) -> None:
+        async with mapped_errors():
+            await self._client.set(self._key(name), data, ex=self._ttl_s)
+
+    async def get(self, name: str) -> bytes | None:
+        async with mapped_errors():
+            found: Any = await self._client.get(self._key(name))  # typed as text or bytes alike
+        return found if isinstance(found, bytes) else None
+
+    async def delete(self, name: str) -> None:
+        async with mapped_errors():
+            await self._client.delete(self._key(name))
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    def _key(self, name: str) -> str:
+        return f"{self._prefix}checkpoint:{name}"
+
+
+class _Directory:
+    """One file per object, replaced by nothing: written under another name, then renamed."""
+
+    def __init__(self, folder: Path, *, ttl_s: int) -> None:
+        self._folder, self._ttl_s = folder, ttl_s
+        self._swept_s = 0.0
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise ValueError(f"checkpoints: cannot make the directory {folder}: {exc.strerror}") from exc
+        if not os.access(folder, os.W_OK):
+            raise ValueError(f"checkpoints: cannot write to the directory {folder}")
+
+    async def put(self, name: str, data: bytes) -> None:
+        with _mapped():
+            await asyncio.to_thread(self._put, name, data)
+
+    async def get(self, name: str) -> bytes | None:
+        with _mapped():
+            return await asyncio.to_thread(self._get, name)
+
+    async def delete(self, name: str) -> None:
+        with _mapped():
+            await asyncio.to_thread(self._path(name).unlink, missing_ok=True)
+
+    async def close(self) -> None:
+        pass
+
+    def _put(self, name: str, data: bytes) -> None:
+        path = self._path(name)
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        unfinished.write_bytes(data)
+        unfinished.replace(path)
+        now_s = time.time()
+        if now_s - self._swept_s > _SWEEP_INTERVAL_S:
+            self._swept_s = now_s
+            self._sweep(now_s - self._ttl_s)
+
+    def _get(self, name: str) -> bytes | None:
+        try:
+            return self._path(name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def _sweep(self, limit_s: float) -> None:
+        """Remove files written before: of sessions that were closed, or of writers that died."""
+        for path in self._folder.iterdir():
+            with contextlib.suppress(OSError):
+                if _OBJECT.fullmatch(path.stem.replace("_at_", ":")) and path.stat().st_mtime < limit_s:
+                    path.unlink()
+
+    def _path(self, name: str) -> Path:
+        assert _OBJECT.fullmatch(name), f"no object has the name {name!r}"
+        return self._folder / f"{name.replace(':', '_at_')}.state"
+
+
+@contextlib.contextmanager
+def _mapped() -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise StoreUnavailable(f"the directory of checkpoints can't be used: {exc}") from exc
