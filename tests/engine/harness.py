@@ -132,7 +132,8 @@ class Bench:
     def _note(self, event: ComputeEvent) -> None:
         self.events.append(event)
         if isinstance(event, Resided):
-            self.loop._boundary._wake.set()  # or the step would rest, when the test waits for this and nothing else
+            # Or the step would rest, when the test waits for this and nothing else.
+            self.loop._boundary._wake.set()
 
     def clock(self) -> float:
         return self.now_ms

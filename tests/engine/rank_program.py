@@ -15,17 +15,28 @@ import torch
 from torch import Tensor, distributed
 
 from engine.compute import ComputeLoop
-from engine.compute_messages import ComputeDied, ComputeEvent, Feed, Open, PartMade, Wish
+from engine.compute_messages import (
+    ComputeDied,
+    ComputeEvent,
+    Feed,
+    Offload,
+    Open,
+    PartMade,
+    Resided,
+    Restore,
+    Wish,
+)
 from engine.credit import Player
 from engine.encoder import EncoderPool
 from engine.loading import monotonic_ms, prepare
 from engine.models.base import PassBatch
 from engine.models.shapes.model import TINY, ShapesModel
+from engine.offload import HostPool, slab_bytes
 from engine.passes import PassRun
 from engine.progress import Progress
 from engine.ranks import Alone, RankGroup, Ranks, RanksLost, leave
 from engine.steering import LogEntry, Steering
-from scheduler.messages import PromptInput, ResetInput, SessionId
+from scheduler.messages import PromptInput, ResetInput, Residence, SessionId
 
 CHUNKS = 6
 SESSIONS = (SessionId("s_a"), SessionId("s_b"), SessionId("s_c"))
@@ -50,7 +61,7 @@ class Program:
     """A compute loop that makes CHUNKS chunks of each session and then stops."""
 
     def __init__(self, ranks: Ranks, model: Model) -> None:
-        self.ranks, self.events = ranks, list[ComputeEvent]()
+        self.ranks, self.events, self.moves = ranks, list[ComputeEvent](), False
         self.batches: list[list[int]] = []
         self.runs: list[PassRun] = []
         loaded = prepare(model, capacity=4, ranks=ranks)
@@ -64,6 +75,7 @@ class Program:
             ranks=ranks,
             encoders=self.encoders,
             crf=23,
+            host=HostPool(model, budget_bytes=2 * slab_bytes(model)),
             progress=Progress(monotonic_ms),
             clock=monotonic_ms,
             emit=self._take,
@@ -130,8 +142,12 @@ class Program:
 
     def _take(self, event: ComputeEvent) -> None:
         self.events.append(event)
+        if isinstance(event, Resided) and event.residence is Residence.OFFLOADED:
+            self.loop.submit(Restore(session=event.session, epoch=1))
         if isinstance(event, PartMade) and self.ranks.rank == 0:
             self._steer(event)
+            if self.moves:
+                self._offload(event)
             self._wish(event.session, event.seq + 1)
             made = [e for e in self.events if isinstance(e, PartMade)]
             if len(made) == CHUNKS * len(SESSIONS):
@@ -144,12 +160,18 @@ class Program:
             entry = LogEntry(entry="2-0", message=change)
             self.loop.submit(Feed(session=event.session, epoch=1, entries=(entry,)))
 
+    def _offload(self, event: PartMade) -> None:
+        """Every session leaves once, each at another chunk, and comes back as soon as it has left."""
+        if event.seq == 1 + SESSIONS.index(event.session):
+            self.loop.submit(Offload(session=event.session, epoch=1))
+
     def found(self) -> dict[str, object]:
         return {
             "latents": {str(session): torch.stack(found) for session, found in self.latents.items()},
             "batches": self.batches,
             "heads": self.pool.kv.shape[5],
             "regular": [run.is_regular for run in self.runs],
+            "resided": [e.residence.value for e in self.events if isinstance(e, Resided)],
             "applied": [
                 (e.session, e.seq, e.rev) for e in self.events if isinstance(e, PartMade) and e.applied
             ],
@@ -159,6 +181,14 @@ class Program:
 def plain(ranks: Ranks) -> dict[str, object]:
     """Nothing goes wrong."""
     program = Program(ranks, make_model())
+    program.run()
+    return program.found()
+
+
+def offload(ranks: Ranks) -> dict[str, object]:
+    """Sessions leave their slots for host memory and come back, the heads of each rank to its own."""
+    program = Program(ranks, make_model())
+    program.moves = True
     program.run()
     return program.found()
 
@@ -203,7 +233,7 @@ def death(ranks: Ranks) -> dict[str, object]:
     return {}
 
 
-PROGRAMS = {program.__name__: program for program in (plain, memory, death)}
+PROGRAMS = {program.__name__: program for program in (plain, offload, memory, death)}
 
 
 def main(name: str, folder: str) -> None:

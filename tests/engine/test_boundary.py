@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.boundary import Boundary, News, PassTime
+from engine.boundary import _OPAQUE, _WIRE_CLASSES, Boundary, News, PassTime
 from engine.compute_messages import Drop, Feed, Open, Wish
 from engine.credit import Player
 from engine.models.base import ModelSpec, TokenExchange
@@ -21,6 +21,7 @@ from engine.rank_wire import from_wire, to_wire
 from engine.ranks import Meeting, Verdict
 from engine.steering import LogEntry, Steering
 from scheduler.messages import ControlInput, PromptInput, ResetInput, SessionId
+from tests.engine.harness import Bench
 
 S1 = SessionId("s_1")
 PLAYER = Player(lead_ms=1500.0, chunk_ms=750.0)
@@ -170,9 +171,23 @@ def test_the_wire_keeps_every_bit(entries: tuple[LogEntry, ...], number: float, 
         ),
         decodes_ms=(number,),
     )
-    from engine.boundary import _WIRE_CLASSES
-
     assert from_wire(to_wire(news), _WIRE_CLASSES) == news
+
+
+def test_a_checkpoint_travels_whole() -> None:
+    """A session that is rebuilt is rebuilt on every rank."""
+    bench = Bench()
+    a = bench.open("s_a")
+    bench.chunks(a, 2)
+    state = bench.checkpoints(a)[2]
+    command = Open(
+        session=a, epoch=2, steering=Steering(seed=1), pending=(), seq=2, frame=24, checkpoint=state
+    )
+    read = from_wire(to_wire(News(commands=(command,)), _OPAQUE), _WIRE_CLASSES, _OPAQUE)
+    assert isinstance(read, News) and isinstance(read.commands[0], Open)
+    there = read.commands[0].checkpoint
+    assert there is not None and there.header == state.header and there.buffers.keys() == state.buffers.keys()
+    assert all(torch.equal(there.buffers[name], state.buffers[name]) for name in state.buffers)
 
 
 def test_the_wire_refuses_what_it_does_not_know() -> None:

@@ -74,6 +74,16 @@ def test_both_ranks_run_the_same_plan(run_ranks: Callable[..., dict[int, Found]]
         assert torch.equal(latents, both[1]["latents"][session])
 
 
+def test_sessions_leave_their_slots_and_come_back_on_both_ranks(
+    run_ranks: Callable[..., dict[int, Found]],
+) -> None:
+    """Each rank's heads to its own host memory; no pass runs on one rank while the other still copies."""
+    (alone,), both = run_ranks("plain", 1).values(), run_ranks("offload", 2)
+    assert both[0]["resided"] == ["offloaded", "resident"] * 3
+    assert both[0]["resided"] == both[1]["resided"] and both[0]["batches"] == both[1]["batches"]
+    assert_equal_latents(both[0], alone)
+
+
 def test_one_rank_out_of_memory_halves_the_batch_on_all(run_ranks: Callable[..., dict[int, Found]]) -> None:
     """In the middle of a pass; the other does not wait for it, and the chunks are what they should be."""
     (alone,), both = run_ranks("plain", 1).values(), run_ranks("memory", 2)
