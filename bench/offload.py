@@ -243,9 +243,8 @@ def main() -> None:
         ["direction", "GB/s", "plain copy GB/s", "ratio"],
         [[d, speeds[d], speeds[f"plain {d}"], speeds[d] / speeds[f"plain {d}"]] for d in ("out", "back")],
     )
-    print(
-        f"{options.pairs} pairs of {PASSES} passes: slow-down {percentile(ratios, 0.5):.3f}, overlap {overlapped:.2f}"
-    )
+    slower = percentile(ratios, 0.5)
+    print(f"{options.pairs} pairs of {PASSES} passes: slow-down {slower:.3f}, overlap {overlapped:.2f}")
     print_json(
         {
             "bench": "offload",

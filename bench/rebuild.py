@@ -30,8 +30,8 @@ from engine.kv_pool import SlabPool
 from engine.models.base import CausalVideoModel
 from engine.models.registry import load_model
 from engine.models.shapes.captions import describe
-from engine.models.shapes.judge import judge, scene_of
-from engine.models.shapes.world import sample_scenes
+from engine.models.shapes.concepts import Scene
+from engine.models.shapes.judge import _scenes, judge
 from engine.passes import Passes
 from engine.session_state import SessionState, Stage
 from engine.state_format import ExportedState
@@ -120,9 +120,8 @@ def levels(ours: Tensor, theirs: Tensor) -> float:
 
 
 @torch.inference_mode()
-def measure(model: CausalVideoModel, ids: list[int], seed: int, rows: dict[int, Row]) -> None:
+def measure(model: CausalVideoModel, scene: Scene, seed: int, rows: dict[int, Row]) -> None:
     """One scene."""
-    scene = scene_of(ids)
     text = describe(scene, lambda words: words[0])
     solo = Solo(model, opening(text, seed))
     chunks, checkpoints = [], {}
@@ -164,10 +163,10 @@ def main() -> None:
     torch.set_num_threads(1)
     model = load_model("shapes", device=torch.device("cpu"), weights=None)
     window = model.spec.window_frames // model.spec.chunk_latent_frames
-    scenes = sample_scenes(options.scenes, 1, torch.Generator().manual_seed(0))[:, 0].tolist()
+    scenes = [scene for scene, _ in _scenes(options.scenes)]  # those that the judge can judge
     rows = {boundary: Row() for boundary in BOUNDARIES}
-    for seed, ids in enumerate(scenes):
-        measure(model, ids, seed, rows)
+    for seed, scene in enumerate(scenes):
+        measure(model, scene, seed, rows)
     print(f"machine: {machine()}; {options.scenes} scenes, window of {window} chunks")
     print_table(
         ["boundary", "evicted chunks", "latents first chunk", f"latents chunk +{AFTER - 1}", "pixels"]

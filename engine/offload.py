@@ -6,6 +6,7 @@ thread (CPU), so that passes of other sessions run meanwhile. The compute thread
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,6 +19,9 @@ from engine.ring import live_chunks
 from engine.state_format import ALIGNMENT, ExportedState
 
 __all__ = ["Copier", "HostPool", "HostSlab", "slab_bytes"]
+
+
+_log = logging.getLogger("turboserve.engine.offload")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -77,6 +81,12 @@ class HostPool:
         size = slab_bytes(model)
         pinned = model.device.type == "cuda"
         self.num_slabs = budget_bytes // size
+        if budget_bytes and not self.num_slabs:
+            _log.warning(
+                "idle sessions keep only their checkpoint: offload_mib is %d, a session's state takes %d",
+                budget_bytes // 2**20,
+                -(-size // 2**20),
+            )
         self._free = [
             HostSlab(number=number, data=torch.empty(size, dtype=torch.uint8, pin_memory=pinned))
             for number in range(self.num_slabs)

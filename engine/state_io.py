@@ -190,12 +190,17 @@ def import_state(
     if header.scalars is None:
         raise StateFormatError("the state has no scalars")
     check_shapes(model.spec, exported)
-    state = load_scalars(exported, model.device, slot=pool.allocate(), epoch=epoch)
-    load_slabs(pool, exported, state.slot)
-    if "prompt_kv" not in exported.buffers and state.embeds is not None:
-        pool.prompt_slot(state.slot).copy_(model.prompt_kv(state.embeds)[0])
-    if "kv" not in exported.buffers:
-        begin_rebuild(model, pool, state, has_decoder="decoder" in exported.buffers)
+    slot = pool.allocate()
+    try:
+        state = load_scalars(exported, model.device, slot=slot, epoch=epoch)
+        load_slabs(pool, exported, slot)
+        if "prompt_kv" not in exported.buffers and state.embeds is not None:
+            pool.prompt_slot(slot).copy_(model.prompt_kv(state.embeds)[0])
+        if "kv" not in exported.buffers:
+            begin_rebuild(model, pool, state, has_decoder="decoder" in exported.buffers)
+    except BaseException:
+        pool.free(slot)
+        raise
     return state
 
 

@@ -51,6 +51,8 @@ class RecordingModel:
         self.frames: list[Tensor] = []
         self.errors: list[Exception] = []
         """Raised by the next passes, one each."""
+        self.decode_errors: list[Exception] = []
+        """Raised by the next decodes, one each."""
         self.max_rows: int | None = None
         """Larger batches run out of memory."""
         self.poisoned_slot: int | None = None
@@ -82,6 +84,8 @@ class RecordingModel:
         return self.inner.initial_decoder_state()
 
     def decode(self, latents: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        if self.decode_errors:
+            raise self.decode_errors.pop(0)
         self.latents.append(latents.clone())
         frames, following = self.inner.decode(latents, state)
         self.frames.append(frames.clone())

@@ -248,6 +248,18 @@ def test_a_rebuild_lets_others_run_between_its_passes() -> None:
     assert all(second - first >= 2 for first, second in zip(rebuilds[:3], rebuilds[1:4], strict=True))
 
 
+def test_a_decoder_tail_that_fails_closes_its_session_alone() -> None:
+    """Before its first pass; its slot is free again."""
+    _, checkpoints = undisturbed(PLAIN)
+    bench = Bench(costs=BATCHING_COSTS)
+    bench.open("s_b", seed=4)
+    bench.step(1)
+    bench.model.decode_errors.append(RuntimeError("no"))
+    bad = bench.reopen("s_a", checkpoints[4], seq=4)
+    bench.step(1)
+    assert bench.failed() == [bad] and bench.pool.num_free == bench.slots - 1
+
+
 def test_a_rebuild_that_fails_closes_its_session_alone() -> None:
     """Its slot is free again."""
     _, checkpoints = undisturbed(PLAIN)
