@@ -23,11 +23,13 @@ CELL_RATE = 0.05
 STALE_CELL_RATE = 0.5
 """The same, at most, for a cell that was last observed STALE_PASSES ago; it does not move the others."""
 STALE_PASSES = 200
-HOPE_PER_PASS = 0.0002
-"""By this share a cell is hoped to be cheaper for each pass that was not in it."""
+HOPE_PER_PASS = 0.0005
+"""By this share a cell is hoped to be cheaper for each pass that was not in it. It is also the most that looking
+again at one cell costs, as a share of all time."""
 MAX_HOPE = 0.5
-GUESSED_AGE = 300
-"""Of a cell that was interpolated, in passes."""
+MEASURED_AGE, GUESSED_AGE = 100, 300
+"""Of a cell that was measured or interpolated at start-up, in passes: the first passes of an engine try all
+sizes that may be as good, and correct them soon."""
 MAX_RATIO = 2.0
 """An interrupted pass counts as this much too slow at most: one outlier must not rewrite the table."""
 DECODE_RATE = 0.2
@@ -73,7 +75,10 @@ class CostTable:
             buckets=buckets,
             ms=tuple(_interpolated(samples[bucket]) for bucket in buckets),
             ages=tuple(
-                tuple(0 if rows in samples[bucket] else GUESSED_AGE for rows in _sizes(samples[bucket]))
+                tuple(
+                    MEASURED_AGE if rows in samples[bucket] else GUESSED_AGE
+                    for rows in _sizes(samples[bucket])
+                )
                 for bucket in buckets
             ),
             decode_ms=decode_ms,
