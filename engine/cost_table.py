@@ -24,8 +24,8 @@ STALE_CELL_RATE = 0.5
 """The same, at most, for a cell that was last observed STALE_PASSES ago; it does not move the others."""
 STALE_PASSES = 200
 HOPE_PER_PASS = 0.0005
-"""By this share a cell is hoped to be cheaper for each pass that was not in it. It is also the most that looking
-again at one cell costs, as a share of all time."""
+"""By this share a cell is hoped to be cheaper for each pass that was not in it. It is also the most that
+looking again at one cell costs, as a share of all time."""
 MAX_HOPE = 0.5
 MEASURED_AGE, GUESSED_AGE = 100, 300
 """Of a cell that was measured or interpolated at start-up, in passes: the first passes of an engine try all
