@@ -26,7 +26,7 @@ from engine.compute_messages import (
     Restore,
     Wish,
 )
-from engine.credit import Player
+from engine.credit import MAX_UNENCODED_CHUNKS, Player
 from engine.encoder import EncoderPool
 from engine.loading import monotonic_ms, prepare
 from engine.models.base import PassBatch
@@ -130,11 +130,12 @@ class Program:
                 raise event.error
 
     def _wish(self, session: SessionId, done: int) -> None:
+        # Not `done`: a chunk begins only when the one before is encoded and what follows from it was said.
         player = Player(
             lead_ms=1e9,
             chunk_ms=750.0,
             has_acked=True,
-            emitted_seq=done,
+            emitted_seq=done - MAX_UNENCODED_CHUNKS + 1,
             delivered_seq=done,
             acked_seq=done,
         )
