@@ -11,8 +11,10 @@ from scheduler.policy.base import (
     Activate,
     DrainEngine,
     LoseEngine,
+    Migrate,
     Place,
     Requeue,
+    SessionAction,
     SetDesired,
     StopDrained,
     Suspend,
@@ -42,7 +44,7 @@ async def apply(store: Store, actions: Sequence[Action], *, term: int, may_act: 
 
 async def _apply(store: Store, action: Action, term: int) -> None:
     match action:
-        case Place() | Requeue() | Suspend() | Activate() | Sweep():
+        case Place() | Migrate() | Requeue() | Suspend() | Activate() | Sweep():
             await _apply_to_session(store, action, term)
         case LoseEngine():
             sessions = await store.lose_engine(action.engine, term=term, reason=action.why)
@@ -61,15 +63,15 @@ async def _apply(store: Store, action: Action, term: int) -> None:
             assert_never(action)
 
 
-async def _apply_to_session(
-    store: Store, action: Place | Requeue | Suspend | Activate | Sweep, term: int
-) -> None:
+async def _apply_to_session(store: Store, action: SessionAction, term: int) -> None:
     match action:
         case Place():
             epoch = await store.place_session(
                 action.session, action.engine, expect_epoch=action.expect_epoch, term=term
             )
             log.info("placed %s on %s at epoch %d: %s", action.session, action.engine, epoch, action.why)
+        case Migrate():
+            raise AssertionError("no script for it yet: registry.AVAILABLE has no policy that migrates")
         case Requeue():
             await store.requeue_session(
                 action.session, expect_epoch=action.expect_epoch, term=term, reason=action.why

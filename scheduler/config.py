@@ -22,7 +22,9 @@ class SchedulerConfig:
     model: str = "shapes"
     """Model of the engines that the scheduler asks for."""
     engines: int = 2
-    """Budget: engines it keeps provisioned."""
+    """Budget: engines it keeps provisioned; the fewest where the policy chooses their number."""
+    max_engines: int | None = None
+    """Most engines that a policy which chooses their number may ask for; unset: as many as `engines`."""
     scheduler_id: str | None = None
     """Name in the leader lease; None draws a random one."""
     lease_ttl_ms: int = 3_000
@@ -45,8 +47,12 @@ class SchedulerConfig:
     def __post_init__(self) -> None:
         if not self.redis.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("redis must be a URL that starts with redis://, rediss:// or unix://")
-        if not 0 <= self.engines <= 256:
-            raise ValueError(f"engines must be between 0 and 256, got {self.engines}")
+        if not 0 <= self.engines <= 4_096:
+            raise ValueError(f"engines must be between 0 and 4096, got {self.engines}")
+        if self.max_engines is not None and not self.engines <= self.max_engines <= 4_096:
+            raise ValueError(
+                f"max_engines must be between engines ({self.engines}) and 4096, got {self.max_engines}"
+            )
         for name in ("lease_ttl_ms", "heartbeat_ms", "heartbeat_timeout_ms", "start_timeout_ms", "tick_ms"):
             if not 10 <= getattr(self, name) <= 3_600_000:
                 raise ValueError(f"{name} must be between 10 and 3600000 ms, got {getattr(self, name)}")

@@ -75,6 +75,17 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InFlight:
+    """A session's migration between its begin and its commit or abort."""
+
+    migration_id: str
+    source: EngineId
+    target: EngineId
+    deadline_ms: int
+    """Redis time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionRecord:
     """A session as Redis knows it (hash; field layout in `scheduler/keys.py`)."""
 
@@ -120,6 +131,12 @@ class SessionRecord:
     """Redis time at which the controlling connection left; None while there is one."""
     residence: Residence = Residence.RESIDENT
     """Where its state is while placed, as last published by its owner, or ordered by the leader."""
+    in_flight: InFlight | None = None
+    """The migration under way; other moves are refused until it ends."""
+    moved_ms: int = 0
+    """Redis time at which it last changed from one engine to another, or tried to; 0 before."""
+    state_bytes: int = 0
+    """What a migration sends, as last published; 0 when unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +153,10 @@ class EngineCosts:
     """Of a chunk, the clean one included."""
     first_chunk_passes: int
     """Of the first chunk after start or reset."""
+    move_ms: float = 8.0
+    """Of a migration whatever its size; the default is a fast link's, until one was measured."""
+    link_bytes_per_ms: float = 33_554_432.0
+    """Of the slower direction of its link to other engines; likewise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

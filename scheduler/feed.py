@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from scheduler.messages import (
@@ -25,7 +25,8 @@ from scheduler.messages import (
 )
 from scheduler.policy.base import GoneEngine
 from scheduler.store import EventsTrimmed, Store
-from scheduler.view import ENGINE_STATES, PHASES, ClusterTable, View, build_table
+from scheduler.table import ClusterTable, build_table
+from scheduler.view import ENGINE_STATES, PHASES, View
 
 log = logging.getLogger("scheduler.feed")
 
@@ -39,6 +40,10 @@ class Delta:
 
     gone: tuple[GoneEngine, ...] = ()
     released: int = 0
+    arrivals: int = 0
+    ages_ms: tuple[int, ...] = ()
+    starts_ms: tuple[int, ...] = ()
+    """See Changes for all of them."""
 
 
 class Feed:
@@ -62,8 +67,8 @@ class Feed:
         self.view = self._table.view()
         if started and before.engines.ids != self.view.engines.ids:
             log.info("engines were %s by deltas, are %s", before.engines.ids, self.view.engines.ids)
-        if started and before.sessions.ids != self.view.sessions.ids:
-            differ = set(before.sessions.ids) ^ set(self.view.sessions.ids)
+        differ = set(before.sessions.ids) ^ set(self.view.sessions.ids)
+        if started and differ:
             log.info("%d sessions differed from the view by deltas: %s", len(differ), sorted(differ)[:8])
 
     async def follow(self, block_ms: int) -> Delta:
@@ -88,39 +93,65 @@ class Feed:
         read_ms = await self._store.now_ms()  # before the heartbeats: silence is never overrated
         for engine in await self._store.list_engines():
             self._table.put_engine(engine)
-        queued = [self.view.sessions.ids[row] for row in self.view.is_phase(Phase.QUEUED).nonzero()[0]]
+        queued = [self.view.sessions.ids[row] for row in self.view.queued]
         await self._read_sessions(queued)
         self._table.read_ms = read_ms
         self.view = self._table.view()
 
     async def _take(self, events: list[Event]) -> Delta:
+        delta = self._count(events)
         sessions: set[SessionId] = set()
         engines: set[EngineId] = set()
         is_desired_changed = False
-        released = 0
         for event in events:
             match event:
                 case SessionQueued() | SessionPlaced() | SessionChanged():
                     sessions.add(event.session)
-                case ControllerChanged() | SessionLeft():
+                case ControllerChanged() | SessionLeft() | SessionClosed():
                     sessions.add(event.session)
-                case SessionClosed():
-                    sessions.add(event.session)
-                    released += self._is_placed(event.session)
                 case SessionOpened():
-                    pass  # nothing a policy looks at
+                    sessions.add(event.session)  # only who generates can be moved
                 case EngineChanged():
                     engines.add(event.engine)
                 case DesiredChanged():
                     is_desired_changed = True
                 case _:
                     assert_never(event)
+        starting = {id: self._starting_ms(id) for id in engines}
         gone = await self._read_engines(sorted(engines))
         await self._read_sessions(sorted(sessions))
         if is_desired_changed:
             _, self._table.desired = await self._store.read_desired()
         self.view = self._table.view()
-        return Delta(gone=gone, released=released)
+        ready = self.view.is_state(EngineState.READY)
+        rows = {id: self.view.engines.find(id) for id in sorted(engines)}
+        took = [starting[id] for id, row in rows.items() if row is not None and ready[row]]
+        return replace(delta, gone=gone, starts_ms=tuple(ms for ms in took if ms is not None))
+
+    def _count(self, events: list[Event]) -> Delta:
+        """What events mean to a view that does not know them yet."""
+        released = 0
+        ages_ms: list[int] = []
+        arrived: set[SessionId] = set()
+        for event in events:
+            match event:
+                case SessionQueued():
+                    if self.view.sessions.find(event.session) is None:
+                        arrived.add(event.session)
+                case SessionChanged():
+                    row = self.view.sessions.find(event.session)
+                    if event.active and row is not None and not self.view.sessions["active"][row]:
+                        arrived.add(event.session)
+                case SessionClosed():
+                    row = self.view.sessions.find(event.session)
+                    if row is not None:
+                        released += PHASES[self.view.sessions["phase"][row]] is Phase.PLACED
+                        ages_ms.append(self.view.read_ms - int(self.view.sessions["created_ms"][row]))
+                case _:
+                    pass
+        return Delta(
+            released=released, arrivals=len(arrived), ages_ms=tuple(max(0, age_ms) for age_ms in ages_ms)
+        )
 
     async def _read_sessions(self, sessions: list[SessionId]) -> None:
         for id, record in (await self._store.get_sessions(sessions)).items():
@@ -150,6 +181,9 @@ class Feed:
             return []
         return [GoneEngine(id=engine, state=state, started_ms=started_ms)]
 
-    def _is_placed(self, session: SessionId) -> bool:
-        row = self.view.sessions.find(session)
-        return row is not None and PHASES[self.view.sessions["phase"][row]] is Phase.PLACED
+    def _starting_ms(self, engine: EngineId) -> int | None:
+        """For how long an engine has been starting, to within a tick; None if it does not start."""
+        row = self.view.engines.find(engine)
+        if row is None or not self.view.is_state(EngineState.STARTING)[row]:
+            return None
+        return max(0, self.view.read_ms - int(self.view.engines["started_ms"][row]))

@@ -37,6 +37,7 @@ class Scheduler:
         self._clock = clock
         self._policy = find_policy(config.policy)
         self._name = config.scheduler_id or draw_id("c", 4)
+        self._most_engines = config.max_engines or config.engines
         self._lease = Lease(config.lease_ttl_ms)
         self._feed = Feed(store)
         self._memory = Memory()
@@ -161,8 +162,11 @@ class Scheduler:
         changes = Changes(
             gone=delta.gone,
             released=delta.released,
-            fresh_ids=tuple(EngineId(draw_id("e", 4)) for _ in range(self._config.engines)),
+            fresh_ids=tuple(EngineId(draw_id("e", 4)) for _ in range(self._most_engines)),
             reachable_ms=reachable_ms,
+            arrivals=delta.arrivals,
+            ages_ms=delta.ages_ms,
+            starts_ms=delta.starts_ms,
         )
         now_ms = await self._store.now_ms()
         actions, memory = self._policy.plan(self._feed.view, changes, self._memory, now_ms, self._config)
@@ -174,7 +178,8 @@ class Scheduler:
 
     async def _publish(self, term: int) -> None:
         interval_ms = round(self._memory.release_interval_ms, -2)
-        published = (self._policy.name, self._config.engines, int(interval_ms))
+        budget = max(self._config.engines, len(self._feed.view.desired))
+        published = (self._policy.name, budget, int(interval_ms))
         if published != self._published:
             name, budget, release_interval_ms = published
             await self._store.publish_cluster(

@@ -27,6 +27,7 @@ from scheduler.domain import EngineId as EngineId
 from scheduler.domain import EngineRecord as EngineRecord
 from scheduler.domain import EngineState as EngineState
 from scheduler.domain import GatewayId as GatewayId
+from scheduler.domain import InFlight as InFlight
 from scheduler.domain import ModelInfo as ModelInfo
 from scheduler.domain import Phase as Phase
 from scheduler.domain import Residence as Residence

@@ -19,10 +19,21 @@ from scheduler.view import View
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Give a queued session to an engine, or move a placed one."""
+    """Give a queued session to an engine, or a placed one to another: rebuilt from its checkpoint."""
 
     session: SessionId
     engine: EngineId
+    expect_epoch: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Migrate:
+    """Move a generating session to another engine with all its state; its stream goes on meanwhile."""
+
+    session: SessionId
+    source: EngineId
+    target: EngineId
     expect_epoch: int
     why: str
 
@@ -95,7 +106,8 @@ class SetDesired:
     why: str
 
 
-Action = Place | Requeue | Suspend | Activate | Sweep | LoseEngine | DrainEngine | StopDrained | SetDesired
+SessionAction = Place | Migrate | Requeue | Suspend | Activate | Sweep
+Action = SessionAction | LoseEngine | DrainEngine | StopDrained | SetDesired
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +132,24 @@ class Changes:
     """Ids never used, for new engines."""
     reachable_ms: int = 0
     """Redis time since which this leader reached Redis without a break."""
+    arrivals: int = 0
+    """Sessions that began to want chunks since the last plan: new ones, and idle ones active again."""
+    ages_ms: tuple[int, ...] = ()
+    """Of the sessions that were closed since the last plan."""
+    starts_ms: tuple[int, ...] = ()
+    """How long engines that became ready since the last plan took for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """Demand within one second."""
+
+    at_s: int
+    """Redis time."""
+    demand: int
+    """Sessions that want chunks, at the last plan of that second."""
+    arrivals: int
+    """See Changes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +164,19 @@ class Memory:
     """Mean time between two places becoming free."""
     released_ms: int = 0
     """Redis time of the last one; 0 before the first."""
+    last_engine: str = ""
+    """Engine that got the last session, for policies that go round."""
+    window: tuple[Sample, ...] = ()
+    """Of the last WINDOW_S seconds, those with a plan."""
+    closing: tuple[EngineId, ...] = ()
+    """Ready engines that are being emptied, so that they can go."""
+    surplus_ms: int = 0
+    """Redis time since which fewer engines would do; 0 while they would not."""
+    start_ms: float = 10_000.0
+    """Mean time from wanting an engine to its being ready; a guess before the first."""
+    exits: tuple[float, ...] = ()
+    exposure_s: tuple[float, ...] = ()
+    """By age (`scheduler/policy/lives.py`): sessions closed, and time lived by them. Old ones fade."""
 
 
 Plan = tuple[tuple[Action, ...], Memory]
@@ -142,7 +185,9 @@ Plan = tuple[tuple[Action, ...], Memory]
 class Policy(Protocol):
     """One algorithm. Pure: no I/O, no clock, no random numbers, no state of its own."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """As in `--policy`."""
 
     def plan(
         self, view: View, changes: Changes, memory: Memory, now_ms: int, config: SchedulerConfig

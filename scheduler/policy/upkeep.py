@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +24,7 @@ from scheduler.policy.base import (
     Suspend,
     Sweep,
 )
-from scheduler.view import ENGINE_STATES, HOLDING_A_SLOT, NEVER_MS, NO_ENGINE, View
+from scheduler.view import NEVER_MS, View
 
 RELOAD_GRACE_MS = 3_000
 """A connection that is gone for less may be a page being loaded again."""
@@ -48,7 +50,7 @@ def find_lost(view: View, changes: Changes, config: SchedulerConfig) -> dict[Eng
     limit_ms = np.where(starting, config.start_timeout_ms, config.heartbeat_timeout_ms)
     overdue_ms = np.where(engines["deadline_ms"] == NEVER_MS, 0, read_ms - engines["deadline_ms"])
     lost: dict[EngineId, str] = {}
-    for row in np.flatnonzero((age_ms > limit_ms) | (overdue_ms > 0)):
+    for row in np.flatnonzero((age_ms > limit_ms) | (overdue_ms > 0)).tolist():
         what = "not ready" if starting[row] else "silent"
         why = f"{what} for {age_ms[row]} ms, limit {limit_ms[row]} ms"
         if age_ms[row] <= limit_ms[row]:
@@ -60,51 +62,54 @@ def find_lost(view: View, changes: Changes, config: SchedulerConfig) -> dict[Eng
 def sweep(view: View, now_ms: int, config: SchedulerConfig) -> list[Action]:
     """Close queued sessions whose connection left retain_s ago."""
     sessions = view.sessions
+    left_ms = sessions["left_ms"]
     limit_ms = config.retain_s * 1_000
-    left = view.is_phase(Phase.QUEUED) & (sessions["left_ms"] <= now_ms - limit_ms)
     return [
         Sweep(
             session=sessions.ids[row],
-            left_ms=int(sessions["left_ms"][row]),
-            why=f"its connection left {now_ms - sessions['left_ms'][row]} ms ago, limit {limit_ms} ms",
+            left_ms=int(left_ms[row]),
+            why=f"its connection left {now_ms - left_ms[row]} ms ago, limit {limit_ms} ms",
         )
-        for row in np.flatnonzero(left)
+        for row in view.by_id(row for row in view.queued if left_ms[row] <= now_ms - limit_ms)
     ]
 
 
-def wants_slot(view: View) -> NDArray[np.bool_]:
-    """Mask of placed sessions that are active while their state is out of its slot."""
-    sessions = view.sessions
-    mask: NDArray[np.bool_] = (
-        view.is_phase(Phase.PLACED) & sessions["active"] & ~np.isin(sessions["residence"], HOLDING_A_SLOT)
-    )
-    return mask
-
-
-def make_room(view: View, short: Sequence[int], now_ms: int) -> list[Action]:
+def make_room(
+    view: View, short: Sequence[int], now_ms: int, ahead: Mapping[str, int] = MappingProxyType({})
+) -> list[Action]:
     """Take the slots of sessions that nobody watches, or that are idle, while others wait: the longest gone
     first, then the longest idle. Who is short and can't be helped so waits in the queue, if placed.
 
-    short: rows of sessions that found no slot, who comes first first.
+    short: rows of sessions that found no slot, who comes first first. ahead: slots that others will need
+    soon, by model.
     """
+    soon = {model for model, number in ahead.items() if number}
+    if not short and not soon:
+        return []
     sessions = view.sessions
-    ready = np.isin(sessions["engine"], np.flatnonzero(view.is_state(EngineState.READY)))
+    ready = np.append(view.is_state(EngineState.READY), False)[
+        sessions["engine"]
+    ]  # row -1 is the appended one
     placed = ready & view.is_phase(Phase.PLACED)
     gone = sessions["left_ms"] <= now_ms - RELOAD_GRACE_MS
-    candidates = np.flatnonzero(placed & view.is_residence(Residence.RESIDENT) & (gone | ~sessions["active"]))
-    since_ms = np.where(gone, sessions["left_ms"], sessions["active_ms"])[candidates]
-    order = candidates[np.lexsort((since_ms, ~gone[candidates]))]
+    can_leave = placed & view.is_residence(Residence.RESIDENT) & ~sessions["in_flight"]
+    candidates = np.flatnonzero(can_leave & (gone | ~sessions["active"]))
+    since_ms = np.where(gone, sessions["left_ms"], sessions["active_ms"])
     on_its_way = placed & view.is_residence(Residence.LEAVING)
+    models = sessions["model"]
     actions: list[Action] = []
-    for model in sorted({int(sessions["model"][row]) for row in short}):
-        rows = [row for row in short if sessions["model"][row] == model]
-        coming = int(np.count_nonzero(on_its_way & (sessions["model"] == model)))
-        leaving = [int(r) for r in order if sessions["model"][r] == model][: max(0, len(rows) - coming)]
+    for name in sorted({view.models[models[row]] for row in short} | soon & {*view.models}):
+        model = view.models.index(name)
+        rows = [row for row in short if models[row] == model]
+        coming = int(np.count_nonzero(on_its_way & (models == model)))
+        able = candidates[models[candidates] == model]
+        leaving = _first(view, able, (~gone, since_ms), len(rows) + ahead.get(name, 0) - coming)
         actions += [
             Suspend(
                 session=sessions.ids[row],
                 expect_epoch=int(sessions["epoch"][row]),
-                why="others wait for a slot, and " + ("nobody watches it" if gone[row] else "it is idle"),
+                why=("others wait for a slot, and " if rows else "others will soon need a slot, and ")
+                + ("nobody watches it" if gone[row] else "it is idle"),
             )
             for row in leaving
         ]
@@ -116,19 +121,33 @@ def make_room(view: View, short: Sequence[int], now_ms: int) -> list[Action]:
     return actions
 
 
+def _first(
+    view: View, rows: NDArray[np.intp], keys: tuple[NDArray[Any], NDArray[Any]], number: int
+) -> list[int]:
+    """The first `number` rows by two keys of the session rows, then by id."""
+    if number <= 0 or not len(rows):
+        return []
+    major, minor = keys
+    order = rows[np.lexsort((minor[rows], major[rows]))]
+    last = order[min(number, len(order)) - 1]
+    tied = (major[order] == major[last]) & (minor[order] == minor[last])
+    end = int(np.flatnonzero(tied)[-1]) + 1
+    found = sorted(order[:end].tolist(), key=lambda row: (major[row], minor[row], view.sessions.ids[row]))
+    return found[:number]
+
+
 def requeue_orphans(view: View) -> list[Action]:
     """Take back sessions whose engine has no record any more."""
     sessions = view.sessions
-    orphans = view.is_phase(Phase.PLACED) & (sessions["engine"] == NO_ENGINE)
     return [
         Requeue(session=sessions.ids[row], expect_epoch=int(sessions["epoch"][row]), why="engine_lost")
-        for row in np.flatnonzero(orphans)
+        for row in view.by_id(view.orphans)
     ]
 
 
 def note_changes(view: View, changes: Changes, memory: Memory, now_ms: int) -> Memory:
     """Memory after the changes: pacing of restarts, interval between releases."""
-    desired = {engine.id for engine in view.desired}
+    desired = {engine.id for engine in view.desired} if changes.gone else set()
     if memory.failures and now_ms > memory.retry_ms + FORGIVE_MS:
         memory = replace(memory, failures=0)
     for gone in changes.gone:
@@ -168,45 +187,49 @@ def size_cluster(
     lost: Sequence[EngineId],
     model: str,
     num_engines: int,
+    release: Collection[int] = (),
 ) -> Sizing:
-    """Keep num_engines engines starting or ready; drain what is ordered or too many, stop what is empty.
+    """Keep num_engines engines starting or ready, not counting those that go: drain what is ordered, in
+    `release` (engine rows) or too many, stop what is empty.
 
     A draining engine stays in the desired set until it is empty, and its replacement comes at once. A lost
     one is replaced by the plan after the one that loses it, which knows how it died.
     """
     if lost:
         return Sizing(actions=(), draining=frozenset())
-    alive = range(len(view.engines))
-    state = {row: ENGINE_STATES[view.engines["state"][row]] for row in alive}
-    ordered = view.engines["drain_ordered"]
-    keep = [r for r in alive if state[r] is not EngineState.DRAINING and not ordered[r]]
-    surplus = _surplus(view, keep, state, len(keep) - num_engines)
-    keep = [r for r in keep if r not in surplus]
-    drains = [r for r in alive if state[r] is EngineState.READY and r not in keep]
-    desired_ids = {engine.id for engine in view.desired}
-    draining = [r for r in alive if state[r] is EngineState.DRAINING and view.engines.ids[r] in desired_ids]
-    empty = [r for r in draining if view.engines["sessions"][r] == 0]
-    missing = num_engines - len(keep) if now_ms >= memory.retry_ms else 0
-
+    engines = view.engines
+    is_draining, is_desired = view.is_state(EngineState.DRAINING), engines["desired"]
+    going = engines["drain_ordered"] | is_draining
+    going[list(release)] = True
+    number = len(engines) - int(np.count_nonzero(going))
+    missing = max(0, num_engines - number) if now_ms >= memory.retry_ms else 0
+    if not missing and number <= num_engines and not going.any():
+        if is_desired.all() and len(view.desired) == len(engines):
+            return Sizing(actions=(), draining=frozenset())
+    keep = set(np.flatnonzero(~going).tolist())
+    keep -= _surplus(view, sorted(keep), len(keep) - num_engines)
+    drains = [r for r in np.flatnonzero(view.is_state(EngineState.READY)).tolist() if r not in keep]
+    draining = np.flatnonzero(is_draining & is_desired).tolist()
+    empty = [r for r in draining if engines["sessions"][r] == 0 and engines["incoming"][r] == 0]
     stay = sorted({*keep, *drains, *draining} - set(empty))
-    wanted = [
-        DesiredEngine(id=view.engines.ids[r], model=view.models[view.engines["model"][r]]) for r in stay
-    ]
-    wanted += [DesiredEngine(id=id, model=model) for id in changes.fresh_ids[: max(0, missing)]]
+    wanted = [DesiredEngine(id=engines.ids[r], model=view.models[engines["model"][r]]) for r in stay]
+    wanted += [DesiredEngine(id=id, model=model) for id in changes.fresh_ids[:missing]]
     actions: list[Action] = [
-        DrainEngine(
-            engine=view.engines.ids[r],
-            why="drain ordered" if ordered[r] else f"more engines than the budget of {num_engines}",
-        )
-        for r in drains
+        DrainEngine(engine=engines.ids[r], why=_why_drain(view, r, r in release, num_engines)) for r in drains
     ]
-    actions += [StopDrained(engine=view.engines.ids[r], why="drained and empty") for r in empty]
+    actions += [StopDrained(engine=engines.ids[r], why="drained and empty") for r in empty]
     if set(wanted) != set(view.desired):
-        why = (
-            f"budget {num_engines}, kept {len(keep)}, draining {len(stay) - len(keep)}, new {max(0, missing)}"
-        )
+        why = f"budget {num_engines}, kept {len(keep)}, draining {len(stay) - len(keep)}, new {missing}"
         actions.append(SetDesired(engines=tuple(wanted), why=why))
-    return Sizing(actions=tuple(actions), draining=frozenset(view.engines.ids[r] for r in drains))
+    return Sizing(actions=tuple(actions), draining=frozenset(engines.ids[r] for r in drains))
+
+
+def _why_drain(view: View, row: int, is_released: bool, num_engines: int) -> str:
+    if view.engines["drain_ordered"][row]:
+        return "drain ordered"
+    return (
+        "emptied, and fewer engines do" if is_released else f"more engines than the budget of {num_engines}"
+    )
 
 
 def lose(lost: dict[EngineId, str]) -> list[Action]:
@@ -214,13 +237,14 @@ def lose(lost: dict[EngineId, str]) -> list[Action]:
     return [LoseEngine(engine=engine, why=why) for engine, why in lost.items()]
 
 
-def _surplus(view: View, rows: list[int], state: dict[int, EngineState], number: int) -> set[int]:
+def _surplus(view: View, rows: list[int], number: int) -> set[int]:
     """The rows to give up: those that still start first, newest first; then the emptiest."""
     engines = view.engines
+    is_starting = view.is_state(EngineState.STARTING)
     order = sorted(
         rows,
         key=lambda r: (
-            state[r] is not EngineState.STARTING,
+            not is_starting[r],
             int(engines["sessions"][r]),
             -int(engines["started_ms"][r]),
             engines.ids[r],

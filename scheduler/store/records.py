@@ -14,6 +14,7 @@ from scheduler.messages import (
     EngineRecord,
     EngineState,
     GatewayId,
+    InFlight,
     ModelInfo,
     Phase,
     Residence,
@@ -23,7 +24,7 @@ from scheduler.messages import (
 )
 from scheduler.store.values import AppliedRecord, CheckpointPointer
 
-MAX_DESIRED = 1_024
+MAX_DESIRED = 4_096
 
 
 def session_record(session: SessionId, h: Mapping[str, str]) -> SessionRecord:
@@ -54,6 +55,9 @@ def session_record(session: SessionId, h: Mapping[str, str]) -> SessionRecord:
         queue_order=int(h["queue_order"] or 0),
         left_ms=int(h["left_ms"]) if h["left_ms"] else None,
         residence=Residence(h.get("residence", Residence.RESIDENT.value)),
+        in_flight=decode_fields(InFlight, json.loads(h["in_flight"])) if h.get("in_flight") else None,
+        moved_ms=int(h.get("moved_ms", 0)),
+        state_bytes=int(h.get("state_bytes", 0)),
     )
 
 

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler.policy.base import Memory, decode_memory, encode_memory
+from scheduler.messages import EngineId
+from scheduler.policy.base import Memory, Sample, decode_memory, encode_memory
 from scheduler.policy.registry import find_policy
 
+NAMES = "fixed, greedy_load, greedy_memory, least_loaded, round_robin"
 
-def test_least_loaded_exists() -> None:
-    """The default is there."""
-    assert find_policy("least_loaded").name == "least_loaded"
+
+@pytest.mark.parametrize("name", NAMES.split(", "))
+def test_policies_that_migrate_nobody_can_be_used(name: str) -> None:
+    """The store has scripts for all that they do."""
+    assert find_policy(name).name == name
 
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("slack", "policy 'slack' is not available yet; available: least_loaded"),
-        ("nonsense", "policy 'nonsense' does not exist; available: least_loaded"),
+        ("slack", f"policy 'slack' is not available yet; available: {NAMES}"),
+        ("turboserve", f"policy 'turboserve' is not available yet; available: {NAMES}"),
+        ("nonsense", f"policy 'nonsense' does not exist; available: {NAMES}"),
     ],
 )
 def test_other_names_say_what_there_is(name: str, sentence: str) -> None:
@@ -29,7 +34,19 @@ def test_other_names_say_what_there_is(name: str, sentence: str) -> None:
 
 def test_memory_survives_its_encoding() -> None:
     """What one leader saves the next one reads."""
-    memory = Memory(failures=2, retry_ms=5, release_interval_ms=1.5, released_ms=7)
+    memory = Memory(
+        failures=2,
+        retry_ms=5,
+        release_interval_ms=1.5,
+        released_ms=7,
+        last_engine="e_1",
+        window=(Sample(at_s=1, demand=2, arrivals=3),),
+        closing=(EngineId("e_2"),),
+        surplus_ms=9,
+        start_ms=2.5,
+        exits=(1.0, 0.5),
+        exposure_s=(0.25,),
+    )
     assert decode_memory(encode_memory(memory)) == memory
 
 

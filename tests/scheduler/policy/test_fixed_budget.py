@@ -1,4 +1,4 @@
-"""The policy as tables: a view, the changes, the actions."""
+"""Policies that move nobody, and upkeep, as tables: a view, the changes, the actions."""
 
 from __future__ import annotations
 
@@ -6,153 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from scheduler.config import SchedulerConfig
-from scheduler.messages import (
-    DesiredEngine,
-    EngineId,
-    EngineRecord,
-    EngineState,
-    GatewayId,
-    Phase,
-    Residence,
-    SessionId,
-    SessionRecord,
-)
-from scheduler.policy.base import (
-    Action,
-    Activate,
-    Changes,
-    DrainEngine,
-    GoneEngine,
-    LoseEngine,
-    Memory,
-    Place,
-    Requeue,
-    SetDesired,
-    StopDrained,
-    Suspend,
-    Sweep,
-)
-from scheduler.policy.least_loaded import LeastLoaded
+from scheduler.messages import EngineId, EngineRecord, EngineState, Residence, SessionRecord
+from scheduler.policy.base import Changes, GoneEngine, Memory
+from scheduler.policy.greedy_memory import GreedyMemory
 from scheduler.policy.upkeep import FORGIVE_MS, MAX_PAUSE_MS, RELOAD_GRACE_MS
-from scheduler.view import View, build_table
+from scheduler.view import View
+from tests.scheduler.policy.worlds import CONFIG, FRESH, NOW_MS, decide, engine, session, world
 
-NOW_MS = 1_000_000
-CONFIG = SchedulerConfig(redis="redis://x", engines=2)
-FRESH = tuple(EngineId(f"e_fresh{n}") for n in range(2))
-CHANGES, MEMORY = Changes(fresh_ids=FRESH), Memory()
-
-
-def engine(
-    id: str,
-    state: EngineState = EngineState.READY,
-    *,
-    capacity: int = 2,
-    model: str = "shapes",
-    started_ms: int = NOW_MS - 100_000,
-    heartbeat_ms: int = NOW_MS,
-    deadline_ms: int | None = None,
-    drain_ordered: bool = False,
-) -> EngineRecord:
-    """An engine's record."""
-    return EngineRecord(
-        id=EngineId(id),
-        state=state,
-        url="",
-        model=None,
-        capacity=capacity,
-        sessions=0,
-        load=0,
-        chunk_ms=0,
-        started_ms=started_ms,
-        heartbeat_ms=heartbeat_ms,
-        deadline_ms=deadline_ms,
-        drain_ordered=drain_ordered,
-        model_name=model,
-    )
-
-
-def session(
-    id: str,
-    on: str | None = None,
-    *,
-    order: int = 1,
-    model: str = "shapes",
-    left_ms: int | None = None,
-    active: bool = True,
-    active_ms: int = 0,
-    residence: Residence = Residence.RESIDENT,
-) -> SessionRecord:
-    """A session's record: placed on an engine, or queued."""
-    return SessionRecord(
-        id=SessionId(id),
-        model=model,
-        phase=Phase.PLACED if on else Phase.QUEUED,
-        epoch=3,
-        engine=EngineId(on) if on else None,
-        opened=False,
-        active=active,
-        paused=False,
-        seed=0,
-        lead_ms=1500,
-        codec="h264",
-        resume_hash="",
-        controller_epoch=1,
-        gateway=GatewayId("g"),
-        next_seq=0,
-        next_frame=0,
-        rev=0,
-        last_applied="0-0",
-        slack_ms=0,
-        created_ms=0,
-        active_ms=active_ms,
-        reason="",
-        queue_order=order,
-        left_ms=left_ms,
-        residence=residence,
-    )
-
-
-def world(
-    *records: EngineRecord | SessionRecord, desired: tuple[str, ...] = ("e_1", "e_2"), read_ms: int = NOW_MS
-) -> View:
-    """A view of these records."""
-    engines = [r for r in records if isinstance(r, EngineRecord)]
-    sessions = [r for r in records if isinstance(r, SessionRecord)]
-    models = {e.id: e.model_name for e in engines}
-    wanted = [DesiredEngine(id=EngineId(d), model=models.get(EngineId(d), "shapes")) for d in desired]
-    table = build_table(engines, sessions, wanted)
-    table.read_ms = read_ms
-    return table.view()
-
-
-def decide(
-    view: View,
-    changes: Changes = CHANGES,
-    memory: Memory = MEMORY,
-    now_ms: int = NOW_MS,
-    config: SchedulerConfig = CONFIG,
-) -> list[tuple[str, ...]]:
-    """The actions without their reasons: (class, ids …)."""
-    actions, _ = LeastLoaded().plan(view, changes, memory, now_ms, config)
-    return [short(action) for action in actions]
-
-
-def short(action: Action) -> tuple[str, ...]:
-    """An action in one line."""
-    assert action.why
-    match action:
-        case Place():
-            assert action.expect_epoch == 3
-            return ("place", action.session, action.engine)
-        case Requeue() | Suspend() | Activate() | Sweep():
-            return (type(action).__name__.lower(), action.session)
-        case SetDesired():
-            return ("desired", *(e.id for e in action.engines))
-        case LoseEngine() | DrainEngine() | StopDrained():
-            return (type(action).__name__.lower(), action.engine)
-
-
+POLICY = GreedyMemory(name="least_loaded")
 E1, E2 = engine("e_1"), engine("e_2")
 
 
@@ -196,7 +57,7 @@ E1, E2 = engine("e_1"), engine("e_2")
 )
 def test_placement(view: View, expected: list[tuple[str, ...]]) -> None:
     """Who goes where."""
-    assert decide(view) == expected
+    assert decide(POLICY, view) == expected
 
 
 STARTING, DRAINING = EngineState.STARTING, EngineState.DRAINING
@@ -243,7 +104,7 @@ STARTING, DRAINING = EngineState.STARTING, EngineState.DRAINING
 )
 def test_sizing(view: View, expected: list[tuple[str, ...]]) -> None:
     """Which engines exist."""
-    assert decide(view) == expected
+    assert decide(POLICY, view) == expected
 
 
 LATE_MS = NOW_MS - CONFIG.heartbeat_timeout_ms - 1
@@ -265,7 +126,7 @@ LATE_MS = NOW_MS - CONFIG.heartbeat_timeout_ms - 1
 )
 def test_death(lost: EngineRecord, expected: bool) -> None:
     """Who is declared gone."""
-    assert (("loseengine", "e_1") in decide(world(lost, E2))) == expected
+    assert (("loseengine", "e_1") in decide(POLICY, world(lost, E2))) == expected
 
 
 def test_nobody_is_declared_gone_right_after_an_outage() -> None:
@@ -273,14 +134,14 @@ def test_nobody_is_declared_gone_right_after_an_outage() -> None:
     view = world(engine("e_1", heartbeat_ms=0), E2)
     early = Changes(fresh_ids=FRESH, reachable_ms=NOW_MS - CONFIG.heartbeat_timeout_ms + 1)
     late = Changes(fresh_ids=FRESH, reachable_ms=NOW_MS - CONFIG.heartbeat_timeout_ms)
-    assert decide(view, early) == []
-    assert decide(view, late) == [("loseengine", "e_1")]
+    assert decide(POLICY, view, early) == []
+    assert decide(POLICY, view, late) == [("loseengine", "e_1")]
 
 
 def test_nothing_is_placed_on_a_lost_engine() -> None:
     """The plan that declares an engine gone does not use it."""
     view = world(engine("e_1", heartbeat_ms=LATE_MS), E2, session("s_a", "e_2"), session("s_b"))
-    assert decide(view) == [("loseengine", "e_1"), ("place", "s_b", "e_2")]
+    assert decide(POLICY, view) == [("loseengine", "e_1"), ("place", "s_b", "e_2")]
 
 
 def test_early_deaths_slow_replacements_down() -> None:
@@ -289,13 +150,13 @@ def test_early_deaths_slow_replacements_down() -> None:
     dead = GoneEngine(id=EngineId("e_1"), state=STARTING, started_ms=NOW_MS)
     for _ in range(9):
         changes = Changes(gone=(dead,), fresh_ids=FRESH)
-        _, memory = LeastLoaded().plan(world(E2), changes, memory, NOW_MS, CONFIG)
+        _, memory = POLICY.plan(world(E2), changes, memory, NOW_MS, CONFIG)
         pauses.append(memory.retry_ms - NOW_MS)
     assert pauses == [0, 1_000, 2_000, 4_000, 8_000, 16_000, MAX_PAUSE_MS, MAX_PAUSE_MS, MAX_PAUSE_MS]
-    assert decide(world(E2), memory=memory) == [("desired", "e_2")]
-    again = decide(world(E2, desired=("e_2",)), memory=memory, now_ms=memory.retry_ms)
+    assert decide(POLICY, world(E2), memory=memory) == [("desired", "e_2")]
+    again = decide(POLICY, world(E2, desired=("e_2",)), memory=memory, now_ms=memory.retry_ms)
     assert again == [("desired", "e_2", "e_fresh0")]
-    _, calm = LeastLoaded().plan(world(E1, E2), Changes(), memory, memory.retry_ms + FORGIVE_MS + 1, CONFIG)
+    _, calm = POLICY.plan(world(E1, E2), Changes(), memory, memory.retry_ms + FORGIVE_MS + 1, CONFIG)
     assert calm.failures == 0
 
 
@@ -310,21 +171,21 @@ def test_early_deaths_slow_replacements_down() -> None:
 )
 def test_other_deaths_slow_nothing_down(gone: GoneEngine) -> None:
     """Only early deaths of wanted engines count."""
-    _, memory = LeastLoaded().plan(world(E2), Changes(gone=(gone,)), Memory(), NOW_MS, CONFIG)
+    _, memory = POLICY.plan(world(E2), Changes(gone=(gone,)), Memory(), NOW_MS, CONFIG)
     assert (memory.failures, memory.retry_ms) in ((0, 0), (0, NOW_MS))
 
 
 def test_release_interval_is_a_moving_mean() -> None:
     """Places that become free move the published interval."""
     memory = Memory(released_ms=NOW_MS - 10_000)
-    _, memory = LeastLoaded().plan(world(E1, E2), Changes(released=1), memory, NOW_MS, CONFIG)
+    _, memory = POLICY.plan(world(E1, E2), Changes(released=1), memory, NOW_MS, CONFIG)
     assert memory == replace(memory, release_interval_ms=26_000.0, released_ms=NOW_MS)
 
 
 def test_same_input_same_output() -> None:
     """A plan depends on nothing but its arguments."""
     view = world(E1, E2, *(session(f"s_{n}", order=n) for n in range(9)))
-    plans = [LeastLoaded().plan(view, Changes(), Memory(), NOW_MS, CONFIG) for _ in range(2)]
+    plans = [POLICY.plan(view, Changes(), Memory(), NOW_MS, CONFIG) for _ in range(2)]
     assert plans[0] == plans[1]
 
 
@@ -366,7 +227,9 @@ def test_sessions_without_connection_make_room(
     records: list[SessionRecord], expected: list[tuple[str, ...]]
 ) -> None:
     """While others wait, exactly as many as are needed give up their slot."""
-    assert decide(world(E1, *records, desired=("e_1",)), config=replace(CONFIG, engines=1)) == expected
+    assert (
+        decide(POLICY, world(E1, *records, desired=("e_1",)), config=replace(CONFIG, engines=1)) == expected
+    )
 
 
 OFFLOADED, STORED, LEAVING = Residence.OFFLOADED, Residence.STORED, Residence.LEAVING
@@ -442,17 +305,19 @@ def idle(id: str, on: str | None, residence: Residence = Residence.RESIDENT, **m
 )
 def test_slots(records: list[SessionRecord], expected: list[tuple[str, ...]]) -> None:
     """Idle sessions give room to others, and who is active again gets a slot or waits for one."""
-    assert decide(world(E1, *records, desired=("e_1",)), config=replace(CONFIG, engines=1)) == expected
+    assert (
+        decide(POLICY, world(E1, *records, desired=("e_1",)), config=replace(CONFIG, engines=1)) == expected
+    )
 
 
 def test_active_again_on_another_engine_when_its_own_is_full() -> None:
     """It is placed there, with its checkpoint."""
     records = (session("s_a", "e_1"), session("s_b", "e_1"), session("s_c", "e_1", residence=OFFLOADED))
-    assert decide(world(E1, E2, *records)) == [("place", "s_c", "e_2")]
+    assert decide(POLICY, world(E1, E2, *records)) == [("place", "s_c", "e_2")]
 
 
 def test_idle_sessions_leave_a_draining_engine_for_a_full_one() -> None:
     """They need no slot there."""
     records = (idle("s_a", "e_1", OFFLOADED), session("s_b", "e_2"), session("s_c", "e_2"))
     view = world(engine("e_1", DRAINING), E2, engine("e_3", capacity=0), *records)
-    assert ("place", "s_a", "e_2") in decide(view) or ("place", "s_a", "e_3") in decide(view)
+    assert ("place", "s_a", "e_2") in decide(POLICY, view) or ("place", "s_a", "e_3") in decide(POLICY, view)

@@ -1,0 +1,242 @@
+"""What planning costs, from one event to a re-plan of everything, and how it grows with the cluster.
+
+    delta     one session's record into the table, and a view of it
+    event     a session starts: its record goes in, the policy plans (upkeep, placement, scaling, moves), and
+              the record comes back placed. On a balanced cluster
+    re-plan   the policy plans for a cluster whose sessions lie at random, and moves as many as it may in one
+              plan, the most work that one plan ever has
+    relocate  the same with 128 moves, the most rounds that the paper's code allows, whatever the links bear
+    rebuild   the table from all records: at a change of leader, and at each resync
+
+One core, pure Python and numpy; bounded by the interpreter for small clusters, by memory for large ones. The
+garbage collector is off while the clock runs, as `timeit` does it. Processor time of the thread, so that
+other work on the machine counts less. Microseconds, p50 / p99.
+Run: .venv/bin/python -m bench.replan [--repeats 200]
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import scheduler.policy.relief
+import scheduler.policy.turboserve
+from bench.stats import machine, percentile, print_json, print_table
+from scheduler.config import SchedulerConfig
+from scheduler.messages import (
+    DesiredEngine,
+    EngineCosts,
+    EngineId,
+    EngineRecord,
+    EngineState,
+    Phase,
+    Residence,
+    SessionId,
+    SessionRecord,
+)
+from scheduler.policy.base import Changes, Memory, Migrate, Place, Policy
+from scheduler.policy.registry import ALL
+from scheduler.table import ClusterTable, build_table
+
+SIZES = ((4, 32), (16, 125), (64, 500), (256, 2_000), (1_024, 10_000), (4_096, 40_000))
+"""Engines, sessions."""
+POLICIES = ("greedy_load", "turboserve", "slack")
+NOW_MS = 10_000_000
+CAPACITY = 16
+COSTS = EngineCosts(
+    buckets=(12,),
+    pass_ms=(tuple(4.0 + 5.0 * rows for rows in range(1, 17)),),
+    decode_ms=10.0,
+    chunk_passes=5,
+    first_chunk_passes=9,
+)
+LIMITS_US = {(64, 500): 1_000.0, (4_096, 40_000): 15_000.0}
+
+
+def engine(number: int) -> EngineRecord:
+    """A ready engine."""
+    return EngineRecord(
+        id=EngineId(f"e_{number:08x}"),
+        state=EngineState.READY,
+        url="",
+        model=None,
+        capacity=CAPACITY,
+        sessions=0,
+        load=0.5,
+        chunk_ms=0.0,
+        started_ms=0,
+        heartbeat_ms=NOW_MS,
+        model_name="shapes",
+        costs=COSTS,
+    )
+
+
+def session(
+    number: int, on: EngineId | None, draw: random.Random, active: bool | None = None
+) -> SessionRecord:
+    """A session: three in four are active, of the others half are out of their slot."""
+    active = draw.random() < 0.75 if active is None else active
+    return SessionRecord(
+        id=SessionId(f"s_{draw.getrandbits(64):016x}"),
+        model="shapes",
+        phase=Phase.PLACED if on else Phase.QUEUED,
+        epoch=1,
+        engine=on,
+        opened=on is not None,
+        active=active or on is None,
+        paused=False,
+        seed=0,
+        lead_ms=1_500,
+        codec="h264",
+        resume_hash="",
+        controller_epoch=1,
+        gateway=None,
+        next_seq=0,
+        next_frame=0,
+        rev=0,
+        last_applied="0-0",
+        slack_ms=draw.randrange(2_000),
+        created_ms=NOW_MS - draw.randrange(600_000),
+        active_ms=NOW_MS - draw.randrange(60_000),
+        reason="",
+        queue_order=number,
+        residence=Residence.RESIDENT if active or draw.random() < 0.5 else Residence.OFFLOADED,
+        state_bytes=draw.randrange(2**20, 2**30),
+    )
+
+
+def records(
+    engines: int, sessions: int, draw: random.Random, *, balanced: bool
+) -> tuple[list[EngineRecord], list[SessionRecord]]:
+    """A cluster with its sessions dealt out in turn, or at random as far as slots go."""
+    hosts = [engine(number) for number in range(engines)]
+    slots = [host.id for host in hosts for _ in range(CAPACITY)]
+    draw.shuffle(slots)
+    if balanced:
+        return hosts, [
+            session(n, hosts[n % engines].id, draw, n // engines % 4 != 3) for n in range(sessions)
+        ]
+    return hosts, [session(n, owner, draw) for n, owner in enumerate(slots[:sessions])]
+
+
+def times_us(action: Callable[[], None], repeats: int) -> tuple[float, float]:
+    """(p50, p99) of its run time; the first tenth is warm-up."""
+    taken = []
+    gc.disable()
+    for _ in range(repeats + repeats // 10 + 1):
+        began = time.thread_time_ns()
+        action()
+        taken.append((time.thread_time_ns() - began) / 1_000)
+    gc.enable()
+    kept = taken[-repeats:]
+    return percentile(kept, 0.5), percentile(kept, 0.99)
+
+
+def make_table(hosts: list[EngineRecord], clients: list[SessionRecord]) -> ClusterTable:
+    """The table of a cluster that wants just the engines it has."""
+    table = build_table(hosts, clients, [DesiredEngine(id=host.id, model="shapes") for host in hosts])
+    table.read_ms = NOW_MS
+    return table
+
+
+def measure_event(policy: Policy, table: ClusterTable, config: SchedulerConfig, repeats: int) -> list[float]:
+    """A session starts, is placed, and stops again; only the first two are timed."""
+    draw = random.Random(2)
+    newcomer = session(0, None, draw)
+    memory = Memory()
+    taken = []
+    gc.disable()
+    for number in range(repeats + repeats // 10 + 1):
+        began = time.thread_time_ns()
+        table.put_session(newcomer)
+        actions, memory = policy.plan(table.view(), Changes(arrivals=1), memory, NOW_MS + 10 * number, config)
+        places = [action for action in actions if isinstance(action, Place)]
+        assert len(places) == 1
+        table.put_session(replace(newcomer, phase=Phase.PLACED, engine=places[0].engine))
+        taken.append((time.thread_time_ns() - began) / 1_000)
+        table.drop_session(newcomer.id)
+    gc.enable()
+    kept = taken[-repeats:]
+    return [percentile(kept, 0.5), percentile(kept, 0.99)]
+
+
+def measure_replan(
+    policy: Policy, table: ClusterTable, config: SchedulerConfig, repeats: int
+) -> tuple[list[float], int]:
+    """([p50, p99], moves) of a plan of the whole cluster."""
+    moves = 0
+
+    def replan() -> None:
+        nonlocal moves
+        actions, _ = policy.plan(table.view(), Changes(), Memory(), NOW_MS, config)
+        moves = sum(isinstance(action, Migrate) for action in actions)
+
+    return list(times_us(replan, repeats)), moves
+
+
+def measure(engines: int, sessions: int, repeats: int) -> dict[str, object]:
+    """One size of cluster."""
+    config = SchedulerConfig(redis="unix:///none", engines=engines, max_engines=min(4_096, 2 * engines))
+    draw = random.Random(1)
+    hosts, clients = records(engines, sessions, draw, balanced=True)
+    table, victim = make_table(hosts, clients), clients[len(clients) // 2]
+
+    def delta() -> None:
+        table.put_session(victim)
+        table.view()
+
+    found: dict[str, object] = {"engines": engines, "sessions": sessions, "delta": times_us(delta, repeats)}
+    found["rebuild"] = times_us(lambda: build_table(hosts, clients, ()) and None, 3)
+    tilted = make_table(*records(engines, sessions, draw, balanced=False))
+    for name in POLICIES:
+        found[f"{name} event"] = measure_event(ALL[name], table, config, repeats)
+        found[f"{name} re-plan"], found[f"{name} moves"] = measure_replan(ALL[name], tilted, config, repeats)
+    for name in ("turboserve", "slack"):
+        with_most_moves(128)
+        found[f"{name} relocate"], found[f"{name} relocated"] = measure_replan(
+            ALL[name], tilted, config, max(10, repeats // 5)
+        )
+        with_most_moves(12)
+    return found
+
+
+def with_most_moves(number: int) -> None:
+    """As many moves as this in one plan."""
+    scheduler.policy.turboserve.MAX_MOVES = number  # type: ignore[attr-defined]
+    scheduler.policy.relief.MAX_MOVES = number  # type: ignore[attr-defined]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=200)
+    options = parser.parse_args()
+    rows = [measure(engines, sessions, options.repeats) for engines, sessions in SIZES]
+    print(f"machine: {machine()}; microseconds, p50 / p99")
+    columns = list(rows[0])
+    print_table(columns, [[cell(row[column]) for column in columns] for row in rows])
+    print_json(
+        {
+            "bench": "replan",
+            "within": all(
+                row[f"{name} re-plan"][1] < LIMITS_US[size]  # type: ignore[index]
+                for row in rows
+                for name in POLICIES
+                if (size := (row["engines"], row["sessions"])) in LIMITS_US  # type: ignore[comparison-overlap]
+            ),
+            "sizes": rows,
+        }
+    )
+
+
+def cell(value: object) -> object:
+    return " / ".join(f"{part:.0f}" for part in value) if isinstance(value, list | tuple) else value
+
+
+if __name__ == "__main__":
+    main()

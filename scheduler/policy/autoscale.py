@@ -1,0 +1,110 @@
+"""From a wanted number of engines to what is done about it: hold, cancel, empty, release. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from scheduler.config import SchedulerConfig
+from scheduler.messages import EngineId, EngineState
+from scheduler.policy.base import Changes, Memory, Sample
+from scheduler.policy.board import Board
+from scheduler.view import View
+
+WINDOW_S = 60
+"""Length of the window in which demand is watched."""
+_START_WEIGHT = 0.3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steering:
+    """What the size of the cluster shall do now."""
+
+    num_engines: int
+    """Engines to keep starting or ready, without the released ones."""
+    closing: tuple[int, ...]
+    """Rows of engines to empty: they get no sessions, and lose theirs."""
+    release: tuple[int, ...]
+    """Rows of engines that are empty and go."""
+
+
+def note_demand(view: View, changes: Changes, memory: Memory, now_ms: int, model: str) -> Memory:
+    """Memory after this moment's demand and the start-up times seen."""
+    at_s, demand = now_ms // 1_000, demand_of(view, model)
+    window = memory.window
+    if window and window[-1].at_s >= at_s:
+        last = window[-1]
+        sample = Sample(at_s=last.at_s, demand=demand, arrivals=last.arrivals + changes.arrivals)
+        window = (*window[:-1], sample) if sample != last else window
+    else:
+        old = next((n for n, sample in enumerate(window) if sample.at_s > at_s - WINDOW_S), len(window))
+        window = (*window[old:], Sample(at_s=at_s, demand=demand, arrivals=changes.arrivals))
+    start_ms = memory.start_ms
+    for took_ms in changes.starts_ms:
+        start_ms += _START_WEIGHT * (took_ms - start_ms)
+    if window is memory.window and start_ms == memory.start_ms:
+        return memory
+    return replace(memory, window=window, start_ms=start_ms)
+
+
+def demand_of(view: View, model: str) -> int:
+    """Sessions of a model that want chunks, with a place or without."""
+    return view.demand[view.models.index(model)] if model in view.models else 0
+
+
+def steer(
+    board: Board, memory: Memory, now_ms: int, config: SchedulerConfig, *, target: int, hold_ms: float
+) -> tuple[Memory, Steering]:
+    """Come closer to `target` engines (first brought into the configured range).
+
+    More are wanted at once. Fewer only when they would have done for hold_ms without a break: first those
+    that still start are cancelled, then ready ones are emptied while they are still ready, so that returning
+    demand finds them, and they go when they are empty.
+    """
+    view, engines = board.view, board.view.engines
+    target = min(max(target, config.engines), config.max_engines or config.engines)
+    stays = ~engines["drain_ordered"]
+    ready = np.flatnonzero(view.is_state(EngineState.READY) & stays)
+    starting = int(np.count_nonzero(view.is_state(EngineState.STARTING) & stays))
+    if target >= len(ready) + starting:
+        memory = _remember(memory, surplus_ms=0)
+        return memory, Steering(num_engines=target, closing=(), release=())
+    since_ms = memory.surplus_ms or now_ms
+    memory = _remember(memory, surplus_ms=since_ms, closing=memory.closing)
+    if now_ms - since_ms < hold_ms:
+        return memory, Steering(num_engines=len(ready) + starting, closing=(), release=())
+    closing = _victims(board, memory, ready.tolist(), len(ready) - target)
+    release = tuple(row for row in closing if not engines["sessions"][row] and not engines["incoming"][row])
+    release = tuple(row for row in release if row not in board.taken)
+    closing = tuple(row for row in closing if row not in release)
+    memory = _remember(memory, surplus_ms=since_ms, closing=tuple(engines.ids[row] for row in closing))
+    num_engines = max(target, len(ready) - len(release))
+    return memory, Steering(num_engines=num_engines, closing=closing, release=release)
+
+
+def _remember(memory: Memory, *, surplus_ms: int, closing: tuple[EngineId, ...] = ()) -> Memory:
+    if (memory.surplus_ms, memory.closing) == (surplus_ms, closing):
+        return memory
+    return replace(memory, surplus_ms=surplus_ms, closing=closing)
+
+
+def _victims(board: Board, memory: Memory, ready: list[int], number: int) -> tuple[int, ...]:
+    """The engines to empty: those that are being emptied already, then those with least to move away.
+
+    Only as many as the others have room for the active sessions of.
+    """
+    engines = board.view.engines
+    already = set(memory.closing)
+    rows = np.array(ready)
+    is_new = np.array([engines.ids[row] not in already for row in ready])
+    # Stable, and rows are sorted by id: among equals the smaller id.
+    order = np.lexsort((-engines["started_ms"][rows], engines["sessions"][rows], board.active[rows], is_new))
+    room = np.maximum(board.room, 0)
+    spare, victims = int(room[rows].sum()), []
+    for row in rows[order][: max(0, number)].tolist():
+        spare -= int(room[row] + board.active[row])
+        if spare < 0:
+            break
+        victims.append(row)
+    return tuple(victims)

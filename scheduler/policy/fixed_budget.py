@@ -1,0 +1,34 @@
+"""The frame of the policies with a fixed number of engines: they differ in where a session goes. Pure."""
+
+from __future__ import annotations
+
+from scheduler.config import SchedulerConfig
+from scheduler.policy.base import Changes, Memory, Plan
+from scheduler.policy.board import Board
+from scheduler.policy.seating import Choose, arrival_order, seat
+from scheduler.policy.upkeep import (
+    find_lost,
+    lose,
+    make_room,
+    note_changes,
+    requeue_orphans,
+    size_cluster,
+    sweep,
+)
+from scheduler.view import View
+
+
+def plan_fixed(
+    view: View, changes: Changes, memory: Memory, now_ms: int, config: SchedulerConfig, choose: Choose
+) -> Plan:
+    """Place who waits; nobody moves who need not. First come first served, returners before new starts."""
+    memory = note_changes(view, changes, memory, now_ms)
+    lost = find_lost(view, changes, config)
+    sizing = size_cluster(
+        view, changes, memory, now_ms, lost=tuple(lost), model=config.model, num_engines=config.engines
+    )
+    board = Board(view, closed={*lost, *sizing.draining})
+    seats = seat(board, arrival_order(view), choose)
+    room = make_room(view, seats.short, now_ms)
+    upkeep = (*lose(lost), *requeue_orphans(view), *sweep(view, now_ms, config), *sizing.actions)
+    return (*upkeep, *seats.actions, *room), memory

@@ -1,0 +1,58 @@
+"""How many sessions will want chunks when an engine that is asked for now is ready. Pure.
+
+Arrivals come at a rate Λ, and each active session stops wanting chunks (idle or gone) at a rate μ, both read
+from the window. So of N sessions N·e^(−μh) still want chunks after h, and Λ/μ·(1 − e^(−μh)) new ones do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scheduler.policy.base import Sample
+
+RECENT_S = 10
+"""The rate of arrivals is that of so many seconds, or of the whole window if that is higher: a burst counts
+at once, and is not forgotten at once."""
+PRIOR_ACTIVE_S = 30.0
+"""Mean time for which a session wants chunks, with the weight of one session, before any has stopped."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """Demand at a moment to come."""
+
+    mean: float
+    deviation: float
+    """Standard deviation, of arrivals and stops that are each on their own."""
+
+
+def arrival_rate(window: Sequence[Sample], now_s: int) -> float:
+    """Λ: sessions a second."""
+    if not window:
+        return 0.0
+    rates = []
+    for span_s in (RECENT_S, now_s - window[0].at_s + 1):
+        span_s = max(1, min(span_s, now_s - window[0].at_s + 1))
+        rates.append(sum(s.arrivals for s in window if s.at_s > now_s - span_s) / span_s)
+    return max(rates)
+
+
+def stop_rate(window: Sequence[Sample]) -> float:
+    """μ: stops per active session and second."""
+    stops, active_s = 1.0, PRIOR_ACTIVE_S
+    for before, after in zip(window, window[1:], strict=False):
+        stops += max(0, before.demand + after.arrivals - after.demand)
+        active_s += before.demand * (after.at_s - before.at_s)
+    return stops / active_s
+
+
+def forecast(window: Sequence[Sample], demand: int, now_s: int, horizon_s: float) -> Forecast:
+    """Demand in horizon_s, given what it is now."""
+    rate, stops = arrival_rate(window, now_s), stop_rate(window)
+    stay = math.exp(-stops * horizon_s)
+    newcomers = rate / stops * (1.0 - stay)
+    return Forecast(
+        mean=demand * stay + newcomers, deviation=math.sqrt(demand * stay * (1.0 - stay) + newcomers)
+    )

@@ -1,0 +1,130 @@
+"""Moves off the engines where chunks take longest, as long as each pays for itself. Pure.
+
+The engine with the worst latency is relieved first: the largest chunk latency is its own. When it can't be,
+others are relieved only where players run dry, so that it matters how many suffer and not only how much one
+does. A move pays when the ms that it takes off each chunk, over the chunks that the session is expected to
+live for, are worth more than the move costs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.policy.base import Migrate
+from scheduler.policy.board import MAX_MOVES, MAX_MOVES_PER_ENGINE, Board, move_costs_ms
+from scheduler.policy.lives import bucket_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveRules:
+    """When a move pays."""
+
+    rest_ms: int = 10_000
+    """A moved session is not moved again for so long."""
+    horizon_s: float = 60.0
+    """Gains later than this don't count: until then the placement has changed anyhow."""
+    min_gain_ms: float = 5.0
+    price: float = 2.0
+    """ms of latency, summed over chunks, that a ms of migration must bring."""
+    stall_price: float = 20.0
+    """The same for a ms by which the migration is longer than the video that the player holds."""
+    dry: float = 0.9
+    """Players are taken to run dry where predicted latency is above this share of a chunk's play time."""
+
+
+class Relief:
+    """One plan's moves among the engines of one model."""
+
+    def __init__(
+        self, board: Board, model: int, rules: MoveRules, lives_s: tuple[float, ...], now_ms: int
+    ) -> None:
+        fits = board.fitting(model)
+        self._board, self._rules, self._lives_s, self._now_ms = board, rules, lives_s, now_ms
+        self._sources_ms: NDArray[np.float64] = np.where(fits, board.latency_ms, -np.inf)
+        """Latency of engines that may be relieved."""
+        is_open = fits & (board.room > 0) & (board.moves < MAX_MOVES_PER_ENGINE)
+        self._targets_ms: NDArray[np.float64] = np.where(is_open, board.next_ms, np.inf)
+        """Latency of engines that may get a session, with it."""
+        self._stuck_ms = 0.0
+        """Latency of the worst engine that can't be relieved."""
+
+    def moves(self) -> list[Migrate]:
+        """Worst engine first, at most MAX_MOVES in the whole plan."""
+        found: list[Migrate] = []
+        while len(self._sources_ms) and len(self._board.moved) < MAX_MOVES:
+            source = int(self._sources_ms.argmax())
+            latency_ms = float(self._sources_ms[source])
+            dry_ms = self._rules.dry * float(self._board.view.engines["play_ms"][source])
+            if latency_ms < self._stuck_ms and latency_ms <= dry_ms:
+                break
+            if latency_ms - float(self._targets_ms.min()) <= self._rules.min_gain_ms:
+                break  # nobody with a lower latency has more to gain
+            move = self._move_off(source)
+            if move is not None:
+                found.append(move)
+            else:
+                self._stuck_ms = max(self._stuck_ms, latency_ms)
+                self._sources_ms[source] = -np.inf
+        return found
+
+    def _move_off(self, source: int) -> Migrate | None:
+        """The move off an engine that disturbs least, if it pays."""
+        board, rules = self._board, self._rules
+        if not board.can_move(source):
+            return None
+        session = self._least_disturbed(source)
+        best_ms = float(self._targets_ms.min())
+        before_ms = float(board.latency_ms[source])
+        gain_ms = before_ms - max(best_ms, board.with_one_less(source))
+        if session is None or gain_ms <= rules.min_gain_ms:
+            return None
+        equal = np.flatnonzero(self._targets_ms == best_ms)
+        costs_ms = move_costs_ms(board.view, session, source, equal)
+        cheapest = int(costs_ms.argmin())  # the first of equals: the smaller id
+        target, cost_ms = int(equal[cheapest]), float(costs_ms[cheapest])
+        chunks = self._chunks_left(session, source)
+        stall_ms = max(0.0, cost_ms - float(board.view.sessions["slack_ms"][session]))
+        if gain_ms * chunks <= rules.price * cost_ms + rules.stall_price * stall_ms:
+            return None
+        why = f"{gain_ms:.0f} of {before_ms:.0f} ms less in {chunks:.0f} chunks, for {cost_ms:.0f} ms once"
+        move = board.migrate(session, target, why)
+        self._sources_ms[source] = board.latency_ms[source]
+        self._targets_ms[source] = np.inf  # it was among the worst
+        self._sources_ms[target] = board.latency_ms[target]
+        is_open = board.room[target] > 0 and board.can_move(target)
+        self._targets_ms[target] = board.next_ms[target] if is_open else np.inf
+        return move
+
+    def _chunks_left(self, session: int, source: int) -> float:
+        """Chunks that a session is expected to see before it ends or the horizon does."""
+        view = self._board.view
+        age_ms = self._now_ms - int(view.sessions["created_ms"][session])
+        left_s = min(self._rules.horizon_s, self._lives_s[bucket_of(age_ms)])
+        return left_s * 1000 / max(1.0, float(view.engines["play_ms"][source]))
+
+    def _least_disturbed(self, source: int) -> int | None:
+        """The rested session whose stall would be shortest, then the smallest, then who holds most video."""
+        view, s = self._board.view, self._board.view.sessions
+        base_ms = float(view.engines["move_ms"][source])
+        link = float(view.engines["link_bytes_per_ms"][source])
+        movable, active, moved_ms = s["movable"], s["active"], s["moved_ms"]
+        size, slack_ms = s["state_bytes"], s["slack_ms"]
+        rested_ms = self._now_ms - self._rules.rest_ms
+        rows = [
+            row
+            for row in view.members[source] - self._board.moved
+            if movable[row] and active[row] and moved_ms[row] <= rested_ms
+        ]
+        return min(
+            rows,
+            key=lambda row: (
+                max(0.0, base_ms + float(size[row]) / link - float(slack_ms[row])),
+                int(size[row]),
+                -int(slack_ms[row]),
+                s.ids[row],
+            ),
+            default=None,
+        )

@@ -1,0 +1,65 @@
+"""The frame of the policies that choose the number of engines and migrate, in the paper's order. Pure.
+
+place at the old budget -> decide the budget -> out: ask for engines now, they are filled by moves when they
+are ready; in: empty engines, then remove them -> moves
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from scheduler.config import SchedulerConfig
+from scheduler.policy.autoscale import Steering, steer
+from scheduler.policy.base import Changes, Memory, Migrate, Plan
+from scheduler.policy.board import Board
+from scheduler.policy.seating import Choose, Urgency, arrange
+from scheduler.policy.upkeep import (
+    find_lost,
+    lose,
+    make_room,
+    note_changes,
+    requeue_orphans,
+    size_cluster,
+    sweep,
+)
+from scheduler.view import View
+
+
+def plan_scaled(
+    view: View,
+    changes: Changes,
+    memory: Memory,
+    now_ms: int,
+    config: SchedulerConfig,
+    *,
+    choose: Choose,
+    target: Callable[[Board, Memory], int],
+    hold_ms: float,
+    moves: Callable[[Board], list[Migrate]],
+    urgency: Urgency | None = None,
+    ahead: Callable[[Board], int] = lambda board: 0,
+) -> Plan:
+    """One plan. target: engines wanted, asked once everybody is placed. moves: migrations, asked last. ahead:
+    slots to take from idle sessions for those who come next. hold_ms: see `steer`."""
+    memory = note_changes(view, changes, memory, now_ms)
+    lost = find_lost(view, changes, config)
+    board = Board(view, closed={*lost, *memory.closing})
+    seats = arrange(board, memory.closing, choose, urgency)
+    steering = Steering(num_engines=0, closing=(), release=())  # nobody looks at it: a loss is seen to first
+    if not lost:
+        wanted = target(board, memory)
+        memory, steering = steer(board, memory, now_ms, config, target=wanted, hold_ms=hold_ms)
+        board.shut(steering.closing + steering.release)
+    sizing = size_cluster(
+        view,
+        changes,
+        memory,
+        now_ms,
+        lost=tuple(lost),
+        model=config.model,
+        num_engines=steering.num_engines,
+        release=steering.release,
+    )
+    room = make_room(view, seats.short, now_ms, ahead={config.model: ahead(board)})
+    upkeep = (*lose(lost), *requeue_orphans(view), *sweep(view, now_ms, config), *sizing.actions)
+    return (*upkeep, *seats.actions, *moves(board), *room), memory

@@ -1,0 +1,361 @@
+"""The mutable side of the view: records go in as they change, one owner. Pure.
+
+Each put or drop costs the same whatever the size of the cluster, except that engines come and go rarely and
+then shift the rows behind them.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from typing import Any, Generic
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.latency import play_ms, round_ms
+from scheduler.messages import (
+    DesiredEngine,
+    EngineCosts,
+    EngineId,
+    EngineRecord,
+    EngineState,
+    Phase,
+    Residence,
+    SessionId,
+    SessionRecord,
+)
+from scheduler.view import (
+    ENGINE_STATES,
+    HOLDING_A_SLOT,
+    LOADS,
+    NEVER_MS,
+    NO_ENGINE,
+    PHASES,
+    RESIDENCES,
+    Columns,
+    Id,
+    View,
+)
+
+_ENGINE: Mapping[str, tuple[str, tuple[int, ...]]] = {
+    **dict.fromkeys(("state",), ("i1", ())),
+    **dict.fromkeys(("model", "capacity", "sessions", "residents"), ("i4", ())),
+    **dict.fromkeys(("incoming", "outgoing", "active"), ("i4", ())),
+    **dict.fromkeys(("latency_ms", "next_ms", "play_ms", "move_ms", "link_bytes_per_ms"), ("f8", ())),
+    **dict.fromkeys(("load", "chunk_ms"), ("f8", ())),
+    **dict.fromkeys(("started_ms", "heartbeat_ms", "deadline_ms"), ("i8", ())),
+    **dict.fromkeys(("drain_ordered", "desired"), ("?", ())),
+    "round_ms": ("f8", (LOADS,)),
+}
+_SESSION: Mapping[str, tuple[str, tuple[int, ...]]] = {
+    **dict.fromkeys(("phase", "residence"), ("i1", ())),
+    **dict.fromkeys(("model", "engine", "target"), ("i4", ())),
+    **dict.fromkeys(("active", "in_flight", "movable"), ("?", ())),
+    **dict.fromkeys(("epoch", "queue_order", "created_ms", "left_ms", "active_ms"), ("i8", ())),
+    **dict.fromkeys(("moved_ms", "slack_ms", "state_bytes"), ("i8", ())),
+}
+"""Column → (dtype, shape of an entry)."""
+_PHASE = {phase: index for index, phase in enumerate(PHASES)}
+_STATE = {state: index for index, state in enumerate(ENGINE_STATES)}
+_RESIDENCE = {residence: index for index, residence in enumerate(RESIDENCES)}
+_QUEUED, _PLACED = _PHASE[Phase.QUEUED], _PHASE[Phase.PLACED]
+_NO_COSTS = EngineCosts(buckets=(), pass_ms=((),), decode_ms=0.0, chunk_passes=0, first_chunk_passes=0)
+
+
+class ClusterTable:
+    """Put what changed, drop what is gone, take a `view()`."""
+
+    def __init__(self) -> None:
+        self.read_ms = 0
+        self._desired: tuple[DesiredEngine, ...] = ()
+        self._engines: _Rows[EngineId] = _Rows(_ENGINE)
+        self._sessions: _Rows[SessionId] = _Rows(_SESSION)
+        self._models: list[str] = []
+        self._demand: list[int] = []
+        self._members: list[set[int]] = []
+        self._queued: set[int] = set()
+        self._wanting: set[int] = set()
+        self._orphans: set[int] = set()
+        self._owner: dict[SessionId, EngineId] = {}
+        self._target: dict[SessionId, EngineId] = {}
+
+    @property
+    def desired(self) -> tuple[DesiredEngine, ...]:
+        """Engines that should exist, as last written."""
+        return self._desired
+
+    @desired.setter
+    def desired(self, engines: tuple[DesiredEngine, ...]) -> None:
+        self._desired = engines
+        ids = {engine.id for engine in engines}
+        rows = self._engines
+        rows.arrays["desired"][: len(rows.ids)] = [id in ids for id in rows.ids]
+
+    def put_engine(self, record: EngineRecord) -> None:
+        """Insert or replace; a gone engine is dropped."""
+        if record.state is EngineState.GONE:
+            return self.drop_engine(record.id)
+        row = self._engines.row.get(record.id)
+        is_new = row is None
+        if row is None:
+            row = self._insert_engine(record.id)
+        costs = record.costs or _NO_COSTS
+        self._engines.set(
+            row,
+            state=_STATE[record.state],
+            model=self._code(record.model_name),
+            capacity=record.capacity,
+            load=record.load,
+            chunk_ms=record.chunk_ms,
+            started_ms=record.started_ms,
+            heartbeat_ms=record.heartbeat_ms,
+            deadline_ms=NEVER_MS if record.deadline_ms is None else record.deadline_ms,
+            drain_ordered=record.drain_ordered,
+            round_ms=round_ms(record),
+            play_ms=play_ms(record),
+            move_ms=costs.move_ms,
+            link_bytes_per_ms=costs.link_bytes_per_ms,
+        )
+        self._predict(row)
+        if is_new:
+            self._link(record.id)
+        return None
+
+    def drop_engine(self, engine: EngineId) -> None:
+        """Forget an engine; unknown ids are ignored."""
+        row = self._engines.row.get(engine)
+        if row is None:
+            return
+        for session in self._naming(engine):
+            self._relink(session, row, NO_ENGINE)
+        self._engines.remove(row)
+        del self._members[row]
+        for name in ("engine", "target"):
+            column = self._sessions.arrays[name]
+            column -= column > row
+
+    def put_session(self, record: SessionRecord) -> None:
+        """Insert or replace; a closed session is dropped."""
+        if record.phase is Phase.CLOSED:
+            return self.drop_session(record.id)
+        rows, engine_row = self._sessions, self._engines.row
+        row = rows.row.get(record.id)
+        if row is None:
+            row = rows.append(record.id)
+        else:
+            self._count(row, -1)
+        engine = target = NO_ENGINE
+        if record.engine is not None:
+            self._owner[record.id] = record.engine
+            engine = engine_row.get(record.engine, NO_ENGINE)
+        else:
+            self._owner.pop(record.id, None)
+        if record.in_flight is not None:
+            self._target[record.id] = record.in_flight.target
+            target = engine_row.get(record.in_flight.target, NO_ENGINE)
+        else:
+            self._target.pop(record.id, None)
+        rows.set(
+            row,
+            phase=_PHASE[record.phase],
+            model=self._code(record.model),
+            engine=engine,
+            target=target,
+            in_flight=record.in_flight is not None,
+            epoch=record.epoch,
+            active=record.active,
+            movable=record.opened and record.residence is Residence.RESIDENT and record.in_flight is None,
+            residence=_RESIDENCE[record.residence],
+            active_ms=record.active_ms,
+            moved_ms=record.moved_ms,
+            queue_order=record.queue_order,
+            created_ms=record.created_ms,
+            left_ms=NEVER_MS if record.left_ms is None else record.left_ms,
+            slack_ms=record.slack_ms,
+            state_bytes=record.state_bytes,
+        )
+        self._count(row, +1)
+        return None
+
+    def drop_session(self, session: SessionId) -> None:
+        """Forget a session; unknown ids are ignored."""
+        row = self._sessions.row.get(session)
+        if row is None:
+            return
+        self._count(row, -1)
+        last = len(self._sessions.ids) - 1
+        if row != last:  # the last row fills the hole
+            self._count(last, -1)
+        self._sessions.fill_hole(row)
+        if row != last:
+            self._count(row, +1)
+        self._owner.pop(session, None)
+        self._target.pop(session, None)
+
+    def view(self) -> View:
+        """The present moment, until the next change."""
+        return View(
+            engines=self._engines.columns(),
+            sessions=self._sessions.columns(),
+            models=self._models,
+            demand=self._demand,
+            members=self._members,
+            queued=self._queued,
+            wanting=self._wanting,
+            orphans=self._orphans,
+            desired=self._desired,
+            read_ms=self.read_ms,
+        )
+
+    def _code(self, model: str) -> int:
+        if model not in self._models:
+            self._models.append(model)
+            self._demand.append(0)
+        return self._models.index(model)
+
+    def _insert_engine(self, engine: EngineId) -> int:
+        at = self._engines.insert(engine)
+        self._members.insert(at, set())
+        for name in ("engine", "target"):
+            column = self._sessions.arrays[name]
+            column += column >= at
+        self._engines.arrays["desired"][at] = any(wanted.id == engine for wanted in self._desired)
+        return at
+
+    def _naming(self, engine: EngineId) -> list[SessionId]:
+        named = [id for id, owner in self._owner.items() if owner == engine]
+        return named + [id for id, target in self._target.items() if target == engine and id not in named]
+
+    def _link(self, engine: EngineId) -> None:
+        for session in self._naming(engine):
+            self._relink(session, NO_ENGINE, self._engines.row[engine])
+
+    def _relink(self, session: SessionId, before: int, after: int) -> None:
+        row = self._sessions.row[session]
+        self._count(row, -1)
+        for name in ("engine", "target"):
+            ids = self._owner if name == "engine" else self._target
+            column = self._sessions.arrays[name]
+            if column[row] == before and (after == NO_ENGINE or ids.get(session) == self._engines.ids[after]):
+                column[row] = after
+        self._count(row, +1)
+
+    def _count(self, row: int, sign: int) -> None:
+        """Add a session to everything that is counted or collected over sessions, or take it out."""
+        s = self._sessions.arrays
+        engine, target = int(s["engine"][row]), int(s["target"][row])
+        phase, active = int(s["phase"][row]), bool(s["active"][row])
+        holds_slot = int(s["residence"][row]) in HOLDING_A_SLOT
+        if active and (phase == _PLACED or int(s["left_ms"][row]) == NEVER_MS):
+            self._demand[int(s["model"][row])] += sign
+        if phase == _QUEUED:
+            _collect(self._queued, row, sign)
+        elif engine == NO_ENGINE:
+            _collect(self._orphans, row, sign)
+        elif active and not holds_slot:
+            _collect(self._wanting, row, sign)
+        computes_on = target if target != NO_ENGINE else engine
+        e = self._engines.arrays
+        if engine != NO_ENGINE:
+            _collect(self._members[engine], row, sign)
+            e["sessions"][engine] += sign
+            if holds_slot:
+                e["residents"][engine] += sign
+            if s["in_flight"][row]:
+                e["outgoing"][engine] += sign
+        if target != NO_ENGINE:
+            e["incoming"][target] += sign
+        if computes_on != NO_ENGINE and active and holds_slot:
+            e["active"][computes_on] += sign
+            self._predict(computes_on)
+
+    def _predict(self, engine: int) -> None:
+        e = self._engines.arrays
+        load, curve = int(e["active"][engine]), e["round_ms"][engine]
+        e["latency_ms"][engine] = curve[min(load, LOADS - 1)]
+        e["next_ms"][engine] = curve[min(load + 1, LOADS - 1)]
+
+
+def build_table(
+    engines: Iterable[EngineRecord], sessions: Iterable[SessionRecord], desired: Iterable[DesiredEngine]
+) -> ClusterTable:
+    """A table from all records at once."""
+    table = ClusterTable()
+    table.desired = tuple(desired)
+    for engine in engines:
+        table.put_engine(engine)
+    for session in sessions:
+        table.put_session(session)
+    return table
+
+
+def _collect(rows: set[int], row: int, sign: int) -> None:
+    if sign > 0:
+        rows.add(row)
+    else:
+        rows.discard(row)
+
+
+class _Rows(Generic[Id]):
+    """Arrays that grow together, dense, and the row of each id."""
+
+    def __init__(self, spec: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+        self.arrays: dict[str, NDArray[Any]] = {
+            name: np.zeros((16, *shape), dtype) for name, (dtype, shape) in spec.items()
+        }
+        self.ids: list[Id] = []
+        self.row: dict[Id, int] = {}
+
+    def set(self, row: int, **values: object) -> None:
+        arrays = self.arrays
+        for name, value in values.items():
+            arrays[name][row] = value
+
+    def append(self, id: Id) -> int:
+        row = len(self.ids)
+        if row == len(next(iter(self.arrays.values()))):
+            for name, array in self.arrays.items():
+                self.arrays[name] = np.concatenate((array, np.zeros_like(array)))
+        for array in self.arrays.values():
+            array[row] = 0
+        self.ids.append(id)
+        self.row[id] = row
+        return row
+
+    def fill_hole(self, row: int) -> None:
+        """Drop a row; the last one takes its place."""
+        last_id = self.ids.pop()
+        del self.row[self.ids[row] if row < len(self.ids) else last_id]
+        if row < len(self.ids):
+            last = len(self.ids)
+            for array in self.arrays.values():
+                array[row] = array[last]
+            self.ids[row] = last_id
+            self.row[last_id] = row
+
+    def insert(self, id: Id) -> int:
+        """A row of zeros in the order of ids; rows behind it move on."""
+        at = bisect_left(self.ids, id)
+        last = self.append(id)
+        for array in self.arrays.values():
+            array[at + 1 : last + 1] = array[at:last].copy()
+            array[at] = 0
+        self.ids.insert(at, self.ids.pop())
+        self._number(at)
+        return at
+
+    def remove(self, row: int) -> None:
+        """Drop a row; rows behind it move up."""
+        del self.row[self.ids[row]]
+        for array in self.arrays.values():
+            array[row : len(self.ids) - 1] = array[row + 1 : len(self.ids)].copy()
+        del self.ids[row]
+        self._number(row)
+
+    def columns(self) -> Columns[Id]:
+        return Columns(ids=self.ids, arrays=self.arrays, rows=self.row)
+
+    def _number(self, start: int) -> None:
+        for at in range(start, len(self.ids)):
+            self.row[self.ids[at]] = at
