@@ -15,6 +15,8 @@ from scheduler.policy.base import Sample
 RECENT_S = 10
 """The rate of arrivals is that of so many seconds, or of the whole window if that is higher: a burst counts
 at once, and is not forgotten at once."""
+MIN_SPAN_S = 5
+"""One arrival in the first second of a window does not make a rate of one a second."""
 PRIOR_ACTIVE_S = 30.0
 """Mean time for which a session wants chunks, with the weight of one session, before any has stopped."""
 
@@ -34,8 +36,9 @@ def arrival_rate(window: Sequence[Sample], now_s: int) -> float:
         return 0.0
     rates = []
     for span_s in (RECENT_S, now_s - window[0].at_s + 1):
-        span_s = max(1, min(span_s, now_s - window[0].at_s + 1))
-        rates.append(sum(s.arrivals for s in window if s.at_s > now_s - span_s) / span_s)
+        known_s = min(span_s, now_s - window[0].at_s + 1)
+        new = sum(sample.arrivals for sample in window if sample.at_s > now_s - known_s)
+        rates.append(new / max(MIN_SPAN_S, known_s))
     return max(rates)
 
 

@@ -29,6 +29,7 @@ from scheduler.messages import (
     SessionPlaced,
     StopEngine,
 )
+from scheduler.policy.registry import AVAILABLE
 from scheduler.store import START, EngineGone, Store, StoreUnavailable
 from tests.scheduler.conftest import E1, E2, S1, S2, S3, RedisServer, create, ready
 
@@ -107,6 +108,18 @@ async def test_a_new_session_is_placed(store: Store, config: SchedulerConfig) ->
         placed = await wait_for(store, is_placed(S1))
     assert placed == SessionPlaced(session=S1, engine=E1, epoch=1)
     assert (await store.read_commands(E1, START))[0][1] == OpenSession(session=S1, epoch=1)
+
+
+@pytest.mark.parametrize("policy", sorted(AVAILABLE))
+async def test_every_policy_places(store: Store, config: SchedulerConfig, policy: str) -> None:
+    """All that can be chosen run in the same loop."""
+    await ready(store, E1)
+    await ready(store, E2)
+    async with scheduling(store, replace(config, policy=policy)):
+        for session in (S1, S2):
+            await create(store, session)
+            await wait_for(store, is_placed(session))
+    assert (await store.cluster_info()).policy == policy
 
 
 async def test_a_waiting_session_gets_the_place_that_becomes_free(

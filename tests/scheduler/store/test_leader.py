@@ -100,8 +100,11 @@ async def test_placing_a_placed_session_moves_it(store: Store) -> None:
     term, epoch = await placed(store)
     await store.announce_session(E1, S1, epoch)
     await ready(store, E2)
+    assert (await store.list_sessions())[0].moved_ms == 0
+    now_ms = await store.now_ms()
     assert await store.place_session(S1, E2, expect_epoch=1, term=term) == 2
     record = await store.get_session(S1)
+    assert record is not None and record.moved_ms >= now_ms
     assert record is not None and (record.engine, record.opened) == (E2, False)
     assert (await store.read_commands(E1, START))[-1][1] == ReleaseSession(session=S1, epoch=2, engine=E2)
     assert (await store.read_commands(E2, START))[-1][1] == OpenSession(session=S1, epoch=2)

@@ -1,0 +1,60 @@
+"""Carrying actions out, on a real Redis."""
+
+from __future__ import annotations
+
+import pytest
+
+from scheduler.apply import apply
+from scheduler.messages import DesiredEngine, EngineState
+from scheduler.policy.base import Action, Activate, DrainEngine, LoseEngine, Place, SetDesired, Suspend
+from scheduler.store import Store
+from tests.scheduler.conftest import E1, E2, E3, S1, S2, create, lead, placed, ready
+
+WANTED = tuple(DesiredEngine(id=engine, model="shapes") for engine in (E1, E3))
+
+
+@pytest.mark.parametrize(
+    "actions",
+    [
+        pytest.param([SetDesired(engines=WANTED, why="x")], id="desired"),
+        pytest.param([DrainEngine(engine=E1, why="x")], id="drain"),
+        pytest.param([LoseEngine(engine=E1, why="x")], id="lose"),
+        pytest.param([Place(session=S2, engine=E2, expect_epoch=0, why="x")], id="place"),
+        pytest.param([Suspend(session=S1, expect_epoch=1, why="x")], id="suspend"),
+    ],
+)
+async def test_twice_is_as_good_as_once(store: Store, actions: list[Action]) -> None:
+    """A leader that does not know whether its last action arrived may repeat it."""
+    term, _ = await placed(store)
+    await ready(store, E2)
+    await create(store, S2)
+    assert await apply(store, actions, term=term, may_act=lambda: True)
+    once = await everything(store)
+    assert await apply(store, actions, term=term, may_act=lambda: True)
+    assert await everything(store) == once
+
+
+async def everything(store: Store) -> object:
+    """All records, and how many commands the engines got."""
+    commands = [await store.read_commands(engine, "0-0") for engine in (E1, E2)]
+    return await store.list_engines(), await store.list_sessions(), await store.read_desired(), commands
+
+
+async def test_a_refused_action_does_not_stop_the_others(store: Store) -> None:
+    """The world moved on for one of them."""
+    term, _ = await placed(store)
+    stale = Activate(session=S1, expect_epoch=7, why="x")
+    drain = DrainEngine(engine=E1, why="x")
+    assert await apply(store, [stale, drain], term=term, may_act=lambda: True)
+    engine = await store.get_engine(E1)
+    assert engine is not None and engine.state is EngineState.DRAINING
+
+
+async def test_nothing_is_done_once_the_lease_ended(store: Store) -> None:
+    """Checked before each action."""
+    await ready(store)
+    answers = iter((True, False))
+    actions = [DrainEngine(engine=E1, why="x"), LoseEngine(engine=E1, why="x")]
+    assert not await apply(store, actions, term=await lead(store), may_act=lambda: next(answers))
+    engine = await store.get_engine(E1)
+    assert engine is not None and engine.state is EngineState.DRAINING
