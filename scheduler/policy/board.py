@@ -37,6 +37,8 @@ class Board:
         self.moves: NDArray[np.int32] = engines["incoming"] + engines["outgoing"]
         self.moved: set[int] = set()
         """Rows of sessions that this plan migrates."""
+        self.seated: set[int] = set()
+        """Rows of sessions that this plan does anything else with."""
         self.taken: set[int] = set()
         """Engines that this plan gives sessions."""
         self._curves: NDArray[np.float64] = engines["round_ms"]
@@ -56,6 +58,7 @@ class Board:
 
     def place(self, session: int, engine: int, why: str) -> Place:
         """Give a session to an engine; an active one takes a slot."""
+        self.seated.add(session)
         if self.view.sessions["active"][session]:
             self._take(engine)
         return Place(
@@ -67,6 +70,7 @@ class Board:
 
     def activate(self, session: int, why: str) -> Activate:
         """Give a session a slot of its own engine."""
+        self.seated.add(session)
         self._take(int(self.view.sessions["engine"][session]))
         return Activate(
             session=self.view.sessions.ids[session],

@@ -29,6 +29,6 @@ def plan_fixed(
     )
     board = Board(view, closed={*lost, *sizing.draining})
     seats = seat(board, arrival_order(view), choose)
-    room = make_room(view, seats.short, now_ms)
+    room = make_room(view, seats.short, now_ms, busy=board.seated)
     upkeep = (*lose(lost), *requeue_orphans(view), *sweep(view, now_ms, config), *sizing.actions)
     return (*upkeep, *seats.actions, *room), memory

@@ -60,6 +60,13 @@ def plan_scaled(
         num_engines=steering.num_engines,
         release=steering.release,
     )
-    room = make_room(view, seats.short, now_ms, ahead={config.model: ahead(board)})
+    migrations = moves(board)
+    room = make_room(
+        view,
+        seats.short,
+        now_ms,
+        busy=board.moved | board.seated,
+        ahead={config.model: ahead(board)},
+    )
     upkeep = (*lose(lost), *requeue_orphans(view), *sweep(view, now_ms, config), *sizing.actions)
-    return (*upkeep, *seats.actions, *moves(board), *room), memory
+    return (*upkeep, *seats.actions, *migrations, *room), memory

@@ -75,13 +75,18 @@ def sweep(view: View, now_ms: int, config: SchedulerConfig) -> list[Action]:
 
 
 def make_room(
-    view: View, short: Sequence[int], now_ms: int, ahead: Mapping[str, int] = MappingProxyType({})
+    view: View,
+    short: Sequence[int],
+    now_ms: int,
+    *,
+    busy: Collection[int] = (),
+    ahead: Mapping[str, int] = MappingProxyType({}),
 ) -> list[Action]:
     """Take the slots of sessions that nobody watches, or that are idle, while others wait: the longest gone
     first, then the longest idle. Who is short and can't be helped so waits in the queue, if placed.
 
-    short: rows of sessions that found no slot, who comes first first. ahead: slots that others will need
-    soon, by model.
+    short: rows of sessions that found no slot, who comes first first. busy: rows of sessions that the
+    plan does something else with. ahead: slots that others will need soon, by model.
     """
     soon = {model for model, number in ahead.items() if number}
     if not short and not soon:
@@ -93,6 +98,7 @@ def make_room(
     placed = ready & view.is_phase(Phase.PLACED)
     gone = sessions["left_ms"] <= now_ms - RELOAD_GRACE_MS
     can_leave = placed & view.is_residence(Residence.RESIDENT) & ~sessions["in_flight"]
+    can_leave[list(busy)] = False
     candidates = np.flatnonzero(can_leave & (gone | ~sessions["active"]))
     since_ms = np.where(gone, sessions["left_ms"], sessions["active_ms"])
     on_its_way = placed & view.is_residence(Residence.LEAVING)

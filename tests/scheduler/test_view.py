@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from scheduler.messages import (
     DesiredEngine,
@@ -31,58 +30,59 @@ COSTS = EngineCosts(
     chunk_passes=5,
     first_chunk_passes=9,
 )
-engine_ids = st.integers(0, 5).map(lambda n: f"e_{n}")
-session_ids = st.integers(0, 40).map(lambda n: f"s_{n}")
-engines = st.builds(
-    lambda id, state, capacity, model, heartbeat_ms, deadline_ms, costs: engine(
-        id,
-        state,
-        capacity=capacity,
-        model=model,
-        heartbeat_ms=heartbeat_ms,
-        deadline_ms=deadline_ms,
-        costs=costs,
-    ),
-    engine_ids,
-    st.sampled_from(EngineState),
-    st.integers(0, 9),
-    st.sampled_from(("a", "b", "c")),
-    st.integers(0, 2**40),
-    st.none() | st.integers(0, 2**40),
-    st.sampled_from((None, COSTS)),
-)
-sessions = st.builds(
-    lambda id, on, to, order, model, left_ms, active, residence, closed: (
-        replace(session(id), phase=Phase.CLOSED)
-        if closed
-        else session(
-            id, on, to=to, order=order, model=model, left_ms=left_ms, active=active, residence=residence
-        )
-    ),
-    session_ids,
-    st.none() | engine_ids,
-    st.none() | engine_ids,
-    st.integers(-(2**52), 2**40),
-    st.sampled_from(("a", "b", "d")),
-    st.none() | st.integers(0, 2**40),
-    st.booleans(),
-    st.sampled_from(Residence),
-    st.integers(0, 5).map(lambda n: n == 0),
-)
-desired = st.lists(engine_ids, unique=True).map(
-    lambda ids: tuple(DesiredEngine(id=EngineId(id), model="a") for id in ids)
-)
-drops = engine_ids.map(EngineId) | session_ids.map(SessionId)
+ENGINE_IDS = [f"e_{n}" for n in range(6)]
+SESSION_IDS = [f"s_{n}" for n in range(40)]
 Change = EngineRecord | SessionRecord | tuple[DesiredEngine, ...] | str
 
 
-@settings(deadline=None)
-@given(st.lists(engines | sessions | sessions | drops | desired, max_size=120))
-def test_deltas_equal_a_full_rebuild(changes: list[Change]) -> None:
+def random_engine(draw: random.Random) -> EngineRecord:
+    """In any state; one that is gone is dropped."""
+    return engine(
+        draw.choice(ENGINE_IDS),
+        draw.choice(tuple(EngineState)),
+        capacity=draw.randint(0, 9),
+        model=draw.choice(("a", "b", "c")),
+        heartbeat_ms=draw.getrandbits(40),
+        deadline_ms=draw.choice((None, draw.getrandbits(40))),
+        costs=draw.choice((None, COSTS)),
+    )
+
+
+def random_session(draw: random.Random) -> SessionRecord:
+    """In any condition; one in eight is closed, so dropped."""
+    record = session(
+        draw.choice(SESSION_IDS),
+        draw.choice((None, *ENGINE_IDS)),
+        to=draw.choice((None, *ENGINE_IDS)),
+        order=draw.randint(-(2**52), 2**40),
+        model=draw.choice(("a", "b", "d")),
+        left_ms=draw.choice((None, draw.getrandbits(40))),
+        active=draw.random() < 0.5,
+        residence=draw.choice(tuple(Residence)),
+        slack_ms=draw.getrandbits(12),
+    )
+    return replace(record, phase=Phase.CLOSED) if draw.random() < 0.125 else record
+
+
+def random_change(draw: random.Random) -> Change:
+    """A record, an id to drop, or the desired set."""
+    kind = draw.random()
+    if kind < 0.05:
+        ids = draw.sample(ENGINE_IDS, draw.randint(0, 6))
+        return tuple(DesiredEngine(id=EngineId(id), model="a") for id in ids)
+    if kind < 0.15:
+        return draw.choice(ENGINE_IDS + SESSION_IDS)
+    return random_engine(draw) if kind < 0.3 else random_session(draw)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_deltas_equal_a_full_rebuild(seed: int) -> None:
     """Whatever changed in whatever order, the view is that of the records that remain."""
+    draw = random.Random(seed)
     table = ClusterTable()
     remaining: dict[str, EngineRecord | SessionRecord] = {}
-    for change in changes:
+    for number in range(400):
+        change = random_change(draw)
         match change:
             case EngineRecord():
                 table.put_engine(change)
@@ -95,20 +95,24 @@ def test_deltas_equal_a_full_rebuild(changes: list[Change]) -> None:
             case str():
                 (table.drop_engine if change[0] == "e" else table.drop_session)(change)  # type: ignore[operator]
                 remaining.pop(change, None)
-    rebuilt = build_table(
-        [r for r in remaining.values() if isinstance(r, EngineRecord)],
-        [r for r in remaining.values() if isinstance(r, SessionRecord)],
-        table.desired,
-    )
-    assert table.view().same(rebuilt.view())
+        if number % 10 == 0:
+            rebuilt = build_table(
+                [r for r in remaining.values() if isinstance(r, EngineRecord)],
+                [r for r in remaining.values() if isinstance(r, SessionRecord)],
+                table.desired,
+            )
+            assert table.view().same(rebuilt.view())
+            assert [table.view().sessions.find(id) for id in table.view().sessions.ids] == list(
+                range(len(table.view().sessions))
+            )
 
 
-@settings(deadline=None)
-@given(st.lists(engines, max_size=6), st.lists(sessions, max_size=40))
-def test_what_is_counted_is_what_the_rows_say(
-    engines: list[EngineRecord], sessions: list[SessionRecord]
-) -> None:
+@pytest.mark.parametrize("seed", range(12))
+def test_what_is_counted_is_what_the_rows_say(seed: int) -> None:
     """Counts and sets that deltas keep, against the columns that they are about."""
+    draw = random.Random(seed)
+    engines = [random_engine(draw) for _ in range(6)]
+    sessions = [random_session(draw) for _ in range(60)]
     view = build_table(engines, sessions, ()).view()
     s = view.sessions
     rows = range(len(s))

@@ -71,7 +71,7 @@ def random_session(
         "active": draw.random() < 0.7,
         "left_ms": draw.choice((None, None, NOW_MS - 10_000)),
         "moved_ms": draw.choice((0, NOW_MS - 5_000)),
-        "slack_ms": draw.randint(0, 3_000),
+        "slack_ms": draw.choice((0, 500)),
         "order": draw.choice((n + 1, n - 1_000)),
         "opened": draw.random() < 0.8,
     }
@@ -81,7 +81,7 @@ def random_session(
     residence = draw.choice(tuple(Residence)) if slots[host.id] > 0 else Residence.OFFLOADED
     slots[host.id] -= residence in (Residence.RESIDENT, Residence.LEAVING)
     to = [e.id for e in hosts if e is not host and e.model_name == host.model_name and slots[e.id] > 0]
-    target = draw.choice([None, None, None, *to]) if residence is Residence.RESIDENT else None
+    target = draw.choice([None, None, None, *to])
     if target is not None:
         slots[target] -= 1
     return session(f"s_{n}", host.id, to=target, model=host.model_name, residence=residence, **more)

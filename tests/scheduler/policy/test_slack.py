@@ -230,3 +230,11 @@ def test_steady_demand_moves_nothing() -> None:
     assert len(scaled) <= 2
     assert len(migrated) <= 12
     assert all(e.state is not EngineState.STARTING for e in it.engines.values())
+
+
+@pytest.mark.parametrize("name", ["slack", "turboserve"])
+@pytest.mark.parametrize("order", [1, -1], ids=["as they came", "the other way"])
+def test_of_equal_sessions_the_smaller_id_moves(name: str, order: int) -> None:
+    """Whatever came first."""
+    records = [*cluster(0, 0), *(session(f"s_{n}", "e_1") for n in "abcd"[::order])]
+    assert moves(records, ALL[name])[0][1] == "s_a"
