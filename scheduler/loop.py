@@ -13,7 +13,7 @@ from scheduler.apply import apply
 from scheduler.config import SchedulerConfig
 from scheduler.feed import Delta, Feed
 from scheduler.lease import Lease
-from scheduler.messages import EngineId
+from scheduler.messages import EngineId, EngineState
 from scheduler.policy.base import Changes, Memory, decode_memory, encode_memory
 from scheduler.policy.registry import find_policy
 from scheduler.store import StaleTerm, Store, StoreError, StoreUnavailable, draw_id
@@ -159,17 +159,20 @@ class Scheduler:
     async def _plan_and_apply(self, delta: Delta) -> None:
         term, reachable_ms = self._lease.term, self._reachable_ms
         assert term is not None and reachable_ms is not None
+        view = self._feed.view
+        staying = ~view.engines["drain_ordered"] & ~view.is_state(EngineState.DRAINING)
+        room = max(0, self._most_engines - int(staying.sum()))
         changes = Changes(
             gone=delta.gone,
             released=delta.released,
-            fresh_ids=tuple(EngineId(draw_id("e", 4)) for _ in range(self._most_engines)),
+            fresh_ids=tuple(EngineId(draw_id("e", 4)) for _ in range(room)),
             reachable_ms=reachable_ms,
             arrivals=delta.arrivals,
             ages_ms=delta.ages_ms,
             starts_ms=delta.starts_ms,
         )
         now_ms = await self._store.now_ms()
-        actions, memory = self._policy.plan(self._feed.view, changes, self._memory, now_ms, self._config)
+        actions, memory = self._policy.plan(view, changes, self._memory, now_ms, self._config)
         if memory != self._memory:
             await self._store.save_memory(term, encode_memory(memory))
             self._memory = memory

@@ -22,6 +22,9 @@ from scheduler.policy.lives import bucket_of
 class MoveRules:
     """When a move pays."""
 
+    most: int = MAX_MOVES
+    """Migrations that one plan begins."""
+
     rest_ms: int = 10_000
     """A moved session is not moved again for so long."""
     horizon_s: float = 60.0
@@ -52,17 +55,18 @@ class Relief:
         """Latency of the worst engine that can't be relieved."""
 
     def moves(self) -> list[Migrate]:
-        """Worst engine first, at most MAX_MOVES in the whole plan."""
+        """Worst engine first."""
         found: list[Migrate] = []
-        while len(self._sources_ms) and len(self._board.moved) < MAX_MOVES:
+        while len(self._sources_ms) and len(self._board.moved) < self._rules.most:
             source = int(self._sources_ms.argmax())
             latency_ms = float(self._sources_ms[source])
             dry_ms = self._rules.dry * float(self._board.view.engines["play_ms"][source])
             if latency_ms < self._stuck_ms and latency_ms <= dry_ms:
                 break
-            if latency_ms - float(self._targets_ms.min()) <= self._rules.min_gain_ms:
+            best_ms = float(self._targets_ms.min())
+            if latency_ms - best_ms <= self._rules.min_gain_ms:
                 break  # nobody with a lower latency has more to gain
-            move = self._move_off(source)
+            move = self._move_off(source, best_ms)
             if move is not None:
                 found.append(move)
             else:
@@ -70,13 +74,12 @@ class Relief:
                 self._sources_ms[source] = -np.inf
         return found
 
-    def _move_off(self, source: int) -> Migrate | None:
-        """The move off an engine that disturbs least, if it pays."""
+    def _move_off(self, source: int, best_ms: float) -> Migrate | None:
+        """The move off an engine that disturbs least, to one where latency is best_ms then, if it pays."""
         board, rules = self._board, self._rules
         if not board.can_move(source):
             return None
         session = self._least_disturbed(source)
-        best_ms = float(self._targets_ms.min())
         before_ms = float(board.latency_ms[source])
         gain_ms = before_ms - max(best_ms, board.with_one_less(source))
         if session is None or gain_ms <= rules.min_gain_ms:

@@ -27,7 +27,7 @@ from scheduler.policy.forecast import arrival_rate, forecast
 from scheduler.policy.lives import note_lives, remaining_s
 from scheduler.policy.relief import MoveRules, Relief
 from scheduler.policy.scaling import plan_scaled
-from scheduler.view import LOADS, View
+from scheduler.view import View
 
 AHEAD_S = 2.0
 """Slots are kept free for the arrivals of so long: a suspended session needs about that to leave its slot."""
@@ -91,14 +91,11 @@ class Slack:
     def _fit(self, view: View, rows: NDArray[np.intp]) -> NDArray[np.int64]:
         """Sessions that each of these engines serves within `utilisation` and its capacity; at least one."""
         engines = view.engines
-        limit_ms = self.utilisation * engines["play_ms"][rows]
-        curves, capacity = engines["round_ms"], engines["capacity"][rows]
-        low, high = np.ones(len(rows), np.int64), np.clip(capacity, 1, LOADS - 1).astype(np.int64)
-        while (low < high).any():  # curves rise: bisect all at once
-            middle = (low + high + 1) // 2
-            is_within = curves[rows, middle] <= limit_ms
-            low, high = np.where(is_within, middle, low), np.where(is_within, high, middle - 1)
-        return low
+        limit_ms = self.utilisation * engines["play_ms"][rows, None]
+        capacity = engines["capacity"][rows]
+        curves = engines["round_ms"][rows, 1 : 1 + int(capacity.max())]
+        fit: NDArray[np.int64] = np.clip((curves <= limit_ms).sum(axis=1), 1, np.maximum(capacity, 1))
+        return fit
 
     def _relieve(self, board: Board, memory: Memory, now_ms: int) -> list[Migrate]:
         if not self.migrates:
