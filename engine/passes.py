@@ -154,16 +154,20 @@ def make_batch(
         sigma=sigma[:, None].expand(-1, spec.chunk_latent_frames),  # [B, F]
         kv=pool.kv,
         prompt_kv=pool.prompt_kv,
-        actions=_actions(states),
+        actions=_actions(model, states),
         attention=attention,
         exchange=exchange,
     )
 
 
-def _actions(states: Sequence[SessionState]) -> Tensor | None:
+def _actions(model: CausalVideoModel, states: Sequence[SessionState]) -> Tensor | None:
+    """[B, F, A]; a session that was never steered holds nothing."""
+    spec = model.spec
+    if spec.action_dim == 0:
+        return None
+    nothing = torch.zeros(spec.chunk_latent_frames, spec.action_dim, device=model.device)
     rows = [rebuilt_chunk(s).actions if s.stage is Stage.REBUILD else s.actions for s in states]
-    actions = [row for row in rows if row is not None]
-    return torch.stack(actions) if actions else None  # [B, F, A]
+    return torch.stack([nothing if row is None else row for row in rows])
 
 
 def _sigma(model: CausalVideoModel, state: SessionState) -> float:

@@ -49,6 +49,8 @@ class CausalDiTConfig:
     """W"""
     text_shape: tuple[int, int]
     """(T, E)"""
+    action_dim: int = 0
+    """A; 0: no control input."""
     freq_dim: int = 256
     """Length of the sinusoidal embedding of the noise level."""
     spatial_embedding: bool = False
@@ -174,6 +176,11 @@ class CausalDiT(nn.Module):
         )
         self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.action_embedding = (
+            nn.Sequential(nn.Linear(config.action_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+            if config.action_dim
+            else None
+        )
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.layers))
         self.head = _Head(config)
         self.spatial_embedding = (
@@ -194,6 +201,8 @@ class CausalDiT(nn.Module):
                     nn.init.xavier_uniform_(linear.get_parameter("weight"), gain=0.2)
         nn.init.normal_(self.time_projection[1].get_parameter("weight"), std=0.002)
         nn.init.normal_(self.head.head.weight, std=0.02)
+        if self.action_embedding is not None:
+            nn.init.zeros_(self.action_embedding[2].get_parameter("weight"))
         if self.spatial_embedding is not None:
             nn.init.normal_(self.spatial_embedding, std=0.5)
 
@@ -205,7 +214,7 @@ class CausalDiT(nn.Module):
     def run_pass(self, batch: PassBatch) -> Tensor:
         """One streaming forward over the pools; see `CausalVideoModel.run_pass`. Raw [B, F, C, h, w]."""
         frames = [[row.frame_start + f for f in range(self.config.chunk_frames)] for row in batch.rows]
-        x, time, rope = self._embed(batch.x, batch.sigma, frames)
+        x, time, rope = self._embed(batch.x, batch.sigma, frames, batch.actions)
         e = self.time_projection(time).unflatten(-1, (6, -1))
         exchange, attention = batch.exchange, (batch.attention or SLICES).begin(batch)
         if exchange is not None:
@@ -217,13 +226,19 @@ class CausalDiT(nn.Module):
         return self._unpatchify(x if exchange is None else exchange.gather(x))
 
     def predict_clip(
-        self, clean: Tensor, noisy: Tensor, sigma: Tensor, embeds: Tensor, first_noisy: int = 0
+        self,
+        clean: Tensor,
+        noisy: Tensor,
+        sigma: Tensor,
+        embeds: Tensor,
+        first_noisy: int = 0,
+        actions: Tensor | None = None,
     ) -> Tensor:
         """Teacher forcing: predict every noisy chunk from the clean chunks before it, all at once.
 
         clean [R, Kc·F, C, h, w] holds chunks 0 … Kc−1, noisy [R, Kn·F, C, h, w] chunks first_noisy …, sigma
-        [R, Kn] their noise levels, embeds [R, K, T, E] each chunk's prompt. Returns the raw output for the
-        noisy chunks.
+        [R, Kn] their noise levels, embeds [R, K, T, E] each chunk's prompt, actions [R, K·F, A] what pushes
+        each latent frame. Returns the raw output for the noisy chunks.
         """
         span, count = self.config.chunk_frames, noisy.shape[1] // self.config.chunk_frames
         num_clean = clean.shape[1] // span
@@ -232,7 +247,8 @@ class CausalDiT(nn.Module):
         levels = torch.cat([sigma.new_zeros(len(sigma), num_clean), sigma], dim=1).repeat_interleave(
             span, dim=1
         )
-        x, time, rope = self._embed(torch.cat([clean, noisy], dim=1), levels, [frames])
+        pushes = None if actions is None else actions[:, frames]
+        x, time, rope = self._embed(torch.cat([clean, noisy], dim=1), levels, [frames], pushes)
         e = self.time_projection(time).unflatten(-1, (6, -1))
         text = self.text_embedding(embeds[:, [chunk for chunk, _ in chunks]].flatten(0, 1))
         attend = teacher_forcing_attend(chunks, span, self.config.window_frames // span)
@@ -246,16 +262,22 @@ class CausalDiT(nn.Module):
         return [block for block in self.blocks if isinstance(block, _Block)]
 
     def _embed(
-        self, x: Tensor, sigma: Tensor, frames: Sequence[Sequence[int]]
+        self, x: Tensor, sigma: Tensor, frames: Sequence[Sequence[int]], actions: Tensor | None
     ) -> tuple[Tensor, Tensor, Rope]:
-        """Latents, noise levels and positions → (tokens [B, F, N, d], time [B, F, d], rotations)."""
+        """Latents, noise levels, positions, actions → (tokens [B, F, N, d], time [B, F, d], rotations).
+
+        Actions join the noise level, so that they modulate every block frame by frame.
+        """
         assert x.ndim == 5 and sigma.shape == x.shape[:2], (x.shape, sigma.shape)
+        assert (actions is None) == (self.action_embedding is None), "actions are for models that take them"
         weight = self.patch_embedding.weight
         patches = fn.pixel_unshuffle(x.to(weight.dtype), self.config.patch)  # [B, F, C·p·p, rows, columns]
         tokens = fn.linear(patches.flatten(3).transpose(2, 3), weight.flatten(1), self.patch_embedding.bias)
         if self.spatial_embedding is not None:
             tokens = tokens + self.spatial_embedding
         time = self.time_embedding(_sinusoid(sigma * 1000, self.config.freq_dim).to(weight.dtype))
+        if self.action_embedding is not None and actions is not None:
+            time = time + self.action_embedding(actions.to(weight.dtype))
         rows, columns = self.config.grid
         rope = rope_table(frames, rows=rows, columns=columns, head_dim=self.config.head_dim, device=x.device)
         return tokens, time, rope

@@ -499,17 +499,26 @@ async def test_the_end_of_the_compute_thread_is_fatal(world: World) -> None:
     assert world.fatal.pop() is error
 
 
-async def test_pending_inputs_are_counted_and_controls_are_not(world: World) -> None:
+async def test_pending_inputs_are_counted(world: World) -> None:
     """The reader stops at the limit and is woken below it."""
     hosted = world.open()
     world.host.receive_event(InputsTaken(session=S1, epoch=1, count=1))
     inputs = [LogEntry(entry=f"2-{n}", message=PromptInput(text="x")) for n in range(MAX_PENDING_INPUTS)]
-    world.host.feed(hosted, [LogEntry(entry="1-9", message=ControlInput()), *inputs])
+    world.host.feed(hosted, [*inputs[:-1], LogEntry(entry="9-9", message=ControlInput())])
     assert hosted.log.is_full
     assert isinstance(world.commands[-1], Feed) and len(world.commands[-1].entries) == MAX_PENDING_INPUTS
     before = world.log_changes
     world.host.receive_event(InputsTaken(session=S1, epoch=1, count=MAX_PENDING_INPUTS))
     assert not hosted.log.is_full and world.log_changes == before + 1
+
+
+async def test_controls_are_not_kept_for_a_model_that_takes_none(world: World) -> None:
+    """They change nothing, so they do not fill the queue."""
+    world.host._spec = replace(SPEC, action_dim=0)
+    hosted = world.open()
+    pending, fed = hosted.log.num_pending, len(world.commands)
+    world.host.feed(hosted, [LogEntry(entry="1-9", message=ControlInput())])
+    assert (hosted.log.num_pending, len(world.commands)) == (pending, fed)
 
 
 async def test_chunks_are_made_up_to_a_subscriber_that_is_far_ahead(world: World) -> None:

@@ -25,29 +25,29 @@ _LIMIT = 3.0  # latents before normalising lie in (−_LIMIT, _LIMIT)
 class CodecConfig:
     """Sizes of encoder and decoder."""
 
-    channels: int = 8
+    channels: int = 16
     """C"""
     side: int = 12
     """h"""
     frames: int = 4
     """P"""
-    encoder_widths: tuple[int, int, int] = (96, 48, 32)
+    encoder_widths: tuple[int, int, int] = (96, 64, 40)
     """Feature channels at latent, 2× and 4× resolution."""
-    decoder_widths: tuple[int, int, int] = (96, 48, 48)
+    decoder_widths: tuple[int, int, int] = (96, 64, 48)
     """Same, of the decoder. The last carries all the frames of a latent at once."""
-    decoder_depth: int = 2
+    decoder_depth: tuple[int, int] = (3, 1)
     """Residual blocks of the decoder at 2× and at 4× resolution."""
 
-    @property
-    def memory_shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-        """Shapes of the two memories of the decoder state."""
+    def memory_shapes(self, side: int | None = None) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """Shapes of the two memories of the decoder state; `side` is the latent side if not the config's."""
         high, mid, _ = self.decoder_widths
-        return (high, self.side, self.side), (mid, 2 * self.side, 2 * self.side)
+        side = side or self.side
+        return (high, side, side), (mid, 2 * side, 2 * side)
 
     @property
     def state_numel(self) -> int:
         """Length of the flat decoder state."""
-        return sum(c * h * w for c, h, w in self.memory_shapes)
+        return sum(c * h * w for c, h, w in self.memory_shapes())
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
@@ -124,14 +124,15 @@ class Decoder(nn.Module):
         self.memory1 = _Memory(high)
         self.up1 = _conv(high, 4 * mid)
         self.memory2 = _Memory(mid)
-        self.refine2 = nn.Sequential(*(_Residual(mid) for _ in range(config.decoder_depth)))
+        self.refine2 = nn.Sequential(*(_Residual(mid) for _ in range(config.decoder_depth[0])))
         self.up2 = _conv(mid, 4 * low)
-        self.refine4 = nn.Sequential(*(_Residual(low) for _ in range(config.decoder_depth)))
+        self.refine4 = nn.Sequential(*(_Residual(low) for _ in range(config.decoder_depth[1])))
         self.conv_out = _conv(low, 12 * config.frames)
 
-    def initial_state(self) -> Tensor:
-        """Zeros [state_numel] on the decoder's device."""
-        return torch.zeros(self.config.state_numel, device=self.mean.device)
+    def initial_state(self, side: int | None = None) -> Tensor:
+        """Zeros [state_numel] on the decoder's device; of latents `side` wide if that is not the config's."""
+        sizes = (c * h * w for c, h, w in self.config.memory_shapes(side))
+        return torch.zeros(sum(sizes), device=self.mean.device)
 
     def normalise(self, raw: Tensor) -> Tensor:
         """Raw latents [..., C, h, h] → the zero-mean, unit-variance ones that the DiT works on."""
@@ -140,11 +141,9 @@ class Decoder(nn.Module):
     def forward(self, latents: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Latents [B, F, C, h, h], states [B, numel] → (RGB [B, F·P, 3, Z, Z], unclamped; next states)."""
         batch, frames = latents.shape[:2]
-        sizes = [c * h * w for c, h, w in self.config.memory_shapes]
-        past = [
-            part.unflatten(1, shape)
-            for part, shape in zip(state.split(sizes, dim=1), self.config.memory_shapes, strict=True)
-        ]
+        shapes = self.config.memory_shapes(latents.shape[-1])
+        parts = state.split([c * h * w for c, h, w in shapes], dim=1)
+        past = [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
         z = (latents * self.std[:, None, None] + self.mean[:, None, None]).flatten(0, 1)
         x = self.conv_in(z.contiguous(memory_format=torch.channels_last))
         x, last1 = self._remember(self.memory1, x, past[0], batch)

@@ -8,19 +8,45 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from engine.models.base import ModelSpec, PassBatch
 from engine.models.causal_dit import CausalDiT, CausalDiTConfig
-from engine.models.shapes.captions import read
+from engine.models.shapes.captions import describe, read
 from engine.models.shapes.codec import CodecConfig, Decoder, to_uint8
 from engine.models.shapes.concepts import TEXT_LEN, VOCAB_SIZE, scene_ids, scene_tokens
 
-__all__ = ["SHAPES", "TINY", "ShapesConfig", "ShapesModel", "ShapesNet", "WeightsError"]
+__all__ = [
+    "PRESETS",
+    "SHAPES",
+    "SHAPES_FAST",
+    "SHAPES_LARGE",
+    "TINY",
+    "ShapesConfig",
+    "ShapesModel",
+    "ShapesNet",
+    "WeightsError",
+]
 
-_STATE_VERSION = 1
+_STATE_VERSION = 2
+_KEYS: Final = {
+    "arrowleft": (0, -1.0),
+    "arrowright": (0, 1.0),
+    "arrowup": (1, -1.0),
+    "arrowdown": (1, 1.0),
+    "left": (0, -1.0),
+    "right": (0, 1.0),
+    "up": (1, -1.0),
+    "down": (1, 1.0),
+    "a": (0, -1.0),
+    "d": (0, 1.0),
+    "w": (1, -1.0),
+    "s": (1, 1.0),
+}
+"""Key (as browsers name them, in lower case) → (axis of the push, direction)."""
 _CLEAN_SIGMA = 1e-6  # below this a pass is a clean one; its velocity means nothing and is returned as zero
 
 
@@ -39,11 +65,12 @@ def _default_dit() -> CausalDiTConfig:
         ffn_dim=768,
         heads=6,
         layers=6,
-        latent_shape=(8, 12, 12),
+        latent_shape=(16, 12, 12),
         patch=2,
         chunk_frames=3,
         window_frames=12,
         text_shape=(TEXT_LEN, 64),
+        action_dim=2,
         spatial_embedding=True,
     )
 
@@ -52,6 +79,7 @@ def _default_dit() -> CausalDiTConfig:
 class ShapesConfig:
     """Sizes and schedule of a `shapes` model."""
 
+    name: str = "shapes"
     dit: CausalDiTConfig = field(default_factory=_default_dit)
     codec: CodecConfig = field(default_factory=CodecConfig)
     fps: int = 16
@@ -61,7 +89,33 @@ class ShapesConfig:
 
 
 SHAPES = ShapesConfig()
-"""What the shipped weights are for."""
+"""What the shipped weights are for: 96×96."""
+
+SHAPES_FAST = ShapesConfig(name="shapes-fast", sigmas=shifted_sigmas(2), first_sigmas=shifted_sigmas(4))
+"""The same weights in 2 + 1 passes per chunk."""
+
+SHAPES_LARGE = ShapesConfig(
+    name="shapes-large",
+    dit=CausalDiTConfig(
+        dim=256,
+        ffn_dim=1024,
+        heads=8,
+        layers=8,
+        latent_shape=(16, 16, 16),
+        patch=2,
+        chunk_frames=3,
+        window_frames=12,
+        text_shape=(TEXT_LEN, 64),
+        action_dim=2,
+        spatial_embedding=True,
+    ),
+    codec=CodecConfig(
+        side=16, encoder_widths=(128, 96, 64), decoder_widths=(128, 96, 64), decoder_depth=(4, 2)
+    ),
+)
+"""128×128, for GPUs; its weights are trained by the user."""
+
+PRESETS: Final = {config.name: config for config in (SHAPES, SHAPES_FAST, SHAPES_LARGE)}
 
 TINY = ShapesConfig(
     dit=CausalDiTConfig(
@@ -74,10 +128,11 @@ TINY = ShapesConfig(
         chunk_frames=3,
         window_frames=12,
         text_shape=(TEXT_LEN, 16),
+        action_dim=2,
         spatial_embedding=True,
     ),
     codec=CodecConfig(
-        channels=4, side=4, encoder_widths=(16, 8, 8), decoder_widths=(16, 8, 8), decoder_depth=1
+        channels=4, side=4, encoder_widths=(16, 8, 8), decoder_widths=(16, 8, 8), decoder_depth=(1, 1)
     ),
 )
 """For tests: 32×32 pixels, milliseconds a pass."""
@@ -161,12 +216,16 @@ class ShapesModel:
         )
 
     def combine_prompts(self, shown: str, text: str) -> str:
-        """Every prompt is read on its own."""
-        return text
+        """What `text` leaves out stays as it was: "make it night" changes the background alone."""
+        return describe(read(text, read(shown)), lambda words: words[0])
 
     def encode_control(self, keys: Collection[str], axes: Mapping[str, float]) -> tuple[float, ...]:
-        """This model takes no control input."""
-        return ()
+        """Arrow keys (or WASD) and axes x, y → the push (right, down), each in [−1, 1]."""
+        push = [axes.get("x", 0.0), axes.get("y", 0.0)]
+        for key in keys:
+            axis, sign = _KEYS.get(key.lower(), (0, 0.0))
+            push[axis] += sign
+        return tuple(max(-1.0, min(1.0, value)) for value in push)
 
     @torch.inference_mode()
     def prompt_kv(self, embeds: Tensor) -> Tensor:
@@ -229,7 +288,7 @@ def check_tensors(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 def _spec(config: ShapesConfig, weights_hash: str) -> ModelSpec:
     dit, codec = config.dit, config.codec
     return ModelSpec(
-        name="shapes",
+        name=config.name,
         weights_hash=weights_hash,
         state_version=_STATE_VERSION,
         width=8 * codec.side,
@@ -246,7 +305,7 @@ def _spec(config: ShapesConfig, weights_hash: str) -> ModelSpec:
         window_frames=dit.window_frames,
         sink_frames=config.sink_frames,
         text_shape=dit.text_shape,
-        action_dim=0,
+        action_dim=dit.action_dim,
         sigmas=config.sigmas,
         first_sigmas=config.first_sigmas,
         decoder_state_numel=codec.state_numel,

@@ -13,15 +13,17 @@ engine.models.shapes.train …`.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import torch
 
+from engine.models.shapes.model import PRESETS
 from engine.models.shapes.train_codec import polish_decoder, train_codec
 from engine.models.shapes.train_data import encode_clips
 from engine.models.shapes.train_dit import train_dit
-from engine.models.shapes.train_util import Peers
+from engine.models.shapes.train_util import Job, Peers
 
 _STAGES: Final = {
     "codec": train_codec,
@@ -42,13 +44,17 @@ def main() -> None:
     parser.add_argument(
         "--minutes", type=float, default=100.0, help="wall time of the stage, or of all of them"
     )
+    parser.add_argument("--preset", choices=("shapes", "shapes-large"), default="shapes")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     shares = {args.stage: 1.0} if args.stage != "all" else _SHARES
+    job = Job(
+        config=PRESETS[args.preset], out=args.out, minutes=args.minutes, device=args.device, seed=args.seed
+    )
     for name, share in shares.items():
-        result = _STAGES[name](args.out, share * args.minutes, args.device, args.seed)
+        result = _STAGES[name](replace(job, minutes=share * args.minutes))
         if Peers().rank == 0:
             print(f"{name}: {result}", flush=True)
 

@@ -8,66 +8,98 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from engine.models.shapes.codec import CodecConfig, Decoder, Encoder
+from engine.models.shapes.codec import Decoder, Encoder
+from engine.models.shapes.drawing import draw
 from engine.models.shapes.train_sheet import export_weights
-from engine.models.shapes.train_util import Peers, Progress, autocast, ease, load_checkpoint, save_checkpoint
-from engine.models.shapes.world import render, sample_scenes, simulate
+from engine.models.shapes.train_util import (
+    Job,
+    MuonAdam,
+    Peers,
+    Progress,
+    autocast,
+    ease,
+    load_checkpoint,
+    save_checkpoint,
+)
+from engine.models.shapes.world import sample_actions, sample_scenes, simulate
 
 __all__ = ["polish_decoder", "train_codec"]
 
 _BATCH = 4
+_CROP = 48  # pixels, a multiple of 8
+_CROPS = 2  # of each clip
 _CHUNKS = 2  # 6 latent frames: the decoder must learn to start from an empty memory and to use a full one
 _NOISE = 0.09  # added to raw latents before decoding, so that the DiT's small errors decode to small errors
-_PEAK_LR = 1.6e-3
+_PEAK_LR = 2.5e-3
 
 
-def train_codec(out: Path, minutes: float, device: torch.device, seed: int = 0) -> Path:
-    """Train for `minutes` of wall time (resuming `out/codec.pt`) and write the normalised pair to it.
+def train_codec(job: Job) -> Path:
+    """Train (resuming `out/codec.pt`) and write the normalised pair to it.
 
     Latents change their meaning: clips and transformers made with an earlier codec no longer fit.
     """
-    return _train("codec", out, minutes, device, seed)
+    return _train("codec", job)
 
 
-def polish_decoder(out: Path, minutes: float, device: torch.device, seed: int = 0) -> Path:
+def polish_decoder(job: Job) -> Path:
     """Train the decoder alone, for the latents as they are, and put it into the weights of `out/dit.pt`."""
-    _train("decoder", out, minutes, device, seed)
-    return export_weights(out) if Peers().rank == 0 else out
+    _train("decoder", job)
+    return export_weights(job) if Peers().rank == 0 else job.out
 
 
-def _train(what: str, out: Path, minutes: float, device: torch.device, seed: int) -> Path:
-    peers, path = Peers(), out / "codec.pt"
-    torch.manual_seed(seed)
-    pair = nn.ModuleDict({"encoder": Encoder(CodecConfig()), "decoder": Decoder(CodecConfig())})
+def _train(what: str, job: Job) -> Path:
+    peers, path, codec = Peers(), job.out / "codec.pt", job.config.codec
+    torch.manual_seed(job.seed)
+    pair = nn.ModuleDict({"encoder": Encoder(codec), "decoder": Decoder(codec)})
     load_checkpoint(path, pair)
-    pair.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    pair.to(job.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     pair["encoder"].requires_grad_(what == "codec")
     trained = [p for p in pair.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=_PEAK_LR, betas=(0.9, 0.98), weight_decay=1e-4)
-    generator = torch.Generator().manual_seed(seed + int(time.time()) + peers.rank)
-    progress = Progress(what, minutes)
+    optimizer = MuonAdam(trained, weight_decay=0.0)
+    generator = torch.Generator().manual_seed(job.seed + int(time.time()) + peers.rank)
+    progress = Progress(what, job.minutes)
     while (fraction := peers.agree(progress.fraction())) < 1.0:
-        optimizer.param_groups[0]["lr"] = _PEAK_LR * ease(fraction, progress.steps, warmup=100)
-        loss, mse = _loss(pair, *_clips(generator, device))
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.set_lr(_PEAK_LR * ease(fraction, progress.steps, warmup=60))
+        loss, mse = _loss(pair, *_crops(job, generator))
+        optimizer.zero_grad()
         loss.backward()
         peers.average_gradients(trained)
-        nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         progress.update(loss=loss.item(), psnr=-10 * mse.log10().item())
         if peers.rank == 0 and progress.is_checkpoint_due():
             save_checkpoint(path, pair)
     if peers.rank == 0:
         if what == "codec":
-            _set_statistics(pair, generator, device)
+            _set_statistics(pair, job, generator)
         save_checkpoint(path, pair)
     return path
 
 
-def _clips(generator: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:
+def _clips(job: Job, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Fresh clips, RGB [R, T, 3, Z, Z] and coverage [R, T, 1, Z, Z]."""
     ids = sample_scenes(_BATCH, _CHUNKS, generator, switch_chance=0.5)
-    rgb, mask = render(simulate(ids, generator))
-    return rgb.to(device), mask.to(device)
+    track = simulate(ids, generator, sample_actions(_BATCH, 3 * _CHUNKS, generator))
+    return draw(track, side=8 * job.config.codec.side, device=job.device)
+
+
+def _crops(job: Job, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """As `_clips`, cut to squares of _CROP pixels around the object that moves there, a few per clip.
+
+    Most of a picture is background that a few examples teach; the squares spend the time where things move.
+    """
+    rgb, mask = _clips(job, generator)
+    seen = mask.amax(dim=1)[:, 0]  # [B, Z, Z]
+    parts = []
+    for clip in range(len(rgb)):
+        places = (seen[clip] > 0.5).nonzero()
+        for _ in range(_CROPS):
+            at = places[int(torch.randint(len(places), (), generator=generator))]
+            jitter = torch.randint(-_CROP // 3, _CROP // 3 + 1, (2,), generator=generator)
+            corner = (at.cpu() + jitter - _CROP // 2).clamp(0, seen.shape[-1] - _CROP) // 8 * 8
+            row, column = corner.tolist()
+            where = (slice(None), slice(None), slice(row, row + _CROP), slice(column, column + _CROP))
+            parts.append((rgb[clip][where], mask[clip][where]))
+    return torch.stack([part[0] for part in parts]), torch.stack([part[1] for part in parts])
 
 
 def _loss(pair: nn.ModuleDict, rgb: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,7 +109,7 @@ def _loss(pair: nn.ModuleDict, rgb: Tensor, mask: Tensor) -> tuple[Tensor, Tenso
     assert isinstance(decoder, Decoder)
     with autocast(rgb.device):
         raw = pair["encoder"](rgb)
-        state = decoder.initial_state().expand(len(rgb), -1)
+        state = decoder.initial_state(raw.shape[-1]).expand(len(rgb), -1)
         noisy = decoder.normalise(raw + _NOISE * torch.randn_like(raw))
         out, _ = decoder(noisy, state)
     error = out.float() - rgb
@@ -89,10 +121,10 @@ def _loss(pair: nn.ModuleDict, rgb: Tensor, mask: Tensor) -> tuple[Tensor, Tenso
 
 
 @torch.no_grad()
-def _set_statistics(pair: nn.ModuleDict, generator: torch.Generator, device: torch.device) -> None:
+def _set_statistics(pair: nn.ModuleDict, job: Job, generator: torch.Generator) -> None:
     """Measure the latents' per-channel mean and deviation and fold them into the decoder."""
     encoder, decoder = pair["encoder"], pair["decoder"]
     assert isinstance(decoder, Decoder)
-    raw = torch.cat([encoder(_clips(generator, device)[0]).flatten(0, 1) for _ in range(16)])
+    raw = torch.cat([encoder(_clips(job, generator)[0]).flatten(0, 1) for _ in range(16)])
     decoder.mean.copy_(raw.mean(dim=(0, 2, 3)))
     decoder.std.copy_(raw.std(dim=(0, 2, 3)))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from engine.models.shapes.concepts import SLOTS, TEXT_LEN
-from engine.models.shapes.model import SHAPES, ShapesConfig, ShapesNet
+from engine.models.shapes.model import ShapesConfig, ShapesNet
 from engine.models.shapes.train_data import Clips, load_clips, load_codec
 from engine.models.shapes.train_sheet import export_weights
-from engine.models.shapes.train_util import Peers, Progress, autocast, ease
+from engine.models.shapes.train_util import Job, Peers, Progress, autocast, ease
 
 __all__ = ["train_dit"]
 
@@ -36,49 +36,50 @@ class _Batch:
     """[R, Kn·F, 1, h, w]"""
     tokens: Tensor
     """[R, K, T]"""
+    actions: Tensor
+    """[R, K·F, A]"""
     first_noisy: int
 
 
-def train_dit(out: Path, minutes: float, device: torch.device, seed: int = 0) -> Path:
-    """Train for `minutes`, resuming `out/dit.pt`; write it, weights and a sample sheet every five minutes.
+def train_dit(job: Job) -> Path:
+    """Train, resuming `out/dit.pt`; write it, weights and a sample sheet every five minutes.
 
     Under torchrun every process draws its own clips and the gradients are averaged.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(job.seed)
     peers = Peers()
-    clips = load_clips(out)
-    run = _Run(out, SHAPES, device, peers)
-    draws = torch.Generator().manual_seed(seed + 7919 * run.steps + peers.rank)
-    torch.manual_seed(seed + 7919 * run.steps + peers.rank)
-    common = torch.Generator().manual_seed(seed + run.steps)  # choices that all processes must make alike
-    progress = Progress("dit", minutes)
+    clips = load_clips(job.out)
+    run = _Run(job, peers)
+    draws = torch.Generator().manual_seed(job.seed + 7919 * run.steps + peers.rank)
+    torch.manual_seed(job.seed + 7919 * run.steps + peers.rank)
+    common = torch.Generator().manual_seed(job.seed + run.steps)  # choices that all processes make alike
+    progress = Progress("dit", job.minutes)
     while (fraction := peers.agree(progress.fraction())) < 1.0:
         run.set_lr(ease(fraction, progress.steps, warmup=60))
         from_start, from_self = torch.rand(2, generator=common).tolist()
-        batch = _draw(clips, SHAPES, draws, device, first_noisy=0 if from_start < _START_SHARE else 1)
+        batch = _draw(clips, job, draws, first_noisy=0 if from_start < _START_SHARE else 1)
         progress.update(**run.step(batch, own_context=fraction > _SELF_FROM and from_self < 0.5))
         if peers.rank == 0 and progress.is_checkpoint_due():
             run.save()
-    return run.save() if peers.rank == 0 else out
+    return run.save() if peers.rank == 0 else job.out
 
 
 class _Run:
     """The model in training, its average, its optimizers."""
 
-    def __init__(self, out: Path, config: ShapesConfig, device: torch.device, peers: Peers) -> None:
+    def __init__(self, job: Job, peers: Peers) -> None:
         self.steps = 0
-        self._peers = peers
-        self._out, self._config, self._device = out, config, device
-        self._net = ShapesNet(config).to(device)
-        _, decoder = load_codec(out / "codec.pt", device)
+        self._job, self._config, self._peers = job, job.config, peers
+        self._net = ShapesNet(job.config).to(job.device)
+        _, decoder = load_codec(job)
         self._net.decoder.load_state_dict(decoder.state_dict())
         self._net.decoder.requires_grad_(False)
         self._average = {
             name: p.detach().clone() for name, p in self._net.named_parameters() if p.requires_grad
         }
         self._optimizers = _optimizers(self._net)
-        if (out / "dit.pt").exists():
-            self._resume(torch.load(out / "dit.pt", weights_only=True))
+        if (job.out / "dit.pt").exists():
+            self._resume(torch.load(job.out / "dit.pt", weights_only=True))
 
     def _resume(self, saved: dict[str, object]) -> None:
         self.steps = int(str(saved["steps"]))
@@ -124,9 +125,11 @@ class _Run:
         span = self._config.dit.chunk_frames
         level = sigma.repeat_interleave(span, dim=1)[:, :, None, None, None]
         noisy = (1 - level) * batch.target + level * torch.randn_like(batch.target)
-        with autocast(self._device):
+        with autocast(self._job.device):
             embeds = self._net.embed(batch.tokens)
-            out: Tensor = self._net.dit.predict_clip(batch.clean, noisy, sigma, embeds, batch.first_noisy)
+            out: Tensor = self._net.dit.predict_clip(
+                batch.clean, noisy, sigma, embeds, batch.first_noisy, batch.actions
+            )
         return out.float()
 
     @torch.no_grad()
@@ -136,13 +139,7 @@ class _Run:
         made = self._forward(batch, torch.full((len(batch.target), count), self._config.sigmas[-1]))
         known = batch.first_noisy * self._config.dit.chunk_frames
         clean = torch.cat([batch.clean[:, :known], made], dim=1)[:, : batch.clean.shape[1]]
-        return _Batch(
-            clean=clean,
-            target=batch.target,
-            weight=batch.weight,
-            tokens=batch.tokens,
-            first_noisy=batch.first_noisy,
-        )
+        return replace(batch, clean=clean)
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -159,10 +156,10 @@ class _Run:
             "average": self._average,
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
         }
-        partial = self._out / "dit.partial"
+        partial = self._job.out / "dit.partial"
         torch.save(state, partial)
-        partial.replace(self._out / "dit.pt")
-        return export_weights(self._out)
+        partial.replace(self._job.out / "dit.pt")
+        return export_weights(self._job)
 
 
 def _optimizers(net: ShapesNet) -> list[torch.optim.Optimizer]:
@@ -192,12 +189,11 @@ def _sigmas(batch: _Batch, config: ShapesConfig) -> Tensor:
     )
 
 
-def _draw(
-    clips: Clips, config: ShapesConfig, generator: torch.Generator, device: torch.device, *, first_noisy: int
-) -> _Batch:
+def _draw(clips: Clips, job: Job, generator: torch.Generator, *, first_noisy: int) -> _Batch:
     """Random clips of one window: from a session's start (first_noisy 0), or from its middle, with that
     many more chunks as mere context before."""
-    span, window = config.dit.chunk_frames, config.dit.window_frames // config.dit.chunk_frames
+    dit, device = job.config.dit, job.device
+    span, window = dit.chunk_frames, dit.window_frames // dit.chunk_frames
     total = clips.ids.shape[1]
     chunks = window + first_noisy
     rows = torch.randint(len(clips.ids), (_BATCH,), generator=generator)
@@ -214,6 +210,7 @@ def _draw(
         target=latents[:, first_noisy * span :],
         weight=(weight / weight.mean())[:, first_noisy * span :, None],
         tokens=_tokens(clips.ids[rows[:, None], chunk_index].long()).to(device),
+        actions=clips.actions[rows[:, None], frame_index].float().to(device),
         first_noisy=first_noisy,
     )
 

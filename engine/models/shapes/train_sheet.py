@@ -10,38 +10,29 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from engine.models.shapes.model import ShapesModel
+from engine.models.shapes.model import ShapesConfig, ShapesModel
 from engine.models.shapes.rollout import stream
+from engine.models.shapes.train_util import Job
 
 __all__ = ["export_weights", "save_png", "save_sheet"]
 
 _PROMPTS = (
     ("a red ball bouncing on a blue background", "a green star spinning on a black background"),
-    (
-        "a yellow square drifting left on a purple background",
-        "a yellow square drifting left on a white background",
-    ),
-    (
-        "a small cyan ring orbiting on a night background",
-        "a small cyan ring orbiting fast on a night background",
-    ),
-    (
-        "a white triangle moving up slowly on a red background",
-        "an orange triangle moving down on a red background",
-    ),
-    (
-        "a large purple star at rest on a grey background",
-        "a large blue ball moving right fast on a grey background",
-    ),
-    ("a green ball bouncing on a sunset background", "a green ball bouncing slowly on a black background"),
+    ("a yellow square drifting left on a purple background", "two yellow squares drifting left on white"),
+    ("three small cyan rings orbiting in the night", "three large cyan rings orbiting fast in the night"),
+    ("a white triangle moving up slowly on a red background", "an orange triangle pulsing on a grid"),
+    ("a large purple star at rest on a grey background", "a large blue ball moving right fast on grey"),
+    ("three green balls bouncing on a sunset background", "a green ball bouncing slowly on black"),
+    ("two large red squares spinning on a grid", "two small blue triangles spinning fast on a grid"),
 )
 _CHUNKS = 6  # of each prompt
 _EVERY = 8  # frames
 
 
-def export_weights(out: Path) -> Path:
+def export_weights(job: Job) -> Path:
     """Join the averaged transformer of `out/dit.pt` and the decoder of `out/codec.pt` into
-    `out/shapes.safetensors` (float16), and stream a sample sheet from them."""
+    `out/shapes.safetensors` (float16), write the encoder beside it, and stream a sample sheet."""
+    out = job.out
     saved = torch.load(out / "dit.pt", weights_only=True, map_location="cpu")
     codec = torch.load(out / "codec.pt", weights_only=True, map_location="cpu")
     tensors: dict[str, Tensor] = saved["net"] | saved["average"]
@@ -51,13 +42,15 @@ def export_weights(out: Path) -> Path:
     save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()}, partial)
     partial.chmod(0o644)
     partial.replace(path)
-    save_sheet(out / f"sheet-{saved['steps']:06d}.png", path)
+    encoder = {k: v.half().contiguous() for k, v in codec.items() if k.startswith("encoder.")}
+    save_file(encoder, out / "shapes-encoder.safetensors")
+    save_sheet(out / f"sheet-{saved['steps']:06d}.png", path, job.config)
     return path
 
 
-def save_sheet(path: Path, weights: Path) -> None:
+def save_sheet(path: Path, weights: Path, config: ShapesConfig) -> None:
     """Stream each pair of prompts, switching half way, and draw every eighth frame."""
-    model = ShapesModel.from_tensors(load_file(weights), "sheet")
+    model = ShapesModel.from_tensors(load_file(weights), "sheet", config=config)
     rows = []
     for seed, (before, after) in enumerate(_PROMPTS):
         rgb, _ = stream(model, [before] * _CHUNKS + [after] * _CHUNKS, seed)

@@ -28,7 +28,14 @@ class Pools:
 
     def run(self, rows: Sequence[PassRow], x: Tensor, sigma: Tensor) -> Tensor:
         """One pass over these rows."""
-        batch = PassBatch(rows=tuple(rows), x=x, sigma=sigma, kv=self.kv, prompt_kv=self.prompt_kv)
+        batch = PassBatch(
+            rows=tuple(rows),
+            x=x,
+            sigma=sigma,
+            kv=self.kv,
+            prompt_kv=self.prompt_kv,
+            actions=torch.zeros(*x.shape[:2], self.model.spec.action_dim),
+        )
         return self.model.run_pass(batch)
 
 

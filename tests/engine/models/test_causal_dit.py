@@ -100,8 +100,9 @@ def test_streaming_equals_teacher_forcing(tiny: ShapesModel, origin: int) -> Non
     noisy = torch.randn(1, chunks * span, *TINY.dit.latent_shape)
     sigma = torch.rand(1, chunks)
     embeds = torch.randn(1, chunks, *TINY.dit.text_shape)
+    actions = torch.rand(1, chunks * span, 2)
     with torch.no_grad():
-        forced = net.dit.predict_clip(clean[:, :-span], noisy, sigma, embeds)
+        forced = net.dit.predict_clip(clean[:, :-span], noisy, sigma, embeds, actions=actions)
         kv = torch.zeros(1, *tiny.spec.kv_slab_shape)
         for chunk in range(chunks):
             now = slice(chunk * span, (chunk + 1) * span)
@@ -113,7 +114,11 @@ def test_streaming_equals_teacher_forcing(tiny: ShapesModel, origin: int) -> Non
             )
             prompt_kv = net.dit.prompt_kv(embeds[:, chunk])
             outs = [
-                net.dit.run_pass(PassBatch(rows=(row,), x=x, sigma=level, kv=kv, prompt_kv=prompt_kv))
+                net.dit.run_pass(
+                    PassBatch(
+                        rows=(row,), x=x, sigma=level, kv=kv, prompt_kv=prompt_kv, actions=actions[:, now]
+                    )
+                )
                 for x, level in (
                     (noisy[:, now], sigma[:, chunk, None].expand(1, span)),
                     (clean[:, now], torch.zeros(1, span)),
@@ -127,9 +132,12 @@ def test_middle_of_a_clip_is_predicted_alone(tiny: ShapesModel) -> None:
     torch.manual_seed(4)
     clean, noisy = torch.randn(2, 9, *TINY.dit.latent_shape), torch.randn(2, 12, *TINY.dit.latent_shape)
     sigma, embeds = torch.rand(2, 4), torch.randn(2, 4, *TINY.dit.text_shape)
+    actions = torch.rand(2, 12, 2)
     with torch.no_grad():
-        whole = tiny._net.dit.predict_clip(clean, noisy, sigma, embeds)
-        later = tiny._net.dit.predict_clip(clean, noisy[:, 3:], sigma[:, 1:], embeds, first_noisy=1)
+        whole = tiny._net.dit.predict_clip(clean, noisy, sigma, embeds, actions=actions)
+        later = tiny._net.dit.predict_clip(
+            clean, noisy[:, 3:], sigma[:, 1:], embeds, first_noisy=1, actions=actions
+        )
     torch.testing.assert_close(whole[:, 3:], later, rtol=1e-4, atol=1e-5)
 
 

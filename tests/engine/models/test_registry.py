@@ -50,7 +50,7 @@ def test_misfits_are_named(tmp_path: Path) -> None:
     message = str(caught.value)
     assert "missing (1): dit.blocks.0.self_attn.q.weight" in message
     assert "unknown (1): dit.surprise" in message
-    assert "dit.head.head.bias is [7], needs [32]" in message
+    assert "dit.head.head.bias is [7], needs [64]" in message
 
 
 def test_missing_file_says_where_it_looked(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import string
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -28,10 +29,18 @@ SCENES = st.builds(
          Scene(colour="cyan", shape="ring", size="small", motion="left", speed="slow", background="grey")),
         ("a yellow square moving in a circle", Scene(colour="yellow", shape="square", motion="orbit")),
         ("a purple circle", Scene(colour="purple")),
-        ("orange triangle bouncing up and down quickly", Scene(colour="orange", shape="triangle",
-        speed="fast")), ("a white star rising in the night sky", Scene(shape="star", motion="up",
-        background="night")), ("on black a red box at rest", Scene(colour="red", shape="square",
-        motion="rest")), ("a ball on white", Scene(colour="blue", background="white")),
+        ("orange triangle bouncing up and down quickly",
+         Scene(colour="orange", shape="triangle", speed="fast")),
+        ("a white star rising in the night sky", Scene(shape="star", motion="up", background="night")),
+        ("on black a red box at rest", Scene(colour="red", shape="square", motion="rest")),
+        ("a ball on white", Scene(colour="blue", background="white")),
+        ("two small green stars orbiting",
+         Scene(colour="green", shape="star", size="small", motion="orbit", count="two")),
+        ("three pulsing circles on a grid", Scene(motion="pulse", background="grid", count="three")),
+        ("red boxes", Scene(colour="red", shape="square", count="two")),
+        ("a red ball circles the middle", Scene(colour="red", motion="orbit")),
+        ("a red ball under a night sky with stars", Scene(colour="red", background="night")),
+        ("many big round yellow balloons", Scene(colour="yellow", count="three")),
         ("", Scene()),
         ("xyzzy 😀 42 — привет", Scene()),
     ],
@@ -41,11 +50,33 @@ def test_reads(text: str, scene: Scene) -> None:
     assert read(text) == scene
 
 
-@given(SCENES, st.randoms(use_true_random=False))
+SHOWN = Scene(colour="red", shape="star", size="small", motion="orbit", speed="fast", count="two")
+
+
+@pytest.mark.parametrize(
+    ("text", "scene"),
+    [
+        ("make it night", replace(SHOWN, background="night")),
+        ("slower", replace(SHOWN, speed="slow")),
+        ("turn them blue", replace(SHOWN, colour="blue")),
+        ("white background", replace(SHOWN, background="white")),
+        ("three of them", replace(SHOWN, count="three")),
+        ("a large ring", replace(SHOWN, shape="ring", size="large", count="one")),
+        ("thanks!", SHOWN),
+    ],
+)
+def test_what_a_prompt_leaves_out_stays(text: str, scene: Scene) -> None:
+    """A prompt edits the scene that is shown."""
+    assert read(text, SHOWN) == scene
+
+
+@given(SCENES, SCENES, st.randoms(use_true_random=False))
 @settings(max_examples=300, deadline=None)
-def test_captions_read_back(scene: Scene, rng: random.Random) -> None:
-    """Whatever wording a scene is given, reading finds the scene."""
-    assert read(describe(scene, rng.choice)) == scene
+def test_captions_read_back(scene: Scene, shown: Scene, rng: random.Random) -> None:
+    """Whatever wording a scene is given, reading finds it: said in full, or as an edit of another."""
+    assert read(describe(scene, rng.choice), shown) == scene
+    assert read(describe(scene, rng.choice, shown), shown) == scene
+    assert read(describe(scene, rng.choice, scene), scene) == scene
 
 
 @given(st.text(max_size=300))

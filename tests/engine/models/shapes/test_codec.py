@@ -48,7 +48,7 @@ def test_state_depends_on_the_last_two_latents() -> None:
 def test_encoder_is_causal() -> None:
     """A latent sees its own four frames only."""
     torch.manual_seed(0)
-    config = CodecConfig(channels=4, side=4, encoder_widths=(16, 8, 8), decoder_widths=(16, 8, 8))
+    config = CodecConfig(channels=4, side=4, encoder_widths=(16, 8, 8))
     encoder = Encoder(config)
     rgb = torch.rand(1, 12, 3, 32, 32)
     with torch.no_grad():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from engine.models.base import CausalVideoModel, PassBatch, PassRow
+from engine.models.shapes.captions import read
 from engine.models.shapes.model import SHAPES, TINY, ShapesModel, WeightsError, shifted_sigmas
 
 
@@ -44,6 +45,7 @@ def test_velocity_leads_to_what_the_network_predicts(tiny: ShapesModel) -> None:
             sigma=torch.full((1, 3), sigma),
             kv=torch.zeros(1, *tiny.spec.kv_slab_shape),
             prompt_kv=torch.zeros(1, *tiny.spec.prompt_kv_shape),
+            actions=torch.zeros(1, 3, 2),
         )
 
     with torch.no_grad():
@@ -69,7 +71,9 @@ def test_bfloat16_pools_work() -> None:
     assert prompt_kv.dtype == torch.bfloat16
     row = PassRow(slot=0, frame_start=0, write=(0, 1, 2), num_valid=3)
     x = torch.randn(1, 3, *spec.latent_shape)
-    batch = PassBatch(rows=(row,), x=x, sigma=torch.ones(1, 3), kv=kv, prompt_kv=prompt_kv)
+    batch = PassBatch(
+        rows=(row,), x=x, sigma=torch.ones(1, 3), kv=kv, prompt_kv=prompt_kv, actions=torch.zeros(1, 3, 2)
+    )
     velocity = model.run_pass(batch)
     assert velocity.dtype == torch.float32 and velocity.isfinite().all()
 
@@ -78,6 +82,53 @@ def test_schedules_fall_from_one() -> None:
     """Four steps at shift 5 are the published levels."""
     assert shifted_sigmas(4) == pytest.approx((1.0, 0.9375, 0.8333333, 0.625))
     assert SHAPES.first_sigmas[0] == SHAPES.sigmas[0] == 1.0
+
+
+def test_prompts_edit_what_is_shown(tiny: ShapesModel) -> None:
+    """What a prompt leaves out stays; the result is a prompt of its own."""
+    shown = tiny.combine_prompts("two small red stars spinning on a grid", "make it night")
+    assert read(shown) == read("two small red stars spinning in the night")
+    assert read(tiny.combine_prompts(shown, "faster")).speed == "fast"
+
+
+@pytest.mark.parametrize(
+    ("keys", "axes", "push"),
+    [
+        ((), {}, (0.0, 0.0)),
+        (("ArrowLeft",), {}, (-1.0, 0.0)),
+        (("ArrowUp", "d"), {}, (1.0, -1.0)),
+        (("ArrowLeft", "ArrowRight"), {}, (0.0, 0.0)),
+        (("q",), {"x": 0.5, "y": -0.25, "throttle": 1.0}, (0.5, -0.25)),
+        (("down",), {"y": 0.5}, (0.0, 1.0)),
+    ],
+)
+def test_keys_and_axes_push(
+    tiny: ShapesModel, keys: tuple[str, ...], axes: dict[str, float], push: tuple[float, float]
+) -> None:
+    """Arrows, WASD and axes add up within [−1, 1]; unknown names mean nothing."""
+    assert tiny.encode_control(keys, axes) == push
+
+
+def test_a_push_changes_the_pass(tiny: ShapesModel) -> None:
+    """The action reaches the network, row by row."""
+    net = ShapesModel.random(3, config=TINY)._net
+    assert net.dit.action_embedding is not None
+    torch.nn.init.normal_(net.dit.action_embedding[2].get_parameter("weight"))
+    x = torch.randn(1, 3, *tiny.spec.latent_shape, generator=torch.Generator().manual_seed(0)).expand(
+        2, -1, -1, -1, -1
+    )
+    rows = tuple(PassRow(slot=slot, frame_start=0, write=(0, 1, 2), num_valid=3) for slot in (0, 1))
+    batch = PassBatch(
+        rows=rows,
+        x=x,
+        sigma=torch.ones(2, 3),
+        kv=torch.zeros(2, *tiny.spec.kv_slab_shape),
+        prompt_kv=torch.zeros(2, *tiny.spec.prompt_kv_shape),
+        actions=torch.tensor([[[0.0, 0.0]] * 3, [[1.0, 0.0]] * 3]),
+    )
+    with torch.no_grad():
+        still, pushed = net.dit.run_pass(batch)
+    assert not torch.allclose(still, pushed, atol=1e-3)
 
 
 def test_weights_of_another_size_are_refused(tiny: ShapesModel) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from engine.models.registry import load_model
 from engine.models.shapes import train, train_sheet
@@ -24,6 +25,8 @@ def test_stages_lead_to_weights(
     saved = torch.load(tmp_path / "dit.pt", weights_only=True)
     assert saved["steps"] == 2
     assert load_model("shapes", device=torch.device("cpu"), weights=tmp_path / "shapes.safetensors")
+    encoder = load_file(tmp_path / "shapes-encoder.safetensors")
+    assert encoder and all(name.startswith("encoder.") for name in encoder)
     sheets = sorted(path.name for path in tmp_path.glob("*.png"))
     assert sheets == ["sheet-000001.png", "sheet-000002.png"]
     assert (tmp_path / sheets[0]).read_bytes().startswith(b"\x89PNG")
