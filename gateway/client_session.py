@@ -13,7 +13,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
@@ -43,6 +43,7 @@ from gateway.protocol import (
     CloseCode,
     Closed,
     Codec,
+    Control,
     Error,
     Gap,
     MessageError,
@@ -201,6 +202,13 @@ class Session:
         """Like `prompt`, but returns when the prompt is sure not to be lost, with a future of the rest."""
         message = Prompt(text=text, transition=transition, blend_chunks=blend_chunks, id=_new_id())
         return await self._submit(message)
+
+    async def hold(self, keys: Sequence[str] = (), axes: Mapping[str, float] | None = None) -> None:
+        """Say which keys and axes (in [−1, 1]) are held from now on; `hold()` lets go of all.
+
+        Not waited for and not sent again after a lost connection: it is a state, and the next one counts.
+        """
+        await self._send(Control(keys=tuple(keys), axes=None if axes is None else dict(axes)))
 
     async def reset(self, seed: int | None = None) -> Applied:
         """Forget the past, keep the prompt. Returns the first chunk of the new beginning."""

@@ -233,6 +233,8 @@ class Session:
     chunk_frames: int
     codec: str
     lead_ms: int
+    controls: bool = False
+    """Does the model take `control` messages?"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

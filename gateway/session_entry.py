@@ -232,4 +232,5 @@ def _session_message(record: SessionRecord, info: ModelInfo, resume: str) -> wir
         chunk_frames=info.chunk_frames,
         codec=record.codec,
         lead_ms=record.lead_ms,
+        controls=info.controls,
     )

@@ -1,6 +1,7 @@
 // The page: connects what a person does with the session, and the session with what the page shows.
 
 import { whyUnsupported } from "./decoder.js";
+import { HeldKeys } from "./keys.js";
 import { MAX_PROMPT_CHARS } from "./protocol.js";
 import { Session } from "./session.js";
 import { View } from "./view.js";
@@ -77,6 +78,7 @@ function render() {
   }
   view.phase(session.phase, { detail: detail(), status: statusText() });
   view.history(session.history, submit);
+  view.pad(session.isLive && session.takesControls && !session.isPaused);
   view.caption(session.isLive && session.player.drawn !== null ? (session.history.current?.text ?? null) : null);
   view.seed(session.seed === null ? "random" : String(session.seed));
   if (session.isLive) showStats();
@@ -95,6 +97,10 @@ function showStats() {
 
 function isTyping(target) {
   return target.closest("textarea, input, button, a") !== null;
+}
+
+function hasCursor(target) {
+  return target.closest("textarea, input") !== null;
 }
 
 function listen() {
@@ -126,6 +132,7 @@ function listen() {
     event.preventDefault();
     session.setPaused(!session.isPaused);
   });
+  new HeldKeys(elements.pad, { changed: (keys) => session.hold(keys), isTyping: hasCursor });
   for (const chip of elements.chips.children) chip.addEventListener("click", () => submit(chip.textContent));
 }
 

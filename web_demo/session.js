@@ -32,6 +32,7 @@ export class Session {
   waiting = null; // the server's sentence why it cannot take the session yet
   end = null; // {kind: "ended" | "failed" | "full" | "taken", sentence}
   latencyMs = null;
+  takesControls = false; // does the model follow held keys?
   #resume = null;
   #connection = null;
   #player;
@@ -122,6 +123,11 @@ export class Session {
     this.#notify();
   }
 
+  /** Which keys are held now. A state, not an event: what is lost with a connection is not said again. */
+  hold(keys) {
+    if (this.link === "open" && this.takesControls) this.#connection.send({ type: "control", keys });
+  }
+
   setPaused(paused) {
     if (!this.isLive) return;
     this.#wantsPause = paused;
@@ -150,7 +156,7 @@ export class Session {
     this.#connection = null;
     this.#player.close();
     this.link = "none";
-    Object.assign(this, { id: null, engine: null, rev: null, serverState: null, queue: null, waiting: null, end: null, latencyMs: null });
+    Object.assign(this, { id: null, engine: null, rev: null, serverState: null, queue: null, waiting: null, end: null, latencyMs: null, takesControls: false });
     this.#wantsPause = null;
     this.#dryMs = null;
   }
@@ -192,6 +198,7 @@ export class Session {
         this.link = "open";
         this.waiting = null;
         this.id = message.session;
+        this.takesControls = message.controls === true;
         this.#resume = message.resume;
         this.#save();
         break;

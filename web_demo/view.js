@@ -32,7 +32,7 @@ const PHASES = {
 export class View {
   elements = Object.fromEntries(
     ["stage", "glow", "screen", "veil", "spinner", "status", "caption", "form", "prompt", "send", "steering", "chips",
-      "pause", "reset", "stop", "seed", "history"].map((id) => [id, byId(id)]),
+      "pause", "reset", "stop", "seed", "history", "pad"].map((id) => [id, byId(id)]),
   );
   action = byId("veil-action");
   #glow = this.elements.glow.getContext("2d", { alpha: false });
@@ -65,6 +65,11 @@ export class View {
 
   size(width, height) {
     document.documentElement.style.setProperty("--aspect", String(width / height));
+  }
+
+  /** The arrows on the picture. */
+  pad(isShown) {
+    this.elements.pad.hidden = !isShown;
   }
 
   /** The prompt in the picture, or null. */

@@ -411,6 +411,7 @@ async def say_session(socket: ServerConnection, session: Session) -> None:
         chunk_frames=CHUNK_FRAMES,
         codec="h264",
         lead_ms=session.lead_ms,
+        controls=True,
     )
 
 

@@ -405,6 +405,33 @@ async def test_layout_holds_still(browser: Browser, server: StreamServer, size: 
         assert fixed.isdisjoint(await page.evaluate("shifted"))
 
 
+async def test_arrows_push_while_they_are_held(browser: Browser, server: StreamServer) -> None:
+    """Keys and the pad on the picture tell the server what is held; in the prompt they move the cursor."""
+
+    def held() -> list[list[str]]:
+        return [m["keys"] for m in server.only.messages if m["type"] == "control"]
+
+    async with tab(browser, server.url) as (page, _):
+        await begin(page)
+        await page.focus("#prompt")
+        await page.keyboard.press("ArrowLeft")
+        await page.focus("#pause")
+        await page.keyboard.down("ArrowLeft")
+        await page.keyboard.down("ArrowLeft")  # what holding repeats
+        await page.keyboard.down("ArrowUp")
+        await page.keyboard.up("ArrowLeft")
+        await page.keyboard.up("ArrowUp")
+        box = await page.locator("[data-key=ArrowRight]").bounding_box()
+        assert box is not None
+        await page.mouse.move(box["x"] + 5, box["y"] + 5)
+        await page.mouse.down()
+        await page.mouse.move(5, 5)
+        await page.mouse.up()
+        await server.until(lambda: len(held()) == 6)
+        assert held() == [["ArrowLeft"], ["ArrowLeft", "ArrowUp"], ["ArrowUp"], [], ["ArrowRight"], []]
+        assert await page.evaluate("scrollY") == 0
+
+
 async def test_keyboard_alone_is_enough(browser: Browser, server: StreamServer) -> None:
     """Tab reaches every control in order and each shows where the focus is."""
     async with tab(browser, server.url) as (page, _):
