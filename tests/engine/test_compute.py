@@ -10,7 +10,7 @@ from engine.boundary import MAX_INBOX, InboxFull
 from engine.compute import RETRY_MEMORY_PASSES
 from engine.compute_messages import Drop, InputsTaken, PartMade
 from engine.session_state import Stage
-from scheduler.messages import PromptInput, ResetInput, SessionId
+from scheduler.messages import ControlInput, PromptInput, ResetInput, SessionId
 from tests.engine.harness import BATCHING_COSTS, BATCHING_PAYS, Bench
 
 TOLERANCE = 2e-5
@@ -382,3 +382,30 @@ def test_a_broken_encoder_closes_its_session(monkeypatch: pytest.MonkeyPatch) ->
     bench.step(len(bench.model.spec.first_sigmas))
     bench.encoders.close()
     assert bench.failed() == [a]
+
+
+def test_held_keys_push_the_next_chunk_and_a_tap_one_frame() -> None:
+    """A key is held until it is let go; press and release between two boundaries still show for a frame."""
+    bench = Bench()
+    a = bench.open("s_a")
+    inputs = {
+        1: (ControlInput(keys=("ArrowRight",)),),
+        3: (ControlInput(), ControlInput(axes={"y": -0.5}), ControlInput()),
+    }
+    for chunk in (1, 2, 3, 4):
+        while bench.made(a) < chunk:
+            bench.step(1)
+        bench.feed(a, *inputs.get(chunk, ()))
+    bench.encoders.close()
+    pushes: dict[int, list[list[float]]] = {}
+    for batch in bench.model.batches:
+        (row,) = batch.rows
+        assert batch.actions is not None
+        pushes[row.frame_start // 3] = batch.actions[0].tolist()
+    right, still, up = [1.0, 0.0], [0.0, 0.0], [0.0, -0.5]
+    assert [pushes[chunk] for chunk in range(4)] == [
+        [still] * 3,
+        [right] * 3,
+        [right] * 3,
+        [still, up, still],
+    ]
