@@ -18,12 +18,14 @@ Bounded by the model's passes, on one thread. Run: .venv/bin/python -m bench.reb
 from __future__ import annotations
 
 import argparse
+import random
 import time
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from bench.shapes_quality import random_scene
 from bench.stats import machine, percentile, print_json, print_table
 from engine.compute_messages import Open
 from engine.kv_pool import SlabPool
@@ -31,7 +33,7 @@ from engine.models.base import CausalVideoModel
 from engine.models.registry import load_model
 from engine.models.shapes.captions import describe
 from engine.models.shapes.concepts import Scene
-from engine.models.shapes.judge import _scenes, judge
+from engine.models.shapes.judge import observe, score
 from engine.passes import Passes
 from engine.session_state import SessionState, Stage
 from engine.state_format import ExportedState
@@ -147,7 +149,7 @@ def measure(model: CausalVideoModel, scene: Scene, seed: int, rows: dict[int, Ro
             "afresh": fresh,
         }
         for name, video in videos.items():
-            row.passed.setdefault(name, []).extend(judge(video, scene).values())
+            row.passed.setdefault(name, []).extend(score(observe(video), scene).values())
 
 
 def share(values: list[bool]) -> float:
@@ -163,7 +165,7 @@ def main() -> None:
     torch.set_num_threads(1)
     model = load_model("shapes", device=torch.device("cpu"), weights=None)
     window = model.spec.window_frames // model.spec.chunk_latent_frames
-    scenes = [scene for scene, _ in _scenes(options.scenes)]  # those that the judge can judge
+    scenes = [random_scene(random.Random(number)) for number in range(options.scenes)]
     rows = {boundary: Row() for boundary in BOUNDARIES}
     for seed, scene in enumerate(scenes):
         measure(model, scene, seed, rows)

@@ -80,7 +80,7 @@ def _encoder(name: str, weights: Path) -> Encoder:
     return encoder.eval()
 
 
-def _scene(rng: random.Random) -> Scene:
+def random_scene(rng: random.Random) -> Scene:
     """A random scene, the counts as often as in training."""
     values = [rng.choice(slot) for slot in SLOTS]
     if rng.random() < 0.25:
@@ -110,7 +110,7 @@ def _truth(task: Task, ids: Tensor, seed: int, actions: Tensor | None = None) ->
 def _judge_prompt(task: Task) -> Result:
     """`start` and `change`."""
     rng = random.Random(f"prompt {task.number}")
-    before = _scene(rng)
+    before = random_scene(rng)
     after, changed = _edited(before, rng)
     model = _model(task.model, task.weights)
     prompt = describe(before, rng.choice)
@@ -140,7 +140,7 @@ def _judge_prompt(task: Task) -> Result:
 def _judge_keys(task: Task) -> Result:
     """One arrow, held during the third chunk, and the same session without it."""
     rng = random.Random(f"keys {task.number}")
-    scene, arrow = _scene(rng), rng.choice(sorted(ARROWS))
+    scene, arrow = random_scene(rng), rng.choice(sorted(ARROWS))
     model = _model(task.model, task.weights)
     still = (0.0, 0.0)
     out: dict[str, dict[str, Checks]] = {}
@@ -179,7 +179,7 @@ def _object_pixels(frame: Tensor) -> Tensor:
 def _judge_blend(task: Task) -> Result:
     """The first chunk after an edit, cut against blend."""
     rng = random.Random(f"blend {task.number}")
-    before = _scene(rng)
+    before = random_scene(rng)
     after = replace(before, background=rng.choice([b for b in SLOTS[5] if b != before.background]))
     model = _model(task.model, task.weights)
     pictures = []
@@ -200,7 +200,7 @@ def _judge_blend(task: Task) -> Result:
 def _judge_long(task: Task) -> Result:
     """Windows of the first and of the last minute."""
     rng = random.Random(f"long {task.number}")
-    scene = _scene(rng)
+    scene = random_scene(rng)
     model = _model(task.model, task.weights)
     per_minute = round(60 * model.spec.fps / CHUNK_FRAMES)
     space = (per_minute - 1) // WINDOWS
