@@ -69,7 +69,7 @@ def test_parts_are_left_out_as_asked(source: tuple[Bench, SessionState]) -> None
     """Latents alone are a checkpoint; slabs alone have no scalars."""
     bench, state = source
     latents = export_state(bench.model, bench.pool, state, {Part.LATENTS})
-    assert set(latents.buffers) == {"latents", "embeds"} and latents.header.scalars is not None
+    assert set(latents.buffers) == {"latents", "embeds", "actions"} and latents.header.scalars is not None
     slabs = export_state(bench.model, bench.pool, state, {Part.KV, Part.DECODER})
     assert set(slabs.buffers) == {"kv", "decoder"} and slabs.header.scalars is None
     pool = SlabPool(bench.model, slots=1)
