@@ -131,7 +131,7 @@ class PassBatch:
     prompt_kv: Tensor
     """Prompt pool [slots, L, 2, T, H, D]."""
     actions: Tensor | None = None
-    """[B, F, A] float32, None exactly when A is 0."""
+    """[B, F, A] float32; None when nothing is held, or A is 0."""
     attention: AttentionBackend | None = None
     """How to attend; None: the plainest way."""
     exchange: TokenExchange | None = None

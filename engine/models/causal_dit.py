@@ -266,17 +266,18 @@ class CausalDiT(nn.Module):
     ) -> tuple[Tensor, Tensor, Rope]:
         """Latents, noise levels, positions, actions → (tokens [B, F, N, d], time [B, F, d], rotations).
 
-        Actions join the noise level, so that they modulate every block frame by frame.
+        Actions join the noise level, so that they modulate every block frame by frame; None: nothing is held.
         """
         assert x.ndim == 5 and sigma.shape == x.shape[:2], (x.shape, sigma.shape)
-        assert (actions is None) == (self.action_embedding is None), "actions are for models that take them"
         weight = self.patch_embedding.weight
         patches = fn.pixel_unshuffle(x.to(weight.dtype), self.config.patch)  # [B, F, C·p·p, rows, columns]
         tokens = fn.linear(patches.flatten(3).transpose(2, 3), weight.flatten(1), self.patch_embedding.bias)
         if self.spatial_embedding is not None:
             tokens = tokens + self.spatial_embedding
         time = self.time_embedding(_sinusoid(sigma * 1000, self.config.freq_dim).to(weight.dtype))
-        if self.action_embedding is not None and actions is not None:
+        if self.action_embedding is not None:
+            if actions is None:
+                actions = x.new_zeros(*x.shape[:2], self.config.action_dim)
             time = time + self.action_embedding(actions.to(weight.dtype))
         rows, columns = self.config.grid
         rope = rope_table(frames, rows=rows, columns=columns, head_dim=self.config.head_dim, device=x.device)
