@@ -241,6 +241,7 @@ export class Session {
   }
 
   #applied({ id, rev, seq }) {
+    if (id === undefined) return; // keys that were held: the picture says it
     this.history.applied(id, rev, seq);
     if (this.history.underWay?.id === id) this.#note(`Applied at chunk ${seq}, about to show`, "busy");
     this.#save();

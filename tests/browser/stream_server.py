@@ -286,6 +286,8 @@ class StreamServer:
                 session.inputs.append(message)
                 session.answers[name] = [{"type": "accepted", "id": name}]
                 await say(socket, type="accepted", id=name)
+            case "control":
+                await say(socket, type="applied", rev=0, seq=len(session.chunks))
             case "stop":
                 await say(socket, type="accepted", id=name)
                 await say(socket, type="closed", reason="stopped")

@@ -429,6 +429,9 @@ async def test_arrows_push_while_they_are_held(browser: Browser, server: StreamS
         await page.mouse.up()
         await server.until(lambda: len(held()) == 6)
         assert held() == [["ArrowLeft"], ["ArrowLeft", "ArrowUp"], ["ArrowUp"], [], ["ArrowRight"], []]
+        newest = len(server.only.chunks)
+        await until(page, f"turboserve.newestSeq >= {newest}")  # so the answers were heard, too
+        assert "Applied" not in (await page.text_content("#steering") or "")
         assert await page.evaluate("scrollY") == 0
 
 
