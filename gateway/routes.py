@@ -18,15 +18,25 @@ from gateway.hub import Hub
 from gateway.pages import Pages
 from gateway.protocol import CloseCode
 from gateway.websocket import Receiver, WebSocket
-from scheduler.messages import EngineId, EngineState, ErrorCode, SessionState
-from scheduler.store import NoSuchEngine, StoreError, StoreUnavailable
+from scheduler.messages import EngineId, EngineState, ErrorCode, SessionId, SessionState
+from scheduler.store import (
+    NoSuchEngine,
+    NoSuchSession,
+    PlacementRefused,
+    SessionIsClosed,
+    StoreError,
+    StoreUnavailable,
+)
 
 logger = logging.getLogger("gateway.routes")
 
 API = "/v1/"
 STREAM_PATH = API + "stream"
+DRAIN_PATH = API + "admin/drain"
+MIGRATE_PATH = API + "admin/migrate"
 RETRY_AFTER_S = "2"
 JSON_TYPE = "application/json"
+NO_SUCH_ENGINE = "there is no such engine; /v1/cluster lists them"
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -34,7 +44,9 @@ Handler = Callable[[Request], Awaitable[Response]]
 class Routes:
     """The gateway's `Application`."""
 
-    PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/v1/cluster", "/v1/admin/drain", STREAM_PATH})
+    PATHS = frozenset(
+        {"/healthz", "/readyz", "/metrics", "/v1/cluster", DRAIN_PATH, MIGRATE_PATH, STREAM_PATH}
+    )
     """Everything but the page's files."""
 
     def __init__(self, hub: Hub) -> None:
@@ -46,7 +58,8 @@ class Routes:
             "/readyz": {"GET": self._ready},
             "/metrics": {"GET": self._metrics},
             "/v1/cluster": {"GET": self._cluster},
-            "/v1/admin/drain": {"POST": self._drain},
+            DRAIN_PATH: {"POST": self._drain},
+            MIGRATE_PATH: {"POST": self._migrate},
             STREAM_PATH: {"GET": self._stream},
         }
         assert set(self._handlers) == self.PATHS
@@ -129,12 +142,27 @@ class Routes:
         try:
             await self._hub.store.order_drain(EngineId(engine))
         except NoSuchEngine:
-            return _error(404, ErrorCode.BAD_MESSAGE, "there is no such engine; /v1/cluster lists them")
+            return _error(404, ErrorCode.BAD_MESSAGE, NO_SUCH_ENGINE)
         except StoreUnavailable:
             raise
         except StoreError as exc:
             return _error(409, ErrorCode.BAD_STATE, str(exc))
         return json_response({"engine": engine, "ordered": "drain"}, status=202)
+
+    async def _migrate(self, request: Request) -> Response:
+        session, engine = _string_field(request.body, "session"), _string_field(request.body, "engine")
+        if session is None or engine is None:
+            text = 'the body must be {"session": "<id>", "engine": "<id>"}'
+            return _error(400, ErrorCode.BAD_MESSAGE, text)
+        try:
+            await self._hub.store.order_migration(SessionId(session), EngineId(engine))
+        except (NoSuchSession, SessionIsClosed) as exc:
+            return _error(404, ErrorCode.NO_SUCH_SESSION, str(exc))
+        except NoSuchEngine:
+            return _error(404, ErrorCode.BAD_MESSAGE, NO_SUCH_ENGINE)
+        except PlacementRefused as exc:
+            return _error(409, ErrorCode.BAD_STATE, str(exc))
+        return json_response({"session": session, "engine": engine, "ordered": "migrate"}, status=202)
 
     async def _stream(self, request: Request) -> Response:
         return _refusal(request, 426, f"{STREAM_PATH} is a WebSocket", ("Upgrade", "websocket"))

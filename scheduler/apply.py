@@ -6,9 +6,11 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import assert_never
 
+from scheduler.messages import EngineId
 from scheduler.policy.base import (
     Action,
     Activate,
+    CallOff,
     DrainEngine,
     LoseEngine,
     Migrate,
@@ -20,9 +22,12 @@ from scheduler.policy.base import (
     Suspend,
     Sweep,
 )
-from scheduler.store import PlacementRefused, Store
+from scheduler.store import PlacementRefused, Store, draw_id
 
 log = logging.getLogger("scheduler")
+
+MIGRATION_LIMIT_MS = 20_000
+"""From the order to the commit."""
 
 
 async def apply(store: Store, actions: Sequence[Action], *, term: int, may_act: Callable[[], bool]) -> bool:
@@ -44,7 +49,7 @@ async def apply(store: Store, actions: Sequence[Action], *, term: int, may_act: 
 
 async def _apply(store: Store, action: Action, term: int) -> None:
     match action:
-        case Place() | Migrate() | Requeue() | Suspend() | Activate() | Sweep():
+        case Place() | Migrate() | CallOff() | Requeue() | Suspend() | Activate() | Sweep():
             await _apply_to_session(store, action, term)
         case LoseEngine():
             sessions = await store.lose_engine(action.engine, term=term, reason=action.why)
@@ -63,15 +68,32 @@ async def _apply(store: Store, action: Action, term: int) -> None:
             assert_never(action)
 
 
+async def _move(store: Store, action: Place | Migrate, engine: EngineId, term: int) -> None:
+    """With its state where there is any to move and the engines can; else from its checkpoint."""
+    session, epoch, id = action.session, action.expect_epoch, draw_id("m", 8)
+    try:
+        await store.begin_migration(
+            *(session, engine),
+            expect_epoch=epoch,
+            term=term,
+            migration_id=id,
+            limit_ms=MIGRATION_LIMIT_MS,
+        )
+        log.info("migrating %s to %s, %s: %s", session, engine, id, action.why)
+    except PlacementRefused as exc:
+        epoch = await store.place_session(session, engine, expect_epoch=epoch, term=term)
+        log.info("placed %s on %s at epoch %d (%s): %s", session, engine, epoch, exc, action.why)
+
+
 async def _apply_to_session(store: Store, action: SessionAction, term: int) -> None:
     match action:
-        case Place():
-            epoch = await store.place_session(
-                action.session, action.engine, expect_epoch=action.expect_epoch, term=term
-            )
-            log.info("placed %s on %s at epoch %d: %s", action.session, action.engine, epoch, action.why)
-        case Migrate():
-            raise AssertionError("no script for it yet: registry.AVAILABLE has no policy that migrates")
+        case Place(engine=engine):
+            await _move(store, action, engine, term)
+        case Migrate(target=target):
+            await _move(store, action, target, term)
+        case CallOff():
+            await store.call_off_migration(action.session, term=term)
+            log.warning("called off the migration of %s: %s", action.session, action.why)
         case Requeue():
             await store.requeue_session(
                 action.session, expect_epoch=action.expect_epoch, term=term, reason=action.why

@@ -133,6 +133,12 @@ class SessionRecord:
     """Where its state is while placed, as last published by its owner, or ordered by the leader."""
     in_flight: InFlight | None = None
     """The migration under way; other moves are refused until it ends."""
+    failed_moves: int = 0
+    """Migrations in a row that were called off since its last change of owner."""
+    move_to: EngineId | None = None
+    """Engine to which an administrator ordered it."""
+    move_until_ms: int = 0
+    """Redis time until which that order holds."""
     moved_ms: int = 0
     """Redis time at which it last changed from one engine to another, or tried to; 0 before."""
     state_bytes: int = 0
@@ -190,6 +196,8 @@ class EngineRecord:
     """Model that it serves or is meant to serve; known before `model`."""
     costs: EngineCosts | None = None
     """None before it has published any."""
+    transfer: str = ""
+    """host:port where other engines meet it to move session state; "" if it can't."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,8 +22,10 @@ from scheduler.messages import (
     SessionOpened,
     SessionPlaced,
     SessionQueued,
+    SessionRecord,
 )
 from scheduler.policy.base import GoneEngine
+from scheduler.policy.moves import is_special
 from scheduler.store import EventsTrimmed, Store
 from scheduler.table import ClusterTable, build_table
 from scheduler.view import ENGINE_STATES, PHASES, View
@@ -54,6 +56,8 @@ class Feed:
         self._table = ClusterTable()
         self._after = ""
         self.view: View = self._table.view()
+        self.special: dict[SessionId, SessionRecord] = {}
+        """Sessions that are being migrated, or were ordered to be."""
 
     async def rebuild(self) -> None:
         """Read everything. Logs when the view kept by deltas differs (by more than a change in between)."""
@@ -63,6 +67,7 @@ class Feed:
         engines, sessions = await self._store.list_engines(), await self._store.list_sessions()
         _, desired = await self._store.read_desired()
         self._table = build_table(engines, sessions, desired)
+        self.special = {record.id: record for record in sessions if is_special(record)}
         self._table.read_ms = read_ms
         self.view = self._table.view()
         if started and before.engines.ids != self.view.engines.ids:
@@ -155,6 +160,9 @@ class Feed:
 
     async def _read_sessions(self, sessions: list[SessionId]) -> None:
         for id, record in (await self._store.get_sessions(sessions)).items():
+            self.special.pop(id, None)
+            if record is not None and is_special(record):
+                self.special[id] = record
             if record is None:
                 self._table.drop_session(id)
             else:

@@ -12,7 +12,9 @@ The Lua side gets this same table (`scheduler/store/scripts.py` renders it), so 
     models                       hash     model name → JSON of its newest ModelInfo; outlives the engines
     events                       stream   field m: one JSON Event; bounded by MAX_EVENTS
     sessions                     zset     sessions that are not closed → created_ms
-    session:<id>                 hash     a SessionRecord, plus left_ms; kept CLOSED_TTL_S after close
+    session:<id>                 hash     a SessionRecord, plus left_ms, flight_* (in_flight), move_to and
+                                          move_until_ms (an order), landed ("migration_id epoch", the newest
+                                          committed one); kept CLOSED_TTL_S after close
     session:<id>:inputs          stream   field m: one JSON Input; at most MAX_INPUT_LOG
     session:<id>:applied         list     JSON AppliedRecord in log order, one per applied input
     session:<id>:ids             hash     message id → "entry", "entry rev seq" once applied, PAUSE_ANSWER
@@ -30,6 +32,7 @@ The Lua side gets this same table (`scheduler/store/scripts.py` renders it), so 
     engine:<id>                  hash     an EngineRecord; kept GONE_TTL_S after it is gone
     engine:<id>:placed           set      sessions placed on it
     engine:<id>:away             set      those of them that hold no slot: offloaded or stored
+    engine:<id>:arriving         hash     sessions that migrate to it → 1 if they take a slot there, else 0
     engine:<id>:commands         stream   field m: one JSON EngineCommand; bounded by MAX_COMMANDS
     gateways                     zset     gateways → heartbeat_ms
     gateway:<id>                 hash     what it says about itself; expires GATEWAY_TTL_S after a beat
@@ -39,6 +42,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+MAX_FAILED_MOVES = 2
+"""After as many migrations that were called off, a session is placed elsewhere from its checkpoint."""
 MAX_EVENTS = 20_000
 """Entries kept in the events stream (approximate trimming: never fewer)."""
 MAX_COMMANDS = 4_096
@@ -87,6 +92,7 @@ PATTERNS: Mapping[str, str] = {
     "engine": "engine:%s",
     "placed": "engine:%s:placed",
     "away": "engine:%s:away",
+    "arriving": "engine:%s:arriving",
     "commands": "engine:%s:commands",
     "gateways": "gateways",
     "gateway": "gateway:%s",

@@ -15,6 +15,7 @@ from scheduler.feed import Delta, Feed
 from scheduler.lease import Lease
 from scheduler.messages import EngineId, EngineState
 from scheduler.policy.base import Changes, Memory, decode_memory, encode_memory
+from scheduler.policy.moves import special_moves
 from scheduler.policy.registry import find_policy
 from scheduler.store import StaleTerm, Store, StoreError, StoreUnavailable, draw_id
 
@@ -177,7 +178,10 @@ class Scheduler:
             await self._store.save_memory(term, encode_memory(memory))
             self._memory = memory
         await self._publish(term)
-        await apply(self._store, actions, term=term, may_act=lambda: self._lease.is_held(self._clock()))
+        special = special_moves(self._feed.special.values(), now_ms)
+        await apply(
+            self._store, (*special, *actions), term=term, may_act=lambda: self._lease.is_held(self._clock())
+        )
 
     async def _publish(self, term: int) -> None:
         interval_ms = round(self._memory.release_interval_ms, -2)

@@ -172,8 +172,58 @@ class ActivateSession:
     epoch: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrateSession:
+    """Move the session with its state to another engine, which expects it, and commit that."""
+
+    type: ClassVar[str] = "migrate"
+    session: SessionId
+    epoch: int
+    migration_id: str
+    engine: EngineId
+    address: str
+    """host:port where the target is met."""
+    limit_ms: int
+    """Without a commit it is called off after so long."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiveSession:
+    """A session's state is about to come from another engine. The session is not owned before the commit."""
+
+    type: ClassVar[str] = "receive"
+    session: SessionId
+    epoch: int
+    """Of the source."""
+    migration_id: str
+    engine: EngineId
+    """The source."""
+    takes_slot: bool
+    """False: it goes to host memory, where it is now."""
+    limit_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelMigration:
+    """The migration is called off: its source goes on, its target drops what has come."""
+
+    type: ClassVar[str] = "cancel_migration"
+    session: SessionId
+    epoch: int
+    migration_id: str
+
+
 EngineCommand = (
-    OpenSession | ReleaseSession | CloseSession | Drain | StopEngine | SuspendSession | ActivateSession
+    OpenSession
+    | ReleaseSession
+    | CloseSession
+    | Drain
+    | StopEngine
+    | SuspendSession
+    | ActivateSession
+    | MigrateSession
+    | ReceiveSession
+    | CancelMigration
 )
 ENGINE_COMMANDS: Mapping[str, type[EngineCommand]] = {c.type: c for c in get_args(EngineCommand)}
 

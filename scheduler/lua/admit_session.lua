@@ -5,7 +5,7 @@
 -- ARGV[2]  engine
 -- ARGV[3]  epoch
 -- Derived  engine:<id> (hash), engine:<id>:placed and :away (sets)
--- Returns  1: it is resident from now on; 0: every slot is taken
+-- Returns  1: it is resident from now on; 0: every slot is taken, or it is being migrated
 -- Errors   STALE_EPOCH
 -- Events   session_changed when it is new
 
@@ -16,6 +16,9 @@ if bad then
   return bad
 end
 local is_away = redis.call('SISMEMBER', key('away', engine), session) == 1
+if is_away and s.flight_id then
+  return 0
+end
 if is_away and count_residents(engine) >= tonumber(redis.call('HGET', key('engine', engine), 'capacity') or 0) then
   return 0
 end

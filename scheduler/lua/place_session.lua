@@ -21,6 +21,9 @@ local s = read_hash(KEYS[1])
 if not s or s.epoch ~= ARGV[3] or not SESSION_MOVES[s.phase]['place'] then
   return fail('REFUSED', 'the session is closed or has another epoch than ' .. ARGV[3])
 end
+if s.flight_id then
+  return fail('REFUSED', 'the session is being migrated to ' .. s.flight_to)
+end
 local e = read_hash(key('engine', engine))
 if not e or e.state ~= 'ready' then
   return fail('REFUSED', engine .. ' is not ready')
@@ -45,7 +48,7 @@ if not needs_slot then
 end
 count_placed(engine)
 move_session(session, s, 'place', {'epoch', epoch, 'engine', engine, 'opened', 0, 'reason', '', 'queue_order', 0,
-  'residence', needs_slot and 'resident' or 'stored'})
+  'residence', needs_slot and 'resident' or 'stored', 'failed_moves', 0, 'move_to', ''})
 if before ~= '' then
   redis.call('HSET', KEYS[1], 'moved_ms', now_ms())
   command(before, {type = 'release', session = session, epoch = epoch, engine = engine})

@@ -99,9 +99,30 @@ local function remember(session, id, answer)
   end
 end
 
--- Sessions that hold a slot of an engine, or are entitled to one: what its capacity limits.
+-- Sessions that hold a slot of an engine, are entitled to one, or are on their way to one: what its capacity
+-- limits.
 local function count_residents(engine)
-  return redis.call('SCARD', key('placed', engine)) - redis.call('SCARD', key('away', engine))
+  local count = redis.call('SCARD', key('placed', engine)) - redis.call('SCARD', key('away', engine))
+  for _, takes_slot in ipairs(redis.call('HVALS', key('arriving', engine))) do
+    count = count + takes_slot
+  end
+  return count
+end
+
+-- The session's migration is over, committed or not: forget it.
+local function land(session, s)
+  redis.call('HDEL', key('session', session), 'flight_id', 'flight_to', 'flight_deadline_ms')
+  redis.call('HDEL', key('arriving', s.flight_to), session)
+  s.flight_id = nil
+end
+
+-- Call the session's migration off, if there is one: its target is told, its source keeps it.
+local function call_off(session, s)
+  if s.flight_id then
+    command(s.flight_to, {type = 'cancel_migration', session = session, epoch = tonumber(s.epoch),
+      migration_id = s.flight_id})
+    land(session, s)
+  end
 end
 
 -- Say where the state of a placed session is. Tells the leader if that is news.
@@ -144,6 +165,7 @@ end
 -- A placed session loses its owner and waits at the front of the queue.
 -- One whose connection left keeps its order but no place in the line: nobody waits.
 local function requeue(session, s, reason)
+  call_off(session, s)
   detach(session, s)
   local order = enqueue(session, s.model, true)
   if s.left_ms ~= '' then
@@ -175,6 +197,7 @@ end
 
 -- Close an open session. `closer` is the engine that does it, '' for anybody else; an owner is told otherwise.
 local function close(session, s, reason, closer)
+  call_off(session, s)
   detach(session, s)
   redis.call('ZREM', key('queue', s.model), session)
   redis.call('ZREM', key('sessions'), session)
@@ -205,9 +228,17 @@ local function retire(engine, e, reason)
     requeue(entry.id, entry.hash, 'engine_lost')
     ids[i] = entry.id
   end
+  for _, session in ipairs(redis.call('HKEYS', key('arriving', engine))) do
+    local s = read_hash(key('session', session))
+    if s and s.flight_to == engine then
+      command(s.engine, {type = 'cancel_migration', session = session, epoch = tonumber(s.epoch),
+        migration_id = s.flight_id})
+      land(session, s)
+    end
+  end
   move_engine(engine, e, 'lose')
   redis.call('ZREM', key('engines'), engine)
-  redis.call('DEL', key('placed', engine), key('away', engine), key('commands', engine))
+  redis.call('DEL', key('placed', engine), key('away', engine), key('arriving', engine), key('commands', engine))
   redis.call('EXPIRE', key('engine', engine), GONE_TTL_S)
   emit({type = 'engine_changed', engine = engine, state = 'gone', reason = reason})
   return ids

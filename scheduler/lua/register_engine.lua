@@ -6,6 +6,7 @@
 -- ARGV[3]  name of its model
 -- ARGV[4]  JSON ModelInfo
 -- ARGV[5]  capacity, sessions
+-- ARGV[6]  transfer, host:port where other engines meet it; '' if it can't migrate sessions
 -- Derived  engines (zset), models (hash), engine:<id>:placed (set)
 -- Returns  1
 -- Errors   ENGINE_GONE
@@ -24,7 +25,7 @@ if not e then
 end
 move_engine(engine, e, 'register')
 redis.call('HSET', KEYS[1], 'url', ARGV[2], 'model_name', ARGV[3], 'model', ARGV[4], 'capacity', ARGV[5],
-  'load', 0, 'chunk_ms', 0, 'heartbeat_ms', now, 'phase', 'ready', 'deadline_ms', '')
+  'transfer', ARGV[6], 'load', 0, 'chunk_ms', 0, 'heartbeat_ms', now, 'phase', 'ready', 'deadline_ms', '')
 count_placed(engine)
 redis.call('ZADD', key('engines'), now, engine)
 redis.call('HSET', key('models'), ARGV[3], ARGV[4])

@@ -39,6 +39,14 @@ class Migrate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CallOff:
+    """Call off the migration of a session whose deadline has passed."""
+
+    session: SessionId
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Requeue:
     """Take a placed session back: it waits at the front of its queue."""
 
@@ -106,7 +114,7 @@ class SetDesired:
     why: str
 
 
-SessionAction = Place | Migrate | Requeue | Suspend | Activate | Sweep
+SessionAction = Place | Migrate | CallOff | Requeue | Suspend | Activate | Sweep
 Action = SessionAction | LoseEngine | DrainEngine | StopDrained | SetDesired
 
 

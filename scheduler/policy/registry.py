@@ -21,16 +21,11 @@ STAYING: tuple[Policy, ...] = (
     GreedyMemory(name="least_loaded"),  # the name that the first slice had for it
 )
 ALL: Mapping[str, Policy] = {policy.name: policy for policy in (*STAYING, *MIGRATING)}
-"""Every policy, for a simulator or a benchmark."""
-AVAILABLE: Mapping[str, Policy] = {policy.name: policy for policy in STAYING}
-"""Those whose every action the store can carry out. It has no script for `Migrate` yet: with one, and its
-call in `scheduler/apply.py`, this line becomes `AVAILABLE = ALL`."""
 
 
 def find_policy(name: str) -> Policy:
     """The policy called `name`. Raises ValueError with the names that can be used."""
-    policy = AVAILABLE.get(name)
+    policy = ALL.get(name)
     if policy is None:
-        problem = "is not available yet" if name in ALL else "does not exist"
-        raise ValueError(f"policy {name!r} {problem}; available: {', '.join(sorted(AVAILABLE))}")
+        raise ValueError(f"policy {name!r} does not exist; available: {', '.join(sorted(ALL))}")
     return policy

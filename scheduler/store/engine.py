@@ -26,8 +26,12 @@ NO_DEADLINE = -1
 class EngineStore(StoreReader):
     """Writes of sessions are fenced by (engine, epoch). Every method raises StoreUnavailable."""
 
-    async def register_engine(self, engine: EngineId, *, url: str, model: ModelInfo, capacity: int) -> None:
+    async def register_engine(
+        self, engine: EngineId, *, url: str, model: ModelInfo, capacity: int, transfer: str = ""
+    ) -> None:
         """Announce a started engine: its state becomes ready. Counts as a heartbeat; may be repeated.
+
+        transfer is the host:port where other engines meet it to move sessions; "" if it can't.
 
         An engine that no leader asked for may register too; the leader takes it into the budget.
 
@@ -42,6 +46,7 @@ class EngineStore(StoreReader):
             model.name,
             records.model_json(model),
             capacity,
+            transfer,
         )
 
     async def heartbeat_engine(
@@ -201,6 +206,35 @@ class EngineStore(StoreReader):
     async def checkpoint_data(self, object_name: str) -> bytes | None:
         """Bytes that lie in this Redis; None: they expired, or were never here."""
         return await self._redis.get_bytes(self._key("checkpoint_data", object_name))
+
+    async def commit_migration(
+        self,
+        engine: EngineId,
+        session: SessionId,
+        epoch: int,
+        *,
+        migration_id: str,
+        residence: Residence,
+    ) -> int:
+        """Give the session to the target, which has verified its state. Returns the new epoch, also when it
+        was committed before.
+
+        Raises:
+            StaleEpoch
+            PlacementRefused: the migration was called off; this engine goes on.
+        """
+        key = self._key("session", session)
+        epoch_now = await self._redis.run(
+            "commit_migration", key, session, engine, epoch, migration_id, residence.value
+        )
+        return int(epoch_now)
+
+    async def abort_migration(
+        self, engine: EngineId, session: SessionId, epoch: int, *, migration_id: str
+    ) -> None:
+        """The source calls the migration off. No effect when it is over. Raises StaleEpoch."""
+        key = self._key("session", session)
+        await self._redis.run("abort_migration", key, session, migration_id, engine, epoch)
 
     async def end_session(self, engine: EngineId, session: SessionId, epoch: int, reason: str) -> None:
         """The owner closes it: the client's stop, idle too long, retained too long. Raises StaleEpoch."""

@@ -19,6 +19,7 @@ from scheduler.store.reader import StoreReader
 from scheduler.store.values import AppliedRecord, InputReceipt
 
 ANY_CONTROLLER = 0
+ORDER_TTL_MS = 10_000
 
 
 class GatewayStore(StoreReader):
@@ -134,6 +135,16 @@ class GatewayStore(StoreReader):
             NoSuchEngine
         """
         await self._redis.run("order_drain", self._key("engine", engine), engine)
+
+    async def order_migration(self, session: SessionId, engine: EngineId) -> None:
+        """An administrator wants the session there; the leader acts on it within ORDER_TTL_MS, or never.
+
+        Raises:
+            NoSuchSession, SessionIsClosed, NoSuchEngine
+            PlacementRefused: it says why it can't be moved there.
+        """
+        key = self._key("session", session)
+        await self._redis.run("order_migration", key, session, engine, ORDER_TTL_MS)
 
     async def heartbeat_gateway(self, gateway: GatewayId, info: Mapping[str, str | int | float]) -> None:
         """Say that the gateway lives, with what it wants to be known (few small values). Beat every 3 s."""

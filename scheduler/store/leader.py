@@ -40,6 +40,30 @@ class LeaderStore(StoreReader):
         key = self._key("session", session)
         return int(await self._redis.run("place_session", key, session, engine, expect_epoch, term))
 
+    async def begin_migration(
+        self,
+        session: SessionId,
+        engine: EngineId,
+        *,
+        expect_epoch: int,
+        term: int,
+        migration_id: str,
+        limit_ms: int,
+    ) -> None:
+        """Have a placed session moved with its state; its owner commits. Other moves are refused until then.
+
+        Raises:
+            PlacementRefused: not placed, epoch changed, in flight, without state to move, or the target isn't
+                ready, is full, or has another model.
+        """
+        key = self._key("session", session)
+        args = (session, engine, expect_epoch, term, migration_id, limit_ms)
+        await self._redis.run("begin_migration", key, *args)
+
+    async def call_off_migration(self, session: SessionId, *, term: int) -> None:
+        """Its deadline has passed: source and target are told. No effect otherwise."""
+        await self._redis.run("abort_migration", self._key("session", session), session, "", "", term)
+
     async def requeue_session(self, session: SessionId, *, expect_epoch: int, term: int, reason: str) -> None:
         """Take a placed session from its engine and put it at the front of the queue.
 

@@ -55,9 +55,23 @@ def session_record(session: SessionId, h: Mapping[str, str]) -> SessionRecord:
         queue_order=int(h["queue_order"] or 0),
         left_ms=int(h["left_ms"]) if h["left_ms"] else None,
         residence=Residence(h.get("residence", Residence.RESIDENT.value)),
-        in_flight=decode_fields(InFlight, json.loads(h["in_flight"])) if h.get("in_flight") else None,
+        in_flight=_in_flight(h),
+        failed_moves=int(h.get("failed_moves", 0)),
+        move_to=EngineId(h["move_to"]) if h.get("move_to") else None,
+        move_until_ms=int(h.get("move_until_ms", 0)),
         moved_ms=int(h.get("moved_ms", 0)),
         state_bytes=int(h.get("state_bytes", 0)),
+    )
+
+
+def _in_flight(h: Mapping[str, str]) -> InFlight | None:
+    if not h.get("flight_id"):
+        return None
+    return InFlight(
+        migration_id=h["flight_id"],
+        source=EngineId(h["engine"]),
+        target=EngineId(h["flight_to"]),
+        deadline_ms=int(h["flight_deadline_ms"]),
     )
 
 
@@ -79,6 +93,7 @@ def engine_record(engine: EngineId, h: Mapping[str, str]) -> EngineRecord:
         drain_ordered=h["drain_ordered"] == "1",
         model_name=h["model_name"],
         costs=decode_fields(EngineCosts, json.loads(h["costs"])) if h.get("costs") else None,
+        transfer=h.get("transfer", ""),
     )
 
 

@@ -82,6 +82,7 @@ def _constants() -> str:
         "SESSION_MOVES": _moves(SESSION_TRANSITIONS),
         "ENGINE_MOVES": _moves(ENGINE_TRANSITIONS),
         "MAX_EVENTS": keys.MAX_EVENTS,
+        "MAX_FAILED_MOVES": keys.MAX_FAILED_MOVES,
         "MAX_COMMANDS": keys.MAX_COMMANDS,
         "MAX_INPUT_LOG": keys.MAX_INPUT_LOG,
         "MAX_REMEMBERED_IDS": MAX_REMEMBERED_IDS,

@@ -12,6 +12,7 @@ from gateway.server import Gateway
 from scheduler.messages import EngineId, SessionId
 from scheduler.store import Store
 from tests.gateway.gateway_fixtures import World, begin, client_of
+from tests.gateway.scripted_engine import MODEL
 from tests.scheduler.conftest import RedisServer, own_redis  # noqa: F401 - fixture
 
 
@@ -96,6 +97,29 @@ async def test_drain(world: World) -> None:
         assert (await ask(gateway, "/v1/admin/drain", "POST", other, **json_type))[0] == 404
         for broken in (b"", b"[]", b'{"engine": 5}', b"{" * 5000):
             assert (await ask(gateway, "/v1/admin/drain", "POST", broken, **json_type))[0] == 400
+
+
+async def test_migrate(world: World) -> None:
+    """What can't be done is refused with a sentence that says why."""
+    json_type = {"content_type": "application/json"}
+
+    async def order(session: str, engine: str) -> tuple[int, str]:
+        body = json.dumps({"session": session, "engine": engine}).encode()
+        status, _, answer = await ask(gateway, "/v1/admin/migrate", "POST", body, **json_type)
+        return status, json.loads(answer).get("error", {}).get("message", "")
+
+    async with world.engine() as engine, world.gateway() as gateway, client_of(gateway) as client:
+        session = (await begin(client, engine)).session
+        assert await order(session, engine.id) == (409, "the session is there already")
+        assert (await order(session, "e_99999999"))[0] == 404
+        assert (await order("s_9999999999999999", engine.id))[0] == 404
+        other = EngineId("e_00000042")
+        await world.store.register_engine(other, url="ws://h:1/link", model=MODEL, capacity=1)
+        assert await order(session, other) == (202, "")
+        record = await world.store.get_session(SessionId(session))
+        assert record is not None and record.move_to == other
+        for broken in (b"", b'{"engine": "e_1"}', b'{"session": "s", "engine": 5}'):
+            assert (await ask(gateway, "/v1/admin/migrate", "POST", broken, **json_type))[0] == 400
 
 
 async def test_metrics(world: World) -> None:

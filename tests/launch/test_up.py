@@ -30,7 +30,7 @@ def turboserve(*arguments: str, **environment: str) -> subprocess.CompletedProce
         (["--engines", "3", "--max-engines", "2"], "max_engines must be between engines (3) and 256, got 2"),
         (["--device", "tpu"], "device must be cpu or cuda, got 'tpu'"),
         (["--port", "70000"], "port must be between 1 and 65535, got 70000"),
-        (["--policy", "slack"], "policy 'slack' is not available yet; available: fixed, "),
+        (["--policy", "best"], "policy 'best' does not exist; available: fixed, "),
         (["--model", "none"], "model 'none' does not exist; available: "),
         (["--capacity", "0"], "capacity must be at least 1, got 0"),
         (["--threads", "0"], "threads must be at least 1, got 0"),

@@ -29,7 +29,7 @@ from scheduler.messages import (
     SessionPlaced,
     StopEngine,
 )
-from scheduler.policy.registry import AVAILABLE
+from scheduler.policy.registry import ALL
 from scheduler.store import START, EngineGone, Store, StoreUnavailable
 from tests.scheduler.conftest import E1, E2, S1, S2, S3, RedisServer, create, ready
 
@@ -110,7 +110,7 @@ async def test_a_new_session_is_placed(store: Store, config: SchedulerConfig) ->
     assert (await store.read_commands(E1, START))[0][1] == OpenSession(session=S1, epoch=1)
 
 
-@pytest.mark.parametrize("policy", sorted(AVAILABLE))
+@pytest.mark.parametrize("policy", sorted(ALL))
 async def test_every_policy_places(store: Store, config: SchedulerConfig, policy: str) -> None:
     """All that can be chosen run in the same loop."""
     await ready(store, E1)
@@ -368,7 +368,7 @@ async def recovered(store: Store) -> None:
         ('{"redis": "redis://x", "colour": 1}', "unknown settings: colour"),
         ('{"redis": "x"}', "redis must be a URL"),
         ('{"redis": "redis://x", "engines": "two"}', "'engines' must be an integer"),
-        ('{"redis": "redis://x", "policy": "slack"}', "policy 'slack' is not available yet"),
+        ('{"redis": "redis://x", "policy": "best"}', "policy 'best' does not exist"),
     ],
 )
 def test_bad_configuration_stops_with_a_sentence(variable: str, sentence: str) -> None:
