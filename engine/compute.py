@@ -22,6 +22,7 @@ import torch
 
 from engine.boundary import Boundary, News, PassTime
 from engine.compute_messages import (
+    Adopt,
     CheckpointMade,
     Command,
     ComputeDied,
@@ -29,13 +30,18 @@ from engine.compute_messages import (
     Drop,
     Encoded,
     Feed,
+    Freeze,
     InputsTaken,
     MoveDone,
     Offload,
     Open,
     PartMade,
+    Reserve,
     Restore,
     SessionFailed,
+    Survey,
+    Thaw,
+    Unreserve,
     Wish,
 )
 from engine.cost_table import CostTable
@@ -121,6 +127,7 @@ class ComputeLoop:
             copier=self._copier,
             encoders=encoders,
             make_encoder=self._make_encoder,
+            clock=clock,
             emit=emit,
             post=self._boundary.post,
         )
@@ -208,6 +215,26 @@ class ComputeLoop:
                 self._residents.note_encoded(session, epoch, seq)
             case MoveDone(number=number):
                 self._residents.finish_move(number)
+            case Survey() | Freeze() | Thaw() | Reserve() | Unreserve() | Adopt():
+                self._migrate(command)
+            case _:
+                assert_never(command)
+
+    def _migrate(self, command: Survey | Freeze | Thaw | Reserve | Unreserve | Adopt) -> None:
+        residents = self._residents
+        match command:
+            case Survey(session=session, epoch=epoch):
+                residents.survey(session, epoch)
+            case Freeze(session=session, epoch=epoch):
+                residents.freeze(session, epoch, on=True)
+            case Thaw(session=session, epoch=epoch):
+                residents.freeze(session, epoch, on=False)
+            case Reserve(migration_id=id, in_slot=in_slot):
+                residents.reserve(id, in_slot=in_slot)
+            case Unreserve(migration_id=id):
+                residents.unreserve(id)
+            case Adopt(migration_id=id, state=state, away=away):
+                residents.adopt(id, state, away)
             case _:
                 assert_never(command)
 
@@ -218,7 +245,7 @@ class ComputeLoop:
         for resident in self._residents.in_slots():
             state = resident.state
             wish = self._wishes.get((state.session, state.epoch))
-            if wish is None:
+            if wish is None or resident.is_held:
                 continue
             start = self._update_due(state, wish, now_ms)
             if start is not None and start > now_ms:

@@ -7,13 +7,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from engine.credit import Player
 from engine.encoder import EncodedPart
+from engine.offload import HostSlab
+from engine.precopy import Look
+from engine.session_state import SessionState
 from engine.state_format import ExportedState
 from engine.steering import AppliedInput, LogEntry, RecordedInput, Steering
 from scheduler.messages import Residence, SessionId
 
 __all__ = [
+    "Adopt",
     "CheckpointMade",
     "Command",
     "ComputeDied",
@@ -21,14 +27,23 @@ __all__ = [
     "Drop",
     "Encoded",
     "Feed",
+    "Freeze",
+    "Frozen",
     "InputsTaken",
+    "MigrationEvent",
     "MoveDone",
     "Offload",
     "Open",
     "PartMade",
+    "Reserve",
+    "Reserved",
     "Resided",
     "Restore",
     "SessionFailed",
+    "Survey",
+    "Surveyed",
+    "Thaw",
+    "Unreserve",
     "Wish",
 ]
 
@@ -105,7 +120,71 @@ class Encoded:
     seq: int
 
 
-Command = Open | Feed | Drop | Offload | Restore | Encoded | MoveDone
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """Where does a session that is about to move stand? Answered by Surveyed."""
+
+    session: SessionId
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Freeze:
+    """Hold a session at its next chunk boundary; answered by Frozen once it rests there."""
+
+    session: SessionId
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thaw:
+    """Let a session go on that was, or was to be, frozen."""
+
+    session: SessionId
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reserve:
+    """Hold a place for a session that comes from another engine. Answered by Reserved."""
+
+    migration_id: str
+    in_slot: bool
+    """False: in host memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unreserve:
+    """Give that place up."""
+
+    migration_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adopt:
+    """The session that came is ours: its state is complete in the reserved place."""
+
+    migration_id: str
+    state: SessionState
+    away: ExportedState | None
+    """What lies in host memory; None if it is in a slot."""
+
+
+Command = (
+    Open
+    | Feed
+    | Drop
+    | Offload
+    | Restore
+    | Encoded
+    | MoveDone
+    | Survey
+    | Freeze
+    | Thaw
+    | Reserve
+    | Unreserve
+    | Adopt
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,4 +269,43 @@ class CheckpointMade:
     """Tensors of the compute thread's device, never written to again. Without checksums."""
 
 
-ComputeEvent = PartMade | InputsTaken | SessionFailed | Resided | CheckpointMade | ComputeDied
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surveyed:
+    """Where a session stands between two passes."""
+
+    session: SessionId
+    epoch: int
+    look: Look | None
+    """None: it is not in a slot."""
+    embeds: Tensor | None
+    """The prompt embeddings whose K/V its slot has; another tensor later means other K/V."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frozen:
+    """A session rests at a chunk boundary, everything made is encoded. Its state stays as it is until Thaw or
+    Drop."""
+
+    session: SessionId
+    epoch: int
+    look: Look | None
+    embeds: Tensor | None
+    exported: ExportedState
+    """Without checksums, its slabs views of the slot or of host memory; K/V only if it is in host memory."""
+    at_ms: float
+    """When it came to rest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reserved:
+    """A place for a session that comes; neither slot nor slab: there is none."""
+
+    migration_id: str
+    slot: int | None = None
+    slab: HostSlab | None = None
+
+
+MigrationEvent = Surveyed | Frozen | Reserved
+ComputeEvent = (
+    PartMade | InputsTaken | SessionFailed | Resided | CheckpointMade | ComputeDied | MigrationEvent
+)

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -17,22 +18,27 @@ from engine.checkpointer import Checkpointer
 from engine.config import EngineConfig
 from engine.host import Host
 from engine.hosted import Hosted
+from engine.migrations import Migrations
 from engine.progress import Progress
 from engine.recovery import Past
 from engine.state_format import StateFormatError, unpack
 from engine.steering import LogEntry
 from scheduler.messages import (
     ActivateSession,
+    CancelMigration,
     CloseSession,
     Drain,
     EngineCommand,
     EngineCosts,
     EngineId,
     EngineState,
+    MigrateSession,
     ModelInfo,
     OpenSession,
     Phase,
+    ReceiveSession,
     ReleaseSession,
+    Residence,
     SessionId,
     SessionRecord,
     StopEngine,
@@ -77,6 +83,8 @@ class Control:
     """
 
     host: Host
+    migrations: Migrations | None = None
+    """None: this engine takes no part in them."""
     costs: Callable[[], EngineCosts] | None = None
     """What passes cost now; None before that was measured."""
 
@@ -172,10 +180,59 @@ class Control:
 
     async def close(self) -> None:
         """End what was begun for sessions."""
+        if self.migrations is not None:
+            await self.migrations.close()
         for task in list(self._errands):
             task.cancel()
         await asyncio.gather(*self._errands, return_exceptions=True)
         await self._checkpoints.close()
+
+    # --- MigrationLedger -------------------------------------------------------------------------------
+
+    async def ping(self) -> None:
+        """See `MigrationLedger`."""
+        await self._store.now_ms()
+
+    async def record_of(self, session: SessionId) -> SessionRecord | None:
+        """See `MigrationLedger`."""
+        return await self._store.get_session(session)
+
+    async def flush_applied(self, hosted: Hosted) -> None:
+        """See `MigrationLedger`."""
+        await self._flush_applied(hosted)
+
+    async def commit_migration(self, hosted: Hosted, migration_id: str, residence: Residence) -> int:
+        """See `MigrationLedger`."""
+        epochs: list[int] = []
+
+        async def commit() -> None:
+            epochs.append(
+                await self._store.commit_migration(
+                    self._engine, hosted.id, hosted.epoch, migration_id=migration_id, residence=residence
+                )
+            )
+
+        await self._insist(commit)
+        return epochs[-1]
+
+    async def abort_migration(self, session: SessionId, epoch: int, migration_id: str) -> None:
+        """See `MigrationLedger`."""
+
+        async def abort() -> None:
+            with suppress(StaleEpoch):
+                await self._store.abort_migration(self._engine, session, epoch, migration_id=migration_id)
+
+        await self._insist(abort)
+
+    async def disowned(self, hosted: Hosted) -> None:
+        """See `MigrationLedger`."""
+        await self._insist(lambda: self._disowned(hosted))
+
+    def reopen(self, session: SessionId, epoch: int) -> None:
+        """See `MigrationLedger`."""
+        self._run_errand(self._open(OpenSession(session=session, epoch=epoch)), f"reopen {session}")
+
+    # --- parts of the above ----------------------------------------------------------------------------
 
     async def _write_checkpoint(self, session: SessionId, pointer: CheckpointPointer, data: bytes) -> None:
         await self._checkpoints.write(self._engine, session, pointer, data)
@@ -187,7 +244,7 @@ class Control:
 
     # --- registration ----------------------------------------------------------------------------------
 
-    async def register(self, url: str, model: ModelInfo, *, capacity: int) -> None:
+    async def register(self, url: str, model: ModelInfo, *, capacity: int, transfer: str = "") -> None:
         """Announce the engine; returns once Redis knows it.
 
         Raises:
@@ -195,7 +252,9 @@ class Control:
         """
 
         async def register() -> None:
-            await self._store.register_engine(self._engine, url=url, model=model, capacity=capacity)
+            await self._store.register_engine(
+                self._engine, url=url, model=model, capacity=capacity, transfer=transfer
+            )
 
         await self._insist(register)
         self._registration = register
@@ -304,6 +363,8 @@ class Control:
         for hosted in list(self.host.sessions.values()) if self._registration else ():
             await self._announce(hosted)
             hosted.published = ()
+        if self.migrations is not None:
+            await self.migrations.recheck()
         self._online = True
         self._changed.set()
 
@@ -319,6 +380,9 @@ class Control:
                 self.host.suspend(session, epoch)
             case ActivateSession(session=session, epoch=epoch):
                 self.host.admit(session, epoch)
+            case MigrateSession() | ReceiveSession() | CancelMigration():
+                if self.migrations is not None:  # without them no address is published
+                    self._migrate(self.migrations, command)
             case Drain():
                 _log.info("draining: no new sessions come, the present ones will be moved")
             case StopEngine():
@@ -326,7 +390,22 @@ class Control:
             case _:
                 assert_never(command)
 
+    @staticmethod
+    def _migrate(migrations: Migrations, command: MigrateSession | ReceiveSession | CancelMigration) -> None:
+        match command:
+            case MigrateSession():
+                migrations.migrate(command)
+            case ReceiveSession():
+                migrations.receive(command)
+            case CancelMigration():
+                migrations.cancel(command)
+            case _:
+                assert_never(command)
+
     async def _open(self, command: OpenSession) -> None:
+        if self.migrations is not None and self.migrations.own(command.session, command.epoch):
+            return
+
         async def open() -> None:
             record = await self._store.get_session(command.session)
             owned = (

@@ -26,11 +26,13 @@ from engine.host import Host
 from engine.lifecycle import LifeLimits
 from engine.link import LinkServer
 from engine.loading import Loaded, load, monotonic_ms
+from engine.migrations import Migrations
 from engine.models.base import ModelSpec
 from engine.offload import HostPool
+from engine.pairs import Pairs
 from engine.progress import Progress
 from engine.ranks import Alone, Ranks, RanksLost
-from scheduler.messages import ModelInfo
+from scheduler.messages import EngineId, ModelInfo
 from scheduler.store import EngineGone, Store, StoreUnavailable, open_checkpoints
 
 __all__ = ["EXIT_FAILED", "EXIT_FENCED", "EXIT_OK", "model_info", "run"]
@@ -155,6 +157,16 @@ class Engine:
             fatal=self._fail,
         )
         control.host = self._host
+        self._pairs: Pairs | None = None
+        if ranks.size == 1:  # the state of others is spread over ranks: they move by checkpoint
+            self._pairs = Pairs(EngineId(config.engine_id), config.link_host, loaded.model.device)
+            control.migrations = Migrations(
+                *(loaded.model, loaded.pool, self._pairs, self._host, control),
+                engine=EngineId(config.engine_id),
+                submit=self._compute.submit,
+                costs=lambda: self._compute.costs,
+                clock=monotonic_ms,
+            )
         control.costs = lambda: engine_costs(self._compute.costs, self._spec)
         self._links = LinkServer(self._host, secret=config.link_secret)
         self._thread = threading.Thread(target=self._run_compute, name="compute", daemon=True)
@@ -172,7 +184,12 @@ class Engine:
 
     async def _register(self, tasks: list[asyncio.Task[None]]) -> None:
         """Register, then follow what Redis says."""
-        await self._control.register(self._links.url, model_info(self._spec), capacity=self._capacity)
+        await self._control.register(
+            self._links.url,
+            model_info(self._spec),
+            capacity=self._capacity,
+            transfer=self._pairs.address if self._pairs is not None else "",
+        )
         _log.info("engine %s serves %s at %s", self._config.engine_id, self._spec.name, self._links.url)
         parts = {
             "commands": self._control.read_commands(),

@@ -13,20 +13,26 @@ from dataclasses import replace
 from typing import Protocol, assert_never
 
 from engine.compute_messages import (
+    Adopt,
     CheckpointMade,
     Command,
     ComputeDied,
     ComputeEvent,
     Drop,
     Feed,
+    Frozen,
     InputsTaken,
+    MigrationEvent,
     PartMade,
+    Reserved,
     Resided,
     SessionFailed,
+    Surveyed,
     Wish,
 )
 from engine.credit import Player, acknowledged, start_ms, subscribed
 from engine.emission import Emitter
+from engine.handover import Arrival, HostFacts, facts_of, player_of
 from engine.hosted import Hosted, LogTail, Place
 from engine.lifecycle import Life, LifeLimits, judge
 from engine.link import Link
@@ -50,6 +56,7 @@ from scheduler.messages import (
     Pause,
     Refused,
     ReleaseSession,
+    Residence,
     Resume,
     SessionId,
     StateChanged,
@@ -121,6 +128,10 @@ class Host:
         self._spec, self._compute, self._ledger, self._checkpoints = spec, compute, ledger, checkpoints
         self._limits, self._clock, self._combine, self._fatal = limits, clock, combine, fatal
         self.sessions: dict[SessionId, Hosted] = {}
+        self.migration_event: Callable[[MigrationEvent], None] = lambda _: None
+        """Takes what the compute thread says to migrations."""
+        self.park: Callable[[Link, Subscribe], bool] = lambda link, request: False
+        """Keeps a subscription to a session that is on its way here."""
         self._looks_changed = asyncio.Event()
         self._residency = Residency(compute.submit, ledger)
         self._emitter = Emitter(
@@ -171,6 +182,52 @@ class Host:
         self._emitter.start(hosted)
         self._refresh(hosted)
         return hosted
+
+    def adopt(self, arrival: Arrival) -> None:
+        """Own a session that came with its state."""
+        now, facts, state = self._clock(), arrival.facts, arrival.state
+        record = replace(
+            arrival.record, epoch=state.epoch, next_seq=facts.next_seq, next_frame=facts.next_frame
+        )
+        chunk_ms = self._emitter.media_ms(self._spec.chunk_frames)
+        hosted = Hosted(
+            record=record,
+            controller_epoch=facts.controller_epoch,
+            player=player_of(facts, lead_ms=record.lead_ms, chunk_ms=chunk_ms, now_ms=now),
+            life=facts.life(now),
+            replay=arrival.replay,
+            log=LogTail(position=state.last_applied),
+            next_frame=facts.next_frame,
+            rev=facts.rev,
+            goes_on=Place(facts.next_seq, facts.next_frame),
+            at_compute=True,
+            residence=Residence.RESIDENT if arrival.away is None else Residence.OFFLOADED,
+            active=facts.active,
+            reason=facts.reason,
+            active_since_ms=now - facts.active_age_ms,
+            handed_ms=now,
+        )
+        if record.id in self.sessions:
+            self.lose(record.id)  # a former ownership
+        self.sessions[record.id] = hosted
+        self._compute.submit(Adopt(migration_id=arrival.migration_id, state=state, away=arrival.away))
+        self._ledger.log_wanted()
+        self._ledger.changed()
+        self._emitter.start(hosted)
+        self._refresh(hosted)
+
+    def facts(self, hosted: Hosted) -> HostFacts:
+        """What a new owner must know of a session that rests. From here on requests are held."""
+        if hosted.held is None:
+            hosted.held = []
+        return facts_of(hosted, self._clock())
+
+    def unhold(self, hosted: Hosted) -> None:
+        """The session stays: do what was held."""
+        held, hosted.held, hosted.moving = hosted.held or [], None, False
+        for link, request in held:
+            self.receive_request(link, request)
+        self._refresh(hosted)
 
     def load(self, hosted: Hosted, past: Past) -> None:
         """The past of a session whose state the compute thread does not have."""
@@ -275,6 +332,8 @@ class Host:
     def receive_request(self, link: Link, request: LinkRequest) -> None:
         """Act on a gateway's request; one of an older controller is ignored."""
         hosted = self.sessions.get(request.session)
+        if hosted is None and isinstance(request, Subscribe) and self.park(link, request):
+            return
         if hosted is None:
             self._refuse(link, request, 0, ErrorCode.NO_SUCH_SESSION, "the session is not on this engine")
             return
@@ -283,6 +342,13 @@ class Host:
             return
         if link is not hosted.link or request.controller_epoch != hosted.controller_epoch:
             return
+        if hosted.held is not None and isinstance(request, Pause | Resume | Stop):
+            hosted.held.append((link, request))
+        else:
+            self._obey(hosted, request)
+
+    def _obey(self, hosted: Hosted, request: Unsubscribe | Credit | Pause | Resume | Stop) -> None:
+        """Act on a request of the session's controller."""
         match request:
             case Unsubscribe():
                 self._leave(hosted)
@@ -428,7 +494,8 @@ class Host:
             return
         if (verdict.active, verdict.reason) != (hosted.active, hosted.reason):
             self._change_state(hosted, active=verdict.active, reason=verdict.reason, now_ms=now)
-        self._residency.settle(hosted, verdict)
+        if not hosted.moving:
+            self._residency.settle(hosted, verdict)
         if hosted.at_compute:
             wish = Wish(running=hosted.active, since_ms=hosted.active_since_ms, player=hosted.player)
             self._compute.wish(hosted.id, hosted.epoch, wish)
@@ -474,6 +541,9 @@ class Host:
         """What the compute thread and the encoders report; late news of a dropped session is ignored."""
         if isinstance(event, ComputeDied):
             self._fatal(event.error)
+            return
+        if isinstance(event, Surveyed | Frozen | Reserved):
+            self.migration_event(event)
             return
         hosted = self.sessions.get(event.session)
         if hosted is None or hosted.epoch != event.epoch:

@@ -13,7 +13,7 @@ from engine.link import Link
 from engine.recovery import Opening
 from engine.replay import Replay
 from engine.steering import MAX_PENDING_INPUTS
-from scheduler.messages import LinkReply, Residence, SessionId, SessionRecord, SessionState
+from scheduler.messages import LinkReply, LinkRequest, Residence, SessionId, SessionRecord, SessionState
 from scheduler.store import AppliedRecord
 
 __all__ = ["Hosted", "LogTail", "Place"]
@@ -86,6 +86,10 @@ class Hosted:
     inputs arrive, so it is bounded by the pending ones."""
     published: tuple[object, ...] = ()
     """What Redis was told last."""
+    moving: bool = False
+    """Is it being migrated? Then its state stays where it is."""
+    held: list[tuple[Link, LinkRequest]] | None = None
+    """Pauses, resumes and stops that wait for commit or abort; None: they take effect at once."""
     parts: asyncio.Queue[PartMade] = field(default_factory=asyncio.Queue)
     """Encoded, not emitted. Bounded by MAX_UNENCODED_CHUNKS: no chunk starts while two are here."""
     emitter: asyncio.Task[None] | None = None

@@ -11,6 +11,8 @@ import torch
 
 from engine.costs import engine_costs
 from engine.engine import model_info
+from engine.kv_pool import SlabPool
+from engine.link_probe import measure_link
 from engine.loading import Loaded, prepare
 from engine.memory import slot_bytes
 from engine.models.base import CausalVideoModel
@@ -38,7 +40,25 @@ def _memory(loaded: Loaded) -> Mapping[str, Any]:
     }
 
 
-SECTIONS: Final[Mapping[str, Callable[[Loaded], Mapping[str, Any]]]] = {"costs": _costs, "memory": _memory}
+def _migration(loaded: Loaded) -> Mapping[str, Any]:
+    """What moving a session's K/V takes between two engines of this machine, alpha_ms + bytes / bytes_per_ms,
+    and what rebuilding it from its checkpoint takes instead.
+    """
+    spec = loaded.model.spec
+    chunks = -(-spec.window_frames // spec.chunk_latent_frames)
+    pool = loaded.pool if loaded.pool.num_slots > 1 else SlabPool(loaded.model, slots=2)
+    return {
+        **asdict(measure_link(loaded.model, pool)),
+        "slab_bytes": loaded.pool.kv[0].nbytes,
+        "rebuild_ms": chunks * loaded.costs.pass_ms(1, loaded.costs.buckets[-1]),
+    }
+
+
+SECTIONS: Final[Mapping[str, Callable[[Loaded], Mapping[str, Any]]]] = {
+    "costs": _costs,
+    "memory": _memory,
+    "migration": _migration,
+}
 """Name in the result → what measures it, given a model with an empty pool."""
 
 

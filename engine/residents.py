@@ -17,13 +17,23 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from engine.compute_messages import ComputeEvent, MoveDone, Open, Resided, SessionFailed
+from engine.compute_messages import (
+    ComputeEvent,
+    Frozen,
+    MoveDone,
+    Open,
+    Reserved,
+    Resided,
+    SessionFailed,
+    Surveyed,
+)
 from engine.encoder import Encoders, Lane, SessionEncoder
 from engine.kv_pool import SlabPool
 from engine.models.base import CausalVideoModel
 from engine.offload import Copier, HostPool, HostSlab
+from engine.precopy import Look
 from engine.session_state import SessionState, Stage
-from engine.state_format import ExportedState
+from engine.state_format import ExportedState, Part
 from engine.state_io import export_state, load_scalars, load_slabs
 from engine.steering import LogEntry
 from engine.stepper import Stepper
@@ -69,12 +79,23 @@ class Resident:
     """The newest chunk, while it is at the encoder."""
     fresh: bool = True
     """Has it run no pass since it came into its slot?"""
+    freezing: bool = False
+    """Is it to rest at its next boundary, until another engine has it or the migration is off?"""
+    frozen: bool = False
+    """Was it said that it rests?"""
 
     @property
     def is_at_rest(self) -> bool:
         """At a chunk boundary, everything made is encoded: what its next encoder makes can't overtake it."""
         at_boundary = self.state.stage is Stage.BOUNDARY
         return at_boundary and self.sending is None
+
+    @property
+    def is_held(self) -> bool:
+        """May it begin no chunk? One that makes chunks which its client has already goes on before."""
+        state = self.state
+        caught_up = not state.recorded and state.seq >= state.emit_from
+        return self.freezing and state.stage is Stage.BOUNDARY and caught_up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +117,7 @@ class Residents:
         copier: Copier,
         encoders: Encoders,
         make_encoder: Callable[[], SessionEncoder],
+        clock: Callable[[], float],
         emit: Callable[[ComputeEvent], None],
         post: Callable[[MoveDone], None],
     ) -> None:
@@ -103,7 +125,9 @@ class Residents:
         self._model, self._pool, self._stepper = model, pool, stepper
         self._host, self._copier = host, copier
         self._encoders, self._make_encoder = encoders, make_encoder
-        self._emit, self._post = emit, post
+        self._clock, self._emit, self._post = clock, emit, post
+        self._reserved: dict[str, int | HostSlab] = {}
+        """Migration → slot or slab of a session that is on its way here."""
         self._table: dict[SessionId, Resident] = {}
         self._line: dict[SessionId, Open] = {}
         """Openings that wait for a slot, oldest first."""
@@ -230,12 +254,91 @@ class Residents:
     def settle(self) -> None:
         """Begin the copies and openings that are due and possible now."""
         for resident in self.all():
-            if resident.where is Where.SLOT and not resident.wanted and resident.is_at_rest:
+            if resident.freezing:
+                self._freeze_if_at_rest(resident)
+            elif resident.where is Where.SLOT and not resident.wanted and resident.is_at_rest:
                 self._leave(resident)
             elif resident.where is Where.HOST and resident.wanted and self._pool.num_free:
                 self._return(resident)
         while self._line and self._pool.num_free:
             self._enter(self._line.pop(next(iter(self._line))))
+
+    # --- migration ---------------------------------------------------------------------------------------
+
+    def survey(self, session: SessionId, epoch: int) -> None:
+        """Say where a session stands; nothing when it is not here."""
+        resident = self.find(session, epoch)
+        if resident is not None:
+            state = resident.state
+            self._emit(Surveyed(session=session, epoch=epoch, look=self._look(resident), embeds=state.embeds))
+
+    def freeze(self, session: SessionId, epoch: int, *, on: bool) -> None:
+        """Hold a session at its next boundary, or let it go on."""
+        resident = self.find(session, epoch)
+        if resident is not None:
+            resident.freezing, resident.frozen = on, False
+
+    def reserve(self, migration_id: str, *, in_slot: bool) -> None:
+        """Hold a free slot, or host memory, and say which."""
+        if in_slot:
+            slot, slab = self._pool.allocate() if self._pool.num_free else None, None
+        else:
+            slot, slab = None, self._host.allocate() or self._take_oldest()
+        place = slab if slot is None else slot
+        if place is not None:
+            self._reserved[migration_id] = place
+        self._emit(Reserved(migration_id=migration_id, slot=slot, slab=slab))
+
+    def unreserve(self, migration_id: str) -> None:
+        """Give the place up again."""
+        place = self._reserved.pop(migration_id, None)
+        if isinstance(place, HostSlab):
+            self._host.free(place)
+        elif place is not None:
+            self._pool.free(place)
+
+    def adopt(self, migration_id: str, state: SessionState, away: ExportedState | None) -> None:
+        """A session whose state was written into the reserved place by another thread."""
+        place = self._reserved.pop(migration_id)
+        in_slot = not isinstance(place, HostSlab)
+        self._table[state.session] = Resident(
+            state=state,
+            lane=self._encoders.open_lane(self._make_encoder()) if in_slot else None,
+            where=Where.SLOT if in_slot else Where.HOST,
+            wanted=in_slot,
+            slab=place if isinstance(place, HostSlab) else None,
+            away=away,
+            since=next(self._serial),
+        )
+
+    def _look(self, resident: Resident) -> Look | None:
+        state = resident.state
+        if resident.where is not Where.SLOT:
+            return None
+        return Look(place=(state.slot, state.resets), index=state.index)
+
+    def _freeze_if_at_rest(self, resident: Resident) -> None:
+        in_slot = resident.where is Where.SLOT and resident.is_at_rest and resident.is_held
+        if resident.frozen or not (in_slot or resident.where is Where.HOST):
+            return
+        state = resident.state
+        if in_slot:
+            parts = {Part.LATENTS, Part.PROMPT_KV, Part.DECODER}
+            exported = export_state(self._model, self._pool, state, parts, checked=False)
+        else:
+            assert resident.away is not None
+            exported = resident.away
+        resident.frozen = True
+        self._emit(
+            Frozen(
+                session=state.session,
+                epoch=state.epoch,
+                look=self._look(resident),
+                embeds=state.embeds,
+                exported=exported,
+                at_ms=self._clock(),
+            )
+        )
 
     # --- parts of the above ------------------------------------------------------------------------------
 
@@ -270,7 +373,7 @@ class Residents:
 
     def _take_oldest(self) -> HostSlab | None:
         """The slab of the session that is in host memory for longest, whose state is forgotten."""
-        candidates = [r for r in self.all() if r.where is Where.HOST and not r.wanted]
+        candidates = [r for r in self.all() if r.where is Where.HOST and not r.wanted and not r.freezing]
         if not candidates:
             return None
         oldest = min(candidates, key=lambda resident: resident.since)

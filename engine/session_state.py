@@ -102,6 +102,8 @@ class SessionState:
     stage: Stage = Stage.BOUNDARY
     index: int = 0
     """Chunks since start or reset: with the seed, it names the noise."""
+    resets: int = 0
+    """Since it came into its slot."""
     step: int = 0
     """Denoising step of the next pass."""
     x: Tensor | None = None

@@ -48,6 +48,7 @@ from scheduler.messages import (
 )
 
 __all__ = [
+    "DTYPES",
     "FORMAT_VERSION",
     "BlendInfo",
     "BufferInfo",
@@ -77,7 +78,7 @@ MAX_TEXT_CHARS = 16_384
 """Of a prompt in force, which a model may have combined from many."""
 _MAGIC = b"TSST"
 _PREFIX = struct.Struct("<4sIII")
-_DTYPES: Mapping[str, torch.dtype] = {
+DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -179,7 +180,7 @@ class BufferInfo:
 
     @property
     def num_bytes(self) -> int:
-        return prod(self.shape) * _DTYPES[self.dtype].itemsize
+        return prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +213,7 @@ class ExportedState:
 
 def describe(header: StateHeader, buffers: Mapping[str, Tensor], *, checked: bool) -> ExportedState:
     """The export of these buffers: the header lists them, with checksums if `checked`."""
-    names = {dtype: name for name, dtype in _DTYPES.items()}
+    names = {dtype: name for name, dtype in DTYPES.items()}
     infos = tuple(
         BufferInfo(
             name=name,
@@ -252,7 +253,7 @@ def verify(state: ExportedState) -> None:
         tensor = state.buffers.get(info.name)
         if tensor is None:
             raise StateFormatError(f"buffer {info.name} is missing")
-        if tuple(tensor.shape) != info.shape or tensor.dtype is not _DTYPES.get(info.dtype):
+        if tuple(tensor.shape) != info.shape or tensor.dtype is not DTYPES.get(info.dtype):
             raise StateFormatError(f"buffer {info.name} is not {info.dtype} {list(info.shape)}")
         if info.checksum is not None and checksum(tensor) != info.checksum:
             raise StateFormatError(f"buffer {info.name} has another checksum than its header says")
@@ -288,7 +289,7 @@ def decode_header(data: bytes | memoryview) -> tuple[StateHeader, int]:
         header = decode_fields(StateHeader, json.loads(body))
     except (DecodeError, ValueError, AttributeError, RecursionError) as exc:
         raise StateFormatError(f"the state's header can't be read: {exc}") from exc
-    unknown = [info.dtype for info in header.buffers if info.dtype not in _DTYPES]
+    unknown = [info.dtype for info in header.buffers if info.dtype not in DTYPES]
     if unknown or len({info.name for info in header.buffers}) < len(header.buffers):
         raise StateFormatError(f"buffers of unknown type {unknown} or of one name twice")
     return header, _PREFIX.size + length
@@ -323,7 +324,7 @@ def unpack(data: bytes | memoryview) -> ExportedState:
             if (info.num_bytes)
             else torch.empty(0, dtype=torch.uint8)
         )
-        buffers[info.name] = flat.view(_DTYPES[info.dtype]).view(info.shape)
+        buffers[info.name] = flat.view(DTYPES[info.dtype]).view(info.shape)
         offset += info.num_bytes
     if offset != len(view):
         raise StateFormatError(f"{len(view) - offset} bytes too many")

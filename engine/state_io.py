@@ -27,8 +27,17 @@ from engine.state_format import (
 )
 from engine.steering import Steering
 
-__all__ = ["begin_rebuild", "export_kv_frames", "export_state", "finish_rebuild", "import_kv_frames"]
-__all__ += ["import_state", "load_scalars", "load_slabs", "model_key", "remember_chunk", "snapshot"]
+__all__ = ["begin_rebuild", "check_shapes", "export_kv_frames", "export_state", "finish_rebuild"]
+__all__ += [
+    "gather_kv_frames",
+    "import_kv_frames",
+    "import_state",
+    "load_scalars",
+    "load_slabs",
+    "model_key",
+    "remember_chunk",
+    "snapshot",
+]
 
 
 def model_key(spec: ModelSpec) -> ModelKey:
@@ -107,7 +116,7 @@ def export_kv_frames(
     """K/V of some ring frames only, gathered: [n, L, 2, N, H, D]. Committed frames may go while others are
     being written.
     """
-    frames = pool.kv[state.slot][:, :, list(ring)].permute(2, 0, 1, 3, 4, 5).contiguous()
+    frames = gather_kv_frames(pool, state.slot, ring)
     header = StateHeader(
         model=model_key(model.spec), session=state.session, epoch=state.epoch, kv_ring=tuple(ring)
     )
@@ -213,6 +222,11 @@ def load_slabs(pool: SlabPool, exported: ExportedState, slot: int) -> None:
     for name, target in targets.items():
         if name in exported.buffers:
             target.copy_(exported.buffers[name], non_blocking=True)
+
+
+def gather_kv_frames(pool: SlabPool, slot: int, ring: Sequence[int]) -> Tensor:
+    """K/V of some ring frames of a slot, [n, L, 2, N, H, D]. Any thread."""
+    return pool.kv[slot][:, :, list(ring)].permute(2, 0, 1, 3, 4, 5).contiguous()
 
 
 def import_kv_frames(model: CausalVideoModel, pool: SlabPool, exported: ExportedState, slot: int) -> None:

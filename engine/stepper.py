@@ -152,6 +152,7 @@ class Stepper:
     def _reset(self, state: SessionState) -> None:
         self._pool.clear(state.slot)
         state.index = 0
+        state.resets += 1
         state.history.clear()
         if state.blend is not None:  # nothing is left to blend from
             self._show(state, state.blend.target)

@@ -238,6 +238,8 @@ class SessionMachine(EntryRules):
         s.pause_ids.extend(_ids(id))
         if s.flow.is_flowing():
             kind = link.Pause if paused else link.Resume
+            s.asked_pause = paused
+            s.asked_pause_ids.extend(_ids(id))
             self._ask(kind(session=s.id, controller_epoch=s.controller_epoch, id=id))
             self._record_paused(s, paused, _ids(id), ())
         else:

@@ -102,6 +102,10 @@ class Session:
     told_applied: deque[wire.Applied]
     start_id: str | None = None
     """Message id of the `start` that made it, on this connection."""
+    asked_pause: bool | None = None
+    """What an engine was asked last, True to pause. The next owner is asked again: it may be lost."""
+    asked_pause_ids: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_REMEMBERED_IDS))
+    """Message ids of what was asked and not answered."""
     pause_ids: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_REMEMBERED_IDS))
     """Ids of the session's pauses and resumes: a repeat has no second effect."""
     queue_reason: str | None = None

@@ -82,6 +82,7 @@ class FollowRules(SessionCore):
         is_followed = s.flow.receive_owner(engine, epoch, opened=opened)
         if was_followed and (s.flow.is_waiting() or is_followed):
             self._out.append(Unfollow())
+            s.pause_wish = s.asked_pause if s.pause_wish is None else s.pause_wish
             if s.queue_reason is not None:
                 self._tell_state(s, SessionState.QUEUED, None, s.queue_reason)
         if is_followed and engine is not None:
@@ -102,9 +103,7 @@ class FollowRules(SessionCore):
         s = self._session
         if s is not None and s.flow.engine == engine:
             s.flow.receive_link_down()
-            if s.stop_ms is not None:
-                s.stop_ms = None
-                self._end_in_store(s)
+            self._end_if_stopping(s)
         return self._take()
 
     def receive_chunk(self, part: link.ChunkPart, payload: bytes | memoryview) -> list[Output]:
@@ -140,6 +139,8 @@ class FollowRules(SessionCore):
             case link.Accepted(id=id):
                 if id == self._stop_id:
                     self._stop_id = None
+                if id in s.asked_pause_ids:
+                    s.asked_pause_ids.remove(id)
                 self._accept(id)
             case link.Superseded(controller_epoch=epoch):
                 if epoch > s.controller_epoch:
@@ -174,10 +175,14 @@ class FollowRules(SessionCore):
         if s.pause_wish is not None:
             kind = link.Pause if s.pause_wish else link.Resume
             self._ask(kind(session=s.id, controller_epoch=s.controller_epoch))
-            s.pause_wish = None
+            s.asked_pause, s.pause_wish = s.pause_wish, None
+            while s.asked_pause_ids:
+                self._accept(s.asked_pause_ids.popleft())
 
     def _receive_refused(self, s: Session, reply: link.Refused, now_ms: float) -> None:
-        if reply.id is not None:
+        if reply.id is not None and reply.code is ErrorCode.NO_SUCH_SESSION:
+            self._end_if_stopping(s)  # it has just moved: the next owner is told about a pause
+        elif reply.id is not None:
             self._error(reply.code, reply.message, id=reply.id)
         elif s.flow.is_flowing() or s.flow.is_waiting():
             return
@@ -192,6 +197,7 @@ class FollowRules(SessionCore):
             s.reload_ms = now_ms + RELOAD_MS
 
     def _receive_moved(self, s: Session, reply: link.Moved) -> None:
+        self._end_if_stopping(s)
         if reply.epoch < s.flow.epoch or s.flow.is_waiting():
             return
         if reply.epoch > s.flow.epoch:
@@ -199,6 +205,12 @@ class FollowRules(SessionCore):
         else:
             self._stop_following(s)
         self._load(s)
+
+    def _end_if_stopping(self, s: Session) -> None:
+        """The engine that was asked to stop the session does not have it: Redis is asked."""
+        if s.stop_ms is not None:
+            s.stop_ms = None
+            self._end_in_store(s)
 
     def _stop_following(self, s: Session) -> None:
         s.flow.receive_refused()

@@ -34,11 +34,13 @@ class EngineProcess:
         self.id, self.agent, self.log = engine, agent, log
 
     @classmethod
-    async def start(cls, config: EngineConfig, log: Path) -> EngineProcess:
-        environment = {**os.environ, "TURBOSERVE_ENGINE_CONFIG": json.dumps(asdict(config))}
+    async def start(
+        cls, config: EngineConfig, log: Path, *, module: str = "engine", **variables: str
+    ) -> EngineProcess:
+        environment = {**os.environ, "TURBOSERVE_ENGINE_CONFIG": json.dumps(asdict(config)), **variables}
         with log.open("wb") as output:
             agent = await asyncio.create_subprocess_exec(
-                *torchrun(config.ranks), "-m", "engine", env=environment, stdout=output, stderr=output
+                *torchrun(config.ranks), "-m", module, env=environment, stdout=output, stderr=output
             )
         return cls(EngineId(config.engine_id), agent, log)
 

@@ -68,6 +68,7 @@ class World:
             copier=self.copier,
             encoders=self.encoders,
             make_encoder=lambda: SessionEncoder(width=32, height=32, fps=16, crf=23),
+            clock=lambda: 0.0,
             emit=self.events.append,
             post=self.done.append,
         )

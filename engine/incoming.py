@@ -1,0 +1,251 @@
+"""The target of a migration: a place is held, a thread of its own writes the state into it and verifies it,
+and the session is adopted once this engine owns it.
+
+Before it has said `verified`, any failure ends it here. Afterwards only Redis knows whether the source has
+committed: the copy is kept until it is owned, or the migration is called off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+
+from engine.compute_messages import Command, Reserve, Reserved, Unreserve
+from engine.handover import Arrival, Note, expect, receive_note, restamped, send_note
+from engine.helper_thread import HelperThread
+from engine.kv_pool import SlabPool
+from engine.models.base import CausalVideoModel
+from engine.offload import HostSlab
+from engine.pairs import Pair, PairLost, Pairs
+from engine.replay_state import replay_of
+from engine.session_state import SessionState
+from engine.state_format import ExportedState, StateFormatError
+from engine.state_io import (
+    begin_rebuild,
+    check_shapes,
+    import_kv_frames,
+    load_scalars,
+    load_slabs,
+    model_key,
+)
+from scheduler.messages import ReceiveSession, SessionRecord
+
+__all__ = ["Incoming", "TargetSide"]
+
+_log = logging.getLogger("turboserve.engine.incoming")
+
+STEP_LIMIT_S = 3.0
+
+
+class TargetSide(Protocol):
+    """What the target needs of its engine; all on the event loop."""
+
+    def submit(self, command: Command) -> None:
+        """To the compute thread."""
+
+    async def record(self, command: ReceiveSession) -> SessionRecord | None:
+        """The session as Redis knows it. Raises StoreUnavailable."""
+
+    def adopt(self, arrival: Arrival) -> None:
+        """The session is ours."""
+
+
+class Incoming:
+    """One session on its way here. Belongs to the event loop."""
+
+    def __init__(
+        self,
+        model: CausalVideoModel,
+        pool: SlabPool,
+        pairs: Pairs,
+        side: TargetSide,
+        command: ReceiveSession,
+    ) -> None:
+        self._model, self._pool, self._pairs, self._side = model, pool, pairs, side
+        self.command = command
+        self._helper = HelperThread(f"receive {command.session}")
+        loop = asyncio.get_running_loop()
+        self._reserved: asyncio.Future[Reserved] = loop.create_future()
+        self._decision: asyncio.Future[bool] = loop.create_future()
+        self._pair: Pair | None = None
+
+    @property
+    def epoch(self) -> int:
+        """That of this engine once the source has committed."""
+        return self.command.epoch + 1
+
+    # --- from the engine -----------------------------------------------------------------------------------
+
+    def receive(self, event: Reserved) -> None:
+        """The place that is held, if there is one."""
+        if not self._reserved.done():
+            self._reserved.set_result(event)
+
+    def decide(self, *, is_ours: bool) -> None:
+        """Redis says so: this engine owns the session, or the migration is off. The first word counts."""
+        if not self._decision.done():
+            self._decision.set_result(is_ours)
+
+    async def run(self) -> bool:
+        """Until the session is adopted (True) or its copy dropped."""
+        command, told = self.command, None
+        try:
+            async with asyncio.timeout(command.limit_ms / 1000.0):
+                arrival = await self._take_in()
+        except (PairLost, StateFormatError, TimeoutError) as exc:
+            _log.warning("%s does not come from %s: %s", command.session, command.engine, exc or "too slow")
+            self._drop()
+            return False
+        except BaseException:
+            self._drop()
+            raise
+        told = asyncio.create_task(self._hear_commit())
+        try:
+            is_ours = await self._decision
+            if is_ours:
+                self._side.adopt(arrival)
+                await self._reuse(told)
+            else:
+                self._drop()
+            return is_ours
+        finally:
+            told.cancel()
+            self._helper.close()
+
+    # --- steps ---------------------------------------------------------------------------------------------
+
+    async def _take_in(self) -> Arrival:
+        command, limit_s = self.command, self.command.limit_ms / 1000.0
+        self._side.submit(Reserve(migration_id=command.migration_id, in_slot=command.takes_slot))
+        record = await self._side.record(command)
+
+        def answer() -> Pair:
+            return self._pairs.answer(command.migration_id, limit_s=STEP_LIMIT_S)
+
+        pair = self._pair = await self._helper.call(answer, limit_s=3 * STEP_LIMIT_S)
+        reserved = await self._reserved
+        if record is None or (reserved.slot is None and reserved.slab is None):
+            why = "there is no place for it" if record is not None else "Redis does not know it"
+            note = Note(kind="cancelled", migration_id=command.migration_id, why=why)
+            await self._say(note)
+            raise PairLost(why)
+        await self._say(Note(kind="ready", migration_id=command.migration_id))
+        return await self._helper.call(lambda: self._receive(pair, record, reserved), limit_s=limit_s)
+
+    async def _say(self, note: Note) -> None:
+        pair = self._pair
+        assert pair is not None
+        await self._helper.call(lambda: send_note(pair, note, limit_s=STEP_LIMIT_S), limit_s=2 * STEP_LIMIT_S)
+
+    @torch.inference_mode()
+    def _receive(self, pair: Pair, record: SessionRecord, reserved: Reserved) -> Arrival:
+        """On the helper thread: everything up to `verified`."""
+        id, limit_s = self.command.migration_id, self.command.limit_ms / 1000.0
+        while True:
+            note, exported = receive_note(pair, id, limit_s=limit_s)
+            if exported is None or exported.header.model != model_key(self._model.spec):
+                raise StateFormatError("what came is not state of this engine's model")
+            if note.kind != "frames":
+                break
+            if reserved.slot is not None:
+                self._place_frames(exported, reserved.slot)
+            send_note(pair, Note(kind="ready", migration_id=id), limit_s=STEP_LIMIT_S)
+        arrival = self._arrival(expect("final", note), exported, record, reserved)
+        try:
+            send_note(pair, Note(kind="verified", migration_id=id), limit_s=STEP_LIMIT_S)
+        except PairLost as exc:  # it may have arrived all the same: now it is for Redis to say
+            _log.warning("%s: the source may not know that its state is verified: %s", record.id, exc)
+        return arrival
+
+    def _place_frames(self, exported: ExportedState, slot: int) -> None:
+        if exported.header.kv_ring:
+            import_kv_frames(self._model, self._pool, exported, slot)
+        elif exported.buffers:
+            load_slabs(self._pool, exported, slot)
+
+    def _arrival(
+        self, note: Note, exported: ExportedState, record: SessionRecord, reserved: Reserved
+    ) -> Arrival:
+        header, facts = exported.header, note.facts
+        if facts is None or header.scalars is None or header.session != record.id:
+            raise StateFormatError("the final part has no scalars or facts, or is another session's")
+        replay = replay_of(exported, next_seq=facts.next_seq, end_ms=facts.end_ms)
+        buffers = {name: data for name, data in exported.buffers.items() if name != "replay"}
+        infos = tuple(info for info in header.buffers if info.name != "replay")
+        exported = ExportedState(header=replace(header, replay=(), buffers=infos), buffers=buffers)
+        if reserved.slab is not None:
+            state, away = self._into_slab(exported, reserved.slab)
+        else:
+            assert reserved.slot is not None
+            state, away = self._into_slot(note, exported, reserved.slot), None
+        state.emit_from = state.seq
+        return Arrival(
+            migration_id=note.migration_id,
+            record=record,
+            state=state,
+            away=away,
+            replay=restamped(replay, epoch=self.epoch, next_seq=facts.next_seq, start_ms=facts.end_ms),
+            facts=facts,
+        )
+
+    def _into_slab(self, exported: ExportedState, slab: HostSlab) -> tuple[SessionState, ExportedState]:
+        check_shapes(self._model.spec, exported)
+        away = slab.place(exported)
+        for name, target in away.buffers.items():
+            target.copy_(exported.buffers[name])
+        state = load_scalars(away, self._model.device, slot=-1, epoch=self.epoch)
+        state.history, state.embeds, state.blend = [], None, None  # `away` has them
+        return state, away
+
+    def _into_slot(self, note: Note, exported: ExportedState, slot: int) -> SessionState:
+        model, pool = self._model, self._pool
+        buffers = {name: data for name, data in exported.buffers.items() if name != "kv"}
+        besides = ExportedState(header=replace(exported.header, kv_ring=()), buffers=buffers)
+        check_shapes(model.spec, besides)
+        if note.afresh or note.rebuild:
+            pool.kv[slot].zero_()
+        if "kv" in exported.buffers:
+            import_kv_frames(model, pool, exported, slot)
+        load_slabs(pool, besides, slot)
+        state = load_scalars(besides, model.device, slot=slot, epoch=self.epoch)
+        if note.rebuild:
+            if state.embeds is not None:
+                pool.prompt_slot(slot).copy_(model.prompt_kv(state.embeds)[0])
+            begin_rebuild(model, pool, state, has_decoder="decoder" in buffers)
+        return state
+
+    async def _hear_commit(self) -> None:
+        """The source says it first; if it can't any more, Redis will."""
+        pair, id = self._pair, self.command.migration_id
+        assert pair is not None
+        limit_s = self.command.limit_ms / 1000.0
+        try:
+            note, _ = await self._helper.call(
+                lambda: receive_note(pair, id, limit_s=limit_s), limit_s=2 * limit_s
+            )
+            expect("committed", note)
+        except (PairLost, StateFormatError, TimeoutError) as exc:
+            _log.info("%s: Redis will say whether it is ours: %s", self.command.session, exc)
+            raise PairLost(str(exc)) from exc
+        self.decide(is_ours=True)
+
+    async def _reuse(self, told: asyncio.Task[None]) -> None:
+        """Keep the pair for the next migration, if its last word has come."""
+        assert self._pair is not None
+        try:
+            async with asyncio.timeout(STEP_LIMIT_S):
+                await told
+        except (PairLost, TimeoutError):
+            self._pair.close()
+        else:
+            self._pairs.keep(self._pair, None)
+
+    def _drop(self) -> None:
+        self._side.submit(Unreserve(migration_id=self.command.migration_id))
+        if self._pair is not None:
+            self._pair.close()
+        self._helper.close()

@@ -1,0 +1,274 @@
+"""All migrations of one engine, as source and as target, between the host, the compute thread and Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import asdict
+from typing import Protocol
+
+from engine.compute_messages import Command, MigrationEvent, Reserved, Thaw
+from engine.cost_table import CostTable
+from engine.handover import Arrival, HostFacts
+from engine.host import Host
+from engine.hosted import Hosted
+from engine.incoming import Incoming
+from engine.kv_pool import SlabPool
+from engine.link import Link
+from engine.models.base import CausalVideoModel
+from engine.outgoing import CalledOff, Outgoing, Timing
+from engine.pairs import Pairs
+from scheduler.messages import (
+    CancelMigration,
+    EngineId,
+    MigrateSession,
+    ReceiveSession,
+    ReleaseSession,
+    Residence,
+    SessionId,
+    SessionRecord,
+    Subscribe,
+)
+from scheduler.store import PlacementRefused, StaleEpoch, StoreUnavailable
+
+__all__ = ["MigrationLedger", "Migrations"]
+
+_log = logging.getLogger("turboserve.engine.migrations")
+
+
+class MigrationLedger(Protocol):
+    """What migrations need of Redis."""
+
+    async def ping(self) -> None:
+        """Raises StoreUnavailable."""
+
+    async def record_of(self, session: SessionId) -> SessionRecord | None:
+        """Raises StoreUnavailable."""
+
+    async def flush_applied(self, hosted: Hosted) -> None:
+        """Record what is not recorded. Raises StoreUnavailable."""
+
+    async def commit_migration(self, hosted: Hosted, migration_id: str, residence: Residence) -> int:
+        """The new epoch; repeats until Redis answers. Raises StaleEpoch, PlacementRefused."""
+
+    async def abort_migration(self, session: SessionId, epoch: int, migration_id: str) -> None:
+        """Repeats until Redis answers. No effect if it is over, or the session another engine's."""
+
+    async def disowned(self, hosted: Hosted) -> None:
+        """Drop the session and say who has it."""
+
+    def reopen(self, session: SessionId, epoch: int) -> None:
+        """Open a session that this engine owns but does not have."""
+
+
+class Migrations:
+    """Belongs to the event loop; the `SourceSide` and `TargetSide` of each migration."""
+
+    def __init__(
+        self,
+        model: CausalVideoModel,
+        pool: SlabPool,
+        pairs: Pairs,
+        host: Host,
+        ledger: MigrationLedger,
+        *,
+        engine: EngineId,
+        submit: Callable[[Command], None],
+        costs: Callable[[], CostTable],
+        clock: Callable[[], float],
+    ) -> None:
+        self._model, self._pool, self._pairs = model, pool, pairs
+        self._host, self._ledger, self._engine = host, ledger, engine
+        self.submit, self._costs, self._clock = submit, costs, clock
+        self._outgoing: dict[SessionId, tuple[Outgoing, asyncio.Task[None]]] = {}
+        self._incoming: dict[SessionId, Incoming] = {}
+        self._parked: dict[SessionId, list[tuple[Link, Subscribe]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        host.migration_event = self.receive_event
+        host.park = self._park
+
+    # --- from the scheduler --------------------------------------------------------------------------------
+
+    def migrate(self, command: MigrateSession) -> None:
+        """Move a session away."""
+        hosted = self._host.sessions.get(command.session)
+        if hosted is None or hosted.epoch != command.epoch or not hosted.at_compute or hosted.moving:
+            _log.info("%s can't be migrated: its state is not here", command.session)
+            abort = self._ledger.abort_migration(command.session, command.epoch, command.migration_id)
+            self._start(abort, "abort")
+            return
+        hosted.moving = True
+        outgoing = Outgoing(*(self._model, self._pool, self._pairs, self, hosted, command), clock=self._clock)
+        task = self._start(self._send(outgoing, hosted, command), f"migrate {hosted.id}")
+        self._outgoing[hosted.id] = (outgoing, task)
+
+    def receive(self, command: ReceiveSession) -> None:
+        """Expect a session."""
+        if command.session in self._incoming:
+            return  # Redis lost the order and gave it again; the source will call it off
+        incoming = Incoming(self._model, self._pool, self._pairs, self, command)
+        self._incoming[command.session] = incoming
+        self._start(self._take_in(incoming), f"receive {command.session}")
+
+    def cancel(self, command: CancelMigration) -> None:
+        """Source or target: it is off."""
+        incoming = self._incoming.get(command.session)
+        if incoming is not None and incoming.command.migration_id == command.migration_id:
+            incoming.decide(is_ours=False)
+        sending = self._outgoing.get(command.session)
+        if sending is not None and not sending[0].is_committing:
+            sending[1].cancel()
+        hosted = self._host.sessions.get(command.session)
+        if sending is None and incoming is None and hosted is None:
+            self._ledger.reopen(command.session, command.epoch)  # Redis lost the commit
+
+    def own(self, session: SessionId, epoch: int) -> bool:
+        """Redis says that this engine owns the session since `epoch`. Is it one that came with its state?"""
+        incoming = self._incoming.get(session)
+        if incoming is None or incoming.epoch != epoch:
+            return False
+        incoming.decide(is_ours=True)
+        return True
+
+    async def recheck(self) -> None:
+        """Redis was away: what became of the sessions that came? Raises StoreUnavailable."""
+        for session, incoming in list(self._incoming.items()):
+            record = await self._ledger.record_of(session)
+            flight = record.in_flight if record is not None else None
+            if record is not None and (record.engine, record.epoch) == (self._engine, incoming.epoch):
+                incoming.decide(is_ours=True)
+            elif flight is None or flight.migration_id != incoming.command.migration_id:
+                incoming.decide(is_ours=False)
+
+    # --- from the compute thread and the links -------------------------------------------------------------
+
+    def receive_event(self, event: MigrationEvent) -> None:
+        """Hand it to the migration that asked; when there is none any more, undo it."""
+        if isinstance(event, Reserved):
+            for incoming in self._incoming.values():
+                if incoming.command.migration_id == event.migration_id:
+                    incoming.receive(event)
+            return  # else it was dropped, and its Unreserve comes after the Reserve
+        sending = self._outgoing.get(event.session)
+        if sending is not None:
+            sending[0].receive(event)
+
+    def _park(self, link: Link, request: Subscribe) -> bool:
+        """A gateway that has read of the commit may be faster than the source's word of it."""
+        incoming = self._incoming.get(request.session)
+        if incoming is None or request.epoch != incoming.epoch:
+            return False
+        self._parked.setdefault(request.session, []).append((link, request))
+        return True
+
+    # --- SourceSide, TargetSide --------------------------------------------------------------------------
+
+    def rebuild_ms(self, chunks: int) -> float:
+        """See `SourceSide`."""
+        costs = self._costs()
+        return chunks * costs.pass_ms(1, costs.buckets[-1])
+
+    async def settled(self, hosted: Hosted) -> HostFacts:
+        """See `SourceSide`."""
+        await hosted.parts.join()
+        if hosted.unrecorded:
+            await self._ledger.flush_applied(hosted)
+        if hosted.unrecorded or self._host.sessions.get(hosted.id) is not hosted:
+            raise CalledOff("its applied inputs are not recorded, or it has ended")
+        return self._host.facts(hosted)
+
+    async def ping(self) -> None:
+        """See `SourceSide`."""
+        await self._ledger.ping()
+
+    async def commit(self, hosted: Hosted, migration_id: str, residence: Residence) -> int:
+        """See `SourceSide`."""
+        return await self._ledger.commit_migration(hosted, migration_id, residence)
+
+    async def record(self, command: ReceiveSession) -> SessionRecord | None:
+        """See `TargetSide`."""
+        return await self._ledger.record_of(command.session)
+
+    def adopt(self, arrival: Arrival) -> None:
+        """See `TargetSide`."""
+        self._incoming.pop(arrival.record.id, None)
+        self._host.adopt(arrival)
+        _log.info("%s came with its state, epoch %d", arrival.record.id, arrival.state.epoch)
+        self._unpark(arrival.record.id)
+
+    # --- parts of the above --------------------------------------------------------------------------------
+
+    async def _send(self, outgoing: Outgoing, hosted: Hosted, command: MigrateSession) -> None:
+        try:
+            epoch, timing = await outgoing.run()
+        except StaleEpoch:
+            outgoing.close()
+            self._stay(hosted)
+            await self._ledger.disowned(hosted)
+        except (CalledOff, PlacementRefused, StoreUnavailable) as exc:
+            _log.warning("%s stays: %s", hosted.id, exc)
+            outgoing.close()
+            self._stay(hosted)
+            await self._ledger.abort_migration(hosted.id, hosted.epoch, command.migration_id)
+        except asyncio.CancelledError:
+            outgoing.close()
+            self._stay(hosted)
+            raise
+        else:
+            release = ReleaseSession(session=hosted.id, epoch=epoch, engine=command.engine)
+            self._host.release(release)
+            _log_timing(hosted.id, command, timing)
+            await outgoing.tell_committed()
+        finally:
+            self._outgoing.pop(hosted.id, None)
+
+    def _stay(self, hosted: Hosted) -> None:
+        """The session goes on here."""
+        self.submit(Thaw(session=hosted.id, epoch=hosted.epoch))
+        if self._host.sessions.get(hosted.id) is hosted:
+            self._host.unhold(hosted)
+
+    async def _take_in(self, incoming: Incoming) -> None:
+        session = incoming.command.session
+        try:
+            await incoming.run()
+        except StoreUnavailable as exc:
+            _log.warning("%s does not come: %s", session, exc)
+        finally:
+            if self._incoming.get(session) is incoming:
+                del self._incoming[session]
+            self._unpark(session)
+
+    def _unpark(self, session: SessionId) -> None:
+        for link, request in self._parked.pop(session, []):
+            if not link.lost:
+                self._host.receive_request(link, request)
+
+    def _start(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+
+        def check(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self._host.fail(error)
+
+        task.add_done_callback(check)
+        return task
+
+    async def close(self) -> None:
+        """End what is under way; who hangs on it finds out by its limits."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._pairs.close()
+
+
+def _log_timing(session: SessionId, command: MigrateSession, timing: Timing) -> None:
+    figures = {
+        name: round(value, 3) if isinstance(value, float) else value for name, value in asdict(timing).items()
+    }
+    line = json.dumps({"session": session, "target": command.engine, **figures})
+    _log.info("migrated %s", line)

@@ -1,0 +1,338 @@
+"""The source of a migration: what is immutable goes ahead, then the session rests, the rest goes, and this
+engine alone commits.
+
+Until the commit any failure leaves the session here. Every step has a limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol, TypedDict, TypeVar
+
+import torch
+
+from engine.compute_messages import Command, Freeze, Frozen, Survey, Surveyed
+from engine.handover import HostFacts, Kind, Note, expect, receive_note, send_note
+from engine.helper_thread import HelperThread
+from engine.hosted import Hosted
+from engine.kv_pool import SlabPool
+from engine.migration_cost import LinkCost, Sizes, is_rebuild_cheaper
+from engine.models.base import CausalVideoModel
+from engine.pairs import Pair, PairLost, Pairs
+from engine.precopy import Look, Precopy, Ring
+from engine.replay_state import add_replay
+from engine.state_format import ExportedState, ModelKey, StateFormatError, StateHeader, describe
+from engine.state_io import gather_kv_frames, model_key
+from scheduler.messages import MigrateSession, Residence, SessionId
+
+__all__ = ["CalledOff", "Outgoing", "SourceSide", "Timing"]
+
+_log = logging.getLogger("turboserve.engine.outgoing")
+
+STEP_LIMIT_S = 3.0
+"""Of one message with the other engine, besides what its bytes take."""
+SLOWEST_BYTES_PER_S = 1e6
+"""A link slower than this is given up."""
+MAX_ROUNDS = 4
+"""Looks at the slab before it is frozen with more than one chunk dirty."""
+MAX_PIECE_BYTES = 32 * 2**20
+"""K/V goes ahead in pieces of this size, so that copies of it stay small."""
+FIRST_LINK = LinkCost(alpha_ms=1.0, bytes_per_ms=1e6)
+"""Before anything was sent."""
+
+
+_Answer = TypeVar("_Answer", Surveyed, Frozen)
+
+
+class _Names(TypedDict):
+    model: ModelKey
+    session: SessionId
+    epoch: int
+
+
+class CalledOff(Exception):
+    """The migration ends without a commit; the session goes on here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """What a migration took; ms, bytes."""
+
+    meet_ms: float
+    precopy_ms: float
+    precopy_bytes: int
+    wait_ms: float
+    """From the order to rest to the boundary."""
+    verify_ms: float
+    """From the boundary until the target had everything."""
+    commit_ms: float
+    final_bytes: int
+    rebuild: bool
+
+    @property
+    def pause_ms(self) -> float:
+        """Boundary to commit."""
+        return self.verify_ms + self.commit_ms
+
+
+class SourceSide(Protocol):
+    """What the source needs of its engine; all on the event loop."""
+
+    def submit(self, command: Command) -> None:
+        """To the compute thread."""
+
+    def rebuild_ms(self, chunks: int) -> float:
+        """What the clean passes of so many chunks take."""
+
+    async def settled(self, hosted: Hosted) -> HostFacts:
+        """Wait until every part was emitted and recorded; the facts of a session that rests."""
+
+    async def ping(self) -> None:
+        """Raises StoreUnavailable."""
+
+    async def commit(self, hosted: Hosted, migration_id: str, residence: Residence) -> int:
+        """The new epoch; waits for Redis. Raises StaleEpoch, PlacementRefused."""
+
+
+class Outgoing:
+    """One migration. Belongs to the event loop."""
+
+    def __init__(
+        self,
+        model: CausalVideoModel,
+        pool: SlabPool,
+        pairs: Pairs,
+        side: SourceSide,
+        hosted: Hosted,
+        command: MigrateSession,
+        *,
+        clock: Callable[[], float],
+    ) -> None:
+        self._model, self._pool, self._pairs, self._side = model, pool, pairs, side
+        self._hosted, self._command, self._clock = hosted, command, clock
+        self._helper = HelperThread(f"migrate {hosted.id}")
+        self._pair: Pair | None = None
+        self._answer: asyncio.Future[Surveyed | Frozen] | None = None
+        spec = model.spec
+        ring = Ring(chunk=spec.chunk_latent_frames, window=spec.window_frames, sink=spec.sink_frames)
+        self._precopy, self._link = Precopy(ring), FIRST_LINK
+        self._embeds: torch.Tensor | None = None
+        """The embeddings whose K/V the target has."""
+        self._sent_bytes = 0
+        self._is_slow = False
+        self.is_committing = False
+        """Is it for Redis to say what becomes of it?"""
+
+    # --- from the engine -----------------------------------------------------------------------------------
+
+    def receive(self, event: Surveyed | Frozen) -> None:
+        """What the compute thread answers."""
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(event)
+
+    async def run(self) -> tuple[int, Timing]:
+        """Move the session; returns its new epoch. Afterwards `tell_committed`, or `close`.
+
+        Raises:
+            CalledOff: this engine goes on with it.
+            StaleEpoch, PlacementRefused, StoreUnavailable: as well, or another owner is known to Redis.
+        """
+        began = self._clock()
+        limit_s = self._command.limit_ms / 1000.0
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._meet(limit_s)
+                met = self._clock()
+                await self._go_ahead()
+                await self._side.ping()
+                ahead = self._clock()
+                frozen, final_bytes = await self._send_rest()
+            verified, self.is_committing = self._clock(), True
+            residence = Residence.RESIDENT if frozen.look is not None else Residence.OFFLOADED
+            epoch = await self._side.commit(self._hosted, self._command.migration_id, residence)
+        except (PairLost, StateFormatError, TimeoutError) as exc:
+            raise CalledOff(str(exc) or "a step took too long") from exc
+        return epoch, Timing(
+            meet_ms=met - began,
+            precopy_ms=ahead - met,
+            precopy_bytes=self._sent_bytes,
+            wait_ms=frozen.at_ms - ahead,
+            verify_ms=verified - frozen.at_ms,
+            commit_ms=self._clock() - verified,
+            final_bytes=final_bytes,
+            rebuild=self._is_slow,
+        )
+
+    async def tell_committed(self) -> None:
+        """The target goes on at once; it would find out by itself."""
+        pair, note = self._pair, self._note("committed")
+        assert pair is not None
+        try:
+            await self._helper.call(
+                lambda: send_note(pair, note, limit_s=STEP_LIMIT_S), limit_s=2 * STEP_LIMIT_S
+            )
+        except (PairLost, TimeoutError) as exc:
+            _log.info("%s: the target was not told of the commit: %s", self._hosted.id, exc)
+            self.close()
+            return
+        self._pairs.keep(pair, self._command.engine)
+        self._helper.close()
+
+    def close(self) -> None:
+        """Of a migration that failed: its pair is of no use any more."""
+        if self._pair is not None:
+            self._pair.close()
+        self._helper.close()
+
+    # --- steps ---------------------------------------------------------------------------------------------
+
+    async def _meet(self, limit_s: float) -> None:
+        command = self._command
+        limit_s = min(limit_s, STEP_LIMIT_S)
+
+        def call() -> Pair:
+            return self._pairs.call(command.engine, command.address, command.migration_id, limit_s=limit_s)
+
+        self._pair = await self._helper.call(call, limit_s=2 * limit_s)
+        await self._listen("ready")
+        began = self._clock()
+        await self._send(self._note("frames", StateHeader(**self._names())), {}, "ready")
+        self._link = replace(self._link, alpha_ms=self._clock() - began)
+
+    async def _go_ahead(self) -> None:
+        """Send what is immutable, while chunks are made."""
+        for _ in range(MAX_ROUNDS):
+            seen = await self._ask(Surveyed, Survey(session=self._hosted.id, epoch=self._hosted.epoch))
+            if seen.look is None:
+                return  # it lies in host memory: nothing of it can change
+            frames = self._precopy.wanted(seen.look)
+            if not frames:
+                break
+            if not await self._send_frames(seen.look, frames):
+                return
+        if seen.embeds is not None:
+            await self._send_prompt(seen)
+
+    async def _send_frames(self, look: Look, frames: tuple[int, ...]) -> bool:
+        """False: the link is too slow for all of them."""
+        frame_bytes = self._pool.kv[0, :, :, 0].nbytes
+        count = max(1, MAX_PIECE_BYTES // frame_bytes)
+        for piece in (frames[at : at + count] for at in range(0, len(frames), count)):
+            exported = await self._helper.call(
+                partial(self._gather, look.place[0], piece),
+                limit_s=self._limit_s(len(piece) * frame_bytes),
+            )
+            began = self._clock()
+            await self._send(self._note("frames", exported.header), exported.buffers, "ready")
+            self._sent_bytes += exported.num_bytes
+            self._link = self._link.observed(exported.num_bytes, self._clock() - began)
+            self._precopy.sent(look, piece)
+            left = len(frames) * frame_bytes - self._sent_bytes
+            if self._is_rebuild_cheaper(left, self._command.limit_ms):
+                self._is_slow = True
+                return False
+        return True
+
+    async def _send_prompt(self, seen: Surveyed) -> None:
+        assert seen.look is not None
+        view, header = self._pool.prompt_slot(seen.look.place[0]), StateHeader(**self._names())
+
+        def copy() -> ExportedState:
+            return describe(header, {"prompt_kv": view.clone()}, checked=True)
+
+        exported = await self._helper.call(copy, limit_s=self._limit_s(view.nbytes))
+        # Taken beside passes: valid only if the prompt was the same before and after.
+        again = await self._ask(Surveyed, Survey(session=self._hosted.id, epoch=self._hosted.epoch))
+        if again.embeds is seen.embeds and again.look is not None and again.look.place == seen.look.place:
+            await self._send(self._note("frames", exported.header), exported.buffers, "ready")
+            self._sent_bytes += exported.num_bytes
+            self._embeds = seen.embeds
+
+    async def _send_rest(self) -> tuple[Frozen, int]:
+        """Let the session rest, and send all that is not there."""
+        frozen = await self._ask(Frozen, Freeze(session=self._hosted.id, epoch=self._hosted.epoch))
+        facts = await self._side.settled(self._hosted)
+        exported = await self._helper.call(lambda: self._rest(frozen), limit_s=STEP_LIMIT_S)
+        note = self._note("final", exported.header)
+        note = replace(note, facts=facts, afresh=self._precopy.is_afresh, rebuild=self._is_slow)
+        await self._send(note, exported.buffers, "verified")
+        return frozen, exported.num_bytes
+
+    @torch.inference_mode()
+    def _rest(self, frozen: Frozen) -> ExportedState:
+        """On the helper thread: nothing writes to the session's state now."""
+        exported, look = frozen.exported, frozen.look
+        buffers, header = dict(exported.buffers), exported.header
+        if look is not None and self._is_slow:
+            buffers.pop("prompt_kv")
+        elif look is not None:
+            ring = self._precopy.dirty(look)
+            if frozen.embeds is not None and frozen.embeds is self._embeds and not self._precopy.is_afresh:
+                buffers.pop("prompt_kv")
+            if ring:
+                buffers["kv"] = gather_kv_frames(self._pool, look.place[0], ring)
+            header = replace(header, kv_ring=ring)
+        return add_replay(describe(header, buffers, checked=True), self._hosted.replay)
+
+    # --- parts of the above --------------------------------------------------------------------------------
+
+    def _is_rebuild_cheaper(self, left_bytes: int, limit_ms: float) -> bool:
+        spec, kv = self._model.spec, self._pool.kv
+        sizes = Sizes(
+            slab=left_bytes,
+            dirty=kv[0, :, :, : spec.chunk_latent_frames].nbytes,
+            rest=self._pool.decoder[0].nbytes,
+        )
+        chunks = -(-spec.window_frames // spec.chunk_latent_frames)
+        return is_rebuild_cheaper(
+            sizes, self._link, rebuild_ms=self._side.rebuild_ms(chunks), limit_ms=limit_ms
+        )
+
+    @torch.inference_mode()
+    def _gather(self, slot: int, ring: tuple[int, ...]) -> ExportedState:
+        header = StateHeader(**self._names(), kv_ring=ring)
+        return describe(header, {"kv": gather_kv_frames(self._pool, slot, ring)}, checked=True)
+
+    async def _ask(self, kind: type[_Answer], command: Survey | Freeze) -> _Answer:
+        self._answer = asyncio.get_running_loop().create_future()
+        self._side.submit(command)
+        answer = await self._answer
+        assert isinstance(answer, kind), f"{type(answer).__name__} where {kind.__name__} was asked for"
+        return answer
+
+    async def _send(self, note: Note, buffers: Mapping[str, torch.Tensor], answer: Kind) -> None:
+        """Send a note and wait for the answer to it."""
+        pair = self._pair
+        assert pair is not None
+        num_bytes = sum(tensor.nbytes for tensor in buffers.values())
+        limit_s = self._limit_s(num_bytes)
+
+        def send() -> None:
+            send_note(pair, note, buffers, limit_s=limit_s)
+            got, _ = receive_note(pair, note.migration_id, limit_s=limit_s)
+            expect(answer, got)
+
+        await self._helper.call(send, limit_s=2 * limit_s)
+
+    async def _listen(self, kind: Kind) -> None:
+        pair, id = self._pair, self._command.migration_id
+        assert pair is not None
+        note, _ = await self._helper.call(
+            lambda: receive_note(pair, id, limit_s=STEP_LIMIT_S), limit_s=2 * STEP_LIMIT_S
+        )
+        expect(kind, note)
+
+    @staticmethod
+    def _limit_s(num_bytes: int) -> float:
+        return STEP_LIMIT_S + num_bytes / SLOWEST_BYTES_PER_S
+
+    def _note(self, kind: Kind, header: StateHeader | None = None) -> Note:
+        return Note(kind=kind, migration_id=self._command.migration_id, header=header)
+
+    def _names(self) -> _Names:
+        hosted = self._hosted
+        return {"model": model_key(self._model.spec), "session": hosted.id, "epoch": hosted.epoch}

@@ -1,0 +1,203 @@
+"""Two-rank process groups between engines, over which session state moves.
+
+Each engine hosts one TCPStore. The source of a migration calls: it names the group that it will use under
+`migration/<id>` in the target's store, a cached one or `pair/<source>/<target>/<id>`. That was never used
+before: a name used twice would hang when a peer has died in between. The target answers; rank 0 calls.
+
+Everything here blocks and belongs on helper threads; every call has a time limit.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, TCPStore
+
+from scheduler.messages import EngineId
+
+__all__ = ["MAX_IDLE", "Pair", "PairLost", "Pairs"]
+
+MAX_IDLE = 8
+"""Groups that are kept for the next migration; beyond it the one unused for longest is closed."""
+POLL_S = 0.0002
+"""Between looks at a GPU transfer, which no host call can wait for with a limit."""
+
+
+class PairLost(Exception):
+    """The other engine does not answer, or what it sends can't be right: this group is of no use any more."""
+
+
+class Pair:
+    """One end of a group. One thread at a time uses it; what one end sends, the other receives, in order."""
+
+    def __init__(
+        self, store: TCPStore, name: str, *, rank: int, host: str, device: torch.device, limit_s: float
+    ) -> None:
+        """Meet the other end. Raises PairLost."""
+        self.name, self._store, self._peer = name, store, 1 - rank
+        self._num_sent = self._num_received = 0
+        try:
+            prefixed, timeout = PrefixStore(name, store), timedelta(seconds=limit_s)
+            gloo: Any = ProcessGroupGloo
+            options = gloo._Options()
+            options._devices = [gloo.create_device(hostname=host)]
+            options._timeout = timeout
+            self._control: Any = gloo(prefixed, rank, 2, options)
+            self._bulk: Any = None
+            if device.type == "cuda":
+                self._bulk, self._stream = _nccl(prefixed, rank, timeout), torch.cuda.Stream(device)
+        except (RuntimeError, ValueError) as exc:
+            raise PairLost(f"no group with the other engine: {exc}") from exc
+
+    @property
+    def store(self) -> TCPStore:
+        """A client of the target's store."""
+        return self._store
+
+    def send(self, tensors: Sequence[Tensor], *, limit_s: float) -> None:
+        """Send contiguous tensors. Raises PairLost."""
+        first, self._num_sent = self._num_sent, self._num_sent + len(tensors)
+        self._run(lambda group, at, tag: group.send([tensors[at]], self._peer, tag), tensors, first, limit_s)
+
+    def receive(self, tensors: Sequence[Tensor], *, limit_s: float) -> None:
+        """Fill contiguous tensors with what was sent, sizes and devices alike. Raises PairLost."""
+        first, self._num_received = self._num_received, self._num_received + len(tensors)
+        self._run(lambda group, at, tag: group.recv([tensors[at]], self._peer, tag), tensors, first, limit_s)
+
+    def close(self) -> None:
+        """Let the other end's calls fail."""
+        for group in filter(None, (self._control, self._bulk)):
+            group.abort()
+        self._control = self._bulk = None
+
+    def _run(
+        self, start: Callable[[Any, int, int], Any], tensors: Sequence[Tensor], first: int, limit_s: float
+    ) -> None:
+        end_s = time.monotonic() + limit_s
+        on_gpu = [at for at, tensor in enumerate(tensors) if tensor.numel() and tensor.is_cuda]
+        on_host = [at for at, tensor in enumerate(tensors) if tensor.numel() and not tensor.is_cuda]
+        try:
+            works = [start(self._control, at, first + at) for at in on_host]
+            if on_gpu:
+                self._run_on_gpu(lambda at: start(self._bulk, at, first + at), on_gpu, end_s)
+            for work in works:
+                work.wait(timedelta(seconds=max(0.001, end_s - time.monotonic())))
+        except (RuntimeError, AttributeError) as exc:  # AttributeError: it was closed by another thread
+            raise PairLost(f"the transfer failed: {exc}") from exc
+
+    def _run_on_gpu(self, start: Callable[[int], Any], places: Sequence[int], end_s: float) -> None:
+        self._stream.wait_stream(torch.cuda.default_stream(self._stream.device))
+        with torch.cuda.stream(self._stream):
+            works = [start(at) for at in places]
+            for work in works:
+                work.wait()  # orders the stream; the host goes on
+            done = torch.cuda.Event()
+            done.record()
+        while not done.query():
+            if time.monotonic() > end_s:
+                raise PairLost("the transfer between GPUs took too long")
+            time.sleep(POLL_S)
+
+
+class Pairs:
+    """The meeting point of one engine and its idle groups. Thread-safe."""
+
+    def __init__(self, engine: EngineId, host: str, device: torch.device) -> None:
+        """Listen at `host`, any free port. Raises OSError."""
+        self._engine, self._host, self._device = engine, host, device
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.socket(family)
+        listener.bind((host, 0))
+        listener.listen(128)
+        self._port: int = listener.getsockname()[1]
+        # Of an own socket: a TCPStore would listen at every address of the machine.
+        self._server = TCPStore(
+            *(host, self._port, None, True, timedelta(seconds=5), False),
+            master_listen_fd=listener.detach(),
+        )
+        self._idle: OrderedDict[str, tuple[EngineId | None, Pair]] = OrderedDict()
+        """Name → (target if this engine is the source, group), the one unused for longest first."""
+        self._lock = threading.Lock()
+
+    @property
+    def address(self) -> str:
+        """host:port for `call`."""
+        return f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
+
+    @property
+    def num_idle(self) -> int:
+        return len(self._idle)
+
+    def call(self, target: EngineId, address: str, migration_id: str, *, limit_s: float) -> Pair:
+        """A group with a target that answers. Raises PairLost."""
+        pair = self._take(lambda name, kept: kept == target)
+        try:
+            store = pair.store if pair is not None else _client(address, limit_s)
+            name = pair.name if pair is not None else f"pair/{self._engine}/{target}/{migration_id}"
+            store.set(f"migration/{migration_id}", name)
+            return pair or self._build(store, name, rank=0, limit_s=limit_s)
+        except (RuntimeError, ValueError) as exc:
+            raise PairLost(f"{target} can't be reached at {address}: {exc}") from exc
+
+    def answer(self, migration_id: str, *, limit_s: float) -> Pair:
+        """The group that the source of this migration wants. Raises PairLost."""
+        key = f"migration/{migration_id}"
+        try:
+            store = _client(self.address, limit_s)
+            wanted = store.get(key).decode()
+            store.delete_key(key)
+        except (RuntimeError, ValueError) as exc:
+            raise PairLost(f"the source does not call: {exc}") from exc
+        pair = self._take(lambda name, _: name == wanted)
+        if pair is None and not wanted.endswith(f"/{migration_id}"):
+            raise PairLost("the source wants a group that is closed here")
+        return pair or self._build(store, wanted, rank=1, limit_s=limit_s)
+
+    def keep(self, pair: Pair, target: EngineId | None) -> None:
+        """For the next migration between the same engines; `target` is None if this engine was it."""
+        with self._lock:
+            self._idle[pair.name] = (target, pair)
+            surplus = [self._idle.popitem(last=False)[1][1]] if len(self._idle) > MAX_IDLE else []
+        for old in surplus:
+            old.close()
+
+    def close(self) -> None:
+        """Close the idle groups."""
+        while (pair := self._take(lambda name, kept: True)) is not None:
+            pair.close()
+
+    def _build(self, store: TCPStore, name: str, *, rank: int, limit_s: float) -> Pair:
+        return Pair(store, name, rank=rank, host=self._host, device=self._device, limit_s=limit_s)
+
+    def _take(self, fits: Callable[[str, EngineId | None], bool]) -> Pair | None:
+        with self._lock:
+            for name, (kept, pair) in self._idle.items():
+                if fits(name, kept):
+                    del self._idle[name]
+                    return pair
+        return None
+
+
+def _client(address: str, limit_s: float) -> TCPStore:
+    host, _, port = address.rpartition(":")
+    return TCPStore(host.strip("[]"), int(port), None, False, timedelta(seconds=limit_s), False)
+
+
+def _nccl(store: PrefixStore, rank: int, timeout: timedelta) -> Any:
+    """A group whose errors never end the process, and whose set-up does not block the host."""
+    from torch.distributed import ProcessGroupNCCL
+
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+    options = ProcessGroupNCCL.Options()
+    options.config.blocking = 0
+    options._timeout = timeout
+    return ProcessGroupNCCL(store, rank, 2, options)

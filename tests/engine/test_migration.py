@@ -1,0 +1,283 @@
+"""Two compute loops and a real pair: the same picture after a migration at any chunk."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+
+from engine.compute_messages import Adopt, Command, ComputeEvent, Drop, Frozen, Reserved, Surveyed, Thaw
+from engine.credit import Player
+from engine.handover import Arrival, HostFacts, facts_of
+from engine.hosted import Hosted, LogTail
+from engine.incoming import Incoming
+from engine.lifecycle import Life
+from engine.outgoing import CalledOff, Outgoing, Timing
+from engine.pairs import Pairs
+from engine.replay import Replay
+from scheduler.messages import (
+    EngineId,
+    MigrateSession,
+    Phase,
+    ReceiveSession,
+    Residence,
+    SessionId,
+    SessionRecord,
+)
+from tests.engine.harness import BATCHING_COSTS, Bench
+from tests.engine.test_continuity import (
+    CHUNKS,
+    PLAIN,
+    SCRIPTS,
+    Picture,
+    Script,
+    play,
+    same_picture,
+    undisturbed,
+)
+
+A, B = EngineId("e_0000000a"), EngineId("e_0000000b")
+ID = "m_1"
+
+
+@dataclass
+class End(Bench):
+    """A loop that hears from migrations, and what they need of an engine."""
+
+    hear: Callable[[ComputeEvent], None] = field(default=lambda _: None)
+    slow_rebuild: bool = True
+    arrival: Arrival | None = None
+    on_commit: Callable[[], None] = field(default=lambda: None)
+    commits: int = 0
+
+    def _note(self, event: ComputeEvent) -> None:
+        super()._note(event)
+        self.hear(event)
+
+    # SourceSide and TargetSide
+
+    def submit(self, command: Command) -> None:
+        self.loop.submit(command)
+
+    def rebuild_ms(self, chunks: int) -> float:
+        return 1e9 if self.slow_rebuild else 0.0
+
+    async def settled(self, hosted: Hosted) -> HostFacts:
+        return facts_of(hosted, self.now_ms)
+
+    async def ping(self) -> None:
+        pass
+
+    async def commit(self, hosted: Hosted, migration_id: str, residence: Residence) -> int:
+        self.commits += 1
+        self.on_commit()
+        return hosted.epoch + 1
+
+    async def record(self, command: ReceiveSession) -> SessionRecord | None:
+        return record_of(command.session)
+
+    def adopt(self, arrival: Arrival) -> None:
+        self.arrival = arrival
+        self.loop.submit(Adopt(migration_id=arrival.migration_id, state=arrival.state, away=arrival.away))
+
+    def follow(self, session: SessionId, before: Bench) -> None:
+        """Its player is here now."""
+        self.clients[session] = replace(before.clients.pop(session), epoch=2)
+        self._wish(session)
+
+
+def record_of(session: SessionId) -> SessionRecord:
+    return SessionRecord(
+        **{"id": session, "model": "shapes", "phase": Phase.PLACED, "epoch": 1, "engine": A, "opened": True},
+        **{"active": True, "paused": False, "seed": 3, "lead_ms": 1500, "codec": "h264", "resume_hash": ""},
+        **{"controller_epoch": 1, "gateway": None, "next_seq": 0, "next_frame": 0, "rev": 0},
+        **{"last_applied": "0-0", "slack_ms": 0, "created_ms": 0, "active_ms": 0, "reason": ""},
+    )
+
+
+def hosted_of(session: SessionId) -> Hosted:
+    return Hosted(
+        record=record_of(session),
+        controller_epoch=1,
+        player=Player(lead_ms=1500, chunk_ms=500),
+        life=Life(),
+        replay=Replay(),
+        log=LogTail(position="0-0"),
+        next_frame=0,
+        rev=0,
+        active_since_ms=0,
+    )
+
+
+async def migrate(source: End, target: End, session: SessionId, *, in_slot: bool = True) -> Timing:
+    """Move it, both loops running; returns when both have done all that they were told."""
+    loop = asyncio.get_running_loop()
+    ends = [Pairs(engine, "127.0.0.1", torch.device("cpu")) for engine in (A, B)]
+    outgoing = Outgoing(
+        *(source.model, source.pool, ends[0], source, hosted_of(session)),
+        MigrateSession(
+            session=session, epoch=1, migration_id=ID, engine=B, address=ends[1].address, limit_ms=20_000
+        ),
+        clock=source.clock,
+    )
+    order = ReceiveSession(
+        session=session, epoch=1, migration_id=ID, engine=A, takes_slot=in_slot, limit_ms=20_000
+    )
+    incoming = Incoming(target.model, target.pool, ends[1], target, order)
+
+    def to_source(event: ComputeEvent) -> None:
+        if isinstance(event, Surveyed | Frozen):
+            loop.call_soon_threadsafe(outgoing.receive, event)
+
+    def to_target(event: ComputeEvent) -> None:
+        if isinstance(event, Reserved):
+            loop.call_soon_threadsafe(incoming.receive, event)
+
+    source.hear, target.hear = to_source, to_target
+    receiving = asyncio.create_task(incoming.run())
+    with running(source), running(target):
+        try:
+            _, timing = await outgoing.run()
+        except CalledOff:
+            outgoing.close()
+            incoming.decide(is_ours=False)
+            await receiving
+            source.loop.submit(Thaw(session=session, epoch=1))
+            raise
+        source.loop.submit(Drop(session=session, epoch=1))
+        await outgoing.tell_committed()
+        assert await receiving
+    for end in ends:
+        end.close()
+    return timing
+
+
+class running:
+    """The loop steps on a thread of its own meanwhile, and hears everything before it ends."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench, self._stop = bench, False
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop = True
+        while self._thread.is_alive():
+            self._bench.loop._boundary._wake.set()  # or it rests
+            self._thread.join(0.01)
+        for news in self._bench.loop._boundary.hear():
+            self._bench.loop._take_in(news)
+
+    @torch.inference_mode()
+    def _run(self) -> None:
+        while not self._stop:
+            self._bench.loop.step()
+
+
+def joined(first: Bench, second: Bench) -> Picture:
+    """What both showed, one after the other."""
+    parts = [*first.parts(SessionId("s_a")), *second.parts(SessionId("s_a"))]
+    return Picture(
+        first=0,
+        latents=[*first.model.latents, *second.model.latents],
+        frames=[*first.model.frames, *second.model.frames],
+        revs=[part.rev for part in parts],
+    )
+
+
+def stage(**options: bool) -> tuple[End, End, SessionId]:
+    source, target = End(costs=BATCHING_COSTS, **options), End(costs=BATCHING_COSTS)
+    target.pool.kv.fill_(float("nan"))
+    return source, target, source.open("s_a", seed=3)
+
+
+@SCRIPTS
+@pytest.mark.parametrize("at", range(1, CHUNKS))
+async def test_migrated_at_any_chunk_changes_no_bit(script: Script, at: int) -> None:
+    """Also in the middle of a blend, after resets, and with the past out of the window."""
+    source, target, session = stage()
+    play(source, session, script, range(at))
+    source.to_boundary(session)
+    await migrate(source, target, session)
+    target.follow(session, source)
+    play(target, session, script, range(at, CHUNKS))
+    for bench in (source, target):
+        bench.encoders.close()
+        bench.pool.check_integrity()
+    assert source.pool.num_free == source.slots
+    assert same_picture(joined(source, target), undisturbed(script)[0])
+
+
+@pytest.mark.parametrize("passes", range(1, 40, 6))
+async def test_migrated_while_it_generates_changes_no_bit(passes: int) -> None:
+    """Frames go ahead while passes write others; whatever is written meanwhile goes again."""
+    source, target, session = stage()
+    source.step(passes)
+    free = replace(source.clients[session].player, emitted_seq=999, delivered_seq=999, acked_seq=999)
+    source.clients[session].player = free
+    source._wish(session)
+    timing = await migrate(source, target, session)
+    target.follow(session, source)
+    made = len(source.model.latents)
+    play(target, session, PLAIN, range(made, made + 2))
+    for bench in (source, target):
+        bench.encoders.close()
+    assert timing.final_bytes and not timing.rebuild
+    plain = End(costs=BATCHING_COSTS)
+    play(plain, plain.open("s_a", seed=3), PLAIN, range(made + 2))
+    plain.encoders.close()
+    assert same_picture(joined(source, target), joined(plain, End()))
+
+
+@pytest.mark.parametrize("at", [1, 3])
+async def test_over_a_slow_link_the_target_rebuilds(at: int) -> None:
+    """Exactly, while nothing was evicted; the K/V stays at home."""
+    source, target, session = stage(slow_rebuild=False)
+    play(source, session, PLAIN, range(at))
+    source.to_boundary(session)
+    timing = await migrate(source, target, session)
+    assert timing.rebuild
+    target.follow(session, source)
+    target.model.latents.clear()  # those of the decoder's tail
+    target.model.frames.clear()
+    play(target, session, PLAIN, range(at, CHUNKS))
+    for bench in (source, target):
+        bench.encoders.close()
+    assert same_picture(joined(source, target), undisturbed(PLAIN)[0])
+
+
+async def test_an_offloaded_session_moves_to_host_memory() -> None:
+    """And comes back into a slot there."""
+    source, target, session = stage()
+    play(source, session, PLAIN, range(3))
+    source.to_boundary(session)
+    source.offload(session)
+    await migrate(source, target, session, in_slot=False)
+    assert source.host.num_held == 0 and target.host.num_held == 1
+    target.follow(session, source)
+    target.restore(session)
+    play(target, session, PLAIN, range(3, CHUNKS))
+    for bench in (source, target):
+        bench.encoders.close()
+    assert same_picture(joined(source, target), undisturbed(PLAIN)[0])
+
+
+async def test_without_a_place_the_source_goes_on() -> None:
+    source, target, session = stage()
+    for number in range(target.slots):
+        target.open(f"s_{number}", seed=number)
+    target.step(1)
+    play(source, session, PLAIN, range(2))
+    for client in target.clients.values():
+        client.running = False
+    with pytest.raises(CalledOff, match="no place"):
+        await migrate(source, target, session)
+    play(source, session, PLAIN, range(2, 4))
+    source.encoders.close()
+    assert source.commits == 0 and len(source.model.latents) == 4

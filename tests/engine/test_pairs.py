@@ -1,0 +1,98 @@
+"""Groups of two engines: bytes arrive, cached groups serve again, a lost peer is noticed within the limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import pytest
+import torch
+
+from engine.pairs import MAX_IDLE, Pair, PairLost, Pairs
+from scheduler.messages import EngineId
+
+A, B = EngineId("e_00000001"), EngineId("e_00000002")
+CPU = torch.device("cpu")
+T = TypeVar("T")
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[Pairs, Pairs]]:
+    source, target = (Pairs(engine, "127.0.0.1", CPU) for engine in (A, B))
+    yield source, target
+    source.close()
+    target.close()
+
+
+def aside(function: Callable[[], T]) -> Future[T]:
+    """On a thread of its own."""
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(function)
+    pool.shutdown(wait=False)
+    return future
+
+
+def meet(ends: tuple[Pairs, Pairs], id: str, limit_s: float = 5.0) -> tuple[Pair, Pair]:
+    source, target = ends
+    answered = aside(lambda: target.answer(id, limit_s=limit_s))
+    return source.call(B, target.address, id, limit_s=limit_s), answered.result()
+
+
+def carries(pair: tuple[Pair, Pair]) -> bool:
+    """Do tensors of several types arrive, both ways?"""
+    for sender, receiver in (pair, pair[::-1]):
+        sent = [torch.arange(9), torch.empty(0), torch.rand(3, 5), torch.arange(200_000, dtype=torch.uint8)]
+        received = [torch.zeros_like(tensor) for tensor in sent]
+        sending = aside(lambda sender=sender, sent=sent: sender.send(sent, limit_s=5))  # type: ignore[misc]
+        receiver.receive(received, limit_s=5)
+        sending.result()
+        if not all(map(torch.equal, sent, received)):
+            return False
+    return True
+
+
+def test_what_is_sent_arrives(ends: tuple[Pairs, Pairs]) -> None:
+    """Over a fresh group, and over the same one again."""
+    pair = meet(ends, "m_1")
+    assert carries(pair)
+    ends[0].keep(pair[0], B)
+    ends[1].keep(pair[1], None)
+    again = meet(ends, "m_2")
+    assert again[0] is pair[0] and again[1] is pair[1]
+    assert carries(again)
+    assert carries(meet(ends, "m_3"))  # the cached one is in use
+
+
+def test_a_group_closed_at_one_end_is_not_used(ends: tuple[Pairs, Pairs]) -> None:
+    """The next migration fails at once, the one after it gets a fresh group."""
+    pair = meet(ends, "m_1")
+    ends[0].keep(pair[0], B)
+    pair[1].close()
+    with pytest.raises(PairLost):
+        meet(ends, "m_2")
+    assert carries(meet(ends, "m_3"))
+
+
+def test_idle_groups_are_bounded(ends: tuple[Pairs, Pairs]) -> None:
+    """The one unused for longest is closed, so that its other end notices."""
+    pairs = [meet(ends, f"m_{n}") for n in range(MAX_IDLE + 1)]
+    for pair, _ in pairs:
+        ends[0].keep(pair, B)
+    assert ends[0].num_idle == MAX_IDLE
+    with pytest.raises(PairLost):
+        pairs[0][1].receive([torch.zeros(1)], limit_s=0.2)
+
+
+@pytest.mark.parametrize("what", ["call", "answer", "receive"])
+def test_a_silent_peer_is_noticed(ends: tuple[Pairs, Pairs], what: str) -> None:
+    """By the limit, not by the test's timeout."""
+    source, target = ends
+    pair = meet(ends, "m_1") if what == "receive" else None
+    with pytest.raises(PairLost):
+        if pair is not None:
+            pair[1].receive([torch.zeros(1)], limit_s=0.2)
+        elif what == "call":
+            source.call(B, target.address, "m_2", limit_s=0.2)
+        else:
+            target.answer("m_2", limit_s=0.2)
