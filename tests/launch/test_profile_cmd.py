@@ -25,6 +25,9 @@ def test_the_cost_table_is_written_as_json(tmp_path: Path, capsys: pytest.Captur
         assert shorter[0] <= longer[0]
     assert costs["decode_ms"] > 0 and costs["chunk_passes"] >= 2
     assert memory["sessions_that_fit"] > 0 and memory["session_bytes"] > 100_000
+    migration = result["migration"]
+    assert migration["alpha_ms"] > 0 and migration["bytes_per_ms"] > 0 and migration["rebuild_ms"] > 0
+    assert migration["slab_bytes"] < memory["session_bytes"]
     assert str(out) in capsys.readouterr().out
 
 

@@ -1,0 +1,112 @@
+"""Live migration in a real cluster, judged by the frames at the client."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from scheduler.messages import PromptInput, SessionId, SessionRecord
+from scheduler.store import Store
+from tests.cluster import Cluster, running_cluster
+from tests.reference import Reference, is_same, owners_from, shown
+from tests.viewer import Viewer, watching
+
+pytestmark = [pytest.mark.cluster, pytest.mark.faults, pytest.mark.timeout(300)]
+PROMPT = "a red ball moving left on white"
+BLEND = PromptInput(text="a large blue square moving right on black", transition="blend", blend_chunks=2)
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Cluster]:
+    with running_cluster("--policy", "least_loaded", engines=2) as running:
+        yield running
+
+
+def other_engine(cluster: Cluster, engine: str) -> str:
+    (other,) = set(cluster.engines()) - {engine}
+    return other
+
+
+def migrate(cluster: Cluster, viewer: Viewer, engine: str) -> int:
+    """Order it; returns the status."""
+    body = {"session": viewer.session.info.session, "engine": engine}
+    return cluster.post("/v1/admin/migrate", dict(body))
+
+
+async def record(cluster: Cluster, session: str) -> SessionRecord:
+    store = await Store.connect(cluster.run_json()["redis"])
+    found = await store.get_session(SessionId(session))
+    await store.close()
+    assert found is not None
+    return found
+
+
+def undisturbed(viewer: Viewer, seed: int, script: dict[int, tuple[PromptInput, ...]]) -> bool:
+    reference = Reference(prompt=PROMPT, seed=seed, script=dict(script), encoders=owners_from(viewer.taken))
+    return is_same([shown(chunk) for chunk in viewer.taken], reference)
+
+
+async def test_the_frames_are_those_of_an_undisturbed_run(pair: Cluster) -> None:
+    """There and back again, the second time with the past out of the window: still equal to the bit. A prompt
+    is sent while the session is on its way."""
+    async with watching(pair.url, PROMPT, seed=31, mode="viewer") as viewer:
+        (first,) = await viewer.take(1)
+        second = other_engine(pair, first.engine)
+        assert migrate(pair, viewer, second) == 202
+        applied = asyncio.create_task(viewer.session.prompt(BLEND.text, transition="blend", blend_chunks=2))
+        await viewer.take_until_engine(second)
+        while not applied.done():
+            await viewer.take(1)
+        await viewer.take(8)
+        assert migrate(pair, viewer, first.engine) == 202
+        await viewer.take_until_engine(first.engine)
+        await viewer.take(2)
+        now = await record(pair, viewer.session.info.session)
+    assert (now.epoch, now.in_flight, now.failed_moves) == (3, None, 0)
+    assert undisturbed(viewer, 31, {(await applied).seq: (BLEND,)})
+
+
+MOVES = 200
+SESSIONS = 3
+
+
+@pytest.mark.timeout(900)
+async def test_many_random_moves_under_load() -> None:
+    """Migrations, pauses long enough to be offloaded, resumes and prompts, at random, of several sessions:
+    each client gets every chunk once, in order, decodable, and every prompt applied once."""
+    with running_cluster("--capacity", "4", "--offload-after-s", "0.2", engines=2) as cluster:
+        engines = cluster.engines()
+        left = [MOVES]
+        await asyncio.gather(*(wander(cluster, engines, number, left) for number in range(SESSIONS)))
+        sessions = cluster.get("/v1/cluster")["sessions"]
+    assert left[0] <= 0 and sessions == []
+
+
+async def wander(cluster: Cluster, engines: list[str], number: int, left: list[int]) -> None:
+    """One session, until all moves are done; the viewer checks each chunk that it takes."""
+    rng = random.Random(number)
+    prompts = 0
+    async with watching(cluster.url, PROMPT, seed=number) as viewer:
+        await viewer.take(1)
+        while left[0] > 0:
+            left[0] -= 1
+            kind = rng.choice(["migrate", "migrate", "migrate", "pause", "prompt"])
+            if kind == "migrate":
+                assert migrate(cluster, viewer, rng.choice(engines)) in (202, 409)
+            elif kind == "pause":
+                await viewer.session.pause()
+                await asyncio.sleep(rng.choice([0.0, 0.5]))  # shorter and longer than until offload
+                if rng.random() < 0.5:
+                    migrate(cluster, viewer, rng.choice(engines))
+                await viewer.session.resume()
+            else:
+                applied = asyncio.create_task(viewer.session.prompt(f"a blue square {prompts}"))
+                while not applied.done():
+                    await viewer.take(1)
+                prompts += 1
+                assert (await applied).rev == prompts
+            await viewer.take(rng.randrange(1, 3))
+        assert viewer.taken[-1].rev == prompts
