@@ -21,6 +21,7 @@ START_TIMEOUT_S = 60.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchCluster:
     url: str
+    folder: Path
     started_s: float
     """Seconds from the command to the first moment at which every engine was ready."""
 
@@ -46,7 +47,7 @@ def running_cluster(*, engines: int, capacity: int, threads: int = 1) -> Iterato
         try:
             url = f"http://127.0.0.1:{port}"
             _wait_ready(process, url, engines, began, log_path)
-            yield BenchCluster(url=url, started_s=time.monotonic() - began)
+            yield BenchCluster(url=url, folder=Path(folder), started_s=time.monotonic() - began)
         finally:
             process.send_signal(signal.SIGINT)
             process.wait(timeout=30)
