@@ -24,7 +24,7 @@ from tests.browser.driver import FLAGS, find_chromium
 
 STORIES = (
     ("a red ball bouncing on a blue background", "make it night"),
-    ("three small cyan rings orbiting in the night", "two large yellow stars"),
+    ("three small cyan rings orbiting in the night", "three large yellow stars"),
     ("a green star spinning on black", "pulsing fast"),
     ("two purple triangles drifting right on a grid", "make them orange"),
     ("a white square rising slowly on red", "three of them, sunset"),

@@ -5,7 +5,8 @@
     dit       transformer on the clips                     → DIR/dit.pt, shapes.safetensors, sheet-<step>.png
     decoder   the decoder alone, latents as they are       → the same files again
 
-Stages go on from what they find in DIR; `all` divides the time among them. On a CPU with several cores run
+Stages go on from what they find in DIR, or from the weights that `--weights` names; `all` divides the time
+among them. On a CPU with several cores run
 one process of one thread per core: `OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m
 engine.models.shapes.train …`.
 """
@@ -23,6 +24,7 @@ from engine.models.shapes.model import PRESETS
 from engine.models.shapes.train_codec import polish_decoder, train_codec
 from engine.models.shapes.train_data import encode_clips
 from engine.models.shapes.train_dit import train_dit
+from engine.models.shapes.train_sheet import import_weights
 from engine.models.shapes.train_util import Job, Peers
 
 _STAGES: Final = {
@@ -44,6 +46,7 @@ def main() -> None:
     parser.add_argument(
         "--minutes", type=float, default=100.0, help="wall time of the stage, or of all of them"
     )
+    parser.add_argument("--weights", type=Path, help="go on from these, the encoder beside them")
     parser.add_argument("--preset", choices=("shapes", "shapes-large"), default="shapes")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--seed", type=int, default=0)
@@ -53,6 +56,9 @@ def main() -> None:
     job = Job(
         config=PRESETS[args.preset], out=args.out, minutes=args.minutes, device=args.device, seed=args.seed
     )
+    if args.weights is not None and Peers().rank == 0:
+        import_weights(job, args.weights)
+    Peers().agree(0.0)  # nobody begins before they are there
     for name, share in shares.items():
         result = _STAGES[name](replace(job, minutes=share * args.minutes))
         if Peers().rank == 0:

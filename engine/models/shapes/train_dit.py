@@ -85,7 +85,8 @@ class _Run:
         self.steps = int(str(saved["steps"]))
         self._net.load_state_dict(saved["net"], strict=False)  # type: ignore[arg-type]  # no decoder in it
         self._average.update(saved["average"])  # type: ignore[call-overload]
-        for optimizer, state in zip(self._optimizers, saved["optimizers"], strict=True):  # type: ignore[call-overload]
+        states = saved["optimizers"] or [o.state_dict() for o in self._optimizers]  # weights alone have none
+        for optimizer, state in zip(self._optimizers, states, strict=True):  # type: ignore[call-overload]
             optimizer.load_state_dict(state)
 
     def set_lr(self, factor: float) -> None:

@@ -14,7 +14,7 @@ from engine.models.shapes.model import ShapesConfig, ShapesModel
 from engine.models.shapes.rollout import stream
 from engine.models.shapes.train_util import Job
 
-__all__ = ["export_weights", "save_png", "save_sheet"]
+__all__ = ["export_weights", "import_weights", "save_png", "save_sheet"]
 
 _PROMPTS = (
     ("a red ball bouncing on a blue background", "a green star spinning on a black background"),
@@ -46,6 +46,20 @@ def export_weights(job: Job) -> Path:
     save_file(encoder, out / "shapes-encoder.safetensors")
     save_sheet(out / f"sheet-{saved['steps']:06d}.png", path, job.config)
     return path
+
+
+def import_weights(job: Job, weights: Path) -> None:
+    """Unpack weights, and the encoder that lies beside them, as checkpoints to go on from.
+
+    The steps count from zero and the optimizers begin afresh.
+    """
+    tensors = {name: tensor.float() for name, tensor in load_file(weights).items()}
+    encoder = load_file(weights.with_name("shapes-encoder.safetensors"))
+    codec = {name: tensor.float() for name, tensor in encoder.items()}
+    codec |= {name: tensor for name, tensor in tensors.items() if name.startswith("decoder.")}
+    torch.save(codec, job.out / "codec.pt")
+    net = {name: tensor for name, tensor in tensors.items() if name not in codec}
+    torch.save({"steps": 0, "net": net, "average": net, "optimizers": []}, job.out / "dit.pt")
 
 
 def save_sheet(path: Path, weights: Path, config: ShapesConfig) -> None:

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from engine.models.registry import load_model
 from engine.models.shapes import train, train_sheet
-from engine.models.shapes.train_util import ease
+from engine.models.shapes.model import SHAPES
+from engine.models.shapes.train_util import Job, ease
 
 
 def test_stages_lead_to_weights(
@@ -31,6 +32,23 @@ def test_stages_lead_to_weights(
     assert sheets == ["sheet-000001.png", "sheet-000002.png"]
     assert (tmp_path / sheets[0]).read_bytes().startswith(b"\x89PNG")
     assert "dit: " in capsys.readouterr().out
+
+
+def test_training_goes_on_from_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shipped weights become checkpoints, without a change and without optimizer state."""
+    monkeypatch.setattr(train_sheet, "_PROMPTS", (("a red ball", "a blue ball"),))
+    monkeypatch.setattr(train_sheet, "_CHUNKS", 1)
+    shipped = Path(train.__file__).parent / "weights" / "shapes.safetensors"
+    arguments = ["--out", str(tmp_path), "--minutes", "0.0001"]
+    monkeypatch.setattr("sys.argv", ["train", "encode", "--weights", str(shipped), *arguments])
+    train.main()
+    train_sheet.export_weights(Job(config=SHAPES, out=tmp_path, minutes=0, device=torch.device("cpu")))
+    before, after = load_file(shipped), load_file(tmp_path / "shapes.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    monkeypatch.setattr("sys.argv", ["train", "dit", *arguments])
+    train.main()
+    assert torch.load(tmp_path / "dit.pt", weights_only=True)["steps"] == 1
 
 
 def test_stage_without_its_input_says_what_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
