@@ -166,12 +166,9 @@ class ShapesModel:
         weights_hash: str,
         device: torch.device,
         dtype: torch.dtype,
-        decoder_dtype: torch.dtype = torch.float32,
     ) -> None:
-        """Takes over `net`, moves it to `device`. K/V and transformer use `dtype`, the decoder's convolutions
-        `decoder_dtype`; its state stays float32."""
+        """Takes over `net`, moves it to `device`; K/V and transformer use `dtype`, the decoder float32."""
         self.device, self.dtype = device, dtype
-        self._decoder_dtype = decoder_dtype
         self.spec = _spec(config, weights_hash)
         self._net = net.eval().requires_grad_(False).to(device)
         self._net.dit.to(dtype)
@@ -200,7 +197,6 @@ class ShapesModel:
         config: ShapesConfig = SHAPES,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        decoder_dtype: torch.dtype = torch.float32,
     ) -> ShapesModel:
         """A model with these weights.
 
@@ -210,14 +206,7 @@ class ShapesModel:
         net = _fresh_net(config, seed=0)  # not on the meta device: its first use imports a second of Python
         check_tensors(net, tensors)
         net.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
-        return cls(
-            config,
-            net,
-            weights_hash=weights_hash,
-            device=torch.device(device),
-            dtype=dtype,
-            decoder_dtype=decoder_dtype,
-        )
+        return cls(config, net, weights_hash=weights_hash, device=torch.device(device), dtype=dtype)
 
     def encode_prompts(self, texts: Sequence[str]) -> Tensor:
         """Text → [B, T, E] float32; words without a meaning here are skipped."""
@@ -260,9 +249,7 @@ class ShapesModel:
     @torch.inference_mode()
     def decode(self, latents: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Latents [F, C, h, w] → (RGB uint8 [F·4, height, width, 3], next state). Works for any F ≥ 1."""
-        low = self._decoder_dtype is not torch.float32
-        with torch.autocast(self.device.type, self._decoder_dtype, enabled=low):
-            rgb, next_state = self._net.decoder(latents[None].float(), state[None])
+        rgb, next_state = self._net.decoder(latents[None].float(), state[None])
         return to_uint8(rgb[0]), next_state[0]
 
 
