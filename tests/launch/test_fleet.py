@@ -21,7 +21,7 @@ from tests.cluster import is_running, parent_of, until
 # Like torchrun: starts one rank in a session of its own, ends when it ends, passes its failure on.
 AGENT = """
 import os, subprocess, sys
-environment = os.environ | {{"RANK": "0"}}
+environment = os.environ | {{"RANK": "0", "WORLD_SIZE": "1"}}
 rank = subprocess.Popen([sys.executable, "-c", {rank!r}], env=environment, start_new_session=True)
 sys.exit(1 if rank.wait() else 0)
 """
