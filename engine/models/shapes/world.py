@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
+import torch.nn.functional as fn
 from torch import Tensor
 
 from engine.models.shapes.concepts import COUNTS, MOTIONS, SLOTS
@@ -135,7 +136,7 @@ def sample_actions(batch: int, latents: int, generator: torch.Generator, share: 
         direction = torch.randint(-1, 2, (batch, 2), generator=generator).float()
         single = torch.rand(batch, generator=generator) < 0.7
         axis = torch.randint(0, 2, (batch,), generator=generator)
-        one_way = nn_one_hot(axis) * direction.sum(1, keepdim=True).clamp(-1, 1)
+        one_way = fn.one_hot(axis, 2) * direction.sum(1, keepdim=True).clamp(-1, 1)
         stick = 2 * torch.rand(batch, 2, generator=generator) - 1
         analogue = torch.rand(batch, 1, generator=generator) < 0.2
         wanted = torch.where(analogue, stick, torch.where(single[:, None], one_way, direction))
@@ -143,11 +144,6 @@ def sample_actions(batch: int, latents: int, generator: torch.Generator, share: 
         left = torch.where(fresh, torch.randint(1, 9, (batch,), generator=generator).float(), left) - 1
         out.append(current * plays[:, None])
     return torch.stack(out, dim=1)
-
-
-def nn_one_hot(axis: Tensor) -> Tensor:
-    """[B] of 0 and 1 → [B, 2] float."""
-    return torch.stack([axis == 0, axis == 1], dim=-1).float()
 
 
 def home_offsets(spread: Tensor, turn: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
