@@ -23,8 +23,8 @@ from scheduler.messages import MAX_BATCH, EngineCosts, SessionId
 __all__ = ["Measured", "engine_costs", "measure_costs"]
 
 BATCH_SIZES = (1, 2, 4, 8, MAX_BATCH)
-BUDGET_MS = 4_000.0
-"""No further round begins after so long."""
+BUDGET_MS = 200.0
+"""For one window: no further round begins after so long. Passes that serve go on measuring."""
 _ROUNDS = 4
 _HOPELESS = 1.25
 """A way to attend that is this much slower than another is not measured again."""
@@ -43,8 +43,9 @@ class Measured:
 def measure_costs(
     model: CausalVideoModel, pool: SlabPool, clock: Callable[[], float], ranks: Ranks | None = None
 ) -> Measured:
-    """Run passes with every batch size that the (empty) pool has slots for and every way to attend, on the
-    shortest and the full window; what lies between is interpolated, as attention is linear in the KV length.
+    """Run passes with every batch size that the (empty) pool has slots for: on the full window, where
+    sessions spend their lives, with every way to attend, then on the shortest window with the ways that won.
+    What lies between is interpolated, as attention is linear in the KV length.
 
     The fastest of some repeats counts: a neighbour's burst of work says nothing about the model. A size that
     does not fit into memory is left out, and so are larger ones.
@@ -58,14 +59,10 @@ def measure_costs(
     """
     slots = [pool.allocate() for _ in range(min(pool.num_slots, BATCH_SIZES[-1]))]
     try:
-        clock = _common(clock, ranks or Alone())
-        bench = _Bench(model, pool, slots, clock, ranks)
-        began = clock()
-        for number in range(1 + _ROUNDS):
-            if number > 1 and clock() - began > BUDGET_MS:
-                break
-            bench.round(is_warm_up=number == 0)
-        return bench.result(decode_ms=min(bench.decode_ms() for _ in range(_ROUNDS)))
+        bench = _Bench(model, pool, slots, _common(clock, ranks or Alone()), ranks)
+        for bucket in bench.buckets:
+            bench.measure(bucket)
+        return bench.result(decode_ms=min(bench.decode_ms() for _ in range(2)))
     finally:
         for slot in slots:
             pool.free(slot)
@@ -96,28 +93,41 @@ class _Bench:
         self._model, self._pool, self._slots, self._clock = model, pool, slots, clock
         self._passes = Passes(model, pool, ranks=ranks)
         spec = model.spec
-        self._buckets = sorted({_frames(spec, 0), _frames(spec, _steady(spec))})
+        self.buckets = sorted({_frames(spec, 0), _frames(spec, _steady(spec))}, reverse=True)
+        """KV lengths to measure: the full window, then the shortest."""
         self._sizes = sorted({size for size in (*BATCH_SIZES, len(slots)) if size <= len(slots)})
-        self._backends = available_backends(model.device, model.dtype)
+        ways = available_backends(model.device, model.dtype)
+        self._ways: dict[int, tuple[AttentionBackend, ...]] = dict.fromkeys(self._sizes, ways)
+        """size → the ways to attend that are measured: one, once it is chosen."""
         self._ms: dict[tuple[int, int], dict[str, float]] = {
-            (bucket, size): {} for bucket in self._buckets for size in self._sizes
+            (bucket, size): {} for bucket in self.buckets for size in self._sizes
         }
         """(bucket, size) → way to attend → fastest pass."""
 
-    def round(self, *, is_warm_up: bool) -> None:
+    def measure(self, bucket: int) -> None:
+        """Rounds over all sizes, the first to warm up; afterwards each size has one way to attend."""
+        began = self._clock()
+        for number in range(1 + _ROUNDS):
+            if number > 1 and self._clock() - began > BUDGET_MS:
+                break
+            self._round(bucket, is_warm_up=number == 0)
+        for size in self._sizes:
+            known = self._ms[bucket, size]
+            self._ways[size] = (min(self._ways[size], key=lambda way: known.get(way.name, math.inf)),)
+
+    def _round(self, bucket: int, *, is_warm_up: bool) -> None:
         """One pass of everything that may still matter, in turn: a slow moment must not hit one size only."""
-        for bucket in self._buckets:
-            for size in list(self._sizes):
-                for backend in self._backends:
-                    known = self._ms[bucket, size]
-                    if known.get(backend.name, 0.0) > _HOPELESS * min(known.values(), default=math.inf):
-                        continue
-                    measured_ms = self._pass_ms(bucket, size, backend)
-                    if measured_ms is None:
-                        self._sizes = [smaller for smaller in self._sizes if smaller < size]
-                        break
-                    if not is_warm_up:
-                        known[backend.name] = min(known.get(backend.name, math.inf), measured_ms)
+        for size in list(self._sizes):
+            known = self._ms[bucket, size]
+            for way in self._ways[size]:
+                if known.get(way.name, 0.0) > _HOPELESS * min(known.values(), default=math.inf):
+                    continue
+                measured_ms = self._pass_ms(bucket, size, way)
+                if measured_ms is None:
+                    self._sizes = [smaller for smaller in self._sizes if smaller < size]
+                    return
+                if not is_warm_up:
+                    known[way.name] = min(known.get(way.name, math.inf), measured_ms)
 
     def decode_ms(self) -> float:
         spec = self._model.spec
@@ -129,25 +139,20 @@ class _Bench:
     def result(self, *, decode_ms: float) -> Measured:
         if not self._sizes:
             raise MemoryError(f"{self._model.spec.name}: there is no memory for a pass of one session")
-        full = self._buckets[-1]  # where sessions spend their lives
-        best = {size: min(self._backends, key=lambda b: self._time(full, size, b)) for size in self._sizes}
         samples = {
-            bucket: {size: self._time(bucket, size, best[size]) for size in self._sizes}
-            for bucket in self._buckets
+            bucket: {size: min(self._ms[bucket, size].values()) for size in self._sizes}
+            for bucket in self.buckets
         }
         for size in self._sizes:  # a longer KV is never cheaper: what says so is noise
-            samples[self._buckets[0]][size] = min(s[size] for s in samples.values())
+            samples[self.buckets[-1]][size] = min(s[size] for s in samples.values())
         by_rows = [
-            best[min(size for size in self._sizes if size >= rows)] for rows in range(1, self._sizes[-1] + 1)
+            self._ways[min(size for size in self._sizes if size >= rows)][0]
+            for rows in range(1, self._sizes[-1] + 1)
         ]
         return Measured(
             costs=CostTable.from_samples(_between(self._model.spec, samples), decode_ms=decode_ms),
             attention=ChosenAttention(tuple(by_rows)),
         )
-
-    def _time(self, bucket: int, size: int, backend: AttentionBackend) -> float:
-        known = self._ms[bucket, size]
-        return known.get(backend.name, math.inf)
 
     def _pass_ms(self, bucket: int, size: int, backend: AttentionBackend) -> float | None:
         """None: there is no memory for it."""

@@ -25,7 +25,6 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 from engine.models.attention import sdpa
 from engine.models.base import AttentionBackend, PassAttention, PassBatch, PassRow
@@ -236,7 +235,7 @@ class ChosenAttention:
         return self.by_rows[min(len(batch.rows), len(self.by_rows)) - 1].begin(batch)
 
 
-def make_varlen(kernel: Callable[..., Any] = varlen_attn) -> AttentionBackend:
+def make_varlen(kernel: Callable[..., Any]) -> AttentionBackend:
     """The backend `varlen` on a kernel with the arguments and the result of torch's `varlen_attn`."""
     return _Backend("varlen", lambda batch: _Varlen(batch, kernel))
 
@@ -249,7 +248,9 @@ PADDED: Final[AttentionBackend] = _Backend("padded", _Padded)
 def available_backends(device: torch.device, dtype: torch.dtype) -> tuple[AttentionBackend, ...]:
     """What can run here, the plainest first."""
     plain = (SLICES, GROUPED, PADDED)
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return plain
+    from torch.nn.attention.varlen import varlen_attn  # a second, which only this case needs
+
     has_lengths = inspect.signature(varlen_attn).parameters.keys() >= {"seqused_k", "num_splits"}
-    if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16) and has_lengths:
-        return (*plain, make_varlen())
-    return plain
+    return (*plain, make_varlen(varlen_attn)) if has_lengths else plain
