@@ -87,6 +87,8 @@ class Control:
     """None: this engine takes no part in them."""
     costs: Callable[[], EngineCosts] | None = None
     """What passes cost now; None before that was measured."""
+    state_bytes: int = 0
+    """What a migration of a session sends."""
 
     def __init__(
         self,
@@ -450,7 +452,9 @@ class Control:
 
     async def _announce(self, hosted: Hosted) -> None:
         try:
-            await self._store.announce_session(self._engine, hosted.id, hosted.epoch)
+            await self._store.announce_session(
+                self._engine, hosted.id, hosted.epoch, state_bytes=self.state_bytes
+            )
         except StaleEpoch:
             await self._disowned(hosted)
 
@@ -579,7 +583,8 @@ def _are_close(a: EngineCosts, b: EngineCosts) -> bool:
     """Would nobody decide otherwise?"""
 
     def times(costs: EngineCosts) -> list[float]:
-        return [costs.decode_ms, *(ms for cells in costs.pass_ms for ms in cells)]
+        passes = (ms for cells in costs.pass_ms for ms in cells)
+        return [costs.decode_ms, costs.move_ms, costs.link_bytes_per_ms, *passes]
 
     return len(times(a)) == len(times(b)) and all(
         math.isclose(x, y, rel_tol=COSTS_TOLERANCE) for x, y in zip(times(a), times(b), strict=True)

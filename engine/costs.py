@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from engine.cost_table import CostTable
 from engine.kv_pool import SlabPool
+from engine.migration_cost import MoveCost
 from engine.models.base import AttentionBackend, CausalVideoModel, ModelSpec
 from engine.models.pool_attention import ChosenAttention, available_backends
 from engine.passes import Passes, PassFailed
@@ -68,14 +69,21 @@ def measure_costs(
             pool.free(slot)
 
 
-def engine_costs(costs: CostTable, spec: ModelSpec) -> EngineCosts:
-    """The table as other processes learn it."""
-    return EngineCosts(
+def engine_costs(costs: CostTable, spec: ModelSpec, move: MoveCost | None = None) -> EngineCosts:
+    """The table, and what migrations have taken, as other processes learn it."""
+    published = EngineCosts(
         buckets=costs.buckets,
         pass_ms=tuple(tuple(round(ms, 3) for ms in cells) for cells in costs.ms),
         decode_ms=round(costs.decode_ms, 3),
         chunk_passes=len(spec.sigmas) + 1,
         first_chunk_passes=len(spec.first_sigmas) + 1,
+    )
+    if move is None:
+        return published
+    return replace(
+        published,
+        move_ms=round(move.pause_ms, 3),
+        link_bytes_per_ms=round(move.link.bytes_per_ms, 3),
     )
 
 

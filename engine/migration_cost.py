@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-__all__ = ["LinkCost", "Sizes", "is_rebuild_cheaper"]
+__all__ = ["FIRST_LINK", "LinkCost", "MoveCost", "Sizes", "is_rebuild_cheaper"]
 
 SMOOTHING = 0.5
 """Weight of a new observation."""
@@ -27,6 +27,26 @@ class LinkCost:
         rate = num_bytes / max(ms - self.alpha_ms, 1e-3)
         rate = (1 - SMOOTHING) * self.bytes_per_ms + SMOOTHING * rate
         return replace(self, bytes_per_ms=max(rate, 1.0))
+
+
+FIRST_LINK = LinkCost(alpha_ms=1.0, bytes_per_ms=1e6)
+"""Until a migration has measured the link."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveCost:
+    """What migrations away from this engine have taken so far: a pause, and bytes over a link."""
+
+    pause_ms: float
+    """Boundary to commit."""
+    link: LinkCost
+
+    @staticmethod
+    def after(known: MoveCost | None, pause_ms: float, link: LinkCost) -> MoveCost:
+        """After one more migration."""
+        if known is not None:
+            pause_ms = (1 - SMOOTHING) * known.pause_ms + SMOOTHING * pause_ms
+        return MoveCost(pause_ms=pause_ms, link=link)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from engine.hosted import Hosted
 from engine.incoming import Incoming
 from engine.kv_pool import SlabPool
 from engine.link import Link
+from engine.migration_cost import FIRST_LINK, MoveCost
 from engine.models.base import CausalVideoModel
 from engine.outgoing import CalledOff, Outgoing, Timing
 from engine.pairs import Pairs
@@ -86,6 +87,8 @@ class Migrations:
         self._incoming: dict[SessionId, Incoming] = {}
         self._parked: dict[SessionId, list[tuple[Link, Subscribe]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self.cost: MoveCost | None = None
+        """Of those away from here, as measured; None before the first."""
         host.migration_event = self.receive_event
         host.park = self._park
 
@@ -100,7 +103,11 @@ class Migrations:
             self._start(abort, "abort")
             return
         hosted.moving = True
-        outgoing = Outgoing(*(self._model, self._pool, self._pairs, self, hosted, command), clock=self._clock)
+        outgoing = Outgoing(
+            *(self._model, self._pool, self._pairs, self, hosted, command),
+            link=FIRST_LINK if self.cost is None else self.cost.link,
+            clock=self._clock,
+        )
         task = self._start(self._send(outgoing, hosted, command), f"migrate {hosted.id}")
         self._outgoing[hosted.id] = (outgoing, task)
 
@@ -220,6 +227,7 @@ class Migrations:
             release = ReleaseSession(session=hosted.id, epoch=epoch, engine=command.engine)
             self._host.release(release)
             _log_timing(hosted.id, command, timing)
+            self.cost = MoveCost.after(self.cost, timing.pause_ms, outgoing.link)
             await outgoing.tell_committed()
         finally:
             self._outgoing.pop(hosted.id, None)

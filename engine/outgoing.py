@@ -20,7 +20,7 @@ from engine.handover import HostFacts, Kind, Note, expect, receive_note, send_no
 from engine.helper_thread import HelperThread
 from engine.hosted import Hosted
 from engine.kv_pool import SlabPool
-from engine.migration_cost import LinkCost, Sizes, is_rebuild_cheaper
+from engine.migration_cost import FIRST_LINK, LinkCost, Sizes, is_rebuild_cheaper
 from engine.models.base import CausalVideoModel
 from engine.pairs import Pair, PairLost, Pairs
 from engine.precopy import Look, Precopy, Ring
@@ -41,7 +41,6 @@ MAX_ROUNDS = 4
 """Looks at the slab before it is frozen with more than one chunk dirty."""
 MAX_PIECE_BYTES = 32 * 2**20
 """K/V goes ahead in pieces of this size, so that copies of it stay small."""
-FIRST_LINK = LinkCost(alpha_ms=1.0, bytes_per_ms=1e6)
 """Before anything was sent."""
 
 
@@ -110,6 +109,7 @@ class Outgoing:
         hosted: Hosted,
         command: MigrateSession,
         *,
+        link: LinkCost = FIRST_LINK,
         clock: Callable[[], float],
     ) -> None:
         self._model, self._pool, self._pairs, self._side = model, pool, pairs, side
@@ -119,7 +119,8 @@ class Outgoing:
         self._answer: asyncio.Future[Surveyed | Frozen] | None = None
         spec = model.spec
         ring = Ring(chunk=spec.chunk_latent_frames, window=spec.window_frames, sink=spec.sink_frames)
-        self._precopy, self._link = Precopy(ring), FIRST_LINK
+        self._precopy, self.link = Precopy(ring), link
+        """Measured while it is used."""
         self._embeds: torch.Tensor | None = None
         """The embeddings whose K/V the target has."""
         self._sent_bytes = 0
@@ -201,7 +202,7 @@ class Outgoing:
         await self._listen("ready")
         began = self._clock()
         await self._send(self._note("frames", StateHeader(**self._names())), {}, "ready")
-        self._link = replace(self._link, alpha_ms=self._clock() - began)
+        self.link = replace(self.link, alpha_ms=self._clock() - began)
 
     async def _go_ahead(self) -> None:
         """Send what is immutable, while chunks are made."""
@@ -229,7 +230,7 @@ class Outgoing:
             began = self._clock()
             await self._send(self._note("frames", exported.header), exported.buffers, "ready")
             self._sent_bytes += exported.num_bytes
-            self._link = self._link.observed(exported.num_bytes, self._clock() - began)
+            self.link = self.link.observed(exported.num_bytes, self._clock() - began)
             self._precopy.sent(look, piece)
             left = len(frames) * frame_bytes - self._sent_bytes
             if self._is_rebuild_cheaper(left, self._command.limit_ms):
@@ -289,7 +290,7 @@ class Outgoing:
         )
         chunks = -(-spec.window_frames // spec.chunk_latent_frames)
         return is_rebuild_cheaper(
-            sizes, self._link, rebuild_ms=self._side.rebuild_ms(chunks), limit_ms=limit_ms
+            sizes, self.link, rebuild_ms=self._side.rebuild_ms(chunks), limit_ms=limit_ms
         )
 
     @torch.inference_mode()

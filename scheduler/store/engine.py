@@ -88,9 +88,17 @@ class EngineStore(StoreReader):
         found = await self._read(ENGINE_COMMANDS, {key: after}, block_ms=block_ms, count=256)
         return found.get(key, [])
 
-    async def announce_session(self, engine: EngineId, session: SessionId, epoch: int) -> None:
-        """The owner generates: gateways may subscribe. Raises StaleEpoch."""
-        await self._redis.run("announce_session", self._key("session", session), session, engine, epoch)
+    async def announce_session(
+        self, engine: EngineId, session: SessionId, epoch: int, *, state_bytes: int = 0
+    ) -> None:
+        """The owner generates: gateways may subscribe. state_bytes is what a migration of it sends.
+
+        Raises:
+            StaleEpoch: another engine owns it.
+        """
+        await self._redis.run(
+            "announce_session", self._key("session", session), session, engine, epoch, state_bytes
+        )
 
     async def publish_session(
         self,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
 from engine.costs import engine_costs, measure_costs
 from engine.kv_pool import SlabPool
+from engine.migration_cost import LinkCost, MoveCost
 from tests.engine.harness import RecordingModel
 
 
@@ -83,3 +85,15 @@ def test_what_is_published_says_how_many_passes_a_chunk_takes() -> None:
     costs = engine_costs(table, model.spec)
     assert (costs.chunk_passes, costs.first_chunk_passes) == (5, 9)
     assert costs.pass_ms[-1] == (1.0, 1.0) and costs.buckets[-1] == model.spec.window_frames
+
+
+def test_what_migrations_took_is_published_once_there_were_some() -> None:
+    """Before, the defaults; the pause is smoothed, the link is the newest."""
+    model = RecordingModel()
+    table = measure_costs(model, SlabPool(model, slots=1), itertools.count(step=1.0).__next__).costs
+    slow, fast = (LinkCost(alpha_ms=1.0, bytes_per_ms=rate) for rate in (1e5, 4e5))
+    first = MoveCost.after(None, 20.0, slow)
+    second = MoveCost.after(first, 10.0, fast)
+    none, costs = engine_costs(table, model.spec), engine_costs(table, model.spec, second)
+    assert (costs.move_ms, costs.link_bytes_per_ms) == (15.0, 4e5)
+    assert replace(costs, move_ms=none.move_ms, link_bytes_per_ms=none.link_bytes_per_ms) == none

@@ -142,9 +142,9 @@ async def test_cancelled_reads_leave_the_store_usable(store: Store) -> None:
 async def test_announce_opens_once_per_epoch(store: Store) -> None:
     """The owner's announcement sets `opened` and tells everybody."""
     _, epoch = await placed(store)
-    await store.announce_session(E1, S1, epoch)
+    await store.announce_session(E1, S1, epoch, state_bytes=4_300_000)
     record = await store.get_session(S1)
-    assert record is not None and record.opened
+    assert record is not None and record.opened and record.state_bytes == 4_300_000
     last = (await store.read_events(START))[-1][1]
     assert last == SessionOpened(session=S1, engine=E1, epoch=epoch)
 
