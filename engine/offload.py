@@ -123,7 +123,7 @@ class Copier:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="offload")
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def submit(self, copy: Callable[[], None], on_done: Callable[[], None]) -> Future[None]:
+    def submit(self, copy: Callable[[], object], on_done: Callable[[], None]) -> Future[None]:
         """Do the copy after everything that the calling thread has given the device so far.
 
         `on_done` is called on the copier's thread when the bytes are there, or the copy failed: ask the
@@ -142,7 +142,7 @@ class Copier:
         self._thread.shutdown(wait=True)
 
     @torch.inference_mode()
-    def _run(self, copy: Callable[[], None], ready: torch.cuda.Event | None) -> None:
+    def _run(self, copy: Callable[[], object], ready: torch.cuda.Event | None) -> None:
         if self._stream is None or ready is None:
             copy()
             return

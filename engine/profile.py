@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import platform
+import statistics
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 from engine.costs import engine_costs
 from engine.engine import model_info
@@ -16,10 +19,12 @@ from engine.link_probe import measure_link
 from engine.loading import Loaded, prepare
 from engine.memory import slot_bytes
 from engine.models.base import CausalVideoModel
+from engine.offload import Copier, HostPool, slab_bytes
 from engine.ranks import Alone
 
 __all__ = ["SECTIONS", "profile"]
 
+_COPIES: Final = 15
 FORMAT: Final = 1
 """Grows when a field changes its meaning."""
 
@@ -54,10 +59,41 @@ def _migration(loaded: Loaded) -> Mapping[str, Any]:
     }
 
 
+def _offload(loaded: Loaded) -> Mapping[str, Any]:
+    """What a session's K/V takes to host memory and back: alpha_ms + bytes / bytes_per_ms, each way."""
+    model, pool = loaded.model, loaded.pool
+    host, slot = HostPool(model, budget_bytes=slab_bytes(model)).allocate(), pool.allocate()
+    assert host is not None, "the budget is one slab"
+    copier, here = Copier(model.device), pool.kv[slot]
+    there = host.data[: here.nbytes].view(here.dtype).view(here.shape)
+
+    def median_ms(target: Tensor, source: Tensor) -> float:
+        times = []
+        for _ in range(_COPIES):
+            began = time.perf_counter()
+            copier.submit(lambda: target.copy_(source, non_blocking=True), lambda: None).result()
+            times.append((time.perf_counter() - began) * 1000.0)
+        return statistics.median(times)
+
+    try:
+        alpha_ms = median_ms(there[:1, :1, :1], here[:1, :1, :1])
+        out_ms, in_ms = median_ms(there, here), median_ms(here, there)
+    finally:
+        copier.close()
+        pool.free(slot)
+    return {
+        "alpha_ms": alpha_ms,
+        "out_bytes_per_ms": here.nbytes / max(out_ms - alpha_ms, 1e-3),
+        "in_bytes_per_ms": here.nbytes / max(in_ms - alpha_ms, 1e-3),
+        "slab_bytes": here.nbytes,
+    }
+
+
 SECTIONS: Final[Mapping[str, Callable[[Loaded], Mapping[str, Any]]]] = {
     "costs": _costs,
     "memory": _memory,
     "migration": _migration,
+    "offload": _offload,
 }
 """Name in the result → what measures it, given a model with an empty pool."""
 

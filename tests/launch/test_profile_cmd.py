@@ -28,6 +28,9 @@ def test_the_cost_table_is_written_as_json(tmp_path: Path, capsys: pytest.Captur
     migration = result["migration"]
     assert migration["alpha_ms"] > 0 and migration["bytes_per_ms"] > 0 and migration["rebuild_ms"] > 0
     assert migration["slab_bytes"] < memory["session_bytes"]
+    offload = result["offload"]
+    assert offload["slab_bytes"] == migration["slab_bytes"] and offload["alpha_ms"] > 0
+    assert offload["out_bytes_per_ms"] > 0 and offload["in_bytes_per_ms"] > 0
     assert str(out) in capsys.readouterr().out
 
 
