@@ -10,7 +10,7 @@ import pytest
 
 from scheduler.messages import PromptInput, SessionId, SessionRecord
 from scheduler.store import Store
-from tests.cluster import Cluster, running_cluster
+from tests.cluster import Cluster, running_cluster, until
 from tests.reference import Reference, is_same, owners_from, shown
 from tests.viewer import Viewer, watching
 
@@ -67,6 +67,30 @@ async def test_the_frames_are_those_of_an_undisturbed_run(pair: Cluster) -> None
         now = await record(pair, viewer.session.info.session)
     assert (now.epoch, now.in_flight, now.failed_moves) == (3, None, 0)
     assert undisturbed(viewer, 31, {(await applied).seq: (BLEND,)})
+
+
+async def test_paused_while_it_moves(pair: Cluster) -> None:
+    """Whoever owns the session in the end knows of it: no chunk comes before the resume."""
+    async with watching(pair.url, PROMPT, seed=32) as viewer:
+        (first,) = await viewer.take(1)
+        engine = first.engine
+        for _ in range(6):
+            engine = other_engine(pair, engine)
+            assert migrate(pair, viewer, engine) == 202
+            await viewer.session.pause()
+            await until(lambda: [s["state"] for s in pair.get("/v1/cluster")["sessions"]] == ["idle"])
+            await viewer.session.resume()
+            await viewer.take_until_engine(engine)
+            await viewer.take(2)
+
+
+async def test_stopped_while_it_moves(pair: Cluster) -> None:
+    """The order to move does not bring it back."""
+    async with watching(pair.url, PROMPT, seed=33) as viewer:
+        (first,) = await viewer.take(1)
+        assert migrate(pair, viewer, other_engine(pair, first.engine)) == 202
+        await viewer.session.stop()
+    await until(lambda: not pair.get("/v1/cluster")["sessions"])
 
 
 MOVES = 200
