@@ -44,6 +44,10 @@ from collections.abc import Mapping
 
 MAX_FAILED_MOVES = 2
 """After as many migrations that were called off, a session is placed elsewhere from its checkpoint."""
+POISON_STRIKES = 2
+"""So many engines in a row that crash soon after a session came close it: it may be the cause."""
+POISON_MS = 10_000
+"""What soon means."""
 MAX_EVENTS = 20_000
 """Entries kept in the events stream (approximate trimming: never fewer)."""
 MAX_COMMANDS = 4_096

@@ -38,7 +38,8 @@ if ARGV[5] == 'offloaded' then
 end
 count_placed(target)
 move_session(session, s, 'place', {'epoch', epoch, 'engine', target, 'opened', 1, 'reason', '', 'queue_order', 0,
-  'residence', ARGV[5], 'landed', id .. ' ' .. epoch, 'failed_moves', 0, 'move_to', '', 'moved_ms', now_ms()})
+  'residence', ARGV[5], 'landed', id .. ' ' .. epoch, 'failed_moves', 0, 'move_to', '', 'moved_ms', now_ms(),
+  'placed_ms', now_ms()})
 command(target, {type = 'open', session = session, epoch = epoch})
 emit({type = 'session_placed', session = session, engine = target, epoch = epoch})
 emit({type = 'session_opened', session = session, engine = target, epoch = epoch})

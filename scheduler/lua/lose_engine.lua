@@ -7,7 +7,7 @@
 -- Derived  engines (zset), engine:<id>:placed (set), engine:<id>:commands (stream), its sessions and queues
 -- Returns  ids of the sessions that wait again
 -- Errors   STALE_TERM
--- Events   engine_changed, session_queued per session
+-- Events   engine_changed, session_queued per session, session_closed per poisonous one
 
 local bad = check_term(ARGV[2])
 if bad then
@@ -17,4 +17,4 @@ local e = read_hash(KEYS[1])
 if not e or e.state == 'gone' then
   return {}
 end
-return retire(ARGV[1], e, ARGV[3])
+return retire(ARGV[1], e, ARGV[3], true)

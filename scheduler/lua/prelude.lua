@@ -211,8 +211,17 @@ local function close(session, s, reason, closer)
   emit({type = 'session_closed', session = session, reason = reason})
 end
 
+-- Has the session ended one engine after the other soon after it came? Counts the crash that hits it now.
+local function is_poison(session, s)
+  local is_suspect = s.residence == 'resident' and now_ms() - tonumber(s.placed_ms or 0) < POISON_MS
+  local strikes = is_suspect and (s.strikes or 0) + 1 or 0
+  redis.call('HSET', key('session', session), 'strikes', strikes)
+  return strikes >= POISON_STRIKES
+end
+
 -- An engine is gone: its sessions wait at the front of their queue, oldest first. Returns their ids.
-local function retire(engine, e, reason)
+-- `crashed`: it has not said goodbye; a session that may be the cause is closed rather than given to the next.
+local function retire(engine, e, reason, crashed)
   local sessions = {}
   for _, session in ipairs(redis.call('SMEMBERS', key('placed', engine))) do
     local s = read_hash(key('session', session))
@@ -224,9 +233,13 @@ local function retire(engine, e, reason)
     return a.created < b.created or (a.created == b.created and a.id < b.id)
   end)
   local ids = {}
-  for i, entry in ipairs(sessions) do
-    requeue(entry.id, entry.hash, 'engine_lost')
-    ids[i] = entry.id
+  for _, entry in ipairs(sessions) do
+    if crashed and is_poison(entry.id, entry.hash) then
+      close(entry.id, entry.hash, 'engine_crashed', engine)
+    else
+      requeue(entry.id, entry.hash, 'engine_lost')
+      ids[#ids + 1] = entry.id
+    end
   end
   for _, session in ipairs(redis.call('HKEYS', key('arriving', engine))) do
     local s = read_hash(key('session', session))

@@ -250,7 +250,7 @@ class EngineStore(StoreReader):
 
     async def remove_engine(self, engine: EngineId, reason: str = "exited") -> None:
         """Orderly end. Sessions still there wait again. Idempotent."""
-        await self._redis.run("remove_engine", self._key("engine", engine), engine, reason)
+        await self._redis.run("remove_engine", self._key("engine", engine), engine, reason, 0)
 
 
 def _progress_args(engine: EngineId, p: SessionProgress) -> tuple[str | int, ...]:

@@ -14,7 +14,7 @@ class ProvisionerStore(StoreReader):
 
         Its sessions wait again at once and the leader wants a replacement. Unknown or gone: no effect.
         """
-        await self._redis.run("remove_engine", self._key("engine", engine), engine, reason)
+        await self._redis.run("remove_engine", self._key("engine", engine), engine, reason, 1)
 
     async def claim_engine(self) -> EngineId | None:
         """Take one desired engine that nobody starts yet; its start time limit runs from here.

@@ -83,6 +83,8 @@ def _constants() -> str:
         "ENGINE_MOVES": _moves(ENGINE_TRANSITIONS),
         "MAX_EVENTS": keys.MAX_EVENTS,
         "MAX_FAILED_MOVES": keys.MAX_FAILED_MOVES,
+        "POISON_STRIKES": keys.POISON_STRIKES,
+        "POISON_MS": keys.POISON_MS,
         "MAX_COMMANDS": keys.MAX_COMMANDS,
         "MAX_INPUT_LOG": keys.MAX_INPUT_LOG,
         "MAX_REMEMBERED_IDS": MAX_REMEMBERED_IDS,

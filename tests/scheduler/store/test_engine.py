@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
@@ -11,11 +11,13 @@ from scheduler.messages import (
     DesiredEngine,
     EngineChanged,
     EngineCosts,
+    EngineId,
     EngineState,
     OpenSession,
     Phase,
     PromptInput,
     SessionChanged,
+    SessionId,
     SessionOpened,
 )
 from scheduler.store import (
@@ -235,6 +237,47 @@ async def test_remove_engine_returns_its_sessions(store: Store) -> None:
     record = await store.get_session(S1)
     assert record is not None and (record.phase, record.epoch, record.engine) == (Phase.QUEUED, 2, None)
     assert await store.list_engines() == []
+
+
+async def crash(store: Store, session: SessionId, engines: Sequence[EngineId], term: int) -> None:
+    """The session is given to one engine after the other, and each of them crashes."""
+    for engine in engines:
+        record = await store.get_session(session)
+        assert record is not None
+        await ready(store, engine)
+        await store.place_session(session, engine, expect_epoch=record.epoch, term=term)
+        await store.report_exit(engine, "killed by SIGKILL")
+
+
+async def test_a_session_that_two_engines_crash_with_is_closed(store: Store) -> None:
+    """Rather than given to a third."""
+    term = await lead(store)
+    await create(store, S1)
+    await crash(store, S1, [E1], term)
+    record = await store.get_session(S1)
+    assert record is not None and record.phase is Phase.QUEUED
+    await crash(store, S1, [E2], term)
+    record = await store.get_session(S1)
+    assert record is not None and (record.phase, record.reason) == (Phase.CLOSED, "engine_crashed")
+
+
+async def test_crashes_long_after_it_came_or_orderly_ends_do_not_count(store: Store) -> None:
+    """A session that lives long meets many of both."""
+    term = await lead(store)
+    await create(store, S1)
+    for number in range(4):
+        engine = EngineId(f"e_{number:08x}")
+        record = await store.get_session(S1)
+        assert record is not None
+        await ready(store, engine)
+        await store.place_session(S1, engine, expect_epoch=record.epoch, term=term)
+        if number % 2:
+            await store.remove_engine(engine)
+        else:
+            await store._redis.client.hset(store._key("session", S1), "placed_ms", 0)
+            await store.report_exit(engine, "killed by SIGKILL")
+    record = await store.get_session(S1)
+    assert record is not None and record.phase is Phase.QUEUED
 
 
 async def test_report_exit_works_while_starting(store: Store) -> None:
