@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scheduler.messages import EngineRecord, Phase, SessionRecord, SessionState
-from scheduler.store.values import ClusterInfo
+from scheduler.store.values import ClusterInfo, Decision
 
 
 def describe_cluster(
-    engines: Sequence[EngineRecord], sessions: Sequence[SessionRecord], info: ClusterInfo
+    engines: Sequence[EngineRecord],
+    sessions: Sequence[SessionRecord],
+    info: ClusterInfo,
+    decisions: Sequence[Decision],
 ) -> dict[str, object]:
-    """Engines, sessions (`seq` is the newest chunk, −1 before the first), budget, queue length, policy."""
+    """Engines, sessions (`seq` is the newest chunk, −1 before the first), budget, queue length, policy, and
+    the scheduler's newest decisions, newest first.
+    """
     return {
         "engines": [
             {
@@ -38,6 +43,7 @@ def describe_cluster(
         "budget": info.budget,
         "queue": info.queue,
         "policy": info.policy,
+        "decisions": [{"t_ms": decision.at_ms, "text": decision.text} for decision in decisions],
     }
 
 

@@ -35,6 +35,8 @@ STREAM_PATH = API + "stream"
 DRAIN_PATH = API + "admin/drain"
 MIGRATE_PATH = API + "admin/migrate"
 RETRY_AFTER_S = "2"
+DECISIONS = 50
+"""The newest ones, which `/v1/cluster` shows."""
 JSON_TYPE = "application/json"
 NO_SUCH_ENGINE = "there is no such engine; /v1/cluster lists them"
 
@@ -133,7 +135,8 @@ class Routes:
     async def _cluster(self, _request: Request) -> Response:
         store = self._hub.store
         engines, sessions = await store.list_engines(), await store.list_sessions()
-        return json_response(describe_cluster(engines, sessions, await store.cluster_info()))
+        info, decisions = await store.cluster_info(), await store.decisions(DECISIONS)
+        return json_response(describe_cluster(engines, sessions, info, decisions))
 
     async def _drain(self, request: Request) -> Response:
         engine = _string_field(request.body, "engine")

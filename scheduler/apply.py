@@ -1,4 +1,4 @@
-"""Carries out a plan's actions, one log line each. Nothing is decided here."""
+"""Carries out a plan's actions, one line each in the log and in Redis. Nothing is decided here."""
 
 from __future__ import annotations
 
@@ -31,44 +31,54 @@ MIGRATION_LIMIT_MS = 20_000
 
 
 async def apply(store: Store, actions: Sequence[Action], *, term: int, may_act: Callable[[], bool]) -> bool:
-    """Apply in order; refused actions are logged and skipped. False: may_act said stop, the rest is left out.
+    """Apply in order; refused actions are logged and skipped. What was done is kept for the cluster view.
+
+    False: may_act said stop, the rest is left out.
 
     Raises:
         StaleTerm, StoreUnavailable
     """
+    done: list[str] = []
     for action in actions:
         if not may_act():
             log.warning("the lease ended before %s: stopped acting", type(action).__name__)
             return False
         try:
-            await _apply(store, action, term)
+            said = await _apply(store, action, term)
         except PlacementRefused as exc:
             log.info("%s refused, planning again: %s", type(action).__name__, exc)
+            continue
+        if said:
+            log.log(logging.WARNING if isinstance(action, LoseEngine | CallOff) else logging.INFO, "%s", said)
+            done.append(said)
+    if done:
+        await store.record_decisions(term, done)
     return True
 
 
-async def _apply(store: Store, action: Action, term: int) -> None:
+async def _apply(store: Store, action: Action, term: int) -> str:
+    """Returns what was done and why; "" if nothing."""
     match action:
         case Place() | Migrate() | CallOff() | Requeue() | Suspend() | Activate() | Sweep():
-            await _apply_to_session(store, action, term)
+            return await _apply_to_session(store, action, term)
         case LoseEngine():
             sessions = await store.lose_engine(action.engine, term=term, reason=action.why)
-            log.warning("lost engine %s, %d sessions wait: %s", action.engine, len(sessions), action.why)
+            return f"lost engine {action.engine}, {len(sessions)} sessions wait: {action.why}"
         case DrainEngine():
             await store.drain_engine(action.engine, term=term, reason=action.why)
-            log.info("draining engine %s: %s", action.engine, action.why)
+            return f"draining engine {action.engine}: {action.why}"
         case StopDrained():
             await store.stop_engine(action.engine, term=term)
-            log.info("stopping engine %s: %s", action.engine, action.why)
+            return f"stopping engine {action.engine}: {action.why}"
         case SetDesired():
             await store.write_desired(term, action.engines)
             ids = ", ".join(engine.id for engine in action.engines) or "none"
-            log.info("desired engines are %s: %s", ids, action.why)
+            return f"desired engines are {ids}: {action.why}"
         case _:
             assert_never(action)
 
 
-async def _move(store: Store, action: Place | Migrate, engine: EngineId, term: int) -> None:
+async def _move(store: Store, action: Place | Migrate, engine: EngineId, term: int) -> str:
     """With its state where there is any to move and the engines can; else from its checkpoint."""
     session, epoch, id = action.session, action.expect_epoch, draw_id("m", 8)
     try:
@@ -79,34 +89,33 @@ async def _move(store: Store, action: Place | Migrate, engine: EngineId, term: i
             migration_id=id,
             limit_ms=MIGRATION_LIMIT_MS,
         )
-        log.info("migrating %s to %s, %s: %s", session, engine, id, action.why)
     except PlacementRefused as exc:
         epoch = await store.place_session(session, engine, expect_epoch=epoch, term=term)
-        log.info("placed %s on %s at epoch %d (%s): %s", session, engine, epoch, exc, action.why)
+        return f"placed {session} on {engine} at epoch {epoch} ({exc}): {action.why}"
+    return f"migrating {session} to {engine}, {id}: {action.why}"
 
 
-async def _apply_to_session(store: Store, action: SessionAction, term: int) -> None:
+async def _apply_to_session(store: Store, action: SessionAction, term: int) -> str:
+    session, why = action.session, action.why
     match action:
         case Place(engine=engine):
-            await _move(store, action, engine, term)
+            return await _move(store, action, engine, term)
         case Migrate(target=target):
-            await _move(store, action, target, term)
+            return await _move(store, action, target, term)
         case CallOff():
-            await store.call_off_migration(action.session, term=term)
-            log.warning("called off the migration of %s: %s", action.session, action.why)
-        case Requeue():
-            await store.requeue_session(
-                action.session, expect_epoch=action.expect_epoch, term=term, reason=action.why
-            )
-            log.info("queued %s again: %s", action.session, action.why)
-        case Suspend():
-            await store.suspend_session(action.session, expect_epoch=action.expect_epoch, term=term)
-            log.info("suspending %s: %s", action.session, action.why)
-        case Activate():
-            await store.activate_session(action.session, expect_epoch=action.expect_epoch, term=term)
-            log.info("activating %s: %s", action.session, action.why)
-        case Sweep():
-            if await store.sweep_session(action.session, left_ms=action.left_ms, term=term, reason="left"):
-                log.info("closed %s: %s", action.session, action.why)
+            await store.call_off_migration(session, term=term)
+            return f"called off the migration of {session}: {why}"
+        case Requeue(expect_epoch=epoch):
+            await store.requeue_session(session, expect_epoch=epoch, term=term, reason=why)
+            return f"queued {session} again: {why}"
+        case Suspend(expect_epoch=epoch):
+            await store.suspend_session(session, expect_epoch=epoch, term=term)
+            return f"suspending {session}: {why}"
+        case Activate(expect_epoch=epoch):
+            await store.activate_session(session, expect_epoch=epoch, term=term)
+            return f"activating {session}: {why}"
+        case Sweep(left_ms=left_ms):
+            closed = await store.sweep_session(session, left_ms=left_ms, term=term, reason="left")
+            return f"closed {session}: {why}" if closed else ""
         case _:
             assert_never(action)

@@ -10,6 +10,7 @@ The Lua side gets this same table (`scheduler/store/scripts.py` renders it), so 
     memory                       hash     term, data: the policy's memory (JSON, ≤ MAX_MEMORY_BYTES)
     cluster                      hash     policy, budget, release_interval_ms: what the leader publishes
     models                       hash     model name → JSON of its newest ModelInfo; outlives the engines
+    decisions                    stream   field text: what the leader did and why; bounded by MAX_DECISIONS
     events                       stream   field m: one JSON Event; bounded by MAX_EVENTS
     sessions                     zset     sessions that are not closed → created_ms
     session:<id>                 hash     a SessionRecord, plus left_ms, flight_* (in_flight), move_to and
@@ -50,6 +51,8 @@ POISON_MS = 10_000
 """What soon means."""
 MAX_EVENTS = 20_000
 """Entries kept in the events stream (approximate trimming: never fewer)."""
+MAX_DECISIONS = 1_000
+"""Entries kept in the decisions stream (approximate trimming: never fewer)."""
 MAX_COMMANDS = 4_096
 """Entries kept in an engine's command stream; with few sessions per engine, hours of them."""
 MAX_INPUT_LOG = 50_000
@@ -78,6 +81,7 @@ PATTERNS: Mapping[str, str] = {
     "cluster": "cluster",
     "models": "models",
     "events": "events",
+    "decisions": "decisions",
     "sessions": "sessions",
     "session": "session:%s",
     "inputs": "session:%s:inputs",

@@ -134,6 +134,10 @@ class LeaderStore(StoreReader):
         (found,) = await self._hashes([self._key("memory")])
         return found["data"].encode() if found else None
 
+    async def record_decisions(self, term: int, texts: Sequence[str]) -> None:
+        """Keep what was done and why, a sentence each, for `decisions`. Raises StaleTerm."""
+        await self._redis.run("record_decisions", self._key("decisions"), term, *texts)
+
     async def publish_cluster(self, term: int, *, policy: str, budget: int, release_interval_ms: int) -> None:
         """What `cluster_info` and the queue's ETA show."""
         key = self._key("cluster")

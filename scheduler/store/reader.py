@@ -26,7 +26,7 @@ from scheduler.messages import (
 from scheduler.store import records
 from scheduler.store.connection import Connection, Entry, mapped_errors
 from scheduler.store.errors import EventsTrimmed
-from scheduler.store.values import PRIOR_RELEASE_INTERVAL_MS, AppliedRecord, ClusterInfo
+from scheduler.store.values import PRIOR_RELEASE_INTERVAL_MS, AppliedRecord, ClusterInfo, Decision
 
 log = logging.getLogger("scheduler.store")
 
@@ -174,6 +174,12 @@ class StoreReader:
             release_interval_ms=int(published.get("release_interval_ms", PRIOR_RELEASE_INTERVAL_MS)),
             term=int(term or 0),
         )
+
+    async def decisions(self, count: int) -> list[Decision]:
+        """The newest decisions, newest first."""
+        async with mapped_errors():
+            entries = await self._redis.client.xrevrange(self._key("decisions"), count=count)
+        return [Decision(at_ms=int(id.partition("-")[0]), text=fields["text"]) for id, fields in entries]
 
     # --- events
 

@@ -85,6 +85,7 @@ def _constants() -> str:
         "MAX_FAILED_MOVES": keys.MAX_FAILED_MOVES,
         "POISON_STRIKES": keys.POISON_STRIKES,
         "POISON_MS": keys.POISON_MS,
+        "MAX_DECISIONS": keys.MAX_DECISIONS,
         "MAX_COMMANDS": keys.MAX_COMMANDS,
         "MAX_INPUT_LOG": keys.MAX_INPUT_LOG,
         "MAX_REMEMBERED_IDS": MAX_REMEMBERED_IDS,

@@ -68,6 +68,15 @@ class CheckpointPointer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What the leader did and why."""
+
+    at_ms: int
+    """Redis time."""
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterInfo:
     """What the leader publishes, and the length of the queues."""
 

@@ -62,7 +62,7 @@ async def test_cluster(world: World) -> None:
         status, headers, body = await ask(gateway, "/v1/cluster")
         assert status == 200 and headers["content-type"] == "application/json"
         found = json.loads(body)
-        assert set(found) == {"engines", "sessions", "budget", "queue", "policy"}
+        assert set(found) == {"engines", "sessions", "budget", "queue", "policy", "decisions"}
         assert found["engines"] == [
             {
                 "id": engine.id,

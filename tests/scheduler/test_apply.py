@@ -7,7 +7,7 @@ import pytest
 from scheduler.apply import apply
 from scheduler.messages import DesiredEngine, EngineState
 from scheduler.policy.base import Action, Activate, DrainEngine, LoseEngine, Place, SetDesired, Suspend
-from scheduler.store import Store
+from scheduler.store import StaleTerm, Store
 from tests.scheduler.conftest import E1, E2, E3, S1, S2, create, lead, placed, ready
 
 WANTED = tuple(DesiredEngine(id=engine, model="shapes") for engine in (E1, E3))
@@ -58,3 +58,26 @@ async def test_nothing_is_done_once_the_lease_ended(store: Store) -> None:
     assert not await apply(store, actions, term=await lead(store), may_act=lambda: next(answers))
     engine = await store.get_engine(E1)
     assert engine is not None and engine.state is EngineState.DRAINING
+
+
+async def test_what_was_done_is_kept_with_its_reason(store: Store) -> None:
+    """Newest first; what was refused was not done."""
+    await ready(store)
+    await ready(store, E2)
+    term = await lead(store)
+    stale = Activate(session=S1, expect_epoch=7, why="x")
+    actions = [DrainEngine(engine=E1, why="it is the emptier"), stale, LoseEngine(engine=E2, why="silent")]
+    await apply(store, actions, term=term, may_act=lambda: True)
+    newest, older = await store.decisions(10)
+    assert newest.text == f"lost engine {E2}, 0 sessions wait: silent"
+    assert older.text == f"draining engine {E1}: it is the emptier"
+    assert 0 < older.at_ms <= newest.at_ms
+    assert await store.decisions(1) == [newest]
+
+
+async def test_a_former_leader_records_nothing(store: Store) -> None:
+    """Its term is not in force."""
+    term = await lead(store)
+    with pytest.raises(StaleTerm):
+        await store.record_decisions(term - 1, ["x"])
+    assert await store.decisions(1) == []
