@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final
 
 from launch.config import StatusConfig
@@ -14,6 +15,7 @@ __all__ = ["render", "run"]
 
 _TIMEOUT_S: Final = 5.0
 _ENGINE_COLUMNS: Final = ("id", "state", "sessions", "capacity", "load", "chunk_ms")
+_DECISIONS: Final = 5
 _SESSION_COLUMNS: Final = ("id", "state", "engine", "epoch", "seq", "slack_ms")
 
 
@@ -39,7 +41,14 @@ def render(cluster: Mapping[str, Any]) -> str:
     )
     parts = [summary, _table("engines", _ENGINE_COLUMNS, cluster["engines"])]
     parts.append(_table("sessions", _SESSION_COLUMNS, cluster["sessions"]))
+    if decisions := cluster.get("decisions", [])[:_DECISIONS]:
+        parts.append("\n".join(["newest decisions", *map(_decision, decisions)]))
     return "\n\n".join(parts)
+
+
+def _decision(decision: Mapping[str, Any]) -> str:
+    at = datetime.fromtimestamp(decision["t_ms"] / 1000)
+    return f"{at:%H:%M:%S}  {decision['text']}"
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -34,6 +34,15 @@ def test_tables_hold_every_engine_and_session() -> None:
     assert lines[6].split() == ["s_1", "queued", "-", "0", "0", "0"]
 
 
+def test_the_newest_decisions_are_told() -> None:
+    """Five of them, with the time of day."""
+    decisions = [{"t_ms": 1_700_000_000_000 - n, "text": f"decision {n}"} for n in range(9)]
+    cluster = {"policy": "p", "budget": 0, "queue": 0, "engines": [], "sessions": []}
+    lines = render({**cluster, "decisions": decisions}).splitlines()
+    assert [line.split("  ")[1] for line in lines[-5:]] == [f"decision {n}" for n in range(5)]
+    assert lines[-6] == "newest decisions"
+
+
 def test_an_empty_cluster_says_so() -> None:
     """No empty tables."""
     text = render({"policy": "p", "budget": 0, "queue": 0, "engines": [], "sessions": []})
