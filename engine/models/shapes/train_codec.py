@@ -55,7 +55,9 @@ def _train(what: str, job: Job) -> Path:
     pair.to(job.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     pair["encoder"].requires_grad_(what == "codec")
     trained = [p for p in pair.parameters() if p.requires_grad]
-    optimizer = MuonAdam(trained, weight_decay=0.0)
+    optimizer = MuonAdam(
+        [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim == 1], weight_decay=0.0
+    )
     generator = torch.Generator().manual_seed(job.seed + int(time.time()) + peers.rank)
     progress = Progress(what, job.minutes)
     while (fraction := peers.agree(progress.fraction())) < 1.0:

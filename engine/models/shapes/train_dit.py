@@ -12,14 +12,15 @@ from engine.models.shapes.concepts import SLOTS, TEXT_LEN
 from engine.models.shapes.model import ShapesConfig, ShapesNet
 from engine.models.shapes.train_data import Clips, load_clips, load_codec
 from engine.models.shapes.train_sheet import export_weights
-from engine.models.shapes.train_util import Job, Peers, Progress, autocast, ease
+from engine.models.shapes.train_util import Job, MuonAdam, Peers, Progress, autocast, ease
 
 __all__ = ["train_dit"]
 
 _BATCH = 8
 _PEAK_LR = 2e-3
 _CONTEXT_NOISE = 0.15  # largest deviation added to the clean context, against drift
-_START_SHARE = 0.4  # share of batches whose first chunk is a session's first
+_START_SHARE = 0.5  # share of batches whose first chunk is a session's first
+_FIRST_WEIGHT = 2.0  # of that chunk: it decides shape and number, later ones follow what they see
 _SELF_FROM = 0.55  # from this part of the run on, half of the batches see the model's own chunks as context
 _EMA = 0.998
 
@@ -77,7 +78,7 @@ class _Run:
         self._average = {
             name: p.detach().clone() for name, p in self._net.named_parameters() if p.requires_grad
         }
-        self._optimizers = _optimizers(self._net)
+        self._optimizer = _make_optimizer(self._net)
         if (job.out / "dit.pt").exists():
             self._resume(torch.load(job.out / "dit.pt", weights_only=True))
 
@@ -85,15 +86,12 @@ class _Run:
         self.steps = int(str(saved["steps"]))
         self._net.load_state_dict(saved["net"], strict=False)  # type: ignore[arg-type]  # no decoder in it
         self._average.update(saved["average"])  # type: ignore[call-overload]
-        states = saved["optimizers"] or [o.state_dict() for o in self._optimizers]  # weights alone have none
-        for optimizer, state in zip(self._optimizers, states, strict=True):  # type: ignore[call-overload]
-            optimizer.load_state_dict(state)
+        if saved["optimizer"]:  # weights alone have none
+            self._optimizer.load_state_dict(saved["optimizer"])  # type: ignore[arg-type]
 
     def set_lr(self, factor: float) -> None:
         """Scale the peak learning rate."""
-        for optimizer in self._optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = _PEAK_LR * factor
+        self._optimizer.set_lr(_PEAK_LR * factor)
 
     def step(self, batch: _Batch, *, own_context: bool) -> dict[str, float]:
         """One update; returns losses of the first and of the other chunks."""
@@ -101,20 +99,18 @@ class _Run:
             batch = self._with_own_context(batch)
         sigma = _sigmas(batch, self._config)
         out = self._forward(batch, sigma)
-        error = (
-            (batch.weight * (out - batch.target) ** 2)
-            .mean(dim=(0, 2, 3, 4))
-            .unflatten(0, (-1, 3))
-            .mean(dim=1)
-        )
-        loss = error.mean()
-        for optimizer in self._optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        squares = (batch.weight * (out - batch.target) ** 2).mean(dim=(2, 3, 4)).unflatten(1, (-1, 3)).mean(2)
+        # As an error of the velocity: else the noisiest levels, where most is unknowable, drown the last.
+        error = (squares / sigma**2).mean(dim=0)
+        weights = torch.ones_like(error)
+        if batch.first_noisy == 0:
+            weights[0] = _FIRST_WEIGHT
+        loss = (error * weights).sum() / weights.sum()
+        self._optimizer.zero_grad()
         loss.backward()
         self._peers.average_gradients(self._net.parameters())
         nn.utils.clip_grad_norm_(self._net.parameters(), 1.0)
-        for optimizer in self._optimizers:
-            optimizer.step()
+        self._optimizer.step()
         self._follow()
         self.steps += 1
         parts = error.detach()
@@ -155,7 +151,7 @@ class _Run:
             "steps": self.steps,
             "net": {k: v for k, v in self._net.state_dict().items() if not k.startswith("decoder.")},
             "average": self._average,
-            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            "optimizer": self._optimizer.state_dict(),
         }
         partial = self._job.out / "dit.partial"
         torch.save(state, partial)
@@ -163,17 +159,12 @@ class _Run:
         return export_weights(self._job)
 
 
-def _optimizers(net: ShapesNet) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for everything else that trains."""
+def _make_optimizer(net: ShapesNet) -> MuonAdam:
+    """Muon for the matrices inside the blocks only."""
     matrices = [p for p in net.dit.blocks.parameters() if p.ndim == 2]
     inside = {id(p) for p in matrices}
     others = [p for p in net.parameters() if p.requires_grad and id(p) not in inside]
-    return [
-        torch.optim.Muon(
-            matrices, lr=_PEAK_LR, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw"
-        ),
-        torch.optim.AdamW(others, lr=_PEAK_LR, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
+    return MuonAdam(matrices, others, weight_decay=0.02)
 
 
 def _sigmas(batch: _Batch, config: ShapesConfig) -> Tensor:

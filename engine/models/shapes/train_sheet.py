@@ -51,7 +51,7 @@ def export_weights(job: Job) -> Path:
 def import_weights(job: Job, weights: Path) -> None:
     """Unpack weights, and the encoder that lies beside them, as checkpoints to go on from.
 
-    The steps count from zero and the optimizers begin afresh.
+    The steps count from zero and the optimizer begins afresh.
     """
     tensors = {name: tensor.float() for name, tensor in load_file(weights).items()}
     encoder = load_file(weights.with_name("shapes-encoder.safetensors"))
@@ -59,7 +59,7 @@ def import_weights(job: Job, weights: Path) -> None:
     codec |= {name: tensor for name, tensor in tensors.items() if name.startswith("decoder.")}
     torch.save(codec, job.out / "codec.pt")
     net = {name: tensor for name, tensor in tensors.items() if name not in codec}
-    torch.save({"steps": 0, "net": net, "average": net, "optimizers": []}, job.out / "dit.pt")
+    torch.save({"steps": 0, "net": net, "average": net, "optimizer": None}, job.out / "dit.pt")
 
 
 def save_sheet(path: Path, weights: Path, config: ShapesConfig) -> None:

@@ -77,21 +77,22 @@ class Progress:
 
 
 class MuonAdam:
-    """Muon for matrices and convolution kernels (as matrices, one row per output), AdamW for the rest.
+    """Muon for matrices and convolution kernels (as matrices, one row per output), AdamW for others.
 
     Both take one learning rate. On these small networks Muon needs about a fifth of AdamW's steps.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], *, weight_decay: float) -> None:
-        wanted = list(parameters)
-        self._kernels = [(p, nn.Parameter(_as_matrix(p.data))) for p in wanted if p.ndim > 1]
+    def __init__(
+        self, kernels: Iterable[nn.Parameter], others: Iterable[nn.Parameter], *, weight_decay: float
+    ) -> None:
+        self._kernels = [(p, nn.Parameter(_as_matrix(p.data))) for p in kernels]
         for kernel, matrix in self._kernels:
             assert kernel.data_ptr() == matrix.data_ptr(), "the matrix must share the kernel's memory"
-        self._vectors = [p for p in wanted if p.ndim == 1]
+        self._others = list(others)
         matrices = [matrix for _, matrix in self._kernels]
         self._parts: list[torch.optim.Optimizer] = [
             torch.optim.Muon(matrices, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(self._vectors, betas=(0.9, 0.98), weight_decay=0.0),
+            torch.optim.AdamW(self._others, betas=(0.9, 0.98), weight_decay=0.0),
         ]
 
     def set_lr(self, lr: float) -> None:
@@ -104,8 +105,8 @@ class MuonAdam:
         """Forget all gradients."""
         for kernel, matrix in self._kernels:
             kernel.grad = matrix.grad = None
-        for vector in self._vectors:
-            vector.grad = None
+        for other in self._others:
+            other.grad = None
 
     def step(self) -> None:
         """One update from the parameters' gradients."""
