@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Final
 
 import torch
@@ -59,20 +59,19 @@ def shifted_sigmas(steps: int, shift: float = 5.0) -> tuple[float, ...]:
     return tuple(shift * u / (1 + (shift - 1) * u) for u in (1 - i / steps for i in range(steps)))
 
 
-def _default_dit() -> CausalDiTConfig:
-    return CausalDiTConfig(
-        dim=192,
-        ffn_dim=768,
-        heads=6,
-        layers=6,
-        latent_shape=(16, 12, 12),
-        patch=2,
-        chunk_frames=3,
-        window_frames=12,
-        text_shape=(TEXT_LEN, 64),
-        action_dim=2,
-        spatial_embedding=True,
-    )
+_DIT: Final = CausalDiTConfig(
+    dim=192,
+    ffn_dim=768,
+    heads=6,
+    layers=6,
+    latent_shape=(16, 12, 12),
+    patch=2,
+    chunk_frames=3,
+    window_frames=12,
+    text_shape=(TEXT_LEN, 64),
+    action_dim=2,
+    spatial_embedding=True,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +79,7 @@ class ShapesConfig:
     """Sizes and schedule of a `shapes` model."""
 
     name: str = "shapes"
-    dit: CausalDiTConfig = field(default_factory=_default_dit)
+    dit: CausalDiTConfig = _DIT
     codec: CodecConfig = field(default_factory=CodecConfig)
     fps: int = 16
     sink_frames: int = 0
@@ -96,19 +95,7 @@ SHAPES_FAST = ShapesConfig(name="shapes-fast", sigmas=shifted_sigmas(2), first_s
 
 SHAPES_LARGE = ShapesConfig(
     name="shapes-large",
-    dit=CausalDiTConfig(
-        dim=256,
-        ffn_dim=1024,
-        heads=8,
-        layers=8,
-        latent_shape=(16, 16, 16),
-        patch=2,
-        chunk_frames=3,
-        window_frames=12,
-        text_shape=(TEXT_LEN, 64),
-        action_dim=2,
-        spatial_embedding=True,
-    ),
+    dit=replace(_DIT, dim=256, ffn_dim=1024, heads=8, layers=8, latent_shape=(16, 16, 16)),
     codec=CodecConfig(
         side=16, encoder_widths=(128, 96, 64), decoder_widths=(128, 96, 64), decoder_depth=(4, 2)
     ),
@@ -118,18 +105,8 @@ SHAPES_LARGE = ShapesConfig(
 PRESETS: Final = {config.name: config for config in (SHAPES, SHAPES_FAST, SHAPES_LARGE)}
 
 TINY = ShapesConfig(
-    dit=CausalDiTConfig(
-        dim=32,
-        ffn_dim=64,
-        heads=2,
-        layers=2,
-        latent_shape=(4, 4, 4),
-        patch=2,
-        chunk_frames=3,
-        window_frames=12,
-        text_shape=(TEXT_LEN, 16),
-        action_dim=2,
-        spatial_embedding=True,
+    dit=replace(
+        _DIT, dim=32, ffn_dim=64, heads=2, layers=2, latent_shape=(4, 4, 4), text_shape=(TEXT_LEN, 16)
     ),
     codec=CodecConfig(
         channels=4, side=4, encoder_widths=(16, 8, 8), decoder_widths=(16, 8, 8), decoder_depth=(1, 1)
