@@ -69,7 +69,7 @@ __all__ = [
     "verify",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised by one whenever an older reader could misread the bytes or the header."""
 ALIGNMENT = 64
 """Bytes; buffers can be used where they lie."""
@@ -84,7 +84,7 @@ DTYPES: Mapping[str, torch.dtype] = {
     "float16": torch.float16,
     "uint8": torch.uint8,
 }
-_BLOCK_WORDS = 1 << 20
+_ROW_WORDS = 1 << 10
 
 Count = Annotated[int, Range(0, 2**62)]
 
@@ -227,19 +227,24 @@ def describe(header: StateHeader, buffers: Mapping[str, Tensor], *, checked: boo
 
 
 def checksum(tensor: Tensor) -> int:
-    """Sum of all 32-bit words, each times its position from 1, modulo 2^64; runs where the tensor lies.
+    """Sum of all 64-bit words, each times an odd number, 1, 3, 5, …, modulo 2^64; runs where the tensor lies.
 
-    Finds every change of one word, and words that changed places. The words are those in memory, zero-padded.
+    Finds every change of one word (odd numbers have inverses), and nearly always words that changed places.
+    The words are those in memory, zero-padded. The sums run over rows and over columns of the words, because
+    that reads each of them twice and writes nothing.
     """
     flat = tensor.contiguous().view(-1).view(torch.uint8) if tensor.numel() else tensor.new_empty(0)
-    if flat.numel() % 4:
-        flat = torch.cat([flat, flat.new_zeros(4 - flat.numel() % 4)])
-    words = flat.view(torch.int32) if flat.numel() else flat
-    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
-    for first in range(0, words.numel(), _BLOCK_WORDS):
-        block = words[first : first + _BLOCK_WORDS].to(torch.int64)
-        positions = torch.arange(first + 1, first + 1 + block.numel(), device=tensor.device)
-        total += (block * positions).sum()  # wraps around, the same on every device
+    if flat.numel() % 8 or flat.storage_offset() % 8:
+        flat = torch.cat([flat, flat.new_zeros(-flat.numel() % 8)])
+    words = flat.view(torch.int64) if flat.numel() else flat.to(torch.int64)
+    whole = len(words) // _ROW_WORDS * _ROW_WORDS
+    rows, rest = words[:whole].view(-1, _ROW_WORDS), words[whole:]
+    by_row, by_column = rows.sum(1), rows.sum(0)  # all sums wrap around, the same on every device
+
+    def weighted(sums: Tensor, first: int, step: int) -> Tensor:
+        return (sums * torch.arange(first, first + step * len(sums), step, device=sums.device)).sum()
+
+    total = weighted(by_row, 0, 2 * _ROW_WORDS) + weighted(by_column, 1, 2) + weighted(rest, 2 * whole + 1, 2)
     return int(total.item())
 
 

@@ -226,7 +226,14 @@ def load_slabs(pool: SlabPool, exported: ExportedState, slot: int) -> None:
 
 def gather_kv_frames(pool: SlabPool, slot: int, ring: Sequence[int]) -> Tensor:
     """K/V of some ring frames of a slot, [n, L, 2, N, H, D]. Any thread."""
-    return pool.kv[slot][:, :, list(ring)].permute(2, 0, 1, 3, 4, 5).contiguous()
+    return pool.kv[slot][:, :, _index(ring)].permute(2, 0, 1, 3, 4, 5).contiguous()
+
+
+def _index(ring: Sequence[int]) -> slice | list[int]:
+    """A slice where it can be one: then nothing is copied to take these frames."""
+    frames = list(ring)
+    is_run = bool(frames) and frames == list(range(frames[0], frames[0] + len(frames)))
+    return slice(frames[0], frames[0] + len(frames)) if is_run else frames
 
 
 def import_kv_frames(model: CausalVideoModel, pool: SlabPool, exported: ExportedState, slot: int) -> None:
@@ -243,7 +250,7 @@ def import_kv_frames(model: CausalVideoModel, pool: SlabPool, exported: Exported
         raise StateFormatError(f"these are not {len(header.kv_ring)} ring frames of this engine's model")
     if any(ring >= window for ring in header.kv_ring):
         raise StateFormatError(f"a slab has no ring frames {header.kv_ring}")
-    pool.kv[slot][:, :, list(header.kv_ring)] = frames.to(pool.kv.device).permute(1, 2, 0, 3, 4, 5)
+    pool.kv[slot][:, :, _index(header.kv_ring)] = frames.to(pool.kv.device).permute(1, 2, 0, 3, 4, 5)
 
 
 def check_shapes(spec: ModelSpec, exported: ExportedState) -> None:

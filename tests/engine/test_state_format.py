@@ -120,7 +120,7 @@ def test_the_bytes_stay_what_they_were() -> None:
     [
         ("empty", "too few"),
         ("other_magic", "no session state"),
-        ("other_version", "state format 2"),
+        ("other_version", "state format 3"),
         ("header_truncated", "header is truncated"),
         ("header_changed", "header has another checksum"),
         ("header_not_json", "can't be read"),
@@ -156,13 +156,24 @@ def test_any_change_of_a_byte_is_found(data: st.DataObject) -> None:
             unpack(bad)
 
 
-def test_the_checksum_finds_swapped_words_and_is_the_same_in_blocks() -> None:
-    """Position counts; a long tensor is summed block by block."""
-    words = torch.arange(3, dtype=torch.int32)
-    assert checksum(words) == 1 * 0 + 2 * 1 + 3 * 2
-    assert checksum(words.flip(0)) != checksum(words)
-    long = torch.full((1 << 21,), 3, dtype=torch.int32)
-    assert checksum(long) == 3 * (len(long) * (len(long) + 1) // 2)
+@pytest.mark.parametrize("count", [0, 1, 3, 1023, 1024, 1025, 5000])
+def test_the_checksum_is_a_sum_of_words_by_odd_numbers(count: int) -> None:
+    """However many there are: in whole rows, and in what is left of them."""
+    words = torch.randint(-(2**63), 2**63 - 1, (count,), generator=torch.Generator().manual_seed(count))
+    wanted = sum(word * (2 * at + 1) for at, word in enumerate(words.tolist()))
+    assert (checksum(words) - wanted) % 2**64 == 0
+
+
+def test_the_checksum_finds_changed_and_swapped_words() -> None:
+    """Also the highest bit of a word, bytes behind the last whole word, and data that lies askew."""
+    words = torch.arange(2000)
+    changed, swapped = words.clone(), words.clone()
+    changed[1001] ^= -(2**63)
+    swapped[[3, 1500]] = swapped[[1500, 3]]
+    assert len({checksum(tensor) for tensor in (words, changed, swapped)}) == 3
+    odd = torch.arange(13, dtype=torch.uint8)
+    assert checksum(odd) != checksum(torch.cat([odd[:-1], odd[:1]]))
+    assert checksum(odd[1:]) == checksum(odd[1:].clone())
 
 
 def test_buffers_that_do_not_fit_the_header_are_found() -> None:
