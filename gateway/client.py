@@ -16,12 +16,13 @@ Errors: `gateway/client_errors.py`.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from websockets.asyncio.client import ClientConnection
@@ -185,6 +186,9 @@ class Client:
         )
 
 
+_T = TypeVar("_T")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
     """What `record` has written."""
@@ -197,12 +201,20 @@ class Recording:
 
 
 async def record(
-    url: str, prompt: str, seconds: float, seed: int | None, path: str | Path, *, token: str | None = None
+    url: str,
+    prompt: str,
+    seconds: float,
+    seed: int | None,
+    path: str | Path,
+    *,
+    token: str | None = None,
+    stop: asyncio.Event | None = None,
 ) -> Recording:
     """Generate at least `seconds` of video from one prompt into an MP4 file at `path`.
 
-    Takes the fewest chunks whose durations reach `seconds`, keeps all their frames, encodes nothing again.
-    The file appears when it is complete. Raises ValueError, OSError, ClientError.
+    Takes the fewest chunks whose durations reach `seconds`, or those that are there when `stop` is set; keeps
+    all their frames, encodes nothing again. The file appears when it is complete, unless it has no chunk.
+    Raises ValueError, OSError, ClientError.
     """
     if not 0 < seconds < float("inf"):
         raise ValueError(f"seconds must be above 0, not {seconds}")
@@ -210,9 +222,13 @@ async def record(
     partial = _partial(target)
     try:
         async with connect(url, token) as client:
-            session = await client.start(prompt, seed=seed, mode="recorder")
-            recording = await _record(session, seconds, partial, target)
-        _move(partial, target)
+            stop = stop or asyncio.Event()
+            session = await _unless(stop, client.start(prompt, seed=seed, mode="recorder"))
+            if session is None:
+                return Recording(path=target, num_frames=0, num_chunks=0, duration_s=0.0, session="")
+            recording = await _record(session, seconds, partial, target, stop)
+        if recording.num_chunks:
+            _move(partial, target)
     finally:
         _remove(partial)
     return recording
@@ -232,10 +248,23 @@ def _remove(partial: Path) -> None:
     partial.unlink(missing_ok=True)
 
 
-async def _record(session: Session, seconds: float, partial: Path, target: Path) -> Recording:
+async def _unless(stop: asyncio.Event, work: Awaitable[_T]) -> _T | None:
+    """The result of `work`, or None once `stop` is set: then it is cancelled."""
+    doing, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait((doing, stopped), return_when=asyncio.FIRST_COMPLETED)
+        return doing.result() if doing.done() else None
+    finally:
+        doing.cancel()
+        stopped.cancel()
+
+
+async def _record(
+    session: Session, seconds: float, partial: Path, target: Path, stop: asyncio.Event
+) -> Recording:
     duration_ms, num_chunks = 0.0, 0
     with Mp4Writer(partial, session.info.fps) as writer:
-        async for chunk in session:
+        while not stop.is_set() and (chunk := await _unless(stop, anext(session, None))) is not None:
             writer.add(chunk)
             duration_ms += chunk.duration_ms
             num_chunks += 1

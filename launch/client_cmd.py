@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import time
 
@@ -12,11 +13,18 @@ from launch.config import ClientConfig
 __all__ = ["run"]
 
 _TICK_S = 0.25
+EXIT_INTERRUPTED = 130
 
 
 async def run(config: ClientConfig) -> int:
-    """Record the session, showing progress on a terminal. Returns 0, or 1 when it failed."""
-    work = record(config.url, config.prompt, config.seconds, config.seed, config.output)
+    """Record the session, showing progress on a terminal.
+
+    Returns 0, 1 when it failed, 130 when it was interrupted: what was recorded until then is kept.
+    """
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    work = record(config.url, config.prompt, config.seconds, config.seed, config.output, stop=stop)
     ticker = asyncio.create_task(_show_progress(config)) if sys.stderr.isatty() else None
     start_s = time.monotonic()
     try:
@@ -31,11 +39,14 @@ async def run(config: ClientConfig) -> int:
     if failure is not None:
         print(f"turboserve client: {failure or type(failure).__name__} ({config.url})", file=sys.stderr)
         return 1
+    if not recording.num_chunks:
+        print("turboserve client: interrupted before the first chunk", file=sys.stderr)
+        return EXIT_INTERRUPTED
     print(
         f"{recording.path}: {recording.num_frames} frames, {recording.num_chunks} chunks, "
         f"{recording.duration_s:.2f} s of video in {time.monotonic() - start_s:.1f} s"
     )
-    return 0
+    return EXIT_INTERRUPTED if stop.is_set() else 0
 
 
 async def _show_progress(config: ClientConfig) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
+import sys
 from pathlib import Path
 
 import av
@@ -10,7 +13,7 @@ import pytest
 
 from launch import client_cmd
 from launch.config import ClientConfig
-from tests.cluster import Cluster
+from tests.cluster import Cluster, until
 
 
 @pytest.mark.cluster
@@ -27,6 +30,22 @@ async def test_records_the_asked_length(
         assert stream.average_rate is not None
         assert num_frames / stream.average_rate >= 2
     assert f"{num_frames} frames" in capsys.readouterr().out
+
+
+@pytest.mark.cluster
+async def test_interrupted_it_keeps_what_it_has(cluster: Cluster, tmp_path: Path) -> None:
+    """Ctrl-C in the middle: a file that decodes, nothing beside it, and a status that says so."""
+    path = tmp_path / "out.mp4"
+    command = [sys.executable, "-m", "launch", "client", "a red ball", "--url", cluster.url]
+    command += ["--seconds", "600", "-o", str(path)]
+    client = await asyncio.create_subprocess_exec(*command)
+    partial_grows = lambda: any(file.stat().st_size > 20_000 for file in tmp_path.iterdir())  # noqa: E731
+    await until(partial_grows)
+    client.send_signal(signal.SIGINT)
+    assert await client.wait() == 130
+    assert os.listdir(tmp_path) == ["out.mp4"]
+    with av.open(str(path)) as video:
+        assert sum(1 for _ in video.decode(video=0)) >= 12
 
 
 async def test_no_server_is_a_sentence(
