@@ -18,10 +18,13 @@ from engine.models.base import CausalVideoModel, ModelSpec
 from engine.ring import live_chunks
 from engine.state_format import ALIGNMENT, ExportedState
 
-__all__ = ["Copier", "HostPool", "HostSlab", "slab_bytes"]
+__all__ = ["MAX_SLABS", "Copier", "HostPool", "HostSlab", "slab_bytes"]
 
 
 _log = logging.getLogger("turboserve.engine.offload")
+
+MAX_SLABS = 1_024
+"""More idle sessions than an engine will have; with a tiny model, a budget would be cut into many more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -75,12 +78,12 @@ def _numel(shape: tuple[int, ...]) -> int:
 
 
 class HostPool:
-    """As many host slabs as fit a budget, allocated once. Belongs to the compute thread."""
+    """As many host slabs as fit a budget, at most MAX_SLABS. Belongs to the compute thread."""
 
     def __init__(self, model: CausalVideoModel, *, budget_bytes: int) -> None:
         size = slab_bytes(model)
         pinned = model.device.type == "cuda"
-        self.num_slabs = budget_bytes // size
+        self.num_slabs = min(MAX_SLABS, budget_bytes // size)
         if budget_bytes and not self.num_slabs:
             _log.warning(
                 "idle sessions keep only their checkpoint: offload_mib is %d, a session's state takes %d",

@@ -14,7 +14,7 @@ from engine.compute_messages import ComputeEvent, MoveDone, Open, Resided, Sessi
 from engine.encoder import EncoderPool, SessionEncoder
 from engine.kv_pool import SlabPool
 from engine.models.shapes.model import TINY, ShapesModel
-from engine.offload import Copier, HostPool, slab_bytes
+from engine.offload import MAX_SLABS, Copier, HostPool, slab_bytes
 from engine.residents import Residents, Where
 from engine.session_state import Stage
 from engine.steering import LogEntry, Steering
@@ -324,3 +324,8 @@ def test_whatever_happens_nothing_is_lost_or_held_twice(seed: int) -> None:
         world.finish()
     assert (world.pool.num_free, world.host.num_held, world.table.num_moves) == (3, 0, 0)
     assert list(world.table.all()) == [] and world.encoders._lanes == [0]
+
+
+def test_a_budget_is_not_cut_into_more_slabs_than_an_engine_can_use() -> None:
+    """Of a tiny model, a gigabyte would be tens of thousands."""
+    assert HostPool(MODEL, budget_bytes=2 * MAX_SLABS * slab_bytes(MODEL)).num_slabs == MAX_SLABS
