@@ -31,6 +31,7 @@ PURE = (
     "scheduler/messages.py",
     "scheduler/schema.py",
     "scheduler/states.py",
+    "scheduler/trace.py",
     "scheduler/view.py",
     "scheduler/policy/*.py",
     "scheduler/store/errors.py",
