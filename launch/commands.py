@@ -110,11 +110,11 @@ def _check_policy(values: Values) -> None:
 def _check_model(values: Values) -> None:
     if values.get("model", Value("shapes", "")).value == "shapes":
         return  # the default needs no second of importing torch
-    from engine.models.registry import MODELS
+    from engine.models.registry import model_names
 
     def find(name: str) -> None:
-        if name not in MODELS:
-            raise ValueError(f"model {name!r} does not exist; available: {', '.join(sorted(MODELS))}")
+        if name not in (names := model_names()):
+            raise ValueError(f"model {name!r} does not exist; available: {', '.join(names)}")
 
     _check_choice(values, "model", find)
 

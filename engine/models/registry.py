@@ -1,10 +1,15 @@
-"""The table of models that an engine can serve, and how each is loaded."""
+"""The models that an engine can serve, and how each is loaded: our own, and those of other packages.
+
+A package adds models with entry points of the group `turboserve.models`, name → loader (docs/models.md).
+Their names are read from its metadata; its code is imported when one of its models is loaded.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +27,13 @@ from engine.models.shapes.model import (
     WeightsError,
 )
 
-__all__ = ["MODELS", "WeightsError", "load_model"]
+__all__ = ["GROUP", "MODELS", "Loader", "WeightsError", "load_model", "model_names"]
+
+GROUP: Final = "turboserve.models"
+"""Entry points of models in other packages."""
+
+Loader = Callable[[torch.device, Path | None], CausalVideoModel]
+"""(device, weights file or None for the model's own) → model. Raises ValueError: it can't be loaded so."""
 
 _WEIGHTS: Final = Path(__file__).parent / "shapes" / "weights"
 
@@ -49,21 +60,53 @@ def _load_shapes(
     return ShapesModel.from_tensors(tensors, digest, config=config, device=device, dtype=dtype)
 
 
-MODELS: Final[Mapping[str, Callable[[torch.device, Path | None], CausalVideoModel]]] = {
+MODELS: Final[Mapping[str, Loader]] = {
     "shapes": partial(_load_shapes, SHAPES, _WEIGHTS / "shapes.safetensors"),
     "shapes-fast": partial(_load_shapes, SHAPES_FAST, _WEIGHTS / "shapes.safetensors"),
     "shapes-large": partial(_load_shapes, SHAPES_LARGE, None),
 }
-"""Model name → loader(device, weights file or None for the shipped one)."""
+"""Our own; an entry point does not replace one."""
+
+
+def model_names() -> tuple[str, ...]:
+    """Everything that `load_model` may be asked for."""
+    return tuple(sorted({*MODELS, *(point.name for point in entry_points(group=GROUP))}))
 
 
 def load_model(name: str, *, device: torch.device, weights: Path | None = None) -> CausalVideoModel:
     """Load a model by name onto a device.
 
     Raises:
-        ValueError: no such model; the message names the known ones.
+        ValueError: no such model (the message names the known ones), or its package can't be used.
         WeightsError: (a ValueError) the weights cannot be read or do not fit.
     """
-    if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; known: {', '.join(sorted(MODELS))}")
-    return MODELS[name](device, weights)
+    model = _find(name)(device, weights)
+    if model.spec.name != name:
+        raise ValueError(f"the loader of model {name!r} made one that is called {model.spec.name!r}")
+    return model
+
+
+def _find(name: str) -> Loader:
+    if name in MODELS:
+        return MODELS[name]
+    points = entry_points(group=GROUP, name=name)
+    match [*{point.value: point for point in points}.values()]:
+        case []:
+            raise ValueError(f"unknown model {name!r}; known: {', '.join(model_names())}")
+        case [point]:
+            return _loader(point)
+        case several:
+            packages = ", ".join(sorted(_package(point) for point in several))
+            raise ValueError(f"model {name!r} is in several packages: {packages}")
+
+
+def _loader(point: EntryPoint) -> Loader:
+    try:
+        loader: Loader = point.load()
+    except Exception as exc:  # whatever the import of a stranger's module raises
+        raise ValueError(f"model {point.name!r} of {_package(point)} can't be imported: {exc}") from exc
+    return loader
+
+
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else point.value
