@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
 
+from scheduler.results import percentile
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """Nearest-rank percentile, `share` in (0, 1]; NaN of nothing."""
-    if not values:
-        return math.nan
-    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+__all__ = ["machine", "percentile", "print_json", "print_table"]
 
 
 def machine() -> str:

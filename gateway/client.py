@@ -39,7 +39,7 @@ from gateway.client_errors import (
     SessionEnded,
     TakenOver,
 )
-from gateway.client_session import Mode, Session
+from gateway.client_session import Mode, OnPart, Session
 from gateway.protocol import (
     DEFAULT_LEAD_MS,
     JSON_SUBPROTOCOL,
@@ -139,27 +139,29 @@ class Client:
         model: str | None = None,
         lead_ms: int = DEFAULT_LEAD_MS,
         mode: Mode = "viewer",
+        on_part: OnPart | None = None,
     ) -> Session:
         """Begin a session.
 
         `seed` None: random. `lead_ms`: how far the server generates ahead of the playhead. `mode`: a "viewer"
-        is served in real time, a "recorder" as fast as its chunks are taken.
+        is served in real time, a "recorder" as fast as its chunks are taken. `on_part` is given the header of
+        each part as it arrives, before anything is done with it; while it waits, nothing more is read.
         Raises ServerError when refused, ConnectionLost, SessionEnded.
         """
         opening = Start(prompt=prompt, seed=seed, model=model, lead_ms=lead_ms)
-        return await self._open(opening, mode)
+        return await self._open(opening, mode, on_part)
 
     async def attach(self, session: str, resume: str, next_seq: int = 0, *, mode: Mode = "viewer") -> Session:
         """Go on with a session begun elsewhere, from chunk `next_seq`. The connection it had is closed."""
         return await self._open(Attach(session=session, resume=resume, next_seq=next_seq), mode)
 
-    async def _open(self, opening: Start | Attach, mode: Mode) -> Session:
+    async def _open(self, opening: Start | Attach, mode: Mode, on_part: OnPart | None = None) -> Session:
         if self._session is not None and not self._session.is_over:
             raise ClientError("this client has a session already; stop it first, or connect once more")
         socket, self._first = self._first, None
         if socket is None or socket.close_code is not None:
             socket = await self._dial_first()
-        session = Session(self._dial, opening, mode=mode, give_up_s=self._give_up_s)
+        session = Session(self._dial, opening, mode=mode, give_up_s=self._give_up_s, on_part=on_part)
         await session.open(socket)
         self._session = session
         return session

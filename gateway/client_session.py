@@ -70,6 +70,7 @@ Mode = Literal["viewer", "recorder"]
 Event = State | Queued | Gap | Stats | Applied | Error | Closed
 Input = Prompt | Reset | Pause | Resume | Stop
 Dial = Callable[[], Awaitable[ClientConnection]]
+OnPart = Callable[[ChunkHeader], Awaitable[None]]
 
 MAX_QUEUED_CHUNKS = 64
 """Chunks waiting for the user; when full, nothing more is read from the connection."""
@@ -120,7 +121,15 @@ class Session:
     and `stats` the newest of each; `playhead` what a viewer would have seen of it.
     """
 
-    def __init__(self, dial: Dial, opening: Start | Attach, *, mode: Mode, give_up_s: float) -> None:
+    def __init__(
+        self,
+        dial: Dial,
+        opening: Start | Attach,
+        *,
+        mode: Mode,
+        give_up_s: float,
+        on_part: OnPart | None = None,
+    ) -> None:
         self.state: State | None = None
         self.queued: Queued | None = None
         self.stats: Stats | None = None
@@ -129,6 +138,7 @@ class Session:
         self._opening: Start | Attach = opening
         self._mode = mode
         self._give_up_s = give_up_s
+        self._on_part = on_part
         self._assembler = ChunkAssembler(opening.next_seq if isinstance(opening, Attach) else 0)
         self._chunks: asyncio.Queue[Chunk | None] = asyncio.Queue(MAX_QUEUED_CHUNKS)
         self._events: asyncio.Queue[Event] = asyncio.Queue(MAX_QUEUED_EVENTS)
@@ -240,6 +250,11 @@ class Session:
             if not self._is_over:  # then it is closing the connection, which must not be cut short
                 self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+    def cut(self) -> None:
+        """Lose the connection as a network would: the session comes back by itself. For drills."""
+        if self._socket is not None:
+            self._socket.transport.abort()
 
     # --- the task -------------------------------------------------------------------------------------
 
@@ -435,6 +450,8 @@ class Session:
         self._events.put_nowait(event)
 
     async def _take_part(self, header: ChunkHeader, payload: memoryview) -> None:
+        if self._on_part is not None:
+            await self._on_part(header)
         chunk = self._assembler.add(header, payload)
         if chunk is None:
             return

@@ -24,7 +24,7 @@ from gateway.client import (
     record,
     stream_url,
 )
-from gateway.protocol import JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL
+from gateway.protocol import JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL, ChunkHeader
 from tests.browser.stream_server import StreamServer, stream_server
 
 RED_ON_BLUE = "a red ball bouncing on a blue background"
@@ -99,6 +99,37 @@ async def test_lost_connection_leaves_no_gap_and_no_repeat(client: Client, serve
     assert seqs(chunks) == list(range(10))
     assert server.attaches == 2
     assert len(server.sessions) == 1
+
+
+async def test_a_cut_is_a_lost_connection(client: Client, server: StreamServer) -> None:
+    """The session comes back, contiguous; its playhead has gone on."""
+    session = await client.start(RED_ON_BLUE, mode="recorder")
+    chunks = await take(session, 2)
+    session.cut()
+    chunks += await take(session, 3)
+    assert seqs(chunks) == list(range(5)) and server.attaches == 1
+
+
+async def test_parts_are_shown_before_they_are_put_together(client: Client, server: StreamServer) -> None:
+    """Each header once, in order; nothing more is read while the caller waits."""
+    server.faults.parts = 2
+    seen: list[tuple[int, int]] = []
+    gate, held = asyncio.Event(), asyncio.Event()
+
+    async def on_part(header: ChunkHeader) -> None:
+        seen.append((header.seq, header.part))
+        if len(seen) == 3:
+            held.set()
+            await gate.wait()
+
+    session = await client.start(RED_ON_BLUE, mode="recorder", on_part=on_part)
+    await take(session, 1)
+    async with asyncio.timeout(10):
+        await held.wait()
+    assert seen == [(0, 0), (0, 1), (1, 0)] and session.next_seq == 1
+    gate.set()
+    await take(session, 1)
+    assert seen[:4] == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
 async def test_chunk_cut_in_the_middle_arrives_whole(client: Client, server: StreamServer) -> None:

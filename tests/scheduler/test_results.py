@@ -1,0 +1,54 @@
+"""Figures of samples."""
+
+from __future__ import annotations
+
+import math
+
+from scheduler.results import common_results, flat, percentile, spread
+
+
+def test_percentiles_are_samples() -> None:
+    """Nearest rank: never between two of them."""
+    values = [5.0, 1.0, 4.0, 2.0, 3.0]
+    assert [percentile(values, share) for share in (0.01, 0.2, 0.21, 0.5, 0.99, 1.0)] == [1, 1, 2, 3, 5, 5]
+    assert math.isnan(percentile([], 0.5))
+
+
+def test_spread_names_its_figures() -> None:
+    """None where there are no samples."""
+    assert spread([1.0, 2.0, 6.0], "min", "mean", "p50", "max") == {"min": 1, "mean": 3, "p50": 2, "max": 6}
+    assert spread([], "p99") == {"p99": None}
+
+
+def test_results_have_the_common_keys() -> None:
+    """With and without timed plans; flat for comparing."""
+    results = common_results(
+        sessions=2,
+        chunks=3,
+        chunk_latency_ms=[10.0, 20.0],
+        ttfc_ms=[],
+        cpr=[0.5, 1.0],
+        cost_engine_s=12.34,
+        migrations=1,
+        gaps=0,
+        planning_ms=[0.5],
+    )
+    assert flat(results) == {
+        "sessions": 2,
+        "chunks": 3,
+        "chunk_latency_ms.p50": 10.0,
+        "chunk_latency_ms.p95": 20.0,
+        "chunk_latency_ms.p99": 20.0,
+        "chunk_latency_ms.max": 20.0,
+        "ttfc_ms.p50": None,
+        "ttfc_ms.p99": None,
+        "cpr.mean": 0.75,
+        "cpr.p5": 0.5,
+        "cpr.min": 0.5,
+        "cost_engine_s": 12.3,
+        "migrations": 1,
+        "gaps": 0,
+        "planning_ms.p50": 0.5,
+        "planning_ms.p99": 0.5,
+        "planning_ms.max": 0.5,
+    }
