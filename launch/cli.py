@@ -14,6 +14,7 @@ from engine.config import EngineConfig
 from gateway.config import GatewayConfig
 from launch import commands as work
 from launch.config import ClientConfig, ProfileConfig, StatusConfig, UpConfig
+from launch.loadtest.config import CompareConfig, LoadtestConfig
 from launch.settings import (
     FILE_VARIABLE,
     SECRETS,
@@ -44,6 +45,8 @@ class Command:
     configs: tuple[type[Any], ...]
     without: frozenset[str] = frozenset()
     """Settings of the configs that this command decides itself."""
+    positional: frozenset[str] = frozenset()
+    """Settings that are given without a flag."""
 
 
 COMMANDS: Final[Mapping[str, Command]] = {
@@ -57,7 +60,21 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "scheduler": Command(run=work.run_scheduler, help="run one scheduler", configs=(SchedulerConfig,)),
     "engine": Command(run=work.run_engine, help="run one engine", configs=(EngineConfig,)),
     "client": Command(
-        run=work.run_client, help="record one session to a video file", configs=(ClientConfig,)
+        run=work.run_client,
+        help="record one session to a video file",
+        configs=(ClientConfig,),
+        positional=frozenset({"prompt"}),
+    ),
+    "loadtest": Command(
+        run=work.run_loadtest,
+        help="play a load of real clients on a cluster, and judge what they saw",
+        configs=(LoadtestConfig,),
+    ),
+    "compare": Command(
+        run=work.run_compare,
+        help="put the results of two load tests or simulations side by side",
+        configs=(CompareConfig,),
+        positional=frozenset({"before", "after"}),
     ),
     "profile": Command(
         run=work.run_profile, help="measure what a model costs on a device", configs=(ProfileConfig,)
@@ -67,7 +84,6 @@ COMMANDS: Final[Mapping[str, Command]] = {
 }
 
 _LATER: Final[Mapping[str, str]] = {
-    "loadtest": "load tests come with the scheduling policies",
     "simulate": "the simulator comes with the scheduling policies",
     "trace": "traces come with the scheduling policies",
     "evaluate": "the evaluation comes with the scheduling policies",
@@ -134,7 +150,7 @@ def _parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
         )
         sub.add_argument("--config", metavar="FILE", help="TOML file with settings")
         for setting in _settings(command).values():
-            _add_setting(sub, setting, positional=(name, setting.name) == ("client", "prompt"))
+            _add_setting(sub, setting, positional=setting.name in command.positional)
     return parser
 
 

@@ -8,14 +8,17 @@ import sys
 from collections.abc import Callable, Mapping
 
 from launch.config import ClientConfig, ProfileConfig, StatusConfig
+from launch.loadtest.config import CompareConfig, LoadtestConfig
 from launch.roles import role_command, role_environment
 from launch.settings import SettingsError, Value, build
 
 __all__ = [
     "run_client",
+    "run_compare",
     "run_doctor",
     "run_engine",
     "run_gateway",
+    "run_loadtest",
     "run_profile",
     "run_scheduler",
     "run_status",
@@ -69,6 +72,22 @@ def run_client(values: Values) -> int:
     from launch import client_cmd
 
     return asyncio.run(client_cmd.run(build(ClientConfig, values)))
+
+
+def run_loadtest(values: Values) -> int:
+    """Real clients against a running cluster, judged."""
+    config = build(LoadtestConfig, values)
+    from launch.loadtest import run
+
+    return asyncio.run(run.run(config))
+
+
+def run_compare(values: Values) -> int:
+    """Two results side by side."""
+    config = build(CompareConfig, values)
+    from launch.loadtest import compare_cmd
+
+    return compare_cmd.run(config)
 
 
 def run_profile(values: Values) -> int:

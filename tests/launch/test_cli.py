@@ -67,7 +67,7 @@ def test_contract_of_client() -> None:
     assert config == ClientConfig(prompt="a red ball", url="http://h:1", seconds=2.5, seed=7, output="x.mp4")
 
 
-@pytest.mark.parametrize("name", ["loadtest", "simulate", "trace", "evaluate", "model"])
+@pytest.mark.parametrize("name", ["simulate", "trace", "evaluate", "model"])
 def test_later_commands_say_so(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A name that is reserved is no unknown command, whatever flags follow."""
     assert cli.main([name, "--url", "x"]) == 2

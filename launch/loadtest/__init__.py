@@ -1,0 +1,1 @@
+"""`turboserve loadtest` and `turboserve compare`: real clients play a load, and what they saw is judged."""

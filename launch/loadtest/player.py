@@ -1,0 +1,230 @@
+"""One client of a load test: plays its script over a real connection and tells what it sees."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import assert_never
+
+from gateway.client import BadServer, Chunk, ClientError, ServerError, Session, SessionEnded, connect
+from gateway.protocol import Applied, ChunkHeader, Gap, Stats
+from launch.loadtest.load import Do, Script, Step
+from launch.loadtest.samples import (
+    ChunkSeen,
+    Edited,
+    Ended,
+    Fault,
+    FirstPart,
+    Latency,
+    Outcome,
+    Refused,
+    Sample,
+    Started,
+)
+from launch.loadtest.stream_check import StreamCheck
+
+__all__ = ["Player"]
+
+GIVE_UP_S = 30.0
+"""For how long a lost connection, or a first one, is tried."""
+
+
+class Player:
+    """Runs once."""
+
+    def __init__(
+        self, script: Script, url: str, *, begin_s: float, decode: bool, put: Callable[[Sample], None]
+    ) -> None:
+        """`begin_s`: when the load starts, by the monotonic clock; `put` takes each sample."""
+        self._script, self._url, self._begin_s = script, url, begin_s
+        self._decode, self._put = decode, put
+        self._client = script.client
+        self._check = StreamCheck()
+        self._started_ms = 0.0
+        self._cuts = 0
+        self._is_idle = False
+        self._played_ms = self._stalled_ms = 0.0
+        self._edits: list[tuple[float, Applied]] = []
+        """Prompts on their way to the picture: when they were sent, and where they are in it."""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """From start to stop. Never raises what the server or the network does."""
+        outcome, reason = Outcome.DONE, ""
+        await self._until(self._script.steps[0].at_s)
+        try:
+            async with connect(self._url, give_up_s=GIVE_UP_S, open_timeout_s=GIVE_UP_S) as client:
+                first, script = self._script.steps[0], self._script
+                session = await client.start(
+                    first.prompt, seed=script.seed, model=script.model, on_part=self._on_part
+                )
+                await self._live(session)
+        except ServerError as exc:
+            outcome, reason = Outcome.REFUSED, exc.code
+            self._refused(Do.START, exc)
+        except ClientError as exc:
+            outcome, reason = Outcome.LOST, str(exc)
+        for fault in self._check.finish():
+            self._fault(fault)
+        self._put(self._ended(outcome, reason))
+
+    async def _live(self, session: Session) -> None:
+        self._started_ms = self._now_ms()
+        info = session.info
+        self._put(
+            Started(
+                client=self._client,
+                at_ms=self._started_ms,
+                session=session.id,
+                model=info.model,
+                chunk_ms=1000.0 * info.chunk_frames / info.fps,
+            )
+        )
+        doing = asyncio.create_task(self._act(session))
+        hearing = asyncio.create_task(self._hear(session))
+        try:
+            async for chunk in session:  # ends by our own stop
+                await self._take_chunk(session, chunk)
+            await doing
+        finally:
+            if not doing.done():
+                self._note_play(session)
+            for task in (doing, hearing, *self._tasks):
+                task.cancel()
+            await asyncio.gather(doing, hearing, *self._tasks, return_exceptions=True)
+
+    # --- what it does ---------------------------------------------------------------------------------
+
+    async def _act(self, session: Session) -> None:
+        for step in self._script.steps[1:]:
+            await self._until(step.at_s)
+            try:
+                await self._do(session, step)
+            except ClientError as exc:
+                self._refused(step.do, exc)
+
+    async def _do(self, session: Session, step: Step) -> None:
+        match step.do:
+            case Do.PAUSE:
+                self._is_idle = True
+                self._edits.clear()  # a viewer who rests waits for nothing
+                await session.pause()
+            case Do.RESUME:
+                await session.resume()
+                self._is_idle = False
+            case Do.PROMPT:
+                task = asyncio.create_task(self._edit(session, step.prompt))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            case Do.CUT:
+                self._cuts += 1
+                session.cut()
+            case Do.STOP:
+                self._note_play(session)
+                await session.stop()
+            case Do.START:
+                raise AssertionError("a script starts once")
+            case _:
+                assert_never(step.do)
+
+    async def _edit(self, session: Session, text: str) -> None:
+        sent_ms, was_idle = self._now_ms(), self._is_idle
+        try:
+            applied = await session.prompt(text)
+        except ClientError as exc:
+            self._refused(Do.PROMPT, exc)
+        else:
+            if not (was_idle or self._is_idle):
+                self._edits.append((sent_ms, applied))
+
+    def _note_play(self, session: Session) -> None:
+        session.playhead.buffer_ms(time.monotonic() * 1000.0)  # up to now
+        self._played_ms, self._stalled_ms = session.playhead.played_ms, session.playhead.stalled_ms
+
+    # --- what it sees ---------------------------------------------------------------------------------
+
+    async def _on_part(self, header: ChunkHeader) -> None:
+        if self._check.num_chunks == 0 and header.part == 0:
+            now_ms = self._now_ms()
+            self._put(FirstPart(client=self._client, at_ms=now_ms, ttfc_ms=now_ms - self._started_ms))
+        for fault in self._check.part(header):
+            self._fault(fault)
+        if self._script.slow_factor:
+            await asyncio.sleep(header.duration_ms * self._script.slow_factor / 1000.0)
+
+    async def _take_chunk(self, session: Session, chunk: Chunk) -> None:
+        now_ms = self._now_ms()
+        ahead_ms = session.playhead.buffer_ms(time.monotonic() * 1000.0) - chunk.duration_ms
+        self._put(
+            ChunkSeen(
+                client=self._client,
+                at_ms=now_ms,
+                seq=chunk.seq,
+                engine=chunk.engine,
+                stalled_ms=session.playhead.stalled_ms,
+            )
+        )
+        for edit in [edit for edit in self._edits if edit[1].seq <= chunk.seq]:
+            self._edits.remove(edit)
+            waited_ms = now_ms - edit[0]
+            self._put(
+                Edited(
+                    client=self._client,
+                    at_ms=now_ms,
+                    chunk_ms=waited_ms,
+                    picture_ms=waited_ms + max(0.0, ahead_ms),
+                )
+            )
+        if self._decode:
+            try:
+                await asyncio.to_thread(chunk.frames)
+            except BadServer as exc:
+                self._fault(f"chunk {chunk.seq}: {exc}")
+
+    async def _hear(self, session: Session) -> None:
+        async for event in session.events():
+            if isinstance(event, Gap):
+                self._check.gap(event.from_seq, event.to_seq)
+            elif isinstance(event, Stats):
+                self._put(
+                    Latency(
+                        client=self._client,
+                        at_ms=self._now_ms(),
+                        seq=event.seq,
+                        latency_ms=event.latency_ms,
+                        gen_ms=event.gen_ms,
+                        batch=event.batch,
+                    )
+                )
+
+    def _fault(self, what: str) -> None:
+        self._put(Fault(client=self._client, at_ms=self._now_ms(), what=what))
+
+    def _refused(self, what: Do, exc: ClientError) -> None:
+        if isinstance(exc, SessionEnded):
+            return  # that is told once, by `Ended`
+        code = exc.code if isinstance(exc, ServerError) else str(exc)
+        self._put(Refused(client=self._client, at_ms=self._now_ms(), what=what.value, code=code))
+
+    def _ended(self, outcome: Outcome, reason: str) -> Ended:
+        return Ended(
+            client=self._client,
+            at_ms=self._now_ms(),
+            outcome=outcome,
+            reason=reason,
+            chunks=self._check.num_chunks,
+            gaps=len(self._check.gaps),
+            cuts=self._cuts,
+            played_ms=self._played_ms,
+            stalled_ms=self._stalled_ms,
+            is_slow=self._script.slow_factor > 0,
+        )
+
+    # --- time -----------------------------------------------------------------------------------------
+
+    def _now_ms(self) -> float:
+        return (time.monotonic() - self._begin_s) * 1000.0
+
+    async def _until(self, at_s: float) -> None:
+        await asyncio.sleep(max(0.0, self._begin_s + at_s - time.monotonic()))

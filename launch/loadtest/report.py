@@ -1,0 +1,262 @@
+"""The report of a load test: one HTML page that needs nothing else. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any, Final
+
+from launch.loadtest.svg import STYLE, Curve, plot
+
+__all__ = ["figure_rows", "page", "report"]
+
+_CSS: Final = """
+:root { color-scheme: light dark; --back: #f6f7f9; --card: #ffffff; --text: #16191f; --dim: #5c6470;
+  --line: #dfe3e8; --good: #0f7b3f; --bad: #c4291c;
+  --c0: #2563eb; --c1: #d97706; --c2: #0d9488; --c3: #a21caf; }
+@media (prefers-color-scheme: dark) { :root {
+  --back: #101318; --card: #181c23; --text: #e8ebf0; --dim: #9aa4b2;
+  --line: #2b313b; --good: #4ade80; --bad: #f87171; --c0: #6ea8fe; --c1: #fbbf24; --c2: #2dd4bf;
+  --c3: #e879f9; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 28px 20px 48px; max-width: 1240px; background: var(--back);
+  color: var(--text); font: 15px/1.5 system-ui, sans-serif; }
+h1 { font-size: 24px; margin: 0; } h2 { font-size: 17px; margin: 30px 0 10px; }
+.sub { color: var(--dim); margin: 4px 0 18px; }
+.verdict { font-weight: 600; } .held { color: var(--good); } .broken { color: var(--bad); }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); gap: 14px; }
+.tables { display: flex; flex-wrap: wrap; gap: 0 40px; align-items: flex-start; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: 4px 18px 4px 0; border-bottom: 1px solid var(--line); }
+td.n, th.n { text-align: right; } th { color: var(--dim); font-weight: 500; }
+ul.plain { padding-left: 18px; }
+"""
+
+_NAMES: Final[Mapping[str, str]] = {
+    "sessions": "sessions",
+    "chunks": "chunks",
+    "chunk_latency_ms": "chunk latency, ms",
+    "ttfc_ms": "time to first chunk, ms",
+    "prompt_to_chunk_ms": "prompt to chunk, ms",
+    "prompt_to_picture_ms": "prompt to picture, ms",
+    "cpr": "continuous play ratio",
+    "stalls": "stalls",
+    "cost_engine_s": "engine-seconds",
+    "migrations": "moves between engines",
+    "gaps": "chunks missing in gaps",
+    "refused": "refused sessions",
+    "refused_inputs": "refused inputs",
+    "unserved": "left before their first chunk",
+    "lost": "lost sessions",
+    "faults": "faults of streams",
+    "reconnects": "connections cut on purpose",
+    "slow_clients": "slow clients",
+    "planning_ms": "planning, ms",
+    "client_lag_ms": "lateness of the clients themselves, ms",
+    "machine_busy": "share of the machine's cores in use",
+}
+"""Results in the order in which people read them."""
+
+
+_SESSION_COLUMNS: Final = {
+    "cpr": "CPR",
+    "stalls": "stalls",
+    "longest_stall_ms": "longest, ms",
+    "moves": "moves",
+    "chunks": "chunks",
+}
+
+
+def figure_rows(result: Mapping[str, Any]) -> list[tuple[str, str, float | None]]:
+    """(figure, its statistic or "", value) of every number that has a name here."""
+    rows: list[tuple[str, str, float | None]] = []
+    for key, name in _NAMES.items():
+        value = result.get(key)
+        if isinstance(value, Mapping):
+            rows += [(name, part, number) for part, number in value.items()]
+        elif key in result:
+            rows.append((name, "", value))
+    return rows
+
+
+def report(result: Mapping[str, Any]) -> str:
+    """The page of one result (what `loadtest` writes as JSON)."""
+    held = bool(result["held"])
+    verdict = "All objectives held." if held else "Not all objectives held."
+    body = [
+        f"<h1>Load test: {escape(', '.join(result['models']) or 'no model')}, "
+        f"policy {escape(result['policy'] or 'unknown')}</h1>",
+        f'<p class="sub">{escape(_subtitle(result))}</p>',
+        f'<p class="verdict {"held" if held else "broken"}">{verdict}</p>',
+        _objectives(result["objectives"]),
+        '<h2>Over time</h2><div class="plots">',
+        *_plots(result),
+        "</div>",
+        "<h2>Figures</h2>",
+        _figures(result),
+        _problems(result["problems"]),
+        _sessions(result["worst_sessions"]),
+    ]
+    return page(f"Load test of {', '.join(result['models'])}", "\n".join(body))
+
+
+def page(title: str, body: str) -> str:
+    """A whole document. `body` is HTML."""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_CSS}{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+    )
+
+
+def _subtitle(result: Mapping[str, Any]) -> str:
+    load = result["load"]
+    return (
+        f"{result['date']} · {load['source']}, {load['seconds']:g} s at time scale {load['time_scale']:g}, "
+        f"{load['clients']} clients in {load['processes']} processes, seed {load['seed']} · "
+        f"at {result['url']} · {result['machine']}"
+    )
+
+
+def _objectives(objectives: Sequence[Mapping[str, Any]]) -> str:
+    rows = []
+    for item in objectives:
+        sign = "≥" if item["at_least"] else "≤"
+        mark = '<td class="held">held</td>' if item["held"] else '<td class="broken">not held</td>'
+        rows.append(
+            f'<tr><td>{escape(item["name"])}</td><td class="n">{_show(item["value"])}</td>'
+            f"<td>{sign} {_show(item['limit'])}</td>{mark}</tr>"
+        )
+    head = '<tr><th>objective</th><th class="n">measured</th><th>limit</th><th></th></tr>'
+    return f"<table>{head}{''.join(rows)}</table>"
+
+
+def _plots(result: Mapping[str, Any]) -> list[str]:
+    series, cluster, points = result["series"], result["cluster_series"], result["points"]
+    limits = {item["name"]: item["limit"] for item in result["objectives"]}
+    seconds = result["load"]["seconds"]
+
+    def over_time(source: Mapping[str, Any], key: str) -> list[tuple[float, float | None]]:
+        return list(zip(source["t"], source[key], strict=True))
+
+    cprs = points["cpr"]
+    return [
+        plot(
+            "Sessions",
+            [
+                Curve(name="want chunks", points=over_time(cluster, "active"), colour=0, is_step=True),
+                Curve(name="wait for a place", points=over_time(cluster, "queue"), colour=1, is_step=True),
+            ],
+            x_label="seconds",
+            x_max=seconds,
+        ),
+        plot(
+            "Engines",
+            [
+                Curve(name="ready", points=over_time(cluster, "ready"), colour=0, is_step=True),
+                Curve(name="starting", points=over_time(cluster, "starting"), colour=1, is_step=True),
+                Curve(name="draining", points=over_time(cluster, "draining"), colour=3, is_step=True),
+            ],
+            x_label="seconds",
+            x_max=seconds,
+        ),
+        plot(
+            "Chunk latency, ms",
+            [
+                Curve(name="worst", points=over_time(series, "latency_max_ms"), colour=1),
+                Curve(name="p99", points=over_time(series, "latency_p99_ms"), colour=3),
+                Curve(name="p50", points=over_time(series, "latency_p50_ms"), colour=0),
+            ],
+            x_label="seconds",
+            x_max=seconds,
+            limit=limits.get("chunk latency p99, ms"),
+            note=f"From due to handed to the gateway. A chunk plays for {points['chunk_ms']:g} ms.",
+        ),
+        plot(
+            "Players standing still, seconds per bin",
+            [Curve(name="stalled", points=over_time(series, "stalled_s"), colour=1, is_step=True)],
+            x_label="seconds",
+            x_max=seconds,
+            note="Of all clients that read as fast as they can, added up; counted when a stall ends.",
+        ),
+        plot(
+            "First chunks and prompt changes, ms",
+            [
+                Curve(name="start to first chunk", points=points["ttfc"], colour=0, is_dots=True),
+                Curve(name="prompt to picture", points=points["prompt"], colour=1, is_dots=True),
+            ],
+            x_label="seconds",
+            x_max=seconds,
+        ),
+        plot(
+            "Continuous play ratio, sessions from worst to best",
+            [
+                Curve(
+                    name="CPR",
+                    points=[(100.0 * n / len(cprs), value) for n, value in enumerate([*cprs, *cprs[-1:]])],
+                    colour=2,
+                    is_step=True,
+                )
+            ],
+            x_label="% of sessions",
+            x_max=100.0,
+            y_max=1.0,
+            y_min=min([0.9, *cprs]),
+            limit=limits.get("mean CPR"),
+            note="Played / (played + stalled).",
+        ),
+        plot(
+            "Engine-seconds so far",
+            [Curve(name="engine-seconds", points=over_time(cluster, "engine_s"), colour=0)],
+            x_label="seconds",
+            x_max=seconds,
+        ),
+    ]
+
+
+def _figures(result: Mapping[str, Any]) -> str:
+    spreads, counts = [], []
+    columns = ("p50", "p95", "p99", "max")
+    for key, name in _NAMES.items():
+        value = result.get(key)
+        if isinstance(value, Mapping) and {"p50", "p99"} <= value.keys():
+            cells = "".join(f'<td class="n">{_show(value.get(column))}</td>' for column in columns)
+            spreads.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")
+        elif isinstance(value, Mapping):
+            text = ", ".join(f"{part.replace('_', ' ')} {_show(number)}" for part, number in value.items())
+            counts.append(f'<tr><td>{escape(name)}</td><td class="n">{text}</td></tr>')
+        elif key in result:
+            counts.append(f'<tr><td>{escape(name)}</td><td class="n">{_show(value)}</td></tr>')
+    head = "".join(f'<th class="n">{column}</th>' for column in columns)
+    return (
+        f'<div class="tables"><table><tr><th></th>{head}</tr>{"".join(spreads)}</table>'
+        f"<table>{''.join(counts)}</table></div>"
+    )
+
+
+def _problems(problems: Sequence[str]) -> str:
+    if not problems:
+        return ""
+    items = "".join(f"<li>{escape(problem)}</li>" for problem in problems)
+    return f'<h2 class="broken">What went wrong</h2><ul class="plain">{items}</ul>'
+
+
+def _sessions(sessions: Sequence[Mapping[str, Any]]) -> str:
+    if not sessions:
+        return ""
+    rows = "".join(
+        f"<tr><td>{item['client']}</td><td>{escape(item['session'])}</td>"
+        + "".join(f'<td class="n">{_show(item[key])}</td>' for key in _SESSION_COLUMNS)
+        + "</tr>"
+        for item in sessions
+    )
+    head = "".join(f'<th class="n">{name}</th>' for name in _SESSION_COLUMNS.values())
+    head = f"<tr><th>client</th><th>session</th>{head}</tr>"
+    return f"<h2>The least continuous sessions</h2><table>{head}{rows}</table>"
+
+
+def _show(value: object) -> str:
+    if value is None:
+        return "–"
+    assert isinstance(value, int | float)
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"

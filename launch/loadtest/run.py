@@ -1,0 +1,300 @@
+"""`turboserve loadtest`: workers with clients, the cluster watched meanwhile, results judged and written."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import random
+import sys
+import time
+from asyncio.subprocess import PIPE, Process
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from launch.http_get import get
+from launch.loadtest.config import DEFAULT_SECONDS, LoadtestConfig
+from launch.loadtest.live import LiveTable, summary
+from launch.loadtest.load import Script, clip, invent, make_scripts, share_out
+from launch.loadtest.objectives import Objective, judge
+from launch.loadtest.report import report
+from launch.loadtest.samples import Assignment, Begin, Ready, from_worker, line
+from launch.loadtest.tally import ClientLog, ClusterSample, Tally
+from launch.settings import SettingsError
+from launch.supervisor import StartError
+from scheduler.trace import Trace, TraceError, read_trace
+
+__all__ = ["run"]
+
+START_DELAY_S: Final = 0.2
+"""From the word that all workers are ready to the load's start."""
+POLL_S: Final = 0.5
+POLL_TIMEOUT_S: Final = 5.0
+MAX_LINE_BYTES: Final = 1024 * 1024
+NUM_WORST: Final = 10
+MAX_POINTS: Final = 2_000
+"""Of one cloud in the report."""
+
+
+async def run(config: LoadtestConfig) -> int:
+    """Play the load, show it, write the files. Returns 0 when every objective held, else 1.
+
+    Raises:
+        SettingsError: the trace can't be used, or has nobody in it.
+        StartError: no cluster answers, a client process died, or a file can't be written.
+    """
+    trace = _trace(config)
+    chance = random.Random(config.seed)
+    scripts = make_scripts(
+        trace,
+        slow_share=config.slow_share,
+        reconnect_every_s=config.reconnect_every_s,
+        draw=chance.random,
+    )
+    if not scripts:
+        raise SettingsError("the load has no sessions: give it more viewers, a longer time or another trace")
+    cluster = _ClusterWatch(config.url.rstrip("/") + "/v1/cluster")
+    await cluster.check()
+    tally = Tally()
+    with LiveTable(f"load on {config.url}", trace.duration_s) as table:
+        await _play(config, scripts, cluster, tally, table)
+    result = _result(config, trace, len(scripts), tally)
+    _write(config, result)
+    _conclude(config, result, tally, trace.duration_s * 1000.0)
+    return 0 if result["held"] else 1
+
+
+def _trace(config: LoadtestConfig) -> Trace:
+    chance = random.Random(config.seed)
+    if config.trace is None:
+        return invent(
+            viewers=config.viewers,
+            seconds=config.seconds or DEFAULT_SECONDS,
+            life_s=config.life_s,
+            idle_share=config.idle_share,
+            edit_every_s=config.edit_every_s,
+            draw=chance.random,
+        )
+    try:
+        with Path(config.trace).open(encoding="utf-8") as lines:
+            trace = read_trace(lines).scaled(config.time_scale)
+    except (OSError, UnicodeDecodeError, TraceError) as exc:
+        raise SettingsError(f"trace {config.trace} can't be used: {exc}") from exc
+    return trace if config.seconds is None else clip(trace, config.seconds)
+
+
+async def _play(
+    config: LoadtestConfig,
+    scripts: Sequence[Script],
+    cluster: _ClusterWatch,
+    tally: Tally,
+    table: LiveTable,
+) -> None:
+    async with _workers(config, share_out(scripts, config.processes)) as workers:
+        begin_s = time.monotonic() + START_DELAY_S
+        for worker in workers:
+            assert worker.stdin is not None
+            worker.stdin.write(line(Begin(at_s=begin_s)))
+        watching = asyncio.create_task(_watch(cluster, begin_s, tally, table))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for worker in workers:
+                    group.create_task(_hear(worker, tally))
+        except* StartError as group_error:
+            raise group_error.exceptions[0] from None
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def _workers(
+    config: LoadtestConfig, shares: Sequence[Sequence[Script]]
+) -> AsyncIterator[list[Process]]:
+    """Processes that are ready to begin; none is left at the end."""
+    workers: list[Process] = []
+    try:
+        for share in shares:
+            worker = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "launch.loadtest.worker"),
+                stdin=PIPE,
+                stdout=PIPE,
+                limit=MAX_LINE_BYTES,
+                env=os.environ | {"PYTHONSAFEPATH": "1"},
+                start_new_session=True,  # a terminal's Ctrl-C reaches only us
+            )
+            workers.append(worker)
+            assert worker.stdin is not None
+            assignment = Assignment(url=config.url, decode=config.decode, scripts=tuple(share))
+            worker.stdin.write(line(assignment))
+        for worker in workers:
+            assert worker.stdout is not None
+            if not isinstance(_message(await worker.stdout.readline()), Ready):
+                raise StartError("a client process did not get ready")
+        yield workers
+    finally:
+        for worker in workers:
+            if worker.returncode is None:
+                worker.kill()
+            await worker.wait()
+
+
+def _message(data: bytes) -> object:
+    return from_worker(data) if data else None
+
+
+async def _hear(worker: Process, tally: Tally) -> None:
+    """Everything that a worker says, until it has ended."""
+    assert worker.stdout is not None
+    async for data in worker.stdout:
+        message = from_worker(data)
+        assert not isinstance(message, Ready)
+        tally.add(message)
+    if await worker.wait() != 0:
+        raise StartError(f"a client process ended with status {worker.returncode}")
+
+
+async def _watch(cluster: _ClusterWatch, begin_s: float, tally: Tally, table: LiveTable) -> None:
+    while True:
+        at_ms = (time.monotonic() - begin_s) * 1000.0
+        sample = await cluster.sample(at_ms)
+        if sample is not None:
+            tally.cluster.append(sample)
+        table.update(tally, at_ms)
+        await asyncio.sleep(POLL_S)
+
+
+class _ClusterWatch:
+    """Asks the gateway how the cluster is, and this machine how busy its cores are."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._cpu = _cpu_times()
+
+    async def check(self) -> None:
+        """Raises StartError: no cluster answers."""
+        try:
+            await self._ask()
+        except (OSError, ValueError) as exc:
+            raise StartError(f"no cluster answers at {self._url}: {exc or 'timeout'}") from exc
+
+    async def sample(self, at_ms: float) -> ClusterSample | None:
+        """None while the gateway doesn't answer."""
+        before, self._cpu = self._cpu, _cpu_times()
+        busy, total = (now - then for now, then in zip(self._cpu, before, strict=True))
+        try:
+            answer = await self._ask()
+        except (OSError, ValueError):
+            return None
+        return ClusterSample(
+            at_ms=at_ms,
+            engines=Counter(engine["state"] for engine in answer["engines"]),
+            active=sum(s["state"] == "active" and s["engine"] is not None for s in answer["sessions"]),
+            queue=answer["queue"],
+            policy=answer["policy"],
+            cpu_share=busy / total if total else 0.0,
+        )
+
+    async def _ask(self) -> dict[str, Any]:
+        status, body = await get(self._url, timeout_s=POLL_TIMEOUT_S)
+        if status != 200:
+            raise ConnectionError(f"HTTP status {status}")
+        answer: dict[str, Any] = json.loads(body)
+        return answer
+
+
+def _cpu_times() -> tuple[int, int]:
+    """(busy, all) ticks of all cores since the machine started."""
+    first = Path("/proc/stat").read_text(encoding="utf-8").partition("\n")[0]
+    user, nice, system, idle, iowait, *others = map(int, first.split()[1:9])
+    busy = user + nice + system + sum(others)
+    return busy, busy + idle + iowait
+
+
+# --- results ------------------------------------------------------------------------------------------------
+
+
+def _result(config: LoadtestConfig, trace: Trace, clients: int, tally: Tally) -> dict[str, Any]:
+    end_ms = trace.duration_s * 1000.0
+    figures = tally.figures(end_ms=end_ms)
+    objectives = judge(figures, config)
+    started = [log.started for log in tally.clients.values() if log.started is not None]
+    return {
+        "kind": "loadtest",
+        "held": all(objective.held for objective in objectives),
+        "models": sorted({start.model for start in started}),
+        "policy": tally.cluster[-1].policy if tally.cluster else "",
+        "url": config.url,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.node()}, {os.cpu_count()} cores",
+        "load": {
+            "source": f"trace {Path(config.trace).name}" if config.trace else "made-up load",
+            "seconds": round(trace.duration_s, 3),
+            "time_scale": config.time_scale if config.trace else 1.0,
+            "clients": clients,
+            "processes": config.processes,
+            "seed": config.seed,
+        },
+        **figures,
+        "objectives": [_objective(objective) for objective in objectives],
+        "problems": tally.problems(),
+        "worst_sessions": _worst(tally),
+        "series": tally.series(end_ms=end_ms),
+        "cluster_series": tally.cluster_series(),
+        "points": {
+            "chunk_ms": max((start.chunk_ms for start in started), default=0.0),
+            "ttfc": [[round(s.at_ms / 1000, 2), round(s.ttfc_ms)] for s in tally.first_parts][:MAX_POINTS],
+            "prompt": [[round(s.at_ms / 1000, 2), round(s.picture_ms)] for s in tally.edits][:MAX_POINTS],
+            "cpr": [round(value, 4) for value in sorted(tally.cprs())],
+        },
+    }
+
+
+def _objective(objective: Objective) -> dict[str, Any]:
+    return asdict(objective) | {"held": objective.held}
+
+
+def _worst(tally: Tally) -> list[dict[str, Any]]:
+    """Those who stood still, the least continuous first."""
+
+    def cpr(log: ClientLog) -> float:
+        return 1.0 if log.cpr is None else log.cpr
+
+    logs = sorted((log for log in tally.clients.values() if log.stalls), key=cpr)[:NUM_WORST]
+    return [
+        {
+            "client": log.client,
+            "session": log.started.session if log.started is not None else "",
+            "cpr": round(cpr(log), 4),
+            "stalls": len(log.stalls),
+            "longest_stall_ms": round(max(stall.length_ms for stall in log.stalls), 1),
+            "moves": log.moves,
+            "chunks": log.chunks,
+        }
+        for log in logs
+    ]
+
+
+def _write(config: LoadtestConfig, result: dict[str, Any]) -> None:
+    try:
+        Path(config.json).write_text(json.dumps(result) + "\n", encoding="utf-8")
+        if config.html is not None:
+            Path(config.html).write_text(report(result), encoding="utf-8")
+    except OSError as exc:
+        raise StartError(f"the results can't be written: {exc}") from exc
+
+
+def _conclude(config: LoadtestConfig, result: dict[str, Any], tally: Tally, end_ms: float) -> None:
+    print(summary(tally, end_ms))
+    for item in result["objectives"]:
+        sign, mark = ("≥" if item["at_least"] else "≤"), ("held" if item["held"] else "NOT HELD")
+        print(f"  {mark:8}  {item['name']}: {item['value']} (must be {sign} {item['limit']:g})")
+    for problem in result["problems"][:NUM_WORST]:
+        print(f"  {problem}")
+    print("written to " + " and ".join(filter(None, [config.json, config.html])))
