@@ -27,7 +27,7 @@ def main() -> int:
     _write(sink, Ready())
     begin = to_worker(source.readline())
     assert isinstance(begin, Begin)
-    threading.Thread(target=_end_with_parent, args=(source,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(source.fileno(),), daemon=True).start()
     with suppress(BrokenPipeError):
         asyncio.run(_play(assignment, begin.at_s, sink))
     return 0
@@ -68,8 +68,8 @@ def _write(sink: BinaryIO, *messages: FromWorker) -> None:
     sink.flush()
 
 
-def _end_with_parent(source: BinaryIO) -> None:
-    source.read()
+def _end_with_parent(descriptor: int) -> None:
+    os.read(descriptor, 1)  # not by the buffered reader: its lock, held for ever, would spoil our own end
     os._exit(1)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from launch import cli
 from launch.config import ClientConfig
+from launch.loadtest.config import CompareConfig, LoadtestConfig
 from launch.settings import Value, build, catalogue
 from launch.supervisor import StartError
 
@@ -28,8 +30,7 @@ class Recorder:
 
 
 def replaced(name: str, run: Recorder) -> dict[str, cli.Command]:
-    command = cli.COMMANDS[name]
-    return {name: cli.Command(run=run, help="", configs=command.configs, without=command.without)}
+    return {name: replace(cli.COMMANDS[name], run=run, help="")}
 
 
 def run(name: str, *arguments: str, failure: Exception | None = None) -> tuple[int, Mapping[str, Value]]:
@@ -65,6 +66,24 @@ def test_contract_of_client() -> None:
     assert status == 0
     config = build(ClientConfig, values)
     assert config == ClientConfig(prompt="a red ball", url="http://h:1", seconds=2.5, seed=7, output="x.mp4")
+
+
+def test_contract_of_loadtest() -> None:
+    """Every flag of the stated command line is there, and objectives."""
+    flags = "--url http://h:1 --trace T --time-scale 2 --json J --html H --max-p99-ms 400 --no-gaps"
+    status, values = run("loadtest", *flags.split())
+    assert status == 0
+    config = build(LoadtestConfig, values)
+    assert config == LoadtestConfig(
+        url="http://h:1", trace="T", time_scale=2.0, json="J", html="H", max_p99_ms=400.0, gaps=False
+    )
+
+
+def test_contract_of_compare() -> None:
+    """Two files, in their order."""
+    status, values = run("compare", "a.json", "b.json", "--html", "c.html")
+    assert status == 0
+    assert build(CompareConfig, values) == CompareConfig(before="a.json", after="b.json", html="c.html")
 
 
 @pytest.mark.parametrize("name", ["simulate", "trace", "evaluate", "model"])

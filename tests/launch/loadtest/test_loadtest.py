@@ -1,0 +1,95 @@
+"""`turboserve loadtest` and `compare` as a user calls them, against a real cluster of the model `paced`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.plugin import PACED, install, python_path
+from launch import cli
+from tests.cluster import Cluster, running_cluster
+
+pytestmark = pytest.mark.cluster
+
+TRACE = """
+{"t": 0, "session": "a", "event": "arrive", "prompt": "a red ball"}
+{"t": 0.2, "session": "b", "event": "arrive"}
+{"t": 1, "session": "a", "event": "prompt"}
+{"t": 1, "session": "b", "event": "idle"}
+{"t": 2, "session": "b", "event": "active"}
+{"t": 4, "session": "a", "event": "depart"}
+{"t": 4, "session": "b", "event": "depart"}
+"""
+
+
+@pytest.fixture(scope="module")
+def paced_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One engine that makes a chunk in a small share of its play time, whatever else the machine does."""
+    folder = tmp_path_factory.mktemp("paced")
+    install(PACED, folder / "site")
+    costs = folder / "costs.json"
+    costs.write_text(json.dumps({"buckets": [12], "pass_ms": [[4, 5, 6, 7]], "decode_ms": 1}))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in python_path(folder / "site").items():
+            patch.setenv(name, value)
+        with running_cluster("--model", "paced", "--weights", str(costs), engines=1) as cluster:
+            yield cluster
+
+
+def test_streams_are_complete_and_the_results_are_written(
+    paced_cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two clients with a prompt change, a pause and lost connections: status 0, results, a report."""
+    trace, out, page = tmp_path / "t.jsonl", tmp_path / "out.json", tmp_path / "out.html"
+    trace.write_text(TRACE)
+    objectives = "--decode --no-gaps --reconnect-every-s 2 --max-refused 0 --seed 3".split()
+    files = ["--trace", str(trace), "--json", str(out), "--html", str(page)]
+    assert cli.main(["loadtest", "--url", paced_cluster.url, *files, *objectives]) == 0
+    result = json.loads(out.read_text())
+    assert result["held"] is True and result["models"] == ["paced"] and result["policy"] == "least_loaded"
+    assert result["sessions"] == 2 and result["faults"] == result["lost"] == result["gaps"] == 0
+    assert result["chunks"] >= 4 and result["reconnects"] >= 1
+    assert result["prompt_to_picture_ms"]["p50"] >= result["prompt_to_chunk_ms"]["p50"] > 0
+    assert 0 < result["cpr"]["min"] <= result["cpr"]["mean"] <= 1
+    assert 0 < result["ttfc_ms"]["p50"] and 0 < result["chunk_latency_ms"]["p50"]
+    assert result["cost_engine_s"] == pytest.approx(4.0)
+    assert "Load test: paced" in page.read_text()
+    assert "All objectives held" in page.read_text() and "written to" in capsys.readouterr().out
+
+
+def test_an_objective_that_can_not_hold_is_status_1(
+    paced_cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No chunk comes in a millisecond; the results are written all the same, and can be compared."""
+    out = tmp_path / "out.json"
+    load = ["--viewers", "1", "--seconds", "3", "--max-p99-ms", "1"]
+    assert cli.main(["loadtest", "--url", paced_cluster.url, "--json", str(out), *load]) == 1
+    result = json.loads(out.read_text())
+    assert result["held"] is False and result["chunks"] >= 1
+    assert [item["name"] for item in result["objectives"] if not item["held"]] == ["chunk latency p99, ms"]
+    assert "NOT HELD" in capsys.readouterr().out
+    page = tmp_path / "both.html"
+    assert cli.main(["compare", str(out), str(out), "--html", str(page)]) == 0
+    assert "chunk latency, ms p99" in capsys.readouterr().out and "<svg" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["loadtest"], 2, "json is not set"),
+        (["loadtest", "--json", "x", "--trace", "/nowhere"], 2, "trace /nowhere can't be used"),
+        (["loadtest", "--json", "x", "--viewers", "0"], 2, "viewers must be between"),
+        (["loadtest", "--json", "x", "--url", "http://127.0.0.1:9"], 1, "no cluster answers"),
+        (["compare", "/nowhere"], 2, "after is not set"),
+        (["compare", "/nowhere", "/nowhere"], 2, "can't be read"),
+    ],
+)
+def test_what_is_wrong_is_said(
+    arguments: list[str], status: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a sentence, with a status."""
+    assert cli.main(arguments) == status
+    assert words in capsys.readouterr().err
