@@ -70,7 +70,7 @@ def label(result: Mapping[str, Any]) -> str:
 _CURVES = (
     ("Worst chunk latency, ms", "series", "latency_max_ms"),
     ("Chunk latency p99, ms", "series", "latency_p99_ms"),
-    ("Players standing still, seconds per bin", "series", "stalled_s"),
+    ("Players standing still, seconds", "series", "stalled_s"),
     ("Engines ready", "cluster_series", "ready"),
     ("Engine-seconds so far", "cluster_series", "engine_s"),
     ("Sessions that want chunks", "cluster_series", "active"),

@@ -60,7 +60,7 @@ def table(title: str, tally: Tally, at_ms: float, seconds: float) -> Table:
         every = [s.latency_ms for s in tally.latencies]
         view.add_row(f"chunk latency {name}, ms", _at(recent, share), _at(every, share))
     first = [(s.at_ms, s.ttfc_ms) for s in tally.first_parts]
-    edits = [(s.at_ms, s.picture_ms) for s in tally.edits]
+    edits = [(s.at_ms, s.picture_ms) for s in tally.fast_edits()]
     for name, pairs in (("first chunk p50, ms", first), ("prompt to picture p50, ms", edits)):
         late = [value for when, value in pairs if when >= at_ms - RECENT_MS]
         view.add_row(name, _at(late, 0.5), _at([value for _, value in pairs], 0.5))

@@ -79,6 +79,7 @@ class Player:
                 session=session.id,
                 model=info.model,
                 chunk_ms=1000.0 * info.chunk_frames / info.fps,
+                is_slow=self._script.slow_factor > 0,
             )
         )
         doing = asyncio.create_task(self._act(session))
@@ -218,7 +219,6 @@ class Player:
             cuts=self._cuts,
             played_ms=self._played_ms,
             stalled_ms=self._stalled_ms,
-            is_slow=self._script.slow_factor > 0,
         )
 
     # --- time -----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any, Final
 
 from launch.loadtest.svg import STYLE, Curve, plot
+from scheduler.results import flat
 
 __all__ = ["figure_rows", "page", "report"]
 
@@ -24,9 +25,14 @@ body { margin: 0 auto; padding: 28px 20px 48px; max-width: 1240px; background: v
 h1 { font-size: 24px; margin: 0; } h2 { font-size: 17px; margin: 30px 0 10px; }
 .sub { color: var(--dim); margin: 4px 0 18px; }
 .verdict { font-weight: 600; } .held { color: var(--good); } .broken { color: var(--bad); }
+.tiles { display: flex; flex-wrap: wrap; gap: 10px; margin: 0 0 18px; }
+.tiles div { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 8px 16px; }
+.tiles b { display: block; font-size: 22px; font-variant-numeric: tabular-nums; }
+.tiles span { color: var(--dim); font-size: 13px; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); gap: 14px; }
 .tables { display: flex; flex-wrap: wrap; gap: 0 40px; align-items: flex-start; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+table { display: block; max-width: 100%; overflow-x: auto; border-collapse: collapse;
+  font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 4px 18px 4px 0; border-bottom: 1px solid var(--line); }
 td.n, th.n { text-align: right; } th { color: var(--dim); font-weight: 500; }
 ul.plain { padding-left: 18px; }
@@ -88,6 +94,7 @@ def report(result: Mapping[str, Any]) -> str:
         f"policy {escape(result['policy'] or 'unknown')}</h1>",
         f'<p class="sub">{escape(_subtitle(result))}</p>',
         f'<p class="verdict {"held" if held else "broken"}">{verdict}</p>',
+        _tiles(result),
         _objectives(result["objectives"]),
         '<h2>Over time</h2><div class="plots">',
         *_plots(result),
@@ -116,6 +123,24 @@ def _subtitle(result: Mapping[str, Any]) -> str:
         f"{load['clients']} clients in {load['processes']} processes, seed {load['seed']} · "
         f"at {result['url']} · {result['machine']}"
     )
+
+
+_TILES: Final = {
+    "chunk_latency_ms.p99": "chunk latency p99, ms",
+    "chunk_latency_ms.max": "worst chunk latency, ms",
+    "cpr.mean": "mean CPR",
+    "stalls.count": "stalls",
+    "ttfc_ms.p50": "time to first chunk p50, ms",
+    "cost_engine_s": "engine-seconds",
+    "sessions": "sessions",
+}
+
+
+def _tiles(result: Mapping[str, Any]) -> str:
+    """What people look for first."""
+    values = flat(result)
+    tiles = (f"<div><b>{_show(values.get(key))}</b><span>{name}</span></div>" for key, name in _TILES.items())
+    return f'<div class="tiles">{"".join(tiles)}</div>'
 
 
 def _objectives(objectives: Sequence[Mapping[str, Any]]) -> str:
@@ -164,16 +189,22 @@ def _plots(result: Mapping[str, Any]) -> list[str]:
             "Chunk latency, ms",
             [
                 Curve(name="worst", points=over_time(series, "latency_max_ms"), colour=1),
-                Curve(name="p99", points=over_time(series, "latency_p99_ms"), colour=3),
+                # With few chunks per bin the p99 is the worst.
+                *(
+                    [Curve(name="p99", points=over_time(series, "latency_p99_ms"), colour=3)]
+                    if series["latency_p99_ms"] != series["latency_max_ms"]
+                    else []
+                ),
                 Curve(name="p50", points=over_time(series, "latency_p50_ms"), colour=0),
             ],
             x_label="seconds",
             x_max=seconds,
             limit=limits.get("chunk latency p99, ms"),
-            note=f"From due to handed to the gateway. A chunk plays for {points['chunk_ms']:g} ms.",
+            note=f"From due to handed to the gateway, per {_bin_s(series):g} s. "
+            f"A chunk plays for {points['chunk_ms']:g} ms. The limit is on the p99 of all.",
         ),
         plot(
-            "Players standing still, seconds per bin",
+            f"Players standing still, in seconds per {_bin_s(series):g} s",
             [Curve(name="stalled", points=over_time(series, "stalled_s"), colour=1, is_step=True)],
             x_label="seconds",
             x_max=seconds,
@@ -214,6 +245,12 @@ def _plots(result: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _bin_s(series: Mapping[str, Any]) -> float:
+    """Width of a bin of the curves over time."""
+    times = series["t"]
+    return float(times[1] - times[0]) if len(times) > 1 else 1.0
+
+
 def _figures(result: Mapping[str, Any]) -> str:
     spreads, counts = [], []
     columns = ("p50", "p95", "p99", "max")
@@ -223,7 +260,7 @@ def _figures(result: Mapping[str, Any]) -> str:
             cells = "".join(f'<td class="n">{_show(value.get(column))}</td>' for column in columns)
             spreads.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")
         elif isinstance(value, Mapping):
-            text = ", ".join(f"{part.replace('_', ' ')} {_show(number)}" for part, number in value.items())
+            text = ", ".join(_named(part, number) for part, number in value.items())
             counts.append(f'<tr><td>{escape(name)}</td><td class="n">{text}</td></tr>')
         elif key in result:
             counts.append(f'<tr><td>{escape(name)}</td><td class="n">{_show(value)}</td></tr>')
@@ -232,6 +269,12 @@ def _figures(result: Mapping[str, Any]) -> str:
         f'<div class="tables"><table><tr><th></th>{head}</tr>{"".join(spreads)}</table>'
         f"<table>{''.join(counts)}</table></div>"
     )
+
+
+def _named(part: str, number: object) -> str:
+    """`longest_ms`, 5 → longest 5 ms"""
+    name, _, unit = part.rpartition("_")
+    return f"{name} {_show(number)} {unit}" if unit in ("ms", "s") and name else f"{part} {_show(number)}"
 
 
 def _problems(problems: Sequence[str]) -> str:

@@ -246,11 +246,13 @@ def _result(config: LoadtestConfig, trace: Trace, clients: int, tally: Tally) ->
         "problems": tally.problems(),
         "worst_sessions": _worst(tally),
         "series": tally.series(end_ms=end_ms),
-        "cluster_series": tally.cluster_series(),
+        "cluster_series": tally.cluster_series(end_ms=end_ms),
         "points": {
             "chunk_ms": max((start.chunk_ms for start in started), default=0.0),
             "ttfc": [[round(s.at_ms / 1000, 2), round(s.ttfc_ms)] for s in tally.first_parts][:MAX_POINTS],
-            "prompt": [[round(s.at_ms / 1000, 2), round(s.picture_ms)] for s in tally.edits][:MAX_POINTS],
+            "prompt": [[round(s.at_ms / 1000, 2), round(s.picture_ms)] for s in tally.fast_edits()][
+                :MAX_POINTS
+            ],
             "cpr": [round(value, 4) for value in sorted(tally.cprs())],
         },
     }
@@ -261,12 +263,12 @@ def _objective(objective: Objective) -> dict[str, Any]:
 
 
 def _worst(tally: Tally) -> list[dict[str, Any]]:
-    """Those who stood still, the least continuous first."""
+    """Those who stood still though they read as fast as they can, the least continuous first."""
 
     def cpr(log: ClientLog) -> float:
         return 1.0 if log.cpr is None else log.cpr
 
-    logs = sorted((log for log in tally.clients.values() if log.stalls), key=cpr)[:NUM_WORST]
+    stalled = [log for log in tally.clients.values() if log.stalls and not log.is_slow]
     return [
         {
             "client": log.client,
@@ -277,7 +279,7 @@ def _worst(tally: Tally) -> list[dict[str, Any]]:
             "moves": log.moves,
             "chunks": log.chunks,
         }
-        for log in logs
+        for log in sorted(stalled, key=cpr)[:NUM_WORST]
     ]
 
 

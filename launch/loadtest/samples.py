@@ -72,6 +72,8 @@ class Started:
     model: str
     chunk_ms: float
     """How long a chunk plays."""
+    is_slow: bool = False
+    """Does the client read more slowly than the video plays?"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +175,6 @@ class Ended:
     """Connections that were cut on purpose."""
     played_ms: float = 0.0
     stalled_ms: float = 0.0
-    is_slow: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,6 +77,10 @@ class ClientLog:
     stalls: list[Stall] = field(default_factory=list)
 
     @property
+    def is_slow(self) -> bool:
+        return self.started is not None and self.started.is_slow
+
+    @property
     def cpr(self) -> float | None:
         """Played / (played + stalled); None before it has played anything."""
         if self.ended is None or not self.ended.chunks:
@@ -155,13 +159,17 @@ class Tally:
 
     def cprs(self, *, slow: bool = False) -> list[float]:
         """Of all clients that have ended and played, fast or slow ones."""
-        logs = (log for log in self.clients.values() if log.ended is not None and log.ended.is_slow is slow)
+        logs = (log for log in self.clients.values() if log.is_slow is slow)
         return [cpr for log in logs if (cpr := log.cpr) is not None]
 
     def stalls(self) -> list[Stall]:
         """Of the clients that read as fast as they can, in order of time."""
-        logs = (log for log in self.clients.values() if log.ended is None or not log.ended.is_slow)
+        logs = (log for log in self.clients.values() if not log.is_slow)
         return sorted((stall for log in logs for stall in log.stalls), key=lambda stall: stall.at_ms)
+
+    def fast_edits(self) -> list[Edited]:
+        """Prompt changes of the clients that read as fast as they can."""
+        return [edit for edit in self.edits if not self._log(edit.client).is_slow]
 
     def figures(self, *, end_ms: float) -> dict[str, object]:
         """The results up to a moment; names shared with the simulator as in scheduler/results.py."""
@@ -179,13 +187,11 @@ class Tally:
             migrations=sum(log.moves for log in self.clients.values()),
             gaps=sum(end.gaps for end in ended),
         )
-        slow = self.cprs(slow=True)
+        slow, edits = self.cprs(slow=True), self.fast_edits()
         return common | {
             "ttfc_ms": spread([sample.ttfc_ms for sample in self.first_parts], "p50", "p95", "p99", "max"),
-            "prompt_to_chunk_ms": spread([edit.chunk_ms for edit in self.edits], "p50", "p95", "p99", "max"),
-            "prompt_to_picture_ms": spread(
-                [edit.picture_ms for edit in self.edits], "p50", "p95", "p99", "max"
-            ),
+            "prompt_to_chunk_ms": spread([edit.chunk_ms for edit in edits], "p50", "p95", "p99", "max"),
+            "prompt_to_picture_ms": spread([edit.picture_ms for edit in edits], "p50", "p95", "p99", "max"),
             "stalls": {
                 "count": len(stalls),
                 "sum_s": round(sum(stalls) / 1000.0, 3),
@@ -197,7 +203,7 @@ class Tally:
             "unserved": sum(e.outcome is Outcome.DONE and e.chunks == 0 for e in ended),
             "reconnects": sum(end.cuts for end in ended),
             "faults": len(self.faults),
-            "slow_clients": {"count": sum(end.is_slow for end in ended), "cpr_mean": _mean(slow)},
+            "slow_clients": {"count": sum(log.is_slow for log in self.clients.values()), "cpr": _mean(slow)},
             "client_lag_ms": spread([lag.lag_ms for lag in self.lags], "p99", "max"),
             "machine_busy": _mean([sample.cpu_share for sample in self.cluster]),
         }
@@ -227,15 +233,16 @@ class Tally:
             "stalled_s": [round(sum(values) / 1000.0, 3) for values in stalls],
         }
 
-    def cluster_series(self) -> dict[str, list[float]]:
-        """Curves of the cluster's own figures, one value per sample."""
+    def cluster_series(self, *, end_ms: float) -> dict[str, list[float]]:
+        """Curves of the cluster's own figures, one value per sample up to the load's end."""
+        samples = [sample for sample in self.cluster if sample.at_ms <= end_ms]
         states = ("ready", "starting", "draining")
         return {
-            "t": [round(sample.at_ms / 1000.0, 3) for sample in self.cluster],
-            **{state: [float(s.engines.get(state, 0)) for s in self.cluster] for state in states},
-            "active": [float(sample.active) for sample in self.cluster],
-            "queue": [float(sample.queue) for sample in self.cluster],
-            "engine_s": _running_cost(self.cluster),
+            "t": [round(max(0.0, sample.at_ms) / 1000.0, 3) for sample in samples],
+            **{state: [float(sample.engines.get(state, 0)) for sample in samples] for state in states},
+            "active": [float(sample.active) for sample in samples],
+            "queue": [float(sample.queue) for sample in samples],
+            "engine_s": _running_cost(samples),
         }
 
 

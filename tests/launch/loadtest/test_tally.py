@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from launch.loadtest.config import LoadtestConfig
@@ -74,14 +76,17 @@ def test_continuity_counts_fast_clients_that_played() -> None:
     made = tally(
         ended(0, played_ms=9_000.0, stalled_ms=1_000.0),
         ended(1, played_ms=5_000.0),
-        ended(2, played_ms=1.0, stalled_ms=9.0, is_slow=True),
+        replace(STARTED, client=2, is_slow=True),
+        chunk(2, 1, stalled_ms=5.0),
+        ended(2, played_ms=1.0, stalled_ms=9.0),
         ended(3, chunks=0),
         ended(4, chunks=0, outcome=Outcome.REFUSED),
     )
+    assert [stall.client for stall in made.stalls()] == [0]
     assert made.cprs() == [0.9, 1.0] and made.cprs(slow=True) == [0.1]
     figures = made.figures(end_ms=9_000.0)
     assert figures["cpr"] == {"mean": 0.95, "p5": 0.9, "min": 0.9}
-    assert figures["unserved"] == 1 and figures["slow_clients"] == {"count": 1, "cpr_mean": 0.1}
+    assert figures["unserved"] == 1 and figures["slow_clients"] == {"count": 1, "cpr": 0.1}
 
 
 def test_a_stall_is_what_a_player_stood_still_between_two_chunks() -> None:
@@ -116,8 +121,8 @@ def test_engine_seconds_add_up_what_was_provisioned() -> None:
     assert engine_seconds([], end_ms=10_000.0) == 0.0
     made = Tally()
     made.cluster += samples
-    assert made.cluster_series()["engine_s"] == [0.0, 8.0, 20.0]
-    assert made.cluster_series()["ready"] == [2.0, 2.0, 2.0]
+    assert made.cluster_series(end_ms=9_000.0)["engine_s"] == [0.0, 8.0, 20.0]
+    assert made.cluster_series(end_ms=5_000.0)["ready"] == [2.0, 2.0]
 
 
 def test_curves_have_a_value_per_bin() -> None:

@@ -1,0 +1,92 @@
+"""One client of a load test against a scripted server: what it tells of each thing that can go wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from launch.loadtest.load import Do, Script, Step
+from launch.loadtest.player import Player
+from launch.loadtest.samples import ChunkSeen, Edited, Ended, FirstPart, Outcome, Sample, Started
+from tests.browser.stream_server import StreamServer, stream_server
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[StreamServer]:
+    async with stream_server() as instance:
+        instance.faults.gen_s = 0
+        yield instance
+
+
+class Watched:
+    """A player and everything that it has told."""
+
+    def __init__(self, url: str, *steps: tuple[float, Do], decode: bool = False) -> None:
+        self.samples: list[Sample] = []
+        self._news = asyncio.Event()
+        script = Script(
+            client=7, steps=tuple(Step(at_s=at_s, do=do, prompt="a red ball") for at_s, do in steps), seed=1
+        )
+        self._player = Player(script, url, begin_s=time.monotonic(), decode=decode, put=self._put)
+
+    def _put(self, sample: Sample) -> None:
+        self.samples.append(sample)
+        self._news.set()
+
+    async def run(self) -> Ended:
+        """To its end; how it was."""
+        async with asyncio.timeout(30):
+            await self._player.run()
+        assert all(getattr(sample, "client", 7) == 7 for sample in self.samples)
+        ended = self.samples[-1]
+        assert isinstance(ended, Ended)
+        return ended
+
+    async def until(self, kind: type[Sample]) -> None:
+        """Something of this kind was told."""
+        async with asyncio.timeout(30):
+            while not self.of(kind):
+                self._news.clear()
+                await self._news.wait()
+
+    def of(self, kind: type[Sample]) -> list[Sample]:
+        return [sample for sample in self.samples if isinstance(sample, kind)]
+
+
+async def test_a_session_from_start_to_stop(server: StreamServer) -> None:
+    """Accepted, a first part, every chunk in order, a prompt that reaches the picture, its own end."""
+    watched = Watched(server.url, (0.0, Do.START), (0.2, Do.PROMPT), (1.5, Do.STOP), decode=True)
+    ended = await watched.run()
+    assert (ended.outcome, ended.reason) == (Outcome.DONE, "")
+    chunks = [sample for sample in watched.samples if isinstance(sample, ChunkSeen)]
+    assert [chunk.seq for chunk in chunks] == list(range(ended.chunks)) and chunks
+    assert len(watched.of(Started)) == len(watched.of(FirstPart)) == len(watched.of(Edited)) == 1
+    assert ended.played_ms > 0 and ended.gaps == 0
+
+
+async def test_cut_connections_are_no_loss(server: StreamServer) -> None:
+    """The session goes on, and the stream is whole."""
+    watched = Watched(server.url, (0.0, Do.START), (0.3, Do.CUT), (1.5, Do.STOP))
+    ended = await watched.run()
+    assert (ended.outcome, ended.cuts, server.attaches) == (Outcome.DONE, 1, 1)
+
+
+async def test_a_gap_is_counted(server: StreamServer) -> None:
+    """By the chunks that it takes away."""
+    server.faults.gap_at = 1
+    watched = Watched(server.url, (0.0, Do.START), (2.5, Do.STOP))
+    ended = await watched.run()
+    assert ended.outcome is Outcome.DONE and ended.gaps > 0
+
+
+async def test_a_server_that_goes_away_is_a_lost_session(server: StreamServer) -> None:
+    """With the reason; what was played until then counts."""
+    watched = Watched(server.url, (0.0, Do.START), (60.0, Do.STOP))
+    running = asyncio.create_task(watched.run())
+    await watched.until(ChunkSeen)
+    await server.close_all(4404)
+    ended = await running
+    assert ended.outcome is Outcome.LOST and "no longer exists" in ended.reason
