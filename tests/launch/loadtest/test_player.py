@@ -10,7 +10,17 @@ import pytest
 
 from launch.loadtest.load import Do, Script, Step
 from launch.loadtest.player import Player
-from launch.loadtest.samples import ChunkSeen, Edited, Ended, FirstPart, Outcome, Sample, Started
+from launch.loadtest.samples import (
+    ChunkSeen,
+    Edited,
+    Ended,
+    Fault,
+    FirstPart,
+    Outcome,
+    Refused,
+    Sample,
+    Started,
+)
 from tests.browser.stream_server import StreamServer, stream_server
 
 
@@ -90,3 +100,33 @@ async def test_a_server_that_goes_away_is_a_lost_session(server: StreamServer) -
     await server.close_all(4404)
     ended = await running
     assert ended.outcome is Outcome.LOST and "no longer exists" in ended.reason
+
+
+async def test_repeated_chunks_are_faults(server: StreamServer) -> None:
+    """The client library forgives them; a load test does not."""
+    server.faults.overlap_chunks = 1
+    watched = Watched(server.url, (0.0, Do.START), (0.5, Do.CUT), (2.0, Do.STOP))
+    ended = await watched.run()
+    assert ended.outcome is Outcome.DONE
+    (fault,) = watched.of(Fault)
+    faults = [sample.what for sample in watched.samples if isinstance(sample, Fault)]
+    assert faults and all("came again" in fault for fault in faults)
+
+
+async def test_a_damaged_chunk_is_a_fault_when_decoded(server: StreamServer) -> None:
+    """And is not noticed otherwise."""
+    for decode in (True, False):
+        server.faults.damage_chunk = 0
+        watched = Watched(server.url, (0.0, Do.START), (1.0, Do.STOP), decode=decode)
+        await watched.run()
+        assert bool(watched.of(Fault)) is decode
+
+
+async def test_a_refused_start_is_told_with_its_code(server: StreamServer) -> None:
+    """The client does nothing more."""
+    server.faults.refusals.append({"code": "capacity", "message": "all places are taken"})
+    watched = Watched(server.url, (0.0, Do.START), (60.0, Do.STOP))
+    ended = await watched.run()
+    assert (ended.outcome, ended.reason, ended.chunks) == (Outcome.REFUSED, "capacity", 0)
+    (refused,) = watched.of(Refused)
+    assert isinstance(refused, Refused) and (refused.what, refused.code) == ("start", "capacity")
