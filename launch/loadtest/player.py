@@ -44,6 +44,7 @@ class Player:
         self._started_ms = 0.0
         self._cuts = 0
         self._is_idle = False
+        self._pauses = 0
         self._played_ms = self._stalled_ms = 0.0
         self._edits: list[tuple[float, Applied]] = []
         """Prompts on their way to the picture: when they were sent, and where they are in it."""
@@ -108,7 +109,7 @@ class Player:
     async def _do(self, session: Session, step: Step) -> None:
         match step.do:
             case Do.PAUSE:
-                self._is_idle = True
+                self._is_idle, self._pauses = True, self._pauses + 1
                 self._edits.clear()  # a viewer who rests waits for nothing
                 await session.pause()
             case Do.RESUME:
@@ -130,13 +131,14 @@ class Player:
                 assert_never(step.do)
 
     async def _edit(self, session: Session, text: str) -> None:
-        sent_ms, was_idle = self._now_ms(), self._is_idle
+        sent_ms, pauses = self._now_ms(), self._pauses
+        is_watched = self._check.num_chunks > 0 and not self._is_idle
         try:
             applied = await session.prompt(text)
         except ClientError as exc:
             self._refused(Do.PROMPT, exc)
         else:
-            if not (was_idle or self._is_idle):
+            if is_watched and pauses == self._pauses:
                 self._edits.append((sent_ms, applied))
 
     def _note_play(self, session: Session) -> None:

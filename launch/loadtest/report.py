@@ -157,59 +157,53 @@ def _objectives(objectives: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _plots(result: Mapping[str, Any]) -> list[str]:
-    series, cluster, points = result["series"], result["cluster_series"], result["points"]
     limits = {item["name"]: item["limit"] for item in result["objectives"]}
-    seconds = result["load"]["seconds"]
+    return [*_cluster_plots(result), *_chunk_plots(result, limits), *_client_plots(result, limits)]
 
-    def over_time(source: Mapping[str, Any], key: str) -> list[tuple[float, float | None]]:
-        return list(zip(source["t"], source[key], strict=True))
 
-    cprs = points["cpr"]
+def _cluster_plots(result: Mapping[str, Any]) -> list[str]:
     return [
-        plot(
-            "Sessions",
-            [
-                Curve(name="want chunks", points=over_time(cluster, "active"), colour=0, is_step=True),
-                Curve(name="wait for a place", points=over_time(cluster, "queue"), colour=1, is_step=True),
-            ],
-            x_label="seconds",
-            x_max=seconds,
+        _over_time(result, "cluster_series", "Sessions", active="want chunks", queue="wait for a place"),
+        _over_time(
+            result, "cluster_series", "Engines", ready="ready", starting="starting", draining="draining"
         ),
-        plot(
-            "Engines",
-            [
-                Curve(name="ready", points=over_time(cluster, "ready"), colour=0, is_step=True),
-                Curve(name="starting", points=over_time(cluster, "starting"), colour=1, is_step=True),
-                Curve(name="draining", points=over_time(cluster, "draining"), colour=3, is_step=True),
-            ],
-            x_label="seconds",
-            x_max=seconds,
+        _over_time(
+            result, "cluster_series", "Engine-seconds so far", is_step=False, engine_s="engine-seconds"
         ),
-        plot(
+    ]
+
+
+def _chunk_plots(result: Mapping[str, Any], limits: Mapping[str, float]) -> list[str]:
+    series, bin_s = result["series"], _bin_s(result["series"])
+    curves = {"latency_max_ms": "worst", "latency_p50_ms": "p50"}
+    if series["latency_p99_ms"] != series["latency_max_ms"]:  # with few chunks per bin they are the same
+        curves["latency_p99_ms"] = "p99"
+    return [
+        _over_time(
+            result,
+            "series",
             "Chunk latency, ms",
-            [
-                Curve(name="worst", points=over_time(series, "latency_max_ms"), colour=1),
-                # With few chunks per bin the p99 is the worst.
-                *(
-                    [Curve(name="p99", points=over_time(series, "latency_p99_ms"), colour=3)]
-                    if series["latency_p99_ms"] != series["latency_max_ms"]
-                    else []
-                ),
-                Curve(name="p50", points=over_time(series, "latency_p50_ms"), colour=0),
-            ],
-            x_label="seconds",
-            x_max=seconds,
+            is_step=False,
             limit=limits.get("chunk latency p99, ms"),
-            note=f"From due to handed to the gateway, per {_bin_s(series):g} s. "
-            f"A chunk plays for {points['chunk_ms']:g} ms. The limit is on the p99 of all.",
+            note=f"From due to handed to the gateway, per {bin_s:g} s. A chunk plays for "
+            f"{result['points']['chunk_ms']:g} ms. The limit is on the p99 of all.",
+            **curves,
         ),
-        plot(
-            f"Players standing still, in seconds per {_bin_s(series):g} s",
-            [Curve(name="stalled", points=over_time(series, "stalled_s"), colour=1, is_step=True)],
-            x_label="seconds",
-            x_max=seconds,
+        _over_time(
+            result,
+            "series",
+            f"Players standing still, in seconds per {bin_s:g} s",
             note="Of all clients that read as fast as they can, added up; counted when a stall ends.",
+            stalled_s="stalled",
         ),
+    ]
+
+
+def _client_plots(result: Mapping[str, Any], limits: Mapping[str, float]) -> list[str]:
+    points = result["points"]
+    cprs = points["cpr"]
+    ratio = [(100.0 * number / len(cprs), value) for number, value in enumerate([*cprs, *cprs[-1:]])]
+    return [
         plot(
             "First chunks and prompt changes, ms",
             [
@@ -217,32 +211,47 @@ def _plots(result: Mapping[str, Any]) -> list[str]:
                 Curve(name="prompt to picture", points=points["prompt"], colour=1, is_dots=True),
             ],
             x_label="seconds",
-            x_max=seconds,
+            x_max=result["load"]["seconds"],
         ),
         plot(
             "Continuous play ratio, sessions from worst to best",
-            [
-                Curve(
-                    name="CPR",
-                    points=[(100.0 * n / len(cprs), value) for n, value in enumerate([*cprs, *cprs[-1:]])],
-                    colour=2,
-                    is_step=True,
-                )
-            ],
+            [Curve(name="CPR", points=ratio, colour=2, is_step=True)],
             x_label="% of sessions",
             x_max=100.0,
             y_max=1.0,
             y_min=min([0.9, *cprs]),
             limit=limits.get("mean CPR"),
-            note="Played / (played + stalled).",
-        ),
-        plot(
-            "Engine-seconds so far",
-            [Curve(name="engine-seconds", points=over_time(cluster, "engine_s"), colour=0)],
-            x_label="seconds",
-            x_max=seconds,
+            note="Played / (played + stalled). A limit is on the mean.",
         ),
     ]
+
+
+def _over_time(
+    result: Mapping[str, Any],
+    group: str,
+    title: str,
+    *,
+    is_step: bool = True,
+    limit: float | None = None,
+    note: str = "",
+    **curves: str,
+) -> str:
+    """One plot of some curves of a group of series: key → name."""
+    series = result[group]
+    colours = (0, 1, 3) if group == "cluster_series" else (1, 0, 3)
+    return plot(
+        title,
+        [
+            Curve(
+                name=name, points=list(zip(series["t"], series[key], strict=True)), colour=c, is_step=is_step
+            )
+            for (key, name), c in zip(curves.items(), colours, strict=False)
+        ],
+        x_label="seconds",
+        x_max=result["load"]["seconds"],
+        note=note,
+        limit=limit,
+    )
 
 
 def _bin_s(series: Mapping[str, Any]) -> float:

@@ -127,7 +127,7 @@ class Latency:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edited:
-    """A prompt has reached the picture."""
+    """A prompt, sent to a video that was being watched ever since, has reached the picture."""
 
     type: ClassVar[str] = "edited"
     client: int

@@ -84,6 +84,14 @@ async def test_cut_connections_are_no_loss(server: StreamServer) -> None:
     assert (ended.outcome, ended.cuts, server.attaches) == (Outcome.DONE, 1, 1)
 
 
+async def test_a_prompt_of_a_paused_viewer_is_not_timed(server: StreamServer) -> None:
+    """It waits for the viewer, not for the server."""
+    steps = ((0.0, Do.START), (0.3, Do.PAUSE), (0.5, Do.PROMPT), (1.0, Do.RESUME), (3.0, Do.STOP))
+    watched = Watched(server.url, *steps)
+    ended = await watched.run()
+    assert ended.outcome is Outcome.DONE and server.only.rev == 1 and not watched.of(Edited)
+
+
 async def test_a_gap_is_counted(server: StreamServer) -> None:
     """By the chunks that it takes away."""
     server.faults.gap_at = 1
@@ -108,7 +116,6 @@ async def test_repeated_chunks_are_faults(server: StreamServer) -> None:
     watched = Watched(server.url, (0.0, Do.START), (0.5, Do.CUT), (2.0, Do.STOP))
     ended = await watched.run()
     assert ended.outcome is Outcome.DONE
-    (fault,) = watched.of(Fault)
     faults = [sample.what for sample in watched.samples if isinstance(sample, Fault)]
     assert faults and all("came again" in fault for fault in faults)
 
