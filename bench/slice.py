@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from bench.cluster import running_cluster
 from bench.stats import machine, percentile, print_json, print_table
 from gateway.client import connect
+from scheduler.results import play_ratio
 
 PROMPTS = (
     "a red ball bouncing on a blue background",
@@ -76,7 +77,7 @@ async def view(url: str, seed: int, seconds: float) -> Held:
         played, stalled = session.playhead.played_ms, session.playhead.stalled_ms
         return Held(
             ttfc_ms=(first - began) * 1000,
-            cpr=played / (played + stalled),
+            cpr=play_ratio(played, stalled) or 0.0,
             chunks=chunks,
             latency_ms=tuple(latency),
         )

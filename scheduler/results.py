@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-__all__ = ["common_results", "flat", "percentile", "spread"]
+__all__ = ["common_results", "flat", "percentile", "play_ratio", "spread"]
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -27,6 +27,12 @@ def spread(values: Sequence[float], *names: str, digits: int = 1) -> dict[str, f
     """Figures by name: p1 to p99 (or p99.9), min, mean, max."""
     ordered = sorted(values)
     return {name: round(_figure(ordered, name), digits) if ordered else None for name in names}
+
+
+def play_ratio(played_ms: float, stalled_ms: float) -> float | None:
+    """CPR: played / (played + stalled); None of a player that did neither."""
+    total_ms = played_ms + stalled_ms
+    return played_ms / total_ms if total_ms > 0 else None
 
 
 def common_results(

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from launch.loadtest.tally import Tally
-from scheduler.results import percentile
+from scheduler.results import percentile, spread
 
 __all__ = ["LiveTable", "summary", "table"]
 
@@ -50,15 +50,16 @@ class LiveTable:
 
 def table(title: str, tally: Tally, at_ms: float, seconds: float) -> Table:
     """Everything, for the last ten seconds and for all of it."""
-    recent = [s.latency_ms for s in tally.latencies if s.at_ms >= at_ms - RECENT_MS]
+    names = ("p50", "p95", "p99", "max")
+    recent = spread([s.latency_ms for s in tally.latencies if s.at_ms >= at_ms - RECENT_MS], *names)
+    every = spread([s.latency_ms for s in tally.latencies], *names)
     stalls = tally.stalls()
     view = Table(title=f"{title}, {max(0.0, at_ms) / 1000:.0f} of {seconds:.0f} s", title_justify="left")
     view.add_column()
     view.add_column("last 10 s", justify="right")
     view.add_column("all", justify="right")
-    for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99), ("worst", 1.0)):
-        every = [s.latency_ms for s in tally.latencies]
-        view.add_row(f"chunk latency {name}, ms", _at(recent, share), _at(every, share))
+    for name in names:
+        view.add_row(f"chunk latency {name}, ms", _show(recent[name]), _show(every[name]))
     first = [(s.at_ms, s.ttfc_ms) for s in tally.first_parts]
     edits = [(s.at_ms, s.picture_ms) for s in tally.fast_edits()]
     for name, pairs in (("first chunk p50, ms", first), ("prompt to picture p50, ms", edits)):
@@ -67,7 +68,7 @@ def table(title: str, tally: Tally, at_ms: float, seconds: float) -> Table:
     late_stalls = [stall.length_ms for stall in stalls if stall.at_ms >= at_ms - RECENT_MS]
     view.add_row("stalls", str(len(late_stalls)), str(len(stalls)))
     view.add_row("longest stall, ms", _at(late_stalls, 1.0), _at([s.length_ms for s in stalls], 1.0))
-    view.add_row("chunks", str(len(recent)), str(tally.num_chunks))
+    view.add_row("chunks", "", str(tally.num_chunks))
     view.add_section()
     for name, now, total in _counts(tally):
         view.add_row(name, now, total)
@@ -103,4 +104,8 @@ def summary(tally: Tally, at_ms: float) -> str:
 
 
 def _at(values: Sequence[float], share: float) -> str:
-    return f"{percentile(values, share):.0f}" if values else "–"
+    return _show(percentile(values, share) if values else None)
+
+
+def _show(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0f}"

@@ -21,7 +21,7 @@ from launch.loadtest.samples import (
     Sample,
     Started,
 )
-from scheduler.results import common_results, percentile, spread
+from scheduler.results import common_results, percentile, play_ratio, spread
 
 __all__ = ["BINS", "ClientLog", "ClusterSample", "Stall", "Tally", "engine_seconds"]
 
@@ -82,11 +82,10 @@ class ClientLog:
 
     @property
     def cpr(self) -> float | None:
-        """Played / (played + stalled); None before it has played anything."""
+        """None before its end, and of one that never played."""
         if self.ended is None or not self.ended.chunks:
             return None
-        total_ms = self.ended.played_ms + self.ended.stalled_ms
-        return self.ended.played_ms / total_ms if total_ms > 0 else None
+        return play_ratio(self.ended.played_ms, self.ended.stalled_ms)
 
 
 class Tally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from scheduler.results import common_results, flat, percentile, spread
+from scheduler.results import common_results, flat, percentile, play_ratio, spread
 
 
 def test_percentiles_are_samples() -> None:
@@ -52,3 +52,8 @@ def test_results_have_the_common_keys() -> None:
         "planning_ms.p99": 0.5,
         "planning_ms.max": 0.5,
     }
+
+
+def test_play_ratio() -> None:
+    """Of time in which there was something to play."""
+    assert play_ratio(3.0, 1.0) == 0.75 and play_ratio(5.0, 0.0) == 1.0 and play_ratio(0.0, 0.0) is None
