@@ -14,7 +14,7 @@ class EngineConfig:
     engine_id: str
     """`e_` + 8 hex digits, never used before."""
     redis: str
-    """URL of the control Redis: redis://, rediss:// or unix://."""
+    """URL of the control Redis: redis://, rediss:// (TLS), unix:// or redis+sentinel://."""
     cluster: str = "main"
     """Clusters of different names can share one Redis."""
     model: str = "shapes"

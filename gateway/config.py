@@ -12,7 +12,7 @@ class GatewayConfig:
     """Checked on construction; raises ValueError with a sentence that names the setting."""
 
     redis: str
-    """redis://…, rediss://… or unix:///path?db=0."""
+    """URL of the control Redis: redis://, rediss:// (TLS), unix:// or redis+sentinel://."""
     link_secret: str
     """What engines expect from a gateway."""
     cluster: str = "main"

@@ -21,7 +21,8 @@ class UpConfig:
     dir: str = "run"
     """Folder for run.json, logs and Redis data; one cluster per folder."""
     redis: str | None = None
-    """URL of a Redis to use: redis://, rediss:// or unix://; unset: a private one is started."""
+    """URL of a Redis to use: redis://, rediss:// (TLS), unix:// or redis+sentinel://; unset: a private one
+    is started."""
     engines: int = 2
     """Engines to run."""
     max_engines: int | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import socket
@@ -13,11 +14,13 @@ from typing import Any, Final
 from launch import redis_server
 from launch.config import UpConfig
 from launch.gpus import visible_gpus
+from scheduler.address import RedisAddress, parse_address
 
 __all__ = ["Problem", "check_redis_config", "check_redis_version", "run"]
 
 _MIN_REDIS: Final = (6, 2)
 _PROBE_TIMEOUT_S: Final = 5.0
+_REDIS_SETTINGS: Final = ("appendonly", "maxmemory", "maxmemory-policy")
 
 
 class Problem(Exception):
@@ -66,22 +69,67 @@ def _check_redis(config: UpConfig) -> str:
 
 
 def _check_running_redis(url: str) -> str:
-    from redis import Redis
-    from redis.exceptions import RedisError
+    from scheduler.store.errors import StoreUnavailable
 
-    client: Any = Redis.from_url(url, decode_responses=True, socket_timeout=_PROBE_TIMEOUT_S)
     try:
-        version = check_redis_version(str((client.info("server"))["redis_version"]))
-        settings = {
-            name: (client.config_get(name)).get(name, "")
-            for name in ("appendonly", "maxmemory", "maxmemory-policy")
-        }
-    except (RedisError, OSError) as exc:
-        raise Problem(f"the Redis given with --redis can't be used: {exc}") from exc
-    finally:
-        client.close()
+        address = parse_address(url)
+    except ValueError as exc:
+        raise Problem(str(exc)) from exc
+    if address.password and address.hosts and not address.is_tls and not _is_local(address):
+        raise Problem("the Redis password crosses the network in clear: use rediss:// (TLS)")
+    try:
+        version, settings = asyncio.run(_ask_redis(url))
+    except (StoreUnavailable, ValueError) as exc:
+        raise Problem(f"the Redis given with --redis can't be used: {exc}{_advice(address, exc)}") from exc
+    version = check_redis_version(version)
+    how = " over TLS" if address.is_tls else ""
+    found = f" found by sentinels of {address.service!r}" if address.service else ""
+    if settings is None:
+        return f"{version}{how}{found}; its user may not read the configuration: check appendonly yourself"
     check_redis_config(settings)
-    return f"{version}, appendonly, keeps all keys"
+    return f"{version}{how}{found}, appendonly, keeps all keys"
+
+
+async def _ask_redis(url: str) -> tuple[str, dict[str, str] | None]:
+    """Version, and the settings that matter; None: the user of the URL may not see them."""
+    from redis.asyncio import Redis
+    from redis.exceptions import NoPermissionError
+
+    from scheduler.store.connection import mapped_errors
+    from scheduler.store.pools import make_pool
+
+    client: Any = Redis(connection_pool=make_pool(url, max_connections=1, decode_responses=True, protocol=2))
+    try:
+        async with mapped_errors(_PROBE_TIMEOUT_S):
+            version = str((await client.info("server"))["redis_version"])
+            try:
+                found = {name: await client.config_get(name) for name in _REDIS_SETTINGS}
+            except NoPermissionError:
+                return version, None
+        return version, {name: values.get(name, "") for name, values in found.items()}
+    finally:
+        await client.aclose()
+        await client.connection_pool.disconnect()
+
+
+def _is_local(address: RedisAddress) -> bool:
+    return all(host in ("localhost", "127.0.0.1", "::1") for host, _ in address.hosts)
+
+
+def _advice(address: RedisAddress, exc: Exception) -> str:
+    """What to do about the troubles that everybody has once."""
+    text = str(exc)
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return "; name the authority that signed its certificate: rediss://…?ssl_ca_certs=FILE"
+    if "WRONGPASS" in text or "invalid username-password" in text:
+        return "; check user and password in the URL (percent-encoded)"
+    if "uthentication required" in text:
+        return "; put user and password into the URL: redis://user:password@host"
+    if "lacks a permission" in text:
+        return "; docs/deploy.md shows the ACL rule that is needed"
+    if address.service:
+        return f"; do the sentinels know a service {address.service!r}?"
+    return ""
 
 
 def check_redis_version(version: str) -> str:

@@ -64,7 +64,6 @@ class RunFile:
         processes = [{"name": name, "pid": pid} for name, pid in sorted(self._processes.items())]
         content = {"url": self._url, "redis": self._redis, "processes": processes}
         fresh = self._path.with_suffix(".json.new")
-        # The Redis URL may hold a password.
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with open(descriptor, "w", encoding="utf-8") as file:
             json.dump(content, file, indent=1)

@@ -23,6 +23,7 @@ from launch.processes import adopt_orphans
 from launch.run_file import DirectoryLock, DirectoryTaken, RunFile
 from launch.settings import SettingsError, Value, build
 from launch.supervisor import StartError
+from scheduler.address import mask_password
 from scheduler.config import SchedulerConfig
 
 __all__ = ["run"]
@@ -138,7 +139,7 @@ class _Signals:
 async def _serve(plan: Plan, console: Console) -> int:
     adopt_orphans()
     url = url_of(plan.config.host, plan.config.port)
-    run_file = RunFile(plan.directory / "run.json", url=url, redis=plan.gateway.redis)
+    run_file = RunFile(plan.directory / "run.json", url=url, redis=mask_password(plan.gateway.redis))
     cluster = Cluster(plan, run_file=run_file, console=console, url=url)
     signals = _Signals(cluster, asyncio.Event())
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from scheduler.address import parse_address
+
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerConfig:
@@ -14,7 +16,7 @@ class SchedulerConfig:
     """
 
     redis: str
-    """redis://…, rediss://… or unix:///path?db=0."""
+    """URL of the control Redis, see `scheduler/address.py`."""
     cluster: str = "main"
     """Name below which all keys live; clusters can share one Redis."""
     policy: str = "least_loaded"
@@ -45,8 +47,7 @@ class SchedulerConfig:
     """Interval at which the view is rebuilt from Redis and compared."""
 
     def __post_init__(self) -> None:
-        if not self.redis.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("redis must be a URL that starts with redis://, rediss:// or unix://")
+        parse_address(self.redis)
         if not 0 <= self.engines <= 4_096:
             raise ValueError(f"engines must be between 0 and 4096, got {self.engines}")
         if self.max_engines is not None and not self.engines <= self.max_engines <= 4_096:

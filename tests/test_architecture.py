@@ -24,6 +24,7 @@ ARROWS = {
 
 IMPURE = {"asyncio", "socket", "redis", "torch", "time", "random", "os"}
 PURE = (
+    "scheduler/address.py",
     "scheduler/config.py",
     "scheduler/domain.py",
     "scheduler/keys.py",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Self
 
+from scheduler.address import mask_password, parse_address
 from scheduler.store.checkpoints import Checkpoints, open_checkpoints
 from scheduler.store.connection import Connection
 from scheduler.store.engine import EngineStore
@@ -70,7 +71,9 @@ __all__ = [
     "StoreError",
     "StoreUnavailable",
     "draw_id",
+    "mask_password",
     "open_checkpoints",
+    "parse_address",
 ]
 
 
@@ -79,12 +82,12 @@ class Store(GatewayStore, EngineStore, LeaderStore, ProvisionerStore):
 
     @classmethod
     async def connect(cls, url: str, *, cluster: str = "main") -> Self:
-        """Open a store. url: redis://…, rediss://… or unix:///path?db=0.
+        """Open a store. url: as `scheduler/address.py` says.
 
         Raises:
             StoreUnavailable: no server answers there.
             ServerTooOld: it is older than 6.2.
-            ValueError: the url or the cluster's name can't be used.
+            ValueError: the url, a file that it names, or the cluster's name can't be used.
         """
         connection = Connection(url, cluster)
         try:

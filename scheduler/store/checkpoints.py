@@ -17,16 +17,19 @@ from typing import Any, Protocol
 
 from redis.asyncio import Redis
 
+from scheduler.address import is_redis_url
 from scheduler.messages import EngineId, SessionId
-from scheduler.store.connection import mapped_errors
+from scheduler.store.connection import COMMAND_TIMEOUT_S, mapped_errors
 from scheduler.store.engine import EngineStore
 from scheduler.store.errors import StaleEpoch, StoreUnavailable
+from scheduler.store.pools import make_pool
 from scheduler.store.values import CheckpointPointer
 
 __all__ = ["Checkpoints", "open_checkpoints"]
 
 _OBJECT = re.compile(r"s_[0-9a-f]{16}:[0-9]{1,18}:[0-9]{1,18}")
 _SWEEP_INTERVAL_S = 60.0
+_MAX_CONNECTIONS = 16
 
 
 class _Objects(Protocol):
@@ -92,18 +95,19 @@ def open_checkpoints(store: EngineStore, where: str | None, *, ttl_s: int) -> Ch
     """`where`: None, the URL of a second Redis, or a directory, which is made.
 
     Raises:
-        ValueError: the directory can't be made or written to.
+        ValueError: the URL can't be used, or the directory can't be made or written to.
     """
     if where is None:
         return Checkpoints(store, None, ttl_s=ttl_s)
-    if where.startswith(("redis://", "rediss://", "unix://")):
+    if is_redis_url(where):
         return Checkpoints(store, _SecondRedis(where, prefix=store.prefix, ttl_s=ttl_s), ttl_s=ttl_s)
     return Checkpoints(store, _Directory(Path(where), ttl_s=ttl_s), ttl_s=ttl_s)
 
 
 class _SecondRedis:
     def __init__(self, url: str, *, prefix: str, ttl_s: int) -> None:
-        self._client = Redis.from_url(url, protocol=2)
+        pool = make_pool(url, max_connections=_MAX_CONNECTIONS, wait_s=COMMAND_TIMEOUT_S, protocol=2)
+        self._client = Redis(connection_pool=pool)
         self._prefix, self._ttl_s = prefix, ttl_s
 
     async def put(self, name: str, data: bytes) -> None:
@@ -121,6 +125,7 @@ class _SecondRedis:
 
     async def close(self) -> None:
         await self._client.aclose()
+        await self._client.connection_pool.disconnect()
 
     def _key(self, name: str) -> str:
         return f"{self._prefix}checkpoint:{name}"

@@ -7,16 +7,22 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio import Redis
 from redis.client import NEVER_DECODE
-from redis.exceptions import BusyLoadingError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import (
+    BusyLoadingError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scheduler.keys import Keys
 from scheduler.store.errors import ServerTooOld, StoreUnavailable
+from scheduler.store.pools import make_pool
 from scheduler.store.scripts import script_error, scripts
 
 COMMAND_TIMEOUT_S = 2.0
@@ -42,28 +48,16 @@ class Connection:
 
     def __init__(self, url: str, cluster: str) -> None:
         self.keys = Keys(cluster)
-        # No hidden retries: an input appended twice would be applied twice.
-        options: dict[str, Any] = {
-            "decode_responses": True,
-            "protocol": 2,
-            "retry": Retry(NoBackoff(), 0),
-            "socket_connect_timeout": COMMAND_TIMEOUT_S,
-        }
+        # `mapped_errors` limits commands. redis-py would use asyncio.wait_for, which in Python 3.11 loses a
+        # cancellation that comes while the command is being sent.
+        options: dict[str, Any] = {"decode_responses": True, "protocol": 2, "socket_timeout": None}
         self._commands = Redis(
-            connection_pool=BlockingConnectionPool.from_url(
-                url,
-                max_connections=MAX_CONNECTIONS,
-                timeout=COMMAND_TIMEOUT_S,
-                # `mapped_errors` limits commands. redis-py would use asyncio.wait_for, which in Python 3.11
-                # loses a cancellation that comes while the command is being sent.
-                socket_timeout=None,
-                **options,
+            connection_pool=make_pool(
+                url, max_connections=MAX_CONNECTIONS, wait_s=COMMAND_TIMEOUT_S, **options
             )
         )
         self._blocking = Redis(
-            connection_pool=ConnectionPool.from_url(
-                url, max_connections=MAX_BLOCKING_CONNECTIONS, socket_timeout=None, **options
-            )
+            connection_pool=make_pool(url, max_connections=MAX_BLOCKING_CONNECTIONS, **options)
         )
         self._scripts = {name: self._commands.register_script(text) for name, text in scripts().items()}
 
@@ -142,6 +136,8 @@ def _response_error(exc: ResponseError) -> Exception:
     if known is not None:
         return known
     words = text.replace("-", " ").split()
+    if isinstance(exc, NoPermissionError) or "NOPERM" in words:
+        return StoreUnavailable(f"the Redis user of the URL lacks a permission: {text}")
     if isinstance(exc, OutOfMemoryError) or any(code in words for code in PASSING_TROUBLES):
         return StoreUnavailable(f"Redis can't serve now: {text}")
     return exc

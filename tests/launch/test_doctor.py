@@ -51,3 +51,17 @@ def test_redis_that_forgets_or_drops_is_a_problem() -> None:
         check_redis_config(KEEPS | {"appendonly": "no"})
     with pytest.raises(Problem, match="noeviction"):
         check_redis_config(KEEPS | {"maxmemory": "1000", "maxmemory-policy": "allkeys-lru"})
+
+
+def test_a_password_in_clear_is_a_problem(unused_port: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Found before it is sent, and not repeated."""
+    assert doctor.run(UpConfig(port=unused_port, redis="redis://me:secret@192.0.2.1")) == 1
+    printed = capsys.readouterr().out
+    assert "use rediss://" in printed and "secret" not in printed
+
+
+def test_a_wrong_redis_url_is_a_problem(unused_port: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """A sentence, not a traceback."""
+    assert doctor.run(UpConfig(port=unused_port, redis="http://me:secret@h")) == 1
+    printed = capsys.readouterr().out
+    assert "redis must be a URL" in printed and "secret" not in printed
