@@ -13,7 +13,14 @@ from typing import Any, Final
 from engine.config import EngineConfig
 from gateway.config import GatewayConfig
 from launch import commands as work
-from launch.config import ClientConfig, ProfileConfig, StatusConfig, UpConfig
+from launch.config import (
+    ClientConfig,
+    EngineStartConfig,
+    ProfileConfig,
+    ProvisionerConfig,
+    StatusConfig,
+    UpConfig,
+)
 from launch.loadtest.config import CompareConfig, LoadtestConfig
 from launch.settings import (
     FILE_VARIABLE,
@@ -54,11 +61,16 @@ COMMANDS: Final[Mapping[str, Command]] = {
         run=work.run_up,
         help="run a whole cluster on this machine",
         configs=(UpConfig, GatewayConfig, SchedulerConfig, EngineConfig),
-        without=_IDS | {"link_port"},
+        without=_IDS | {"link_port", "provisioner"},
     ),
     "gateway": Command(run=work.run_gateway, help="run one gateway", configs=(GatewayConfig,)),
     "scheduler": Command(run=work.run_scheduler, help="run one scheduler", configs=(SchedulerConfig,)),
-    "engine": Command(run=work.run_engine, help="run one engine", configs=(EngineConfig,)),
+    "engine": Command(run=work.run_engine, help="run one engine", configs=(EngineConfig, EngineStartConfig)),
+    "provisioner": Command(
+        run=work.run_provisioner,
+        help="keep a cluster's engines as Kubernetes pods",
+        configs=(ProvisionerConfig,),
+    ),
     "client": Command(
         run=work.run_client,
         help="record one session to a video file",

@@ -19,6 +19,7 @@ from launch.fleet import Fleet
 from launch.gpus import least_used
 from launch.http_get import get
 from launch.provisioner import Provisioner
+from launch.quarantine import YOUNG_S, Quarantine
 from launch.roles import engine_command, engine_environment, role_command, role_environment
 from launch.run_file import RunFile
 from launch.supervisor import ProcessSpec, Service, StartError
@@ -62,7 +63,9 @@ class Cluster:
         self._keepers: list[asyncio.Task[Any]] = []
         self._store: Store | None = None
         self._fleet: Fleet | None = None
-        self._gpus_of: dict[EngineId, tuple[str, ...]] = {}
+        self._gpus_of: dict[EngineId, tuple[tuple[str, ...], float]] = {}
+        """GPUs of an engine, and when it was started, s."""
+        self._quarantine = Quarantine()
 
     async def run(self) -> None:
         """Start everything, say where it is, and keep it running until cancelled. Raises StartError."""
@@ -157,7 +160,7 @@ class Cluster:
 
     def _make_fleet(self, store: Store, term: int) -> Fleet:
         def on_exit(engine: EngineId, reason: str) -> None:
-            self._gpus_of.pop(engine, None)
+            self._note_end(engine)
             provisioner.report_exit(engine, reason)
 
         fleet = Fleet(
@@ -171,12 +174,22 @@ class Cluster:
         self._keep(provisioner.follow(), "provisioner")
         return fleet
 
+    def _note_end(self, engine: EngineId) -> None:
+        now_s = asyncio.get_running_loop().time()
+        gpus, started_s = self._gpus_of.pop(engine, ((), now_s))
+        for gpu in gpus:
+            if now_s - started_s < YOUNG_S and self._quarantine.note_death(gpu, now_s):
+                self._console.step(f"engines keep dying young on GPU {gpu}: avoiding it for a while")
+
     def _engine_spec(self, wanted: DesiredEngine) -> ProcessSpec:
         config = replace(self._plan.engine, engine_id=wanted.id, model=wanted.model)
         gpus: tuple[str, ...] = ()
         if self._plan.gpus:
-            in_use = itertools.chain.from_iterable(self._gpus_of.values())
-            gpus = self._gpus_of[wanted.id] = least_used(self._plan.gpus, in_use, config.ranks)
+            now_s = asyncio.get_running_loop().time()
+            in_use = itertools.chain.from_iterable(gpus for gpus, _ in self._gpus_of.values())
+            avoid = self._quarantine.avoided(now_s)
+            gpus = least_used(self._plan.gpus, in_use, config.ranks, avoid)
+            self._gpus_of[wanted.id] = (gpus, now_s)
         name = f"engine-{wanted.id}"
         self._console.step(f"{name} starting")
         return ProcessSpec(

@@ -7,10 +7,11 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 
-from launch.config import ClientConfig, ProfileConfig, StatusConfig
+from launch.config import ClientConfig, EngineStartConfig, ProfileConfig, ProvisionerConfig, StatusConfig
 from launch.loadtest.config import CompareConfig, LoadtestConfig
 from launch.roles import role_command, role_environment
 from launch.settings import SettingsError, Value, build
+from launch.supervisor import StartError
 
 __all__ = [
     "run_client",
@@ -20,6 +21,7 @@ __all__ = [
     "run_gateway",
     "run_loadtest",
     "run_profile",
+    "run_provisioner",
     "run_scheduler",
     "run_status",
     "run_up",
@@ -57,14 +59,32 @@ def run_scheduler(values: Values) -> int:
 
 
 def run_engine(values: Values) -> int:
-    """One engine, as a torchrun job of this process; without an id, one that the scheduler wants."""
+    """One engine, as a torchrun job of this process; without an id, one that the scheduler wants.
+
+    With the static provisioner, under a new one.
+    """
     from engine.config import EngineConfig
     from launch import engine_cmd
+    from scheduler.store import draw_id
 
     _check_model(values)
-    claim = "engine_id" not in values
-    config = build(EngineConfig, values, engine_id=_TO_BE_CLAIMED if claim else None)
+    is_static = build(EngineStartConfig, values).provisioner == "static"
+    claim = "engine_id" not in values and not is_static
+    own = draw_id("e", 4) if is_static and "engine_id" not in values else None
+    config = build(EngineConfig, values, engine_id=_TO_BE_CLAIMED if claim else own)
     return asyncio.run(engine_cmd.run(config, claim=claim))
+
+
+def run_provisioner(values: Values) -> int:
+    """A cluster's engines as pods, until told to stop; they go on without us."""
+    config = build(ProvisionerConfig, values)
+    try:
+        from launch import provision_cmd
+    except ImportError as exc:
+        raise StartError(
+            f"the Kubernetes client is not installed ({exc}): pip install 'turboserve[kubernetes]'"
+        ) from exc
+    return asyncio.run(provision_cmd.run(config))
 
 
 def run_client(values: Values) -> int:

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ClientConfig", "ProfileConfig", "StatusConfig", "UpConfig"]
+from launch.pods import labels_of
+from scheduler.address import parse_address
+from scheduler.config import check_provisioner
+
+__all__ = [
+    "ClientConfig",
+    "EngineStartConfig",
+    "ProfileConfig",
+    "ProvisionerConfig",
+    "StatusConfig",
+    "UpConfig",
+]
 
 _MAX_ENGINES = 256
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -55,6 +66,42 @@ class UpConfig:
         for name in ("ready_timeout_s", "stop_timeout_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProvisionerConfig:
+    """Engines as Kubernetes pods. Checked on construction.
+
+    Raises:
+        ValueError: a value is out of its range; the text says which and why.
+    """
+
+    redis: str
+    """URL of the control Redis: redis://, rediss:// (TLS), unix:// or redis+sentinel://."""
+    pod_template: str
+    """YAML file with one Pod whose container `engine` runs `turboserve engine`; each engine gets a copy."""
+    cluster: str = "main"
+    """Name of the cluster, also a label of its pods."""
+    namespace: str | None = None
+    """Where the pods are; unset: the namespace that this process runs in, else "default"."""
+    kubeconfig: str | None = None
+    """File that says how to reach the Kubernetes API; unset: as a pod does."""
+
+    def __post_init__(self) -> None:
+        parse_address(self.redis)
+        labels_of(self.cluster)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStartConfig:
+    """How `turboserve engine` gets its id. Checked on construction."""
+
+    provisioner: str = "local"
+    """Who decides how many engines there are: "static", whoever starts them; else the scheduler, and an
+    engine without an id takes one that is wanted."""
+
+    def __post_init__(self) -> None:
+        check_provisioner(self.provisioner)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from launch.backoff import Backoff
@@ -79,6 +79,10 @@ class Fleet:
             if place.id not in wanted and not place.stopping:
                 place.stopping = True
                 place.task = asyncio.create_task(self._stop(place, place.task), name=f"stop {place.id}")
+
+    def owned(self) -> Collection[EngineId]:
+        """Engines that run here or are about to."""
+        return self._places.keys()
 
     async def mark_ready(self, engine: EngineId) -> None:
         """The engine has registered and takes sessions."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +21,9 @@ def visible_gpus(environment: Mapping[str, str], devices: Path = _DEVICES) -> tu
     return tuple(str(index) for index in range(num_gpus))
 
 
-def least_used(gpus: Sequence[str], in_use: Iterable[str], count: int = 1) -> tuple[str, ...]:
-    """The GPUs with the fewest engines on them, the first of equals."""
+def least_used(
+    gpus: Sequence[str], in_use: Iterable[str], count: int = 1, avoid: Collection[str] = ()
+) -> tuple[str, ...]:
+    """The GPUs with the fewest engines on them, the first of equals; those to avoid last."""
     engines_on = Counter(in_use)
-    return tuple(sorted(gpus, key=lambda gpu: engines_on[gpu])[:count])
+    return tuple(sorted(gpus, key=lambda gpu: (gpu in avoid, engines_on[gpu]))[:count])

@@ -1,10 +1,10 @@
-"""Keeps this machine's engines equal to the desired set in Redis, and reports those whose process ended."""
+"""Keeps engines equal to the desired set in Redis, and reports those that ended."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, NoReturn, Protocol
 
 from scheduler.messages import (
@@ -25,18 +25,26 @@ _RETRY_S: Final = 0.5
 
 
 class Engines(Protocol):
-    """What the provisioner steers: see `launch/fleet.py`."""
+    """What the provisioner steers: processes (`launch/fleet.py`) or pods (`launch/kubernetes_pods.py`).
 
-    def reconcile(self, desired: Sequence[DesiredEngine]) -> None: ...
+    An engine is drained by the scheduler before it drops it from the desired set: nothing here drains.
+    """
 
-    async def mark_ready(self, engine: EngineId) -> None: ...
+    def reconcile(self, desired: Sequence[DesiredEngine]) -> None:
+        """Start what is wanted and was never started; stop what is not wanted any more."""
+
+    def owned(self) -> Collection[EngineId]:
+        """Those that run here now, also if an earlier provisioner had started them."""
+
+    async def mark_ready(self, engine: EngineId) -> None:
+        """The engine has registered and takes sessions."""
 
 
 class Provisioner:
     """Follows the events stream. Sets of a leader older than one already seen are ignored."""
 
     def __init__(self, store: Store, engines: Engines, *, newer_than: int) -> None:
-        """`newer_than`: the term of the set found before this cluster's scheduler started."""
+        """`newer_than`: the term of the set found before this cluster's scheduler started; 0: any."""
         self._store = store
         self._engines = engines
         self._newest_term = newer_than + 1
@@ -88,6 +96,7 @@ class Provisioner:
         if term < self._newest_term:
             return
         self._newest_term = term
+        self._ours.update(self._engines.owned())
         unknown = [engine.id for engine in desired if engine.id not in self._ours]
         records = await self._store.get_engines(unknown)
         # One that has registered already was started elsewhere, and the scheduler took it in.

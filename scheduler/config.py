@@ -6,6 +6,14 @@ from dataclasses import dataclass
 
 from scheduler.address import parse_address
 
+PROVISIONERS = ("local", "kubernetes", "static")
+
+
+def check_provisioner(name: str) -> None:
+    """Raises ValueError: there is no such provisioner."""
+    if name not in PROVISIONERS:
+        raise ValueError(f"provisioner must be one of {', '.join(PROVISIONERS)}, got {name!r}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerConfig:
@@ -27,6 +35,9 @@ class SchedulerConfig:
     """Budget: engines it keeps provisioned; the fewest where the policy chooses their number."""
     max_engines: int | None = None
     """Most engines that a policy which chooses their number may ask for; unset: as many as `engines`."""
+    provisioner: str = "local"
+    """Who starts engines: "local" or "kubernetes", what the scheduler wants; "static", somebody else: all
+    that register are used, and no others are asked for."""
     scheduler_id: str | None = None
     """Name in the leader lease; None draws a random one."""
     lease_ttl_ms: int = 3_000
@@ -48,6 +59,7 @@ class SchedulerConfig:
 
     def __post_init__(self) -> None:
         parse_address(self.redis)
+        check_provisioner(self.provisioner)
         if not 0 <= self.engines <= 4_096:
             raise ValueError(f"engines must be between 0 and 4096, got {self.engines}")
         if self.max_engines is not None and not self.engines <= self.max_engines <= 4_096:

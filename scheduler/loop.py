@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 from scheduler.apply import apply
 from scheduler.config import SchedulerConfig
@@ -162,7 +163,11 @@ class Scheduler:
         assert term is not None and reachable_ms is not None
         view = self._feed.view
         staying = ~view.engines["drain_ordered"] & ~view.is_state(EngineState.DRAINING)
+        config = self._config
         room = max(0, self._most_engines - int(staying.sum()))
+        if config.provisioner == "static":  # the budget is what is there
+            room, num_engines = 0, int(staying.sum())
+            config = replace(config, engines=num_engines, max_engines=num_engines)
         changes = Changes(
             gone=delta.gone,
             released=delta.released,
@@ -173,19 +178,19 @@ class Scheduler:
             starts_ms=delta.starts_ms,
         )
         now_ms = await self._store.now_ms()
-        actions, memory = self._policy.plan(view, changes, self._memory, now_ms, self._config)
+        actions, memory = self._policy.plan(view, changes, self._memory, now_ms, config)
         if memory != self._memory:
             await self._store.save_memory(term, encode_memory(memory))
             self._memory = memory
-        await self._publish(term)
+        await self._publish(term, config.engines)
         special = special_moves(self._feed.special.values(), now_ms)
         await apply(
             self._store, (*special, *actions), term=term, may_act=lambda: self._lease.is_held(self._clock())
         )
 
-    async def _publish(self, term: int) -> None:
+    async def _publish(self, term: int, engines: int) -> None:
         interval_ms = round(self._memory.release_interval_ms, -2)
-        budget = max(self._config.engines, len(self._feed.view.desired))
+        budget = max(engines, len(self._feed.view.desired))
         published = (self._policy.name, budget, int(interval_ms))
         if published != self._published:
             name, budget, release_interval_ms = published

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 
 import pytest
 
@@ -31,7 +31,11 @@ class Engines:
 
     def __init__(self) -> None:
         self.sets: asyncio.Queue[list[EngineId]] = asyncio.Queue()
+        self.running: set[EngineId] = set()
         self.ready: asyncio.Queue[EngineId] = asyncio.Queue()
+
+    def owned(self) -> Collection[EngineId]:
+        return self.running
 
     def reconcile(self, desired: Sequence[DesiredEngine]) -> None:
         self.sets.put_nowait([engine.id for engine in desired])
@@ -95,6 +99,17 @@ async def test_engines_started_elsewhere_are_left_alone(store: Store, engines: E
     await store.register_engine(A.id, url="ws://h:1/link", model=MODEL, capacity=1)
     await store.write_desired(await lead(store), [A, B])
     assert await engines.sets.get() == [B.id]
+
+
+async def test_engines_of_an_earlier_provisioner_are_kept(store: Store, engines: Engines) -> None:
+    """One that is ready and runs here stays in the set that is reconciled."""
+    engines.running.add(A.id)
+    await store.register_engine(A.id, url="ws://h:1/link", model=MODEL, capacity=1)
+    await store.write_desired(await lead(store), [A, B])
+    following = asyncio.create_task(Provisioner(store, engines, newer_than=0).follow())
+    assert await engines.sets.get() == [A.id, B.id]
+    following.cancel()
+    await asyncio.wait((following,))
 
 
 @pytest.mark.usefixtures("provisioner")

@@ -1,0 +1,105 @@
+"""`turboserve provisioner`: keeps a cluster's engines as Kubernetes pods, in the foreground."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from kubernetes.aio import client
+from kubernetes.aio import config as access
+
+from launch.config import ProvisionerConfig
+from launch.kubernetes_pods import Pods
+from launch.pods import check_template, make_pod
+from launch.provisioner import Provisioner
+from launch.settings import SettingsError
+from launch.supervisor import StartError
+from scheduler.messages import DesiredEngine, EngineId
+from scheduler.store import Store, StoreError
+
+__all__ = ["load_template", "run"]
+
+_OWN_NAMESPACE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+
+async def run(config: ProvisionerConfig) -> int:
+    """Until SIGTERM or SIGINT, which leaves the pods as they are: the next provisioner finds them.
+
+    Raises:
+        SettingsError: the template or the way to the API can't be used.
+        StartError: no Redis answers.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    template = load_template(Path(config.pod_template))
+    reach = await _reach(config)
+    try:
+        store = await Store.connect(config.redis, cluster=config.cluster)
+    except StoreError as exc:
+        raise StartError(str(exc)) from exc
+    try:
+        async with client.ApiClient(reach) as api:
+            await _serve(store, client.CoreV1Api(api), template, config)
+    finally:
+        await store.close()
+    return 0
+
+
+async def _serve(
+    store: Store, api: client.CoreV1Api, template: dict[str, Any], config: ProvisionerConfig
+) -> None:
+    def on_exit(engine: EngineId, reason: str) -> None:
+        provisioner.report_exit(engine, reason)
+
+    namespace = config.namespace or _own_namespace()
+    pods = Pods(api, template, namespace=namespace, cluster=config.cluster, on_exit=on_exit)
+    provisioner = Provisioner(store, pods, newer_than=0)
+
+    async def follow() -> None:
+        await pods.listed.wait()  # else what an earlier provisioner made would look like somebody else's
+        await provisioner.follow()
+
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    print(f"engines of cluster {config.cluster} are pods in namespace {namespace}", flush=True)
+    work = {asyncio.create_task(pods.run()), asyncio.create_task(follow())}
+    end = asyncio.create_task(stop.wait())
+    done, _ = await asyncio.wait({*work, end}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (*work, end):
+        task.cancel()
+    await asyncio.gather(*work, end, return_exceptions=True)
+    for task in done - {end}:  # neither ever returns: this one raised
+        task.result()
+
+
+def load_template(path: Path) -> dict[str, Any]:
+    """The pod that each engine gets a copy of. Raises SettingsError."""
+    try:
+        template = check_template(yaml.safe_load(path.read_text(encoding="utf-8")))
+        sample = DesiredEngine(id=EngineId("e_00000000"), model="shapes")
+        client.V1Pod.from_dict(make_pod(template, sample, cluster="main"))
+    except OSError as exc:
+        raise SettingsError(f"pod_template: cannot read {path}: {exc.strerror}") from exc
+    except (ValueError, yaml.YAMLError) as exc:
+        raise SettingsError(f"pod_template {path}: {exc}") from exc
+    return template
+
+
+async def _reach(config: ProvisionerConfig) -> client.Configuration:
+    reach = client.Configuration()
+    try:
+        if config.kubeconfig is None:
+            access.load_incluster_config(client_configuration=reach)
+        else:
+            await access.load_kube_config(config.kubeconfig, client_configuration=reach, persist_config=False)
+    except (access.ConfigException, OSError) as exc:
+        raise SettingsError(f"kubeconfig: the way to the Kubernetes API is not known: {exc}") from exc
+    return reach
+
+
+def _own_namespace() -> str:
+    return _OWN_NAMESPACE.read_text().strip() if _OWN_NAMESPACE.exists() else "default"

@@ -1,0 +1,36 @@
+"""Which nodes or GPUs to avoid, because engines keep dying young on them. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+__all__ = ["YOUNG_S", "Quarantine"]
+
+YOUNG_S: Final = 60.0
+"""An engine that ends before it was ready, or sooner than this after it, died young."""
+_WINDOW_S: Final = 600.0
+_DEATHS: Final = 3
+"""So many early deaths within the window, and the place is avoided for as long again."""
+
+
+class Quarantine:
+    """Remembers early deaths by place. Times are seconds of one monotonic clock."""
+
+    def __init__(self) -> None:
+        self._deaths: dict[str, deque[float]] = {}
+        self._until_s: dict[str, float] = {}
+
+    def note_death(self, place: str, now_s: float) -> bool:
+        """An engine died young there. True: from now on the place is avoided."""
+        deaths = self._deaths.setdefault(place, deque(maxlen=_DEATHS))
+        deaths.append(now_s)
+        if len(deaths) < _DEATHS or now_s - deaths[0] > _WINDOW_S:
+            return False
+        deaths.clear()
+        self._until_s[place] = now_s + _WINDOW_S
+        return True
+
+    def avoided(self, now_s: float) -> tuple[str, ...]:
+        """Places to avoid now, in order."""
+        return tuple(sorted(place for place, until_s in self._until_s.items() if now_s < until_s))

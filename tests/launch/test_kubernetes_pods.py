@@ -1,0 +1,198 @@
+"""Engines as pods: the official client library against an HTTP stand-in of the API, the rest real."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from kubernetes.aio import client
+
+from launch.kubernetes_pods import Pods
+from launch.provisioner import Provisioner
+from scheduler.messages import DesiredEngine, EngineId, EngineState
+from scheduler.store import Store
+from tests.cluster import until
+from tests.launch.kubernetes_api import NAMESPACE, Api, running_api
+from tests.launch.test_pods import TEMPLATE, A, B, C
+from tests.launch.test_provisioner import MODEL, lead
+
+serial = itertools.count()
+POD_A, POD_B, POD_C = (f"pods-e-0000000{n}" for n in "abc")
+
+
+class Stage:
+    """Pods that follow an API."""
+
+    def __init__(self, api: Api, kubernetes: client.ApiClient, cluster: str) -> None:
+        self.api = api
+        self.ends: asyncio.Queue[tuple[EngineId, str]] = asyncio.Queue()
+        self.pods = Pods(
+            client.CoreV1Api(kubernetes),
+            TEMPLATE,
+            namespace=NAMESPACE,
+            cluster=cluster,
+            on_exit=lambda *end: self.ends.put_nowait(end),
+        )
+
+    async def want(self, *engines: DesiredEngine) -> None:
+        """Return when exactly these have pods."""
+        self.pods.reconcile(engines)
+        await self.have(*engines)
+
+    async def have(self, *engines: DesiredEngine) -> None:
+        names = {f"pods-{engine.id.replace('_', '-')}" for engine in engines}
+        await self.api.until(lambda: self.api.pods.keys() == names)
+        await until(lambda: set(self.pods.owned()) == {engine.id for engine in engines})
+
+
+@asynccontextmanager
+async def staged(api: Api, cluster: str = "pods") -> AsyncIterator[Stage]:
+    async with client.ApiClient(client.Configuration(host=api.url)) as kubernetes:
+        stage = Stage(api, kubernetes, cluster)
+        running = asyncio.create_task(stage.pods.run())
+        yield stage
+        running.cancel()
+        await asyncio.wait((running,))
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[Api]:
+    async with running_api() as api:
+        yield api
+
+
+@pytest.fixture
+async def stage(api: Api) -> AsyncIterator[Stage]:
+    async with staged(api) as stage:
+        yield stage
+
+
+async def test_exactly_the_wanted_pods_run(stage: Stage) -> None:
+    """Each new set is made so; scale-in removes the one that is not wanted, whichever it is."""
+    await stage.want(A, B)
+    await stage.want(A, B, C)
+    await stage.want(A, C)
+    await stage.want()
+    assert stage.ends.empty()
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "WATCH"])
+@pytest.mark.parametrize("status", [500, 429, 403])
+async def test_api_errors_are_outlasted(api: Api, method: str, status: int) -> None:
+    """What failed is done again, after a pause."""
+    api.fail(method, status, times=3)
+    async with staged(api) as stage:
+        await stage.want(A)
+        await stage.want(A, B)
+        await api.until(lambda: not api._failures)
+
+
+async def test_a_failed_delete_is_done_again(stage: Stage) -> None:
+    """And does not keep others from being made."""
+    await stage.want(A, B)
+    stage.api.fail("DELETE", 500, times=2)
+    await stage.want(A, C)
+
+
+async def test_a_lost_answer_makes_no_second_pod(stage: Stage) -> None:
+    """The pod was made, the connection cut: the repeat is answered 409, which is good news."""
+    stage.api.fail("POST", 0)
+    await stage.want(A)
+    await stage.want(A, B)
+    assert stage.ends.empty()
+
+
+async def test_an_eviction_is_reported_at_once(stage: Stage) -> None:
+    """Its reason goes to the scheduler, the pod is deleted, and its id gets no second one."""
+    await stage.want(A, B)
+    await stage.api.set_status(POD_A, phase="Failed", reason="Evicted", message="low on memory")
+    assert await stage.ends.get() == (A.id, "pod Evicted: low on memory")
+    await stage.have(B)
+    await stage.want(B, C)
+    assert stage.api.count("POST") == 3
+    assert stage.ends.empty()
+
+
+async def test_a_pod_that_vanishes_is_reported(stage: Stage) -> None:
+    """Somebody deleted it, or its node is gone."""
+    await stage.want(A, B)
+    await stage.api.remove(POD_A)
+    assert await stage.ends.get() == (A.id, f"pod {POD_A} was deleted")
+    await stage.have(B)
+
+
+async def test_what_was_missed_is_found_by_listing(stage: Stage) -> None:
+    """The watch fell behind (410 Gone): pods that vanished meanwhile are reported."""
+    await stage.want(A, B)
+    await stage.api.remove(POD_A, silently=True)
+    await stage.api.compact()
+    assert await stage.ends.get() == (A.id, f"pod {POD_A} was deleted")
+    await stage.want(B, C)
+
+
+async def test_the_next_provisioner_finds_the_pods(api: Api) -> None:
+    """Labels say which are ours; those of another cluster stay untouched."""
+    async with staged(api) as first:
+        await first.want(A, B)
+    async with staged(api, cluster="other") as other:
+        other.pods.reconcile([])
+        await other.pods.listed.wait()
+        assert not other.pods.owned()
+    async with staged(api) as second:
+        await second.pods.listed.wait()
+        assert set(second.pods.owned()) == {A.id, B.id}
+        await second.want(B)
+    assert api.count("POST") == 2
+
+
+async def test_a_pod_that_ends_slowly_is_told_once(stage: Stage) -> None:
+    """Until its grace period is over it is left alone."""
+    await stage.want(A, B)
+    stage.api.ends_at_once = False
+    stage.pods.reconcile([B])
+    await stage.api.until(lambda: stage.api.count("DELETE") == 1)
+    stage.pods.reconcile([B, C])
+    await stage.api.until(lambda: POD_C in stage.api.pods)
+    await stage.api.remove(POD_A)
+    await stage.have(B, C)
+    assert stage.api.count("DELETE") == 1
+
+
+async def test_flapping_nodes_are_avoided(stage: Stage) -> None:
+    """After three engines that died young on one node the next pods prefer others."""
+    for n in range(3):
+        engine = DesiredEngine(id=EngineId(f"e_1000000{n}"), model="shapes")
+        await stage.want(engine)
+        name = f"pods-e-1000000{n}"
+        await stage.api.bind(name, "bad")
+        await stage.api.set_status(name, phase="Failed", reason="Evicted")
+        await stage.ends.get()
+        assert "affinity" not in stage.api.pods.get(name, {"spec": {}})["spec"]
+        await stage.have()
+    await stage.want(A)
+    assert "bad" in str(stage.api.pods[POD_A]["spec"]["affinity"])
+
+
+async def test_the_scheduler_hears_of_a_lost_pod(redis_url: str, stage: Stage) -> None:
+    """The whole way: desired set in Redis → pods → engine record gone, its replacement is made."""
+    store = await Store.connect(redis_url, cluster=f"pods-{next(serial)}")
+    provisioner = Provisioner(store, stage.pods, newer_than=0)
+    following = asyncio.create_task(provisioner.follow())
+    term = await lead(store)
+    await store.write_desired(term, [A, B])
+    await stage.have(A, B)
+    await store.register_engine(A.id, url="ws://h:1/link", model=MODEL, capacity=1)
+    after = await store.last_event_id()
+    await stage.api.remove(POD_A)
+    provisioner.report_exit(*await stage.ends.get())
+    await store.read_events(after, block_ms=30_000)
+    record = await store.get_engine(A.id)
+    assert record is not None and record.state is EngineState.GONE
+    await store.write_desired(term, [B, C])
+    await stage.have(B, C)
+    following.cancel()
+    await asyncio.wait((following,))
+    await store.close()
