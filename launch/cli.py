@@ -38,7 +38,7 @@ from launch.settings import (
 from launch.supervisor import StartError
 from scheduler.config import SchedulerConfig
 
-__all__ = ["COMMANDS", "Command", "main"]
+__all__ = ["COMMANDS", "Command", "main", "parse"]
 
 _IDS: Final = frozenset({"engine_id", "gateway_id", "scheduler_id"})
 
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None, *, commands: Mapping[str, Comma
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in _LATER:
         return _fail(f"turboserve {arguments[0]} is not in this version: {_LATER[arguments[0]]}", 2)
-    parsed = vars(_parser(commands).parse_args(arguments))
+    parsed = parse(arguments, commands)
     name = parsed.pop("command")
     command = commands[name]
     try:
@@ -120,6 +120,11 @@ def main(arguments: Sequence[str] | None = None, *, commands: Mapping[str, Comma
         return _fail(f"turboserve {name}: {exc}", 1)
     except KeyboardInterrupt:
         return 130
+
+
+def parse(arguments: Sequence[str], commands: Mapping[str, Command] = COMMANDS) -> dict[str, Any]:
+    """What a command line says, untyped as yet. Exits with status 2 where it can't be read."""
+    return vars(_parser(commands).parse_args(arguments))
 
 
 def _fail(sentence: str, status: int) -> int:

@@ -108,6 +108,9 @@ def make_pod(
     metadata["labels"] = (metadata.get("labels") or {}) | labels_of(cluster) | {ENGINE_LABEL: engine.id}
     spec["restartPolicy"] = "Never"  # an engine that ended is replaced under a new id
     for container in spec["containers"]:
+        for amounts in (container.get("resources") or {}).values():
+            if isinstance(amounts, dict):  # people write numbers, which the client library refuses
+                amounts.update({name: str(amount) for name, amount in amounts.items()})
         if container["name"] == CONTAINER:
             _set_environment(container, TURBOSERVE_ENGINE_ID=engine.id, TURBOSERVE_MODEL=engine.model)
             _set_environment(container, TURBOSERVE_CLUSTER=cluster)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -81,12 +82,28 @@ def load_template(path: Path) -> dict[str, Any]:
     try:
         template = check_template(yaml.safe_load(path.read_text(encoding="utf-8")))
         sample = DesiredEngine(id=EngineId("e_00000000"), model="shapes")
-        client.V1Pod.from_dict(make_pod(template, sample, cluster="main"))
+        pod = make_pod(template, sample, cluster="main")
+        lost = next(_unknown_fields(pod, client.V1Pod.from_dict(pod).model_dump(by_alias=True)), None)
+        if lost is not None:
+            raise ValueError(f"a Pod has no field {lost}")
     except OSError as exc:
         raise SettingsError(f"pod_template: cannot read {path}: {exc.strerror}") from exc
     except (ValueError, yaml.YAMLError) as exc:
         raise SettingsError(f"pod_template {path}: {exc}") from exc
     return template
+
+
+def _unknown_fields(given: object, kept: object, path: str = "") -> Iterator[str]:
+    """Paths of what the library's model of a Pod did not take over: it drops them silently."""
+    if isinstance(given, dict):
+        for key, value in given.items():
+            if value is not None and not (isinstance(kept, dict) and key in kept):
+                yield f"{path}{key}"
+            elif isinstance(kept, dict):
+                yield from _unknown_fields(value, kept.get(key), f"{path}{key}.")
+    elif isinstance(given, list) and isinstance(kept, list):
+        for one, other in zip(given, kept, strict=True):
+            yield from _unknown_fields(one, other, path)
 
 
 async def _reach(config: ProvisionerConfig) -> client.Configuration:

@@ -31,3 +31,9 @@ def test_engines_spread() -> None:
 def test_an_engine_of_several_ranks_has_a_gpu_for_each() -> None:
     """The emptiest ones."""
     assert least_used(("0", "1", "2", "3"), ["0", "2"], 2) == ("1", "3")
+
+
+def test_bad_gpus_come_last() -> None:
+    """Avoided while there are others, used when there are not."""
+    assert least_used(("0", "1"), ["1"], avoid=["0"]) == ("1",)
+    assert least_used(("0",), [], avoid=["0"]) == ("0",)

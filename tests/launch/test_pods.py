@@ -25,7 +25,7 @@ TEMPLATE: dict[str, Any] = {
     "metadata": {"labels": {"team": "video"}},
     "spec": {
         "containers": [
-            {"name": "sidecar", "image": "log"},
+            {"name": "sidecar", "image": "log", "resources": {"limits": {"nvidia.com/gpu": 1}}},
             {"name": "engine", "image": "x", "env": [{"name": "TURBOSERVE_MODEL", "value": "old"}]},
         ]
     },
@@ -62,7 +62,7 @@ def test_a_pod_carries_its_engine() -> None:
     assert pod["metadata"]["labels"] == {"team": "video", "turboserve/engine": A.id, **labels_of("Main_1")}
     assert pod["spec"]["restartPolicy"] == "Never"
     sidecar, engine = pod["spec"]["containers"]
-    assert "env" not in sidecar
+    assert "env" not in sidecar and sidecar["resources"] == {"limits": {"nvidia.com/gpu": "1"}}
     assert {item["name"]: item["value"] for item in engine["env"]} == {
         "TURBOSERVE_ENGINE_ID": A.id,
         "TURBOSERVE_MODEL": "shapes",

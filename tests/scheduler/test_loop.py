@@ -420,3 +420,24 @@ async def test_a_step_of_the_redis_clock_loses_no_engine(
         await scheduler.step()
     engine = await store.get_engine(E1)
     assert engine is not None and engine.state is EngineState.READY
+
+
+async def test_static_engines_are_taken_as_they_come(store: Store, config: SchedulerConfig) -> None:
+    """However many register, none is asked for; a drained one goes without a replacement."""
+    static = replace(config, provisioner="static", engines=2)
+    async with scheduling(store, static):
+        for engine in (E1, E2, EngineId("e_00000003")):
+            await ready(store, engine)
+            await wait_until(store, lambda id=engine: is_desired(store, id))  # type: ignore[misc]
+        await store.order_drain(E1)
+        await wait_until(store, lambda: is_desired(store, E1, wanted=False))
+        _, desired = await store.read_desired()
+        assert {engine.id for engine in desired} == {E2, "e_00000003"}
+        record = await store.get_engine(E2)
+        assert record is not None and record.state is EngineState.READY
+
+
+async def is_desired(store: Store, engine: EngineId, *, wanted: bool = True) -> bool:
+    """Is it in the desired set (or out of it)?"""
+    _, desired = await store.read_desired()
+    return (engine in [each.id for each in desired]) is wanted
