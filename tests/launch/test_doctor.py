@@ -10,6 +10,8 @@ import pytest
 from launch import doctor
 from launch.config import UpConfig
 from launch.doctor import Problem, check_redis_config, check_redis_version
+from tests.cluster import wait_for
+from tests.scheduler.store.test_pools import guarded_server
 
 KEEPS = {"appendonly": "yes", "maxmemory": "0", "maxmemory-policy": "noeviction"}
 
@@ -65,3 +67,18 @@ def test_a_wrong_redis_url_is_a_problem(unused_port: int, capsys: pytest.Capture
     assert doctor.run(UpConfig(port=unused_port, redis="http://me:secret@h")) == 1
     printed = capsys.readouterr().out
     assert "redis must be a URL" in printed and "secret" not in printed
+
+
+def test_ways_in_are_judged(unused_port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An ACL user with the rights that are needed passes; a wrong password and none are told apart."""
+
+    def judged(user: str) -> str:
+        doctor.run(UpConfig(port=unused_port, redis=f"redis://{user}127.0.0.1:{port}"))
+        return capsys.readouterr().out.splitlines()[1]
+
+    with guarded_server(tmp_path) as port:
+        wait_for("an answer", lambda: "refused" not in judged(""))
+        assert judged("turbo:p%40ss@").startswith("ok ")
+        assert "check appendonly yourself" in judged("turbo:p%40ss@")
+        assert judged("turbo:wrong@").endswith("check user and password in the URL (percent-encoded)")
+        assert "put user and password into the URL" in judged("")
