@@ -116,16 +116,16 @@ class Pods:
 
     async def _list(self) -> str:
         """All pods anew. Returns the version to watch from."""
-        known = dict(self._pods)  # one that is made while we list is not missing
+        known = set(self._pods)  # one that is made while we list is not missing
         async with _api_errors():
             found = await self._api.list_namespaced_pod(
                 self._namespace, label_selector=self._selector, _request_timeout=_REQUEST_TIMEOUT_S
             )
         documents = [self._api.api_client.sanitize_for_serialization(item) for item in found.items]
         present = {pod.engine: pod for pod in map(read_pod, documents) if pod is not None}
-        for engine, pod in known.items():
-            if engine not in present and self._pods.get(engine) is pod:
-                self._forget(pod)
+        for engine in known - present.keys():
+            if engine in self._pods:
+                self._forget(self._pods[engine])
         self._pods |= present
         self.listed.set()
         self._wake.set()
