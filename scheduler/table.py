@@ -122,6 +122,11 @@ class ClusterTable:
             self._link(record.id)
         return None
 
+    def hear(self, engines: Iterable[EngineId], heartbeat_ms: int) -> None:
+        """These engines were heard at that time; nothing else about them has changed."""
+        rows = self._engines.row
+        self._engines.arrays["heartbeat_ms"][[rows[id] for id in engines]] = heartbeat_ms
+
     def drop_engine(self, engine: EngineId) -> None:
         """Forget an engine; unknown ids are ignored."""
         row = self._engines.row.get(engine)
