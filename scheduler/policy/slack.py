@@ -80,7 +80,7 @@ class Slack:
             need = max(need, coming.mean + self.margin * coming.deviation)
         rows = np.flatnonzero(board.usable)
         if not len(rows):
-            return len(board.view.engines)
+            return max(len(board.view.engines), min(1, demand))
         fits = np.sort(self._fit(board.view, rows))[::-1]
         reach: list[int] = np.cumsum(fits).tolist()
         if need <= reach[-1]:

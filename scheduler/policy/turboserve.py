@@ -86,7 +86,7 @@ class Turboserve:
         rows = np.flatnonzero(board.usable)
         demand = demand_of(board.view, config.model)
         if not len(rows):
-            return len(engines)
+            return max(len(engines), min(1, demand))
         capacity = max(1, round(float(engines["capacity"][rows].mean())))
         target = math.ceil(demand / (capacity * level.utilisation))
         number = len(rows)

@@ -30,14 +30,15 @@ from scheduler.policy.base import (
     Policy,
     Requeue,
     Sample,
+    SetDesired,
     Suspend,
     decode_memory,
     encode_memory,
 )
-from scheduler.policy.registry import ALL
+from scheduler.policy.registry import ALL, MIGRATING
 from scheduler.table import build_table
 from scheduler.view import HOLDING_A_SLOT, NEVER_MS, View
-from tests.scheduler.policy.worlds import CONFIG, NOW_MS, engine, session
+from tests.scheduler.policy.worlds import CONFIG, NOW_MS, Cluster, engine, session
 
 POLICIES = pytest.mark.parametrize("policy", ALL.values(), ids=ALL)
 CAPACITY = 3
@@ -245,3 +246,14 @@ def test_a_moved_session_rests(records: Records, memory: Memory) -> None:
         if isinstance(action, Migrate) and action.source not in draining | {*memory.closing}:
             assert view.sessions["moved_ms"][view.sessions.rows[action.session]] <= NOW_MS - 10_000
     assert not {*after.closing} & draining
+
+
+@pytest.mark.parametrize("policy", MIGRATING, ids=lambda policy: policy.name)
+def test_the_first_session_of_an_empty_cluster_gets_an_engine(policy: Policy) -> None:
+    """Where the number may be zero, one who comes starts one; while nobody comes, none is started."""
+    config = replace(CONFIG, engines=0, max_engines=2)
+    cluster = Cluster()
+    assert cluster.step(policy, config) == []
+    changes = cluster.start("s_1")
+    (action,) = cluster.step(policy, config, changes)
+    assert isinstance(action, SetDesired) and len(action.engines) == 1
