@@ -1,0 +1,317 @@
+"""The chunk loop of an engine and the player at its other end, without a clock. Pure.
+
+Passes are what an engine runs, but as long as the same rows run together they are all alike, so only the
+moments count at which that changes: a chunk becomes due, a chunk is done. In between time is arithmetic. Rows
+start in the order of their players' running dry, first chunks before all others, at pass boundaries, up to
+the batch that does most work per millisecond, and then run their chunk to its end. (The real planner may also
+run fewer at once, or let a more urgent row overtake between passes.) A chunk is there at the end of its last
+pass and its decode; decodes follow one another. Times are float milliseconds.
+"""
+
+from __future__ import annotations
+
+from array import array
+from heapq import heapify, heappop, heappush
+from typing import Any, Final
+
+from scheduler.sim.profile import Profile
+
+__all__ = ["AT_REST", "DUE", "RUNNING", "WAITING", "Agenda", "Figures", "SimEngine", "SimSession"]
+
+AT_REST: Final = 0
+"""No chunk is wanted yet."""
+WAITING: Final = 1
+"""A chunk is due, and no engine can begin it."""
+DUE: Final = 2
+"""It is in its engine's line."""
+RUNNING: Final = 3
+
+FOREVER: Final = float("inf")
+FIRST: Final = float("-inf")
+EPSILON_MS: Final = 1e-6
+
+
+class Agenda:
+    """What happens next: (time, serial, kind, subject, token). Equal times in the order of their making."""
+
+    __slots__ = ("heap", "serial")
+
+    def __init__(self) -> None:
+        self.heap: list[tuple[float, int, int, Any, int]] = []
+        self.serial = 0
+
+    def add(self, at_ms: float, kind: int, subject: Any = None, token: int = 0) -> None:
+        self.serial = serial = self.serial + 1
+        heappush(self.heap, (at_ms, serial, kind, subject, token))
+
+
+CHUNK_DUE: Final = 0
+BOUNDARY: Final = 1
+
+
+class Figures:
+    """What is measured about chunks."""
+
+    __slots__ = ("abandoned", "delivered", "due", "latency_ms", "ttfc_ms", "worst_abandoned_ms")
+
+    def __init__(self) -> None:
+        self.latency_ms = array("d")
+        """Of each delivered chunk, from due to its last byte."""
+        self.ttfc_ms = array("d")
+        self.due = 0
+        """Chunks that became due."""
+        self.delivered = 0
+        self.abandoned = 0
+        """Chunks due whose session became idle or left before they were begun or done."""
+        self.worst_abandoned_ms = 0.0
+        """Longest that one of these had waited."""
+
+
+class SimSession:
+    """One session: the state of its chunk, and of its player."""
+
+    __slots__ = (
+        "active",
+        "came_ms",
+        "due_ms",
+        "dry_ms",
+        "engine",
+        "extra_passes",
+        "held_ms",
+        "home",
+        "limit_ms",
+        "number",
+        "play_ms",
+        "played_ms",
+        "record",
+        "resting",
+        "restoring",
+        "stage",
+        "stalled_ms",
+        "token",
+        "turn",
+        "wants_rest",
+    )
+
+    def __init__(self, number: int, record: Any, now_ms: float, profile: Profile) -> None:
+        self.number = number
+        self.record = record
+        self.home: SimEngine | None = None
+        """Where it is placed."""
+        self.engine: SimEngine | None = None
+        """Where its chunks can be made now: None unless its state is in a slot of its home, not frozen."""
+        self.turn = 0
+        """Of the control event that counts: it grows with each."""
+        self.restoring = False
+        """Is its state on its way back into its slot?"""
+        self.resting = False
+        """Frozen by a migration."""
+        self.wants_rest = False
+        """A migration waits for the end of its chunk."""
+        self.active = True
+        self.stage = AT_REST
+        self.token = 0
+        """Of the CHUNK_DUE that counts."""
+        self.extra_passes = 0
+        """Before its next chunk is done, besides those of every chunk."""
+        self.came_ms = now_ms
+        self.due_ms = now_ms
+        self.dry_ms: float | None = None
+        """When its player has shown all that was delivered; None before the first chunk."""
+        self.held_ms = 0.0
+        """Video that the player holds while it is paused."""
+        self.play_ms = profile.play_ms
+        self.limit_ms = max(profile.lead_ms, profile.play_ms)
+        self.played_ms = 0.0
+        self.stalled_ms = 0.0
+
+    def slack_ms(self, now_ms: float) -> float:
+        """Video that its player holds."""
+        if not self.active:
+            return self.held_ms
+        return 0.0 if self.dry_ms is None else max(0.0, self.dry_ms - now_ms)
+
+    def pause(self, now_ms: float, figures: Figures) -> None:
+        """Its user stops watching. A chunk that runs is finished; one that waits is not wanted any more."""
+        dry_ms = self.dry_ms
+        if dry_ms is not None:
+            self.stalled_ms += max(0.0, now_ms - dry_ms)
+            self.held_ms = max(0.0, dry_ms - now_ms)
+        self.active = False
+        self.drop_chunk(now_ms, figures, also_running=False)
+
+    def resume(self, now_ms: float) -> float:
+        """Its user watches again: when its next chunk is due, unless one runs."""
+        self.active = True
+        if self.dry_ms is None:
+            return now_ms
+        self.dry_ms = now_ms + self.held_ms
+        return max(now_ms, self.dry_ms - self.limit_ms)
+
+    def drop_chunk(self, now_ms: float, figures: Figures, *, also_running: bool) -> None:
+        """Its due chunk is not wanted any more."""
+        self.token += 1
+        if self.stage == AT_REST or (self.stage == RUNNING and not also_running):
+            return
+        if self.engine is not None:
+            self.engine.remove(self, now_ms)
+        self.stage = AT_REST
+        figures.abandoned += 1
+        figures.worst_abandoned_ms = max(figures.worst_abandoned_ms, now_ms - self.due_ms)
+
+
+class SimEngine:
+    """One engine's chunk loop. Its owner hands it every BOUNDARY whose time is still `next_ms`."""
+
+    __slots__ = (
+        "agenda",
+        "anchor_ms",
+        "batch",
+        "chunk_passes",
+        "decode_ms",
+        "done",
+        "figures",
+        "first_passes",
+        "holders",
+        "id",
+        "is_dead",
+        "next_ms",
+        "pass_ms",
+        "profile",
+        "rested",
+        "running",
+        "serial",
+        "started_ms",
+        "stopped_ms",
+        "t_ms",
+        "waiting",
+    )
+
+    def __init__(self, id: Any, profile: Profile, agenda: Agenda, figures: Figures, now_ms: float) -> None:
+        self.id = id
+        self.profile = profile
+        self.agenda = agenda
+        self.figures = figures
+        self.started_ms = now_ms
+        self.stopped_ms: float | None = None
+        self.is_dead = False
+        self.pass_ms = profile.pass_ms
+        self.batch = len(self.pass_ms) - 1
+        self.decode_ms = profile.costs.decode_ms
+        self.chunk_passes = profile.costs.chunk_passes
+        self.first_passes = profile.costs.first_chunk_passes
+        self.running: list[tuple[int, int, SimSession]] = []
+        """(value of `done` at its end, serial, session), a heap."""
+        self.waiting: list[tuple[float, int, SimSession]] = []
+        """(when its player runs dry, serial, session), a heap."""
+        self.holders: set[SimSession] = set()
+        """Who holds one of its slots, or is about to."""
+        self.rested: list[SimSession] = []
+        """Whose chunk ended at the last boundary, and who were to rest then."""
+        self.serial = 0
+        self.done = 0
+        """Passes that were run up to `anchor_ms`."""
+        self.anchor_ms = now_ms
+        self.t_ms = 0.0
+        """Of the pass that runs, and of those after it as long as nothing changes."""
+        self.next_ms = FOREVER
+        """The boundary at which something changes."""
+
+    def submit(self, session: SimSession, now_ms: float) -> None:
+        """Its chunk is due and can be begun here."""
+        session.stage = DUE
+        self.serial = serial = self.serial + 1
+        dry_ms = session.dry_ms
+        heappush(self.waiting, (FIRST if dry_ms is None else dry_ms, serial, session))
+        if self.is_dead:
+            return
+        if self.next_ms == FOREVER:
+            # Idle, or the last decodes of a batch still run.
+            self._wake(max(now_ms, self.anchor_ms))
+        elif len(self.running) < self.batch:
+            self._wake(self._boundary_ms(now_ms))
+
+    def remove(self, session: SimSession, now_ms: float) -> None:
+        """Forget its chunk. The pass that runs goes on as it is."""
+        if session.stage == DUE:
+            self.waiting = [entry for entry in self.waiting if entry[2] is not session]
+            heapify(self.waiting)
+        elif session.stage == RUNNING:
+            self.running = [entry for entry in self.running if entry[2] is not session]
+            heapify(self.running)
+            if not self.is_dead:
+                self._wake(self._boundary_ms(now_ms))
+
+    def die(self) -> None:
+        """Nothing happens here any more."""
+        self.is_dead = True
+        self.next_ms = FOREVER
+
+    def boundary(self, now_ms: float) -> None:
+        """A pass ends, and what runs changes."""
+        if self.t_ms:
+            self.done += round((now_ms - self.anchor_ms) / self.t_ms)
+        self.anchor_ms = now_ms
+        running, waiting, done = self.running, self.waiting, self.done
+        while running and running[0][0] <= done:
+            self.anchor_ms += self.decode_ms
+            self._deliver(heappop(running)[2], self.anchor_ms)
+        while waiting and len(running) < self.batch:
+            session = heappop(waiting)[2]
+            session.stage = RUNNING
+            passes = self.chunk_passes if session.dry_ms is not None else self.first_passes
+            if session.extra_passes:
+                passes += session.extra_passes
+                session.extra_passes = 0
+            self.serial = serial = self.serial + 1
+            heappush(running, (done + passes, serial, session))
+        if running:
+            self.t_ms = t_ms = self.pass_ms[len(running)]
+            self.next_ms = next_ms = self.anchor_ms + (running[0][0] - done) * t_ms
+            self.agenda.add(next_ms, BOUNDARY, self)
+        else:
+            self.t_ms = 0.0
+            self.next_ms = FOREVER
+
+    def _boundary_ms(self, now_ms: float) -> float:
+        """The end of the pass that runs now."""
+        if now_ms <= self.anchor_ms or not self.t_ms:
+            return max(now_ms, self.anchor_ms)
+        passes = (now_ms - self.anchor_ms - EPSILON_MS) // self.t_ms + 1
+        return self.anchor_ms + passes * self.t_ms
+
+    def _wake(self, at_ms: float) -> None:
+        if at_ms < self.next_ms:
+            self.next_ms = at_ms
+            self.agenda.add(at_ms, BOUNDARY, self)
+
+    def _deliver(self, session: SimSession, at_ms: float) -> None:
+        """Its chunk is there; its next one may be due."""
+        figures = self.figures
+        figures.delivered += 1
+        figures.latency_ms.append(at_ms - session.due_ms)
+        dry_ms, play_ms = session.dry_ms, session.play_ms
+        session.played_ms += play_ms
+        session.stage = AT_REST
+        if session.wants_rest:
+            self.rested.append(session)
+        if dry_ms is None:
+            figures.ttfc_ms.append(at_ms - session.came_ms)
+            dry_ms = at_ms
+        if not session.active:
+            session.held_ms += play_ms
+            session.dry_ms = dry_ms
+            return
+        if at_ms > dry_ms:
+            session.stalled_ms += at_ms - dry_ms
+            dry_ms = at_ms
+        session.dry_ms = dry_ms = dry_ms + play_ms
+        due_ms = dry_ms - session.limit_ms
+        if due_ms <= at_ms and not session.wants_rest:
+            session.due_ms = at_ms
+            session.stage = DUE
+            figures.due += 1
+            self.serial = serial = self.serial + 1
+            heappush(self.waiting, (dry_ms, serial, session))
+        else:
+            self.agenda.add(max(due_ms, at_ms), CHUNK_DUE, session, session.token)

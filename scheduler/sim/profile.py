@@ -1,0 +1,197 @@
+"""What engines cost in a simulation: a measured profile, or one of the named ones. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from scheduler.domain import EngineCosts, ModelInfo
+
+__all__ = ["PROFILES", "Profile", "find_profile", "read_profile", "scaled"]
+
+MIB: Final = 1 << 20
+MIN_GAIN: Final = 0.02
+"""As in the engine's planner: a larger batch must make a row cheaper by this share."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """One model on one kind of engine. Checked on construction.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    name: str
+    model: ModelInfo
+    costs: EngineCosts
+    capacity: int
+    """Slots of an engine."""
+    state_bytes: int
+    """What a migration sends."""
+    precopy: float = 0.0
+    """Share of it that is sent while the session still generates, 0 to 1."""
+    offload_ms: float = 20.0
+    """State from a slot to host memory, or back."""
+    offload_after_ms: float = 30_000.0
+    """An idle session gives up its slot after so long."""
+    rebuild_passes: int = 5
+    """Clean passes that a session rebuilt from its checkpoint needs first."""
+    lead_ms: float = 1_500.0
+    """Video that players hold, if it is more than a chunk."""
+    start_ms: float = 0.0
+    """From wanting an engine to its being ready."""
+    stop_ms: float = 0.0
+    """From the order to stop to the end of its cost."""
+
+    def __post_init__(self) -> None:
+        if self.capacity < 1 or self.costs.chunk_passes < 1 or not self.costs.pass_ms[-1]:
+            raise ValueError("a profile needs a capacity, a cost table and the passes of a chunk")
+        if not 0.0 <= self.precopy <= 1.0 or min(self.start_ms, self.stop_ms, self.offload_ms) < 0:
+            raise ValueError("precopy must be between 0 and 1, and delays not negative")
+
+    @property
+    def play_ms(self) -> float:
+        """How long a chunk plays."""
+        return 1000.0 * self.model.chunk_frames / self.model.fps
+
+    @property
+    def pass_ms(self) -> tuple[float, ...]:
+        """By rows, [0] unused: up to the batch that does most work per millisecond."""
+        table = [ms for ms in self.costs.pass_ms[-1] if ms > 0]
+        best, gain = 1, 1.0
+        for rows, ms in enumerate(table, start=1):
+            if (faster := rows * table[0] / ms) * (1.0 - MIN_GAIN) >= gain:
+                best, gain = rows, faster
+        return (0.0, *table[:best])
+
+
+def scaled(profile: Profile, speed: float) -> Profile:
+    """Of an engine that computes `speed` times as fast."""
+    costs = profile.costs
+    passes = tuple(tuple(ms / speed for ms in bucket) for bucket in costs.pass_ms)
+    return replace(profile, costs=replace(costs, pass_ms=passes, decode_ms=costs.decode_ms / speed))
+
+
+def by_chunk(profile: Profile) -> Profile:
+    """The same with chunks as the unit of coalescing: who is not in a batch's beginning waits for its end."""
+    costs = profile.costs
+    passes = tuple(tuple(ms * costs.chunk_passes for ms in bucket) for bucket in costs.pass_ms)
+    whole = replace(costs, pass_ms=passes, chunk_passes=1, first_chunk_passes=1)
+    return replace(profile, name=f"{profile.name}:chunk", costs=whole, rebuild_passes=1)
+
+
+def read_profile(name: str, data: Mapping[str, Any], **changes: Any) -> Profile:
+    """What `turboserve profile` wrote. changes: fields that it can't know, or to be set otherwise.
+
+    Raises:
+        ValueError: it is not such a file.
+    """
+    try:
+        model, costs, link = data["model"], data["costs"], data["migration"]
+        table = EngineCosts(
+            buckets=tuple(costs["buckets"]),
+            pass_ms=tuple(tuple(bucket) for bucket in costs["pass_ms"]),
+            decode_ms=costs["decode_ms"],
+            chunk_passes=costs["chunk_passes"],
+            first_chunk_passes=costs["first_chunk_passes"],
+            move_ms=link["alpha_ms"],
+            link_bytes_per_ms=link["bytes_per_ms"],
+        )
+        known = {
+            "capacity": min(len(table.pass_ms[-1]), data["memory"]["sessions_that_fit"]),
+            "state_bytes": link["slab_bytes"],
+            "rebuild_passes": max(1, round(link["rebuild_ms"] / table.pass_ms[-1][0])),
+        }
+        return Profile(name=name, model=ModelInfo(**model), costs=table, **{**known, **changes})
+    except (KeyError, TypeError, IndexError) as exc:
+        raise ValueError(f"{name} is not a profile that `turboserve profile` wrote: {exc!r}") from exc
+
+
+def _model(name: str, fps: int, chunk_frames: int, width: int, height: int) -> ModelInfo:
+    return ModelInfo(
+        name=name,
+        weights_hash="",
+        state_version=1,
+        width=width,
+        height=height,
+        fps=fps,
+        chunk_frames=chunk_frames,
+        controls=False,
+    )
+
+
+def _costs(chunk_ms: tuple[float, ...], decode_ms: float = 0.0, **link: float) -> EngineCosts:
+    """Of chunks of four steps and a clean pass, from their latency with 1, 2 ... sessions."""
+    table = tuple(ms / 5 for ms in chunk_ms)
+    return EngineCosts(
+        buckets=(1,),
+        pass_ms=(table,),
+        decode_ms=decode_ms,
+        chunk_passes=5,
+        first_chunk_passes=5,
+        move_ms=link.get("move_ms", 8.0),
+        link_bytes_per_ms=link.get("link_bytes_per_ms", 32.0 * MIB),
+    )
+
+
+PAPER: Final = Profile(
+    name="paper",
+    model=_model("paper", 20, 32, 1280, 720),
+    costs=_costs((800.0, 1033.0, 1267.0, 1500.0)),
+    capacity=4,
+    state_bytes=576 * MIB,
+)
+"""Chunks of 0.8 to 1.5 s and migrations of 26 ms, as the paper says; that four sessions are the most in real
+time, what lies between, and engines that are ready at once, are taken from its code and its formulation."""
+
+PROFILES: Final[Mapping[str, Profile]] = {
+    profile.name: profile
+    for profile in (
+        PAPER,
+        replace(PAPER, name="paper-start", start_ms=10_000.0, stop_ms=1_000.0),
+        Profile(
+            name="analytic",
+            model=_model("analytic", 16, 64, 1280, 720),
+            costs=_costs(tuple(183.84 + 55.0 * (n - 1) + 18.0 * (n / 4) ** 2 for n in range(1, 5))),
+            capacity=4,
+            state_bytes=1024 * MIB,
+        ),
+        Profile(
+            name="shapes-cpu",
+            model=_model("shapes", 16, 12, 96, 96),
+            costs=_costs(
+                tuple(5 * ms for ms in (23.6, 42.7, 60.1, 77.5, 98.1, 118.8, 139.5, 160.1)),
+                decode_ms=31.0,
+            ),
+            capacity=4,
+            state_bytes=4 * MIB,
+            precopy=0.8,
+            start_ms=2_500.0,
+            stop_ms=500.0,
+        ),
+        Profile(
+            name="wan-h200",
+            model=_model("wan-1.3b-causal", 16, 12, 832, 480),
+            costs=_costs((358.0, 716.0), decode_ms=4.0, link_bytes_per_ms=53e6),
+            capacity=2,
+            state_bytes=3_517_000_000,
+            precopy=0.75,
+            offload_ms=65.0,
+            rebuild_passes=4,
+            start_ms=30_000.0,
+            stop_ms=2_000.0,
+        ),
+    )
+}
+"""`analytic` is the public code's latency model at 720p, 64 frames, 256 tokens. `shapes-cpu` was measured on
+two CPU cores under load. `wan-h200` is arithmetic: half of an H200's peak, not measured."""
+
+
+def find_profile(name: str) -> Profile:
+    """A named one. Raises ValueError with the names that there are."""
+    profile = PROFILES.get(name)
+    if profile is None:
+        raise ValueError(f"profile {name!r} does not exist; available: {', '.join(PROFILES)}")
+    return profile

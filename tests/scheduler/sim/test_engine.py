@@ -1,0 +1,131 @@
+"""An engine's chunk loop against times computed by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from heapq import heappop
+
+import pytest
+
+from scheduler.sim.engine import BOUNDARY, CHUNK_DUE, Agenda, Figures, SimEngine, SimSession
+from scheduler.sim.profile import PROFILES, by_chunk
+
+ONE_BY_ONE = PROFILES["wan-h200"]
+PROFILE = replace(
+    PROFILES["paper"],
+    model=replace(PROFILES["paper"].model, fps=10, chunk_frames=10),
+    costs=replace(PROFILES["paper"].costs, pass_ms=((100.0, 120.0),), chunk_passes=5),
+    lead_ms=1_000.0,
+)
+"""Chunks of a second; five passes of 100 ms alone, of 120 ms for two."""
+
+
+class Bench:
+    """One engine and what it does until a time."""
+
+    def __init__(self, profile: object = PROFILE) -> None:
+        self.agenda, self.figures = Agenda(), Figures()
+        self.engine = SimEngine("e", profile, self.agenda, self.figures, 0.0)  # type: ignore[arg-type]
+        self.now_ms = 0.0
+        self.sessions: list[SimSession] = []
+
+    def start(self, at_ms: float) -> SimSession:
+        self.run(at_ms)
+        session = SimSession(len(self.sessions), None, at_ms, self.engine.profile)
+        self.sessions.append(session)
+        session.engine = self.engine
+        self.figures.due += 1
+        self.engine.submit(session, at_ms)
+        return session
+
+    def run(self, until_ms: float) -> None:
+        heap = self.agenda.heap
+        while heap and heap[0][0] <= until_ms:
+            at_ms, _, kind, subject, token = heappop(heap)
+            if kind == BOUNDARY and subject.next_ms == at_ms:
+                subject.boundary(at_ms)
+            elif kind == CHUNK_DUE and subject.token == token:
+                subject.due_ms = at_ms
+                self.figures.due += 1
+                subject.engine.submit(subject, at_ms)
+
+    @property
+    def latency_ms(self) -> list[float]:
+        return list(self.figures.latency_ms)
+
+
+def test_one_session_alone() -> None:
+    """Five passes a chunk; the next chunk is due when less than the lead is unplayed."""
+    bench = Bench()
+    session = bench.start(0.0)
+    bench.run(2_400)
+    assert bench.latency_ms == [500.0, 500.0, 500.0]
+    assert list(bench.figures.ttfc_ms) == [500.0]
+    # Due at 0, 500 (the first is shown, dry at 1500) and 1500 (the second was there at 1000, dry at 2500).
+    assert session.dry_ms == 3_500.0
+    assert session.stalled_ms == 0.0
+
+
+def test_a_second_joins_at_the_next_pass() -> None:
+    """It waits for the end of a pass, and both are slower from then on."""
+    bench = Bench()
+    bench.start(0.0)
+    bench.start(150.0)  # joins at 200, when the first has three passes to go
+    bench.run(560.0)
+    assert bench.latency_ms == [560.0]  # 200 + 3 * 120
+    bench.run(800.0)
+    assert bench.latency_ms == [560.0, 650.0]  # of five passes two are left at 560, where the first goes on
+
+
+def test_chunks_as_the_unit() -> None:
+    """By chunk, the second waits for the end of the first's."""
+    bench = Bench(by_chunk(PROFILE))
+    bench.start(0.0)
+    bench.start(150.0)
+    bench.run(1_100.0)
+    # 0..500 alone; then both, the first's second chunk with the second's first: 600 ms.
+    assert bench.latency_ms == [500.0, 950.0, 600.0]
+
+
+def test_where_coalescing_does_not_pay_one_runs_at_a_time() -> None:
+    """Two of 358 ms: the second waits for the first, and decodes take their time."""
+    bench = Bench(ONE_BY_ONE)
+    assert bench.engine.batch == 1
+    bench.start(0.0)
+    bench.start(0.0)
+    bench.run(724.0)
+    assert bench.latency_ms == pytest.approx([362.0, 724.0])
+
+
+def test_a_stall_is_what_passes_from_dry_to_the_next_chunk() -> None:
+    """A player that holds a second stalls when the next chunk takes longer."""
+    slow = replace(PROFILE, costs=replace(PROFILE.costs, pass_ms=((300.0,),)))
+    bench = Bench(slow)
+    session = bench.start(0.0)
+    bench.run(3_000.0)
+    assert bench.latency_ms == [1_500.0, 1_500.0]
+    assert session.stalled_ms == 500.0
+
+
+def test_a_pause_keeps_what_the_player_holds() -> None:
+    """A chunk that runs is finished into the paused player."""
+    bench = Bench()
+    session = bench.start(0.0)
+    bench.run(700.0)
+    session.pause(700.0, bench.figures)  # 800 ms are held, and a chunk runs until 1000
+    bench.run(5_000.0)
+    assert session.slack_ms(5_000.0) == 1_800.0
+    assert session.resume(5_000.0) == 5_800.0
+    assert bench.figures.abandoned == 0
+
+
+def test_who_leaves_mid_chunk_makes_the_others_faster_from_the_next_pass_on() -> None:
+    """The pass that runs goes on as it is."""
+    bench = Bench()
+    first, second = bench.start(0.0), bench.start(0.0)
+    bench.run(60.0)
+    second.drop_chunk(60.0, bench.figures, also_running=True)
+    bench.run(520.0)
+    assert bench.latency_ms == [520.0]  # 120 + 4 * 100
+    assert first.dry_ms == 1_520.0
+    assert bench.figures.abandoned == 1 and bench.figures.worst_abandoned_ms == 60.0

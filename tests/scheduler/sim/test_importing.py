@@ -1,0 +1,67 @@
+"""Public formats become sessions."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from scheduler.sim.importing import import_trace
+from scheduler.trace import Trace, TraceError
+
+
+def short(trace: Trace) -> list[tuple[float, str, str]]:
+    return [(event.t, event.session, event.event.value) for event in trace.events]
+
+
+def test_turns_of_a_conversation_are_one_session() -> None:
+    """Who shares a prefix beyond the first block continues; the gap between turns is idle."""
+    lines = [
+        json.dumps({"timestamp": ms, "input_length": 1, "output_length": out, "hash_ids": blocks})
+        for ms, out, blocks in ((0, 100, [0, 1]), (1_000, 40, [0, 2]), (30_000, 200, [0, 1, 5]))
+    ]
+    assert short(import_trace("mooncake", lines)) == [
+        (0.0, "c000000", "arrive"),
+        (1.0, "c000001", "arrive"),
+        (3.0, "c000001", "idle"),
+        (5.0, "c000000", "idle"),
+        (5.0, "c000001", "depart"),
+        (30.0, "c000000", "active"),
+        (40.0, "c000000", "idle"),
+        (42.0, "c000000", "depart"),
+    ]
+
+
+def test_azure_csv() -> None:
+    """Seven digits of a second; a short answer is a second of video."""
+    lines = [
+        "TIMESTAMP,ContextTokens,GeneratedTokens",
+        "2023-11-16 18:15:46.6805900,374,44",
+        "2023-11-16 18:15:50.9951690,396,2",
+    ]
+    trace = import_trace("azure", lines)
+    assert [round(event.t, 3) for event in trace.events] == [0.0, 2.2, 4.2, 4.315, 5.315, 7.315]
+
+
+def test_burstgpt_csv() -> None:
+    """Requests of one session belong together where the file knows them."""
+    lines = [
+        "Timestamp,Session ID,Model,Request tokens,Response tokens,Total tokens,Log Type",
+        "5,7,ChatGPT,472,20,490,Conversation log",
+        "45,7,ChatGPT,1087,20,1317,Conversation log",
+    ]
+    assert short(import_trace("burstgpt", lines)) == [
+        (0.0, "7", "arrive"),
+        (1.0, "7", "idle"),
+        (40.0, "7", "active"),
+        (41.0, "7", "idle"),
+        (43.0, "7", "depart"),
+    ]
+
+
+def test_another_file_is_refused() -> None:
+    """With a sentence."""
+    with pytest.raises(TraceError, match="no azure trace"):
+        import_trace("azure", ["a,b", "1,2"])
+    with pytest.raises(ValueError, match="available: mooncake, azure, burstgpt"):
+        import_trace("csv", [])
