@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -96,12 +97,16 @@ COMMANDS: Final[Mapping[str, Command]] = {
 }
 
 _LATER: Final[Mapping[str, str]] = {
-    "simulate": "the simulator comes with the scheduling policies",
-    "trace": "traces come with the scheduling policies",
-    "evaluate": "the evaluation comes with the scheduling policies",
     "model": "managing models comes with the large models",
 }
 """Commands whose names are taken and that do nothing yet."""
+
+_ALONE: Final[Mapping[str, tuple[str, str]]] = {
+    "simulate": ("launch.simulate_cmd", "run a policy over a trace without a cluster"),
+    "trace": ("launch.trace_cmd", "look at traces, and make them"),
+    "evaluate": ("launch.evaluation.run", "compare all policies over traces, sizes and profiles"),
+}
+"""Commands that share no settings with a cluster: (module whose `main` parses the rest, help)."""
 
 
 def main(arguments: Sequence[str] | None = None, *, commands: Mapping[str, Command] = COMMANDS) -> int:
@@ -109,10 +114,14 @@ def main(arguments: Sequence[str] | None = None, *, commands: Mapping[str, Comma
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in _LATER:
         return _fail(f"turboserve {arguments[0]} is not in this version: {_LATER[arguments[0]]}", 2)
-    parsed = parse(arguments, commands)
-    name = parsed.pop("command")
-    command = commands[name]
+    name = arguments[0] if arguments else ""
     try:
+        if name in _ALONE:
+            found: int = importlib.import_module(_ALONE[name][0]).main(arguments[1:])
+            return found
+        parsed = parse(arguments, commands)
+        name = parsed.pop("command")
+        command = commands[name]
         return command.run(_collect(command, parsed.pop("config"), parsed))
     except SettingsError as exc:
         return _fail(f"turboserve {name}: {exc}", 2)
@@ -168,6 +177,8 @@ def _parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
         sub.add_argument("--config", metavar="FILE", help="TOML file with settings")
         for setting in _settings(command).values():
             _add_setting(sub, setting, positional=setting.name in command.positional)
+    for name, (_, text) in _ALONE.items():
+        subparsers.add_parser(name, help=text)  # for the list; it parses its own arguments
     return parser
 
 

@@ -1,0 +1,1 @@
+"""`turboserve evaluate`: every policy over many traces, sizes and profiles."""

@@ -1,0 +1,169 @@
+"""`turboserve simulate`: a policy over a trace, on engines that cost what a profile says."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from launch.settings import SettingsError
+from launch.supervisor import StartError
+from scheduler.policy.registry import find_policy
+from scheduler.results import flat
+from scheduler.sim.profile import PROFILES, Profile, by_chunk, find_profile, read_profile
+from scheduler.sim.simulate import Scenario, simulate
+from scheduler.trace import Trace, TraceError, read_trace
+
+__all__ = ["load_profile", "load_trace", "main", "parse_range"]
+
+SHOWN = (
+    "worst_chunk_ms",
+    "chunk_latency_ms.p50",
+    "chunk_latency_ms.p99",
+    "ttfc_ms.p50",
+    "ttfc_ms.p99",
+    "cpr.mean",
+    "cpr.min",
+    "suffering",
+    "stalled_s",
+    "unserved",
+    "cost_engine_s",
+    "max_engines",
+    "migrations",
+    "rebuilds",
+    "chunks",
+    "plans",
+    "planning_ms.p50",
+    "planning_ms.p99",
+)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run, print a table, write JSON.
+
+    Raises:
+        SettingsError: an argument can't be used.
+        StartError: the result can't be written.
+    """
+    options = _parser().parse_args(arguments)
+    low, high = parse_range(options.engines)
+    try:
+        profile = load_profile(options.profile)
+        changes = {"start_ms": options.start_s, "capacity": options.capacity}
+        scaled = {name: value for name, value in changes.items() if value is not None}
+        if "start_ms" in scaled:
+            scaled["start_ms"] *= 1000
+        profile = replace(profile, **scaled)
+        policy = find_policy(options.policy)
+    except ValueError as exc:
+        raise SettingsError(str(exc)) from exc
+    trace = load_trace(options.trace)
+    scenario = Scenario(
+        policy=policy,
+        profile=by_chunk(profile) if options.by_chunk else profile,
+        min_engines=low,
+        max_engines=high,
+        speeds=tuple(options.speeds),
+        failures_s=draw_failures(options.seed, options.mtbf_s, trace.duration_s, high),
+        stopwatch_ms=lambda: time.perf_counter_ns() / 1e6,
+        is_real_time=options.real_planning,
+    )
+    began_s = time.perf_counter()
+    results = simulate(trace, scenario).results()
+    took_s = time.perf_counter() - began_s
+    results |= {
+        "policy": policy.name,
+        "profile": scenario.profile.name,
+        "engines": options.engines,
+        "trace": options.trace,
+        "seed": options.seed,
+        "took_s": round(took_s, 2),
+    }
+    numbers = flat(results)
+    for name in SHOWN:
+        value = numbers.get(name)
+        print(f"{name:24} {'-' if value is None else f'{value:,}'}")
+    print(f"{trace.duration_s:.0f} s of {len(trace.lives())} sessions in {took_s:.1f} s")
+    if options.json is not None:
+        try:
+            Path(options.json).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        except OSError as exc:
+            raise StartError(f"the result can't be written: {exc}") from exc
+    return 0
+
+
+def parse_range(text: str) -> tuple[int, int]:
+    """MIN:MAX, or one number for a fixed budget. Raises SettingsError."""
+    low, _, high = text.partition(":")
+    try:
+        found = int(low), int(high or low)
+    except ValueError:
+        raise SettingsError(f"--engines must be MIN:MAX, not {text!r}") from None
+    if not 0 <= found[0] <= found[1] <= 4_096 or found[1] < 1:
+        raise SettingsError(f"--engines must be within 0:1 and 4096:4096, MIN not above MAX, not {text!r}")
+    return found
+
+
+def load_trace(path: str) -> Trace:
+    """Read a trace file. Raises SettingsError."""
+    try:
+        with open(path, encoding="utf-8") as lines:
+            return read_trace(lines)
+    except (OSError, TraceError) as exc:
+        raise SettingsError(f"the trace {path} can't be used: {exc}") from exc
+
+
+def load_profile(name: str) -> Profile:
+    """A named profile, or a file that `turboserve profile` wrote. Raises SettingsError, ValueError."""
+    if not name.endswith(".json"):
+        return find_profile(name)
+    try:
+        return read_profile(Path(name).stem, json.loads(Path(name).read_text(encoding="utf-8")))
+    except OSError as exc:
+        raise SettingsError(f"the profile {name} can't be read: {exc}") from exc
+
+
+def draw_failures(
+    seed: int, mtbf_s: float | None, duration_s: float, engines: int
+) -> tuple[tuple[float, int], ...]:
+    """Deaths of engines, each of which lives mtbf_s on average."""
+    if mtbf_s is None:
+        return ()
+    rng = np.random.default_rng(seed)
+    number = rng.poisson(duration_s * engines / mtbf_s)
+    return tuple(sorted((float(rng.uniform(0, duration_s)), int(rng.integers(4_096))) for _ in range(number)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="turboserve simulate",
+        description="Run a policy over a trace, on engines that cost what a profile says.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--trace", required=True, metavar="FILE", help="see `turboserve trace`")
+    parser.add_argument("--policy", default="slack", metavar="NAME", help="as for `turboserve up`")
+    parser.add_argument("--engines", default="1:8", metavar="MIN:MAX", help="N:N is a fixed budget")
+    parser.add_argument(
+        "--profile",
+        default="paper",
+        metavar="NAME",
+        help=f"a .json of `turboserve profile`, or {', '.join(PROFILES)}",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of failures")
+    parser.add_argument("--json", metavar="OUT", help="file for the results")
+    parser.add_argument("--start-s", type=float, metavar="X", help="start-up delay instead of the profile's")
+    parser.add_argument("--capacity", type=int, metavar="K", help="slots per engine instead of the profile's")
+    parser.add_argument(
+        "--speeds", type=float, nargs="+", default=[1.0], metavar="X", help="of engines in the order of start"
+    )
+    parser.add_argument("--mtbf-s", type=float, metavar="X", help="mean life of an engine that fails")
+    parser.add_argument("--by-chunk", action="store_true", help="coalesce whole chunks instead of passes")
+    parser.add_argument(
+        "--real-planning", action="store_true", help="delay each plan by what it takes here (not repeatable)"
+    )
+    return parser
