@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.messages import EngineId, EngineState
-from scheduler.policy.base import Activate, Migrate, Place
+from scheduler.policy.base import Activate, Migrate, Place, Suspend
 from scheduler.view import LOADS, View
 
 MAX_MOVES = 12
@@ -73,6 +73,15 @@ class Board:
         self.seated.add(session)
         self._take(int(self.view.sessions["engine"][session]))
         return Activate(
+            session=self.view.sessions.ids[session],
+            expect_epoch=int(self.view.sessions["epoch"][session]),
+            why=why,
+        )
+
+    def suspend(self, session: int, why: str) -> Suspend:
+        """Have a session give up its slot, which is free once its state has left it."""
+        self.seated.add(session)
+        return Suspend(
             session=self.view.sessions.ids[session],
             expect_epoch=int(self.view.sessions["epoch"][session]),
             why=why,

@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.messages import EngineId, EngineState
-from scheduler.policy.base import Activate, Migrate, Place
+from scheduler.messages import EngineId, EngineState, Residence
+from scheduler.policy.base import Activate, Migrate, Place, Suspend
 from scheduler.policy.board import MAX_MOVES, MAX_MOVES_PER_ENGINE, Board
-from scheduler.view import ENGINE_STATES, NEVER_MS, View
+from scheduler.view import ENGINE_STATES, NEVER_MS, RESIDENCES, View
 
 Choose = Callable[[Board, NDArray[np.bool_]], int]
 """(board, mask of candidates, one at least) → the engine for one more session. Ties go to the smaller id."""
 Urgency = Callable[[int], Any]
 """Session row → sort key."""
-Moves = Place | Migrate | Activate
+Moves = Place | Migrate | Activate | Suspend
 DRAINING = ENGINE_STATES.index(EngineState.DRAINING)
+LEAVING = RESIDENCES.index(Residence.LEAVING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,13 +106,22 @@ def empty_engines(board: Board, engines: Collection[int], choose: Choose) -> tup
     """Begin to take every session away from these engines: (actions, rows that are out of their slot or found
     no target, and are to be seated as if they waited).
 
-    Who generates migrates, as many at a time as the links bear; the others wait for that or for their turn.
+    Who generates migrates, as many at a time as the links bear; the others wait for that or for their turn. Who
+    is idle in a slot leaves it first: its state then moves without needing a slot elsewhere.
     """
     sessions, states = board.view.sessions, board.view.engines["state"]
     actions: list[Moves] = []
     rest: list[int] = []
     for row in leavers(board.view, engines):
         source = int(sessions["engine"][row])
+        if not sessions["active"][row] and (
+            sessions["movable"][row] or sessions["residence"][row] == LEAVING
+        ):
+            if sessions["movable"][row]:
+                actions.append(
+                    board.suspend(row, f"idle, and leaves {board.view.engines.ids[source]}, which goes")
+                )
+            continue
         if not (sessions["movable"][row] and sessions["active"][row]):
             if not sessions["active"][row] or row in board.view.wanting:
                 rest.append(row)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from scheduler.messages import EngineRecord, EngineState, SessionRecord
+from scheduler.messages import EngineRecord, EngineState, Residence, SessionRecord
 from scheduler.policy.base import Memory, Sample, SetDesired
 from scheduler.policy.registry import ALL
 from scheduler.policy.turboserve import LEVELS, Turboserve, volatility
@@ -146,16 +146,19 @@ def short_name(action: object) -> str:
 
 
 def test_a_draining_engine_is_emptied_by_migration() -> None:
-    """As many at a time as its link bears; who is idle is placed, which moves its checkpoint."""
+    """As many at a time as its link bears; who is idle leaves its slot, and moves when it is out."""
     view = world(
         engine("e_1", EngineState.DRAINING, capacity=4),
         engine("e_2", capacity=8),
         *(session(f"s_{n}", "e_1") for n in range(3)),
         session("s_i", "e_1", active=False),
+        session("s_l", "e_1", active=False, residence=Residence.LEAVING),
+        session("s_o", "e_1", active=False, residence=Residence.OFFLOADED),
     )
     found = decide(POLICY, view, config=STILL)
     assert [a for a in found if a[0] != "desired"] == [
         ("migrate", "s_0", "e_1", "e_2"),
         ("migrate", "s_1", "e_1", "e_2"),
-        ("place", "s_i", "e_2"),
+        ("suspend", "s_i"),
+        ("place", "s_o", "e_2"),
     ]
