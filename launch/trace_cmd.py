@@ -11,7 +11,7 @@ from launch.simulate_cmd import load_trace
 from launch.supervisor import StartError
 from scheduler.sim.generate import FAMILIES, describe, generate, resize
 from scheduler.sim.importing import FORMATS, TOKENS_PER_S, import_trace
-from scheduler.trace import Trace, TraceError, write_trace
+from scheduler.trace import Trace, write_trace
 
 __all__ = ["main"]
 

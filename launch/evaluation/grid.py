@@ -5,8 +5,8 @@ Ours choose their number of engines from 1 to the size; a baseline has a fixed b
     equal cost       the smallest N whose engine-seconds are at least ours; compare the worst chunk latency
     equal latency    the smallest N whose worst chunk latency is at most ours; compare engine-seconds
 
-The worst chunk latency counts waits without an engine, also of chunks that were never made. The search for N takes
-for granted that more engines do not make the worst chunk slower, and ends at twice the size.
+The worst chunk latency counts waits without an engine, also of chunks that were never made. The search for N
+takes for granted that more engines do not make the worst chunk slower, and ends at twice the size.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ class Verdict:
 
     @property
     def cost_change(self) -> float:
-        """Of engine-seconds at equal latency; where no N does, against the largest that was tried: at least."""
+        """Of engine-seconds at equal latency; where no N does, against the largest that was tried."""
         number = self.latency_n if self.latency_n is not None else REACH * self.case.size
         return self.ours_s / (number * self.duration_s) - 1.0
 

@@ -76,9 +76,9 @@ def _summary(verdicts: Sequence[Verdict]) -> Table:
                 )
     rows.append(["paper", "all four", _percent(PAPER["latency"]), "", _percent(PAPER["cost"]), "", ""])
     note = (
-        "Worst chunk latency at equal cost and engine-seconds at equal latency, against baselines with a fixed "
-        "budget; means over all traces and sizes. Least: the case where ours gains least. Open: cases in which "
-        "no budget up to twice the size reached ours; there the change counts as against twice the size."
+        "Worst chunk latency at equal cost and engine-seconds at equal latency, against baselines with a "
+        "fixed budget; means over all traces and sizes. Least: the case where ours gains least. Open: cases "
+        "in which no budget up to twice the size reached ours; there the change counts as against that."
     )
     columns = ("ours", "baseline", "latency", "least", "cost", "least", "open")
     return "Against the paper's baselines", note, columns, rows

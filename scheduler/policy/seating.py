@@ -106,8 +106,8 @@ def empty_engines(board: Board, engines: Collection[int], choose: Choose) -> tup
     """Begin to take every session away from these engines: (actions, rows that are out of their slot or found
     no target, and are to be seated as if they waited).
 
-    Who generates migrates, as many at a time as the links bear; the others wait for that or for their turn. Who
-    is idle in a slot leaves it first: its state then moves without needing a slot elsewhere.
+    Who generates migrates, as many at a time as the links bear; the others wait for that or for their turn.
+    Who is idle in a slot leaves it first: its state then moves without needing a slot elsewhere.
     """
     sessions, states = board.view.sessions, board.view.engines["state"]
     actions: list[Moves] = []

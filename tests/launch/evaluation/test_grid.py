@@ -1,0 +1,69 @@
+"""What an evaluation runs, and what it concludes."""
+
+from __future__ import annotations
+
+import pytest
+
+from launch.evaluation.grid import (
+    Case,
+    Job,
+    Search,
+    Verdict,
+    equal_cost_job,
+    floor_engine_s,
+    run_job,
+    trace_of,
+)
+from scheduler.sim.generate import describe
+
+CASE = Case(family="steady", size=2, profile="paper", seed=1, duration_s=60.0)
+
+
+def test_a_trace_fits_its_cluster() -> None:
+    """At its peak nine in ten slots are taken, as near as a few sessions allow."""
+    case = Case(family="demo", size=32, profile="paper", seed=1, duration_s=600.0)
+    assert describe(trace_of(case))["peak_active"] == pytest.approx(0.9 * 32 * 4, rel=0.1)
+
+
+def test_equal_cost_is_the_smallest_budget_that_costs_as_much() -> None:
+    """110 engine-seconds in 60 are less than two engines, 120 are two."""
+    for engine_s, number in ((110.0, 2), (120.0, 2), (120.1, 3), (10.0, 1)):
+        job = equal_cost_job(CASE, "fixed", {"cost_engine_s": engine_s, "duration_s": 60.0})
+        assert job == Job(case=CASE, policy="fixed", low=number, high=number)
+
+
+@pytest.mark.parametrize("enough", [1, 2, 3, 4, 5])
+def test_the_search_finds_the_smallest_budget(enough: int) -> None:
+    """Up to twice the size; beyond that there is none."""
+    search = Search(case=CASE, policy="fixed", limit_ms=1_000.0)
+    asked = []
+    while (job := search.job) is not None:
+        asked.append(job.low)
+        search.tell(1_000.0 if job.low >= enough else 1_001.0)
+    assert search.best == (enough if enough <= 4 else None)
+    assert len(asked) <= 3 and set(asked) <= {1, 2, 3, 4}
+
+
+def test_verdicts() -> None:
+    """Ours at 90 s and 1.2 s against 2 s of the same cost, and three engines of the same latency."""
+    verdict = Verdict(
+        case=CASE,
+        ours="slack",
+        baseline="fixed",
+        ours_ms=1_200.0,
+        ours_s=90.0,
+        cost_n=2,
+        cost_ms=2_000.0,
+        latency_n=3,
+        duration_s=60.0,
+    )
+    assert verdict.latency_change == pytest.approx(-0.4)
+    assert verdict.cost_change == pytest.approx(-0.5)
+
+
+def test_a_job_gives_the_numbers_that_tables_need() -> None:
+    """And nobody is cheaper than the floor while everybody is served at once."""
+    numbers = run_job(Job(case=CASE, policy="slack", low=1, high=4))
+    assert numbers["duration_s"] == trace_of(CASE).duration_s
+    assert numbers["chunk_latency_ms.p99"] is not None
+    assert 0 < floor_engine_s(CASE) <= float(numbers["cost_engine_s"] or 0)
