@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from scheduler.config import SchedulerConfig
+from scheduler.messages import EngineState
 from scheduler.policy.autoscale import Steering, steer
 from scheduler.policy.base import Changes, Memory, Migrate, Plan
 from scheduler.policy.board import Board
@@ -23,6 +26,10 @@ from scheduler.policy.upkeep import (
     sweep,
 )
 from scheduler.view import View
+
+PATIENCE_MS = 3_000
+"""Who is active again waits for an engine that starts within this time with its state in host memory; for a
+slower one it waits in the queue, where it is told so, and is rebuilt."""
 
 
 def plan_scaled(
@@ -67,6 +74,14 @@ def plan_scaled(
         now_ms,
         busy=board.moved | board.seated,
         ahead={config.model: ahead(board)},
+        is_patient=memory.start_ms <= PATIENCE_MS and _is_growing(view, steering),
     )
     upkeep = (*lose(lost), *requeue_orphans(view), *sweep(view, now_ms, config), *sizing.actions)
     return (*upkeep, *seats.actions, *migrations, *room), memory
+
+
+def _is_growing(view: View, steering: Steering) -> bool:
+    """Do engines start, or are they asked for now?"""
+    starting = int(np.count_nonzero(view.is_state(EngineState.STARTING)))
+    ready = int(np.count_nonzero(view.is_state(EngineState.READY)))
+    return starting > 0 or steering.num_engines > ready

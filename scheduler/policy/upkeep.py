@@ -81,12 +81,14 @@ def make_room(
     *,
     busy: Collection[int] = (),
     ahead: Mapping[str, int] = MappingProxyType({}),
+    is_patient: bool = False,
 ) -> list[Action]:
     """Take the slots of sessions that nobody watches, or that are idle, while others wait: the longest gone
     first, then the longest idle. Who is short and can't be helped so waits in the queue, if placed.
 
     short: rows of sessions that found no slot, who comes first first. busy: rows of sessions that the
-    plan does something else with. ahead: slots that others will need soon, by model.
+    plan does something else with. ahead: slots that others will need soon, by model. is_patient: who is short
+    keeps its place, and so its state, because slots are about to come.
     """
     soon = {model for model, number in ahead.items() if number}
     if not short and not soon:
@@ -122,7 +124,7 @@ def make_room(
         actions += [
             Requeue(session=sessions.ids[row], expect_epoch=int(sessions["epoch"][row]), why="no_room")
             for row in rows[coming + len(leaving) :]
-            if placed[row]
+            if placed[row] and not is_patient
         ]
     return actions
 

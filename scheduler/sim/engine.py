@@ -81,6 +81,7 @@ class SimSession:
         "home",
         "limit_ms",
         "number",
+        "paused_ms",
         "play_ms",
         "played_ms",
         "record",
@@ -115,6 +116,9 @@ class SimSession:
         self.extra_passes = 0
         """Before its next chunk is done, besides those of every chunk."""
         self.came_ms = now_ms
+        """When it came, later by the time that it was paused before its first chunk."""
+        self.paused_ms = now_ms
+        """When it was last paused."""
         self.due_ms = now_ms
         self.dry_ms: float | None = None
         """When its player has shown all that was delivered; None before the first chunk."""
@@ -138,12 +142,14 @@ class SimSession:
             self.stalled_ms += max(0.0, now_ms - dry_ms)
             self.held_ms = max(0.0, dry_ms - now_ms)
         self.active = False
+        self.paused_ms = now_ms
         self.drop_chunk(now_ms, figures, also_running=False)
 
     def resume(self, now_ms: float) -> float:
         """Its user watches again: when its next chunk is due, unless one runs."""
         self.active = True
         if self.dry_ms is None:
+            self.came_ms += now_ms - self.paused_ms
             return now_ms
         self.dry_ms = now_ms + self.held_ms
         return max(now_ms, self.dry_ms - self.limit_ms)
