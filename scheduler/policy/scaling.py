@@ -28,8 +28,8 @@ from scheduler.policy.upkeep import (
 from scheduler.view import View
 
 PATIENCE_MS = 3_000
-"""Who is active again waits for an engine that starts within this time with its state in host memory; for a
-slower one it waits in the queue, where it is told so, and is rebuilt."""
+"""Who is active again waits for an engine that starts within this time with its state in host memory, as for
+a migration's end; for a slower one it waits in the queue, where it is told so, and is rebuilt."""
 
 
 def plan_scaled(
@@ -74,14 +74,16 @@ def plan_scaled(
         now_ms,
         busy=board.moved | board.seated,
         ahead={config.model: ahead(board)},
-        is_patient=memory.start_ms <= PATIENCE_MS and _is_growing(view, steering),
+        is_patient=_are_slots_coming(view, memory, steering),
     )
     upkeep = (*lose(lost), *requeue_orphans(view), *sweep(view, now_ms, config), *sizing.actions)
     return (*upkeep, *seats.actions, *migrations, *room), memory
 
 
-def _is_growing(view: View, steering: Steering) -> bool:
-    """Do engines start, or are they asked for now?"""
-    starting = int(np.count_nonzero(view.is_state(EngineState.STARTING)))
-    ready = int(np.count_nonzero(view.is_state(EngineState.READY)))
-    return starting > 0 or steering.num_engines > ready
+def _are_slots_coming(view: View, memory: Memory, steering: Steering) -> bool:
+    """Are sessions moving away from engines that stay, or are engines soon ready?"""
+    ready = view.is_state(EngineState.READY)
+    if view.engines["outgoing"][ready].any():
+        return True
+    is_growing = view.is_state(EngineState.STARTING).any() or steering.num_engines > np.count_nonzero(ready)
+    return bool(memory.start_ms <= PATIENCE_MS and is_growing)
