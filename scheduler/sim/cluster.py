@@ -138,6 +138,7 @@ class SimCluster:
         """Close its books."""
         if session.active and session.dry_ms is not None:
             session.stalled_ms += max(0.0, self.now_ms - session.dry_ms)
+        session.played_ms = session.got_ms - session.slack_ms(self.now_ms)
         session.drop_chunk(self.now_ms, self.figures, also_running=True)
         session.turn += 1
         self.ended.append(session)

@@ -77,6 +77,7 @@ class SimSession:
         "dry_ms",
         "engine",
         "extra_passes",
+        "got_ms",
         "held_ms",
         "home",
         "limit_ms",
@@ -126,7 +127,10 @@ class SimSession:
         """Video that the player holds while it is paused."""
         self.play_ms = profile.play_ms
         self.limit_ms = max(profile.lead_ms, profile.play_ms)
+        self.got_ms = 0.0
+        """Video that was delivered to it."""
         self.played_ms = 0.0
+        """What of that was shown, once it has left."""
         self.stalled_ms = 0.0
 
     def slack_ms(self, now_ms: float) -> float:
@@ -297,7 +301,7 @@ class SimEngine:
         figures.delivered += 1
         figures.latency_ms.append(at_ms - session.due_ms)
         dry_ms, play_ms = session.dry_ms, session.play_ms
-        session.played_ms += play_ms
+        session.got_ms += play_ms
         session.stage = AT_REST
         if session.wants_rest:
             self.rested.append(session)

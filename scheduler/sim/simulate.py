@@ -16,7 +16,7 @@ from typing import Any, Final
 from scheduler.config import SchedulerConfig
 from scheduler.domain import DesiredEngine, EngineId, EngineState, SessionId
 from scheduler.policy.base import Action, Changes, Memory, Policy, SetDesired
-from scheduler.results import common_results
+from scheduler.results import common_results, play_ratio
 from scheduler.sim.cluster import START_MS, SimCluster
 from scheduler.sim.engine import BOUNDARY, CHUNK_DUE, Figures, SimSession
 from scheduler.sim.profile import Profile
@@ -72,7 +72,7 @@ class Result:
     figures: Figures
     duration_s: float
     cpr: list[float] = field(default_factory=list)
-    """Of each session that got a chunk: played / (played + stalled)."""
+    """Of each session that was shown anything: played / (played + stalled)."""
     sessions: int = 0
     unserved: int = 0
     """Sessions that got no chunk."""
@@ -298,10 +298,10 @@ class _Simulation:
         cluster, result = self._cluster, self._result
         result.events = events
         for session in cluster.ended:
-            if session.dry_ms is None:
-                result.unserved += 1
-                continue
-            result.cpr.append(session.played_ms / (session.played_ms + session.stalled_ms))
+            result.unserved += session.dry_ms is None
+            ratio = play_ratio(session.played_ms, session.stalled_ms)
+            if ratio is not None:
+                result.cpr.append(ratio)
             result.suffering += session.stalled_ms > 0
             result.stalled_s += session.stalled_ms / 1000
         result.sessions = len(cluster.ended)
