@@ -172,3 +172,18 @@ def test_what_always_holds(
     assert first.engine_s == pytest.approx(paid_s, abs=1e-3)
     assert max((n for _, n in first.budget), default=0) <= 8
     assert first.results() == second.results() and first.figures.latency_ms == second.figures.latency_ms
+
+
+def test_turns_are_worse_than_looking_where_there_is_room() -> None:
+    """When the sessions of every other engine have left, dealing in turn fills the full one all the same."""
+    four = replace(PROFILE, costs=replace(PROFILE.costs, pass_ms=((100.0, 140.0, 180.0, 220.0),)), capacity=4)
+    begin = [(0.0, s, "arrive") for s in "abcdef"] + [(1.05, s, "depart") for s in "ace"]
+    events = trace(*begin, (2.0, "g", "arrive"), (2.0, "h", "arrive"), (12.0, "b", "depart"))
+    worst_ms = {}
+    for policy in ("round_robin", "fixed", "greedy_load", "greedy_memory"):
+        result = run(events, policy, (2, 2), four)
+        worst_ms[policy] = max(latencies(result)[-12:])
+    # In turn, g joins no one and h joins b, d and f: four share an engine, five passes of 220 ms.
+    assert worst_ms["round_robin"] >= 1_000.0
+    # g and h go to the empty engine: three and two, five passes of 180 ms at most.
+    assert max(worst_ms[name] for name in ("fixed", "greedy_load", "greedy_memory")) <= 900.0
