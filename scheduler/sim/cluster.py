@@ -172,6 +172,8 @@ class SimCluster:
         if kind == IDLE_LONG:
             if not session.active:
                 self._take_out(session)
+        elif kind in (OFFLOADED, FREEZE) and session.stage == RUNNING:
+            session.wants_rest = True
         elif kind == OFFLOADED:
             self._detach(session)
             assert session.home is not None
@@ -181,8 +183,6 @@ class SimCluster:
         elif kind == RESTORED:
             session.restoring = False
             self._attach(session)
-        elif kind == FREEZE and session.stage == RUNNING:
-            session.wants_rest = True
         elif kind == FREEZE:
             self.freeze(session)
         else:
@@ -422,6 +422,14 @@ class SimCluster:
             early_ms = self._profile.precopy * record.state_bytes / self._link(session.home, target)
             self.agenda.add(self.now_ms + early_ms, FREEZE, session, session.turn)
         self._put(session)
+
+    def rest(self, session: SimSession) -> None:
+        """A chunk boundary for which something waited."""
+        session.wants_rest = False
+        if session.record.in_flight is not None:
+            self.freeze(session)
+        elif session.record.residence is Residence.LEAVING:
+            self._take_turn(OFFLOADED, session)
 
     def freeze(self, session: SimSession) -> None:
         """At a chunk boundary: what was not sent before is sent."""

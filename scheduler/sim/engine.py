@@ -109,7 +109,7 @@ class SimSession:
         self.resting = False
         """Frozen by a migration."""
         self.wants_rest = False
-        """A migration waits for the end of its chunk."""
+        """A migration, or the way out of its slot, waits for the end of its chunk."""
         self.active = True
         self.stage = AT_REST
         self.token = 0

@@ -163,7 +163,7 @@ class _Simulation:
                 if subject.next_ms == at_ms:
                     subject.boundary(at_ms)
                     if subject.rested:
-                        self._freeze(subject.rested)
+                        self._rest(subject.rested)
                 continue
             if kind == CHUNK_DUE:
                 cluster.become_due(subject, token)
@@ -179,10 +179,10 @@ class _Simulation:
         cluster.close()
         return self._summary(events)
 
-    def _freeze(self, sessions: list[SimSession]) -> None:
+    def _rest(self, sessions: list[SimSession]) -> None:
         for session in sessions:
             if session.wants_rest:
-                self._cluster.freeze(session)
+                self._cluster.rest(session)
         sessions.clear()
 
     def _handle(self, kind: int, subject: Any, token: int) -> None:

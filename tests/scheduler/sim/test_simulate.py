@@ -187,3 +187,11 @@ def test_turns_are_worse_than_looking_where_there_is_room() -> None:
     assert worst_ms["round_robin"] >= 1_000.0
     # g and h go to the empty engine: three and two, five passes of 180 ms at most.
     assert max(worst_ms[name] for name in ("fixed", "greedy_load", "greedy_memory")) <= 900.0
+
+
+def test_who_must_leave_its_slot_finishes_its_chunk() -> None:
+    """States move at chunk boundaries: b gets the only slot when the chunk of a, idle since 800, is done."""
+    events = trace((0, "a", "arrive"), (0.1, "b", "arrive"), (0.8, "a", "idle"), (1.6, "b", "depart"))
+    result = run(events, "fixed", (1, 1), replace(PROFILE, capacity=1))
+    # a at 507 and 1007; told to b's engine within 7 ms, five passes of 100 ms: 1514, for b since 100.
+    assert latencies(result) == [507.0, 500.0, 1_414.0]
