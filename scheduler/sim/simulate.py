@@ -164,6 +164,7 @@ class _Simulation:
                     subject.boundary(at_ms)
                     if subject.rested:
                         self._rest(subject.rested)
+                        self._ask(at_ms)
                 continue
             if kind == CHUNK_DUE:
                 cluster.become_due(subject, token)
@@ -172,12 +173,16 @@ class _Simulation:
                 self._handle(kind, subject, token)
             else:
                 cluster.handle(kind, subject, token)
-            if cluster.is_changed and not self._is_planning:
-                self._is_planning = True
-                cluster.agenda.add(at_ms + self._scenario.react_ms, PLAN)
+            self._ask(at_ms)
         cluster.now_ms = end_ms
         cluster.close()
         return self._summary(events)
+
+    def _ask(self, at_ms: float) -> None:
+        """Have a plan made if there is news and none is being made."""
+        if self._cluster.is_changed and not self._is_planning:
+            self._is_planning = True
+            self._cluster.agenda.add(at_ms + self._scenario.react_ms, PLAN)
 
     def _rest(self, sessions: list[SimSession]) -> None:
         for session in sessions:
