@@ -54,7 +54,7 @@ class WeightsError(ValueError):
     """A weights file does not fit the model; the message names what is missing, unknown or misshapen."""
 
 
-def shifted_sigmas(steps: int, shift: float = 5.0) -> tuple[float, ...]:
+def shifted_sigmas(steps: int, shift: float = 3.0) -> tuple[float, ...]:
     """Noise levels of `steps` equal steps from 1 towards 0, moved to the noisy side by `shift`."""
     return tuple(shift * u / (1 + (shift - 1) * u) for u in (1 - i / steps for i in range(steps)))
 
