@@ -26,7 +26,7 @@ SENTINEL_PORT: Final = 26379
 _TLS_PATHS: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _TLS: Final = frozenset({*_TLS_PATHS, "ssl_check_hostname"})
 _SENTINEL: Final = frozenset({"sentinel_username", "sentinel_password"})
-_USER_INFO: Final = re.compile(r"(?<=://)([^/?#@]*):[^/?#]*@")
+_USER_INFO: Final = re.compile(r"(?<=://)([^/?#@:]*):[^/?#]*@")
 _SENTINEL_PASSWORD: Final = re.compile(r"(?<=[?&]sentinel_password=)[^&#]*")
 
 
@@ -73,7 +73,8 @@ def parse_address(url: str) -> RedisAddress:
         )
     try:
         parts = urlsplit(url)
-        options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+        query = parts.query.replace("+", "%2B")  # no form: a plus is no space
+        options = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
     except ValueError:
         raise ValueError("redis is not a valid URL") from None
     _check_options(parts.scheme, options)
