@@ -15,7 +15,8 @@ The Lua side gets this same table (`scheduler/store/scripts.py` renders it), so 
     sessions                     zset     sessions that are not closed → created_ms
     session:<id>                 hash     a SessionRecord, plus left_ms, flight_* (in_flight), move_to and
                                           move_until_ms (an order), landed ("migration_id epoch", the newest
-                                          committed one); kept CLOSED_TTL_S after close
+                                          committed one), placed_ms and strikes (engines in a row that crashed
+                                          soon after it came); kept CLOSED_TTL_S after close
     session:<id>:inputs          stream   field m: one JSON Input; at most MAX_INPUT_LOG
     session:<id>:applied         list     JSON AppliedRecord in log order, one per applied input
     session:<id>:ids             hash     message id → "entry", "entry rev seq" once applied, PAUSE_ANSWER

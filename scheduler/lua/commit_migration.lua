@@ -39,7 +39,7 @@ end
 count_placed(target)
 move_session(session, s, 'place', {'epoch', epoch, 'engine', target, 'opened', 1, 'reason', '', 'queue_order', 0,
   'residence', ARGV[5], 'landed', id .. ' ' .. epoch, 'failed_moves', 0, 'move_to', '', 'moved_ms', now_ms(),
-  'placed_ms', now_ms()})
+  'placed_ms', now_ms(), 'strikes', 0})
 command(target, {type = 'open', session = session, epoch = epoch})
 emit({type = 'session_placed', session = session, engine = target, epoch = epoch})
 emit({type = 'session_opened', session = session, engine = target, epoch = epoch})

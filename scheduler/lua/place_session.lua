@@ -50,7 +50,7 @@ count_placed(engine)
 move_session(session, s, 'place', {'epoch', epoch, 'engine', engine, 'opened', 0, 'reason', '', 'queue_order', 0,
   'residence', needs_slot and 'resident' or 'stored', 'failed_moves', 0, 'move_to', '', 'placed_ms', now_ms()})
 if before ~= '' then
-  redis.call('HSET', KEYS[1], 'moved_ms', now_ms())
+  redis.call('HSET', KEYS[1], 'moved_ms', now_ms(), 'strikes', 0)
   command(before, {type = 'release', session = session, epoch = epoch, engine = engine})
 end
 command(engine, {type = 'open', session = session, epoch = epoch})

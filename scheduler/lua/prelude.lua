@@ -211,9 +211,10 @@ local function close(session, s, reason, closer)
   emit({type = 'session_closed', session = session, reason = reason})
 end
 
--- Has the session ended one engine after the other soon after it came? Counts the crash that hits it now.
-local function is_poison(session, s)
-  local is_suspect = s.residence == 'resident' and now_ms() - tonumber(s.placed_ms or 0) < POISON_MS
+-- Has the session ended one engine after the other soon after it came? Counts the end that hits it now; any other
+-- way to leave an engine clears the count.
+local function is_poison(session, s, crashed)
+  local is_suspect = crashed and s.residence == 'resident' and now_ms() - tonumber(s.placed_ms or 0) < POISON_MS
   local strikes = is_suspect and (s.strikes or 0) + 1 or 0
   redis.call('HSET', key('session', session), 'strikes', strikes)
   return strikes >= POISON_STRIKES
@@ -234,7 +235,7 @@ local function retire(engine, e, reason, crashed)
   end)
   local ids = {}
   for _, entry in ipairs(sessions) do
-    if crashed and is_poison(entry.id, entry.hash) then
+    if is_poison(entry.id, entry.hash, crashed) then
       close(entry.id, entry.hash, 'engine_crashed', engine)
     else
       requeue(entry.id, entry.hash, 'engine_lost')

@@ -23,5 +23,6 @@ if s.flight_id then
   return fail('REFUSED', 'the session is being migrated to ' .. s.flight_to)
 end
 command(s.engine, {type = 'release', session = session, epoch = s.epoch + 1})
+redis.call('HSET', KEYS[1], 'strikes', 0)
 requeue(session, s, ARGV[4])
 return s.epoch + 1

@@ -71,6 +71,21 @@ async def test_begin_tells_both_and_changes_no_owner(store: Store) -> None:
     )
 
 
+async def test_a_move_in_between_ends_a_row_of_crashes(store: Store) -> None:
+    """The engine that it left in order shows that the session is no poison."""
+    term, epoch = await placed(store)
+    await store.report_exit(E1, "killed by SIGKILL")
+    for engine in (E2, E3):
+        await enter(store, engine)
+    epoch = await store.place_session(S1, E2, expect_epoch=(await record(store)).epoch, term=term)
+    await store.announce_session(E2, S1, epoch)
+    await store.publish_session(E2, S1, epoch, active=True, next_seq=3, next_frame=9, rev=0, slack_ms=0)
+    await store.begin_migration(S1, E3, expect_epoch=epoch, term=term, migration_id=ID, limit_ms=LIMIT_MS)
+    await store.commit_migration(E2, S1, epoch, migration_id=ID, residence=Residence.RESIDENT)
+    await store.report_exit(E3, "killed by SIGKILL")
+    assert (await record(store)).phase is Phase.QUEUED
+
+
 async def test_commit_changes_the_owner_once(store: Store) -> None:
     """A repeat, whose first answer was lost, gets the same answer, also when the session moved on."""
     term, epoch = await flying(store)
