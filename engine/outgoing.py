@@ -41,7 +41,6 @@ MAX_ROUNDS = 4
 """Looks at the slab before it is frozen with more than one chunk dirty."""
 MAX_PIECE_BYTES = 32 * 2**20
 """K/V goes ahead in pieces of this size, so that copies of it stay small."""
-"""Before anything was sent."""
 
 
 _Answer = TypeVar("_Answer", Surveyed, Frozen)
