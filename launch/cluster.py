@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import os
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
@@ -16,16 +15,16 @@ from gateway.config import GatewayConfig
 from launch.config import UpConfig
 from launch.console import Console
 from launch.fleet import Fleet
-from launch.gpus import least_used
+from launch.gpus import GpuShares
 from launch.http_get import get
 from launch.provisioner import Provisioner
-from launch.quarantine import YOUNG_S, Quarantine
 from launch.roles import engine_command, engine_environment, role_command, role_environment
 from launch.run_file import RunFile
+from launch.store import connect
 from launch.supervisor import ProcessSpec, Service, StartError
 from scheduler.config import SchedulerConfig
 from scheduler.messages import DesiredEngine, EngineId
-from scheduler.store import Store, StoreError, StoreUnavailable
+from scheduler.store import Store, StoreUnavailable
 
 __all__ = ["Cluster", "Plan"]
 
@@ -63,9 +62,7 @@ class Cluster:
         self._keepers: list[asyncio.Task[Any]] = []
         self._store: Store | None = None
         self._fleet: Fleet | None = None
-        self._gpus_of: dict[EngineId, tuple[tuple[str, ...], float]] = {}
-        """GPUs of an engine, and when it was started, s."""
-        self._quarantine = Quarantine()
+        self._gpus = GpuShares(plan.gpus)
 
     async def run(self) -> None:
         """Start everything, say where it is, and keep it running until cancelled. Raises StartError."""
@@ -100,7 +97,8 @@ class Cluster:
     async def _bring_up(self) -> None:
         if self._plan.redis_command is not None:
             await self._start_redis(self._plan.redis_command)
-        self._store = store = await self._connect()
+        config = self._plan.scheduler
+        self._store = store = await connect(config.redis, cluster=config.cluster)
         term, _ = await store.read_desired()
         scheduler = self._service("scheduler-0", role_command("scheduler"), "scheduler", self._plan.scheduler)
         gateway = self._service("gateway-0", role_command("gateway"), "gateway", self._plan.gateway)
@@ -143,13 +141,6 @@ class Cluster:
                 return await store.close()
             await asyncio.sleep(_PROBE_INTERVAL_S)
 
-    async def _connect(self) -> Store:
-        config = self._plan.scheduler
-        try:
-            return await Store.connect(config.redis, cluster=config.cluster)
-        except StoreError as exc:
-            raise StartError(str(exc)) from exc
-
     async def _gateway_answers(self) -> None:
         while True:
             with contextlib.suppress(OSError):
@@ -175,21 +166,16 @@ class Cluster:
         return fleet
 
     def _note_end(self, engine: EngineId) -> None:
-        now_s = asyncio.get_running_loop().time()
-        gpus, started_s = self._gpus_of.pop(engine, ((), now_s))
-        for gpu in gpus:
-            if now_s - started_s < YOUNG_S and self._quarantine.note_death(gpu, now_s):
-                self._console.step(f"engines keep dying young on GPU {gpu}: avoiding it for a while")
+        for gpu in self._gpus.note_end(engine, asyncio.get_running_loop().time()):
+            self._console.step(f"engines keep dying young on GPU {gpu}: avoiding it for a while")
 
     def _engine_spec(self, wanted: DesiredEngine) -> ProcessSpec:
         config = replace(self._plan.engine, engine_id=wanted.id, model=wanted.model)
         gpus: tuple[str, ...] = ()
         if self._plan.gpus:
+            assert self._fleet is not None, "it asks for this"
             now_s = asyncio.get_running_loop().time()
-            in_use = itertools.chain.from_iterable(gpus for gpus, _ in self._gpus_of.values())
-            avoid = self._quarantine.avoided(now_s)
-            gpus = least_used(self._plan.gpus, in_use, config.ranks, avoid)
-            self._gpus_of[wanted.id] = (gpus, now_s)
+            gpus = self._gpus.give(wanted.id, config.ranks, now_s, here=self._fleet.owned())
         name = f"engine-{wanted.id}"
         self._console.step(f"{name} starting")
         return ProcessSpec(

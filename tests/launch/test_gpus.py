@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launch.gpus import least_used, visible_gpus
+from launch.gpus import GpuShares, least_used, visible_gpus
+from scheduler.messages import EngineId
 
 
 def test_devices_are_counted(tmp_path: Path) -> None:
@@ -37,3 +38,23 @@ def test_bad_gpus_come_last() -> None:
     """Avoided while there are others, used when there are not."""
     assert least_used(("0", "1"), ["1"], avoid=["0"]) == ("1",)
     assert least_used(("0",), [], avoid=["0"]) == ("0",)
+
+
+def test_gpus_of_engines_that_went_are_free() -> None:
+    """Also of those that were stopped, of which nobody is told."""
+    shares, (a, b, c) = GpuShares(("0", "1")), (EngineId(f"e_0000000{n}") for n in "abc")
+    assert shares.give(a, 1, 0.0, here=[a]) == ("0",)
+    assert shares.give(b, 1, 0.0, here=[a, b]) == ("1",)
+    assert shares.give(c, 1, 0.0, here=[a, c]) == ("1",)
+
+
+def test_a_gpu_on_which_engines_keep_dying_young_is_avoided() -> None:
+    """One that dies later says nothing about its GPU."""
+    shares, ids = GpuShares(("0", "1")), [EngineId(f"e_{n:08x}") for n in range(6)]
+    said = []
+    for id in ids[:3]:
+        assert shares.give(id, 1, 0.0, here=[id]) == ("0",)
+        said.append(shares.note_end(id, 1.0))
+    assert said == [(), (), ("0",)]
+    assert shares.give(ids[3], 1, 2.0, here=[ids[3]]) == ("1",)
+    assert shares.note_end(ids[3], 100.0) == ()
