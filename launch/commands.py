@@ -12,6 +12,7 @@ from launch.loadtest.config import CompareConfig, LoadtestConfig
 from launch.roles import role_command, role_environment
 from launch.settings import SettingsError, Value, build
 from launch.supervisor import StartError
+from scheduler.address import is_redis_url, parse_address
 
 __all__ = [
     "run_client",
@@ -38,6 +39,7 @@ def run_up(values: Values) -> int:
 
     _check_policy(values)
     _check_model(values)
+    _check_urls(values)
     return up.run(values, Console())
 
 
@@ -45,6 +47,7 @@ def run_gateway(values: Values) -> int:
     """One gateway, in this process."""
     from gateway.config import GatewayConfig
 
+    _check_urls(values)
     config = build(GatewayConfig, values)
     return _become(role_command("gateway"), role_environment("gateway", config))
 
@@ -68,6 +71,7 @@ def run_engine(values: Values) -> int:
     from scheduler.store import draw_id
 
     _check_model(values)
+    _check_urls(values)
     is_static = build(EngineStartConfig, values).provisioner == "static"
     claim = "engine_id" not in values and not is_static
     own = draw_id("e", 4) if is_static and "engine_id" not in values else None
@@ -156,6 +160,11 @@ def _check_model(values: Values) -> None:
             raise ValueError(f"model {name!r} does not exist; available: {', '.join(names)}")
 
     _check_choice(values, "model", find)
+
+
+def _check_urls(values: Values) -> None:
+    _check_choice(values, "redis", parse_address)
+    _check_choice(values, "checkpoints", lambda where: is_redis_url(where) and parse_address(where))
 
 
 def _check_choice(values: Values, name: str, find: Callable[[str], object]) -> None:

@@ -14,6 +14,7 @@ from engine.config import EngineConfig
 from launch.engine_job import EngineJob
 from launch.processes import adopt_orphans
 from launch.roles import engine_command, engine_environment
+from launch.store import connect
 from launch.supervisor import ProcessSpec, StartError
 from scheduler.messages import EngineId
 from scheduler.store import Store, StoreError
@@ -31,10 +32,10 @@ async def run(config: EngineConfig, *, claim: bool) -> int:
     Returns 0 after SIGINT, SIGTERM or an order of the scheduler, 1 when it failed.
 
     Raises:
-        StartError: no Redis answers, or no engine is wanted.
+        StartError: no Redis can be used, or no engine is wanted.
     """
+    store = await connect(config.redis, cluster=config.cluster)
     try:
-        store = await Store.connect(config.redis, cluster=config.cluster)
         try:
             config = await _claim(store, config) if claim else config
             how = await _run_job(config)

@@ -103,7 +103,8 @@ def make_pod(
 ) -> dict[str, Any]:
     """The template completed for one engine: name, labels, id and model; `avoid`: names of nodes."""
     pod = copy.deepcopy(dict(template))
-    metadata, spec = pod.setdefault("metadata", {}), pod["spec"]
+    pod["metadata"] = metadata = pod.get("metadata") or {}
+    spec = pod["spec"]
     metadata["name"] = f"{_dns_name(cluster)}-{_dns_name(engine.id)}"
     metadata["labels"] = (metadata.get("labels") or {}) | labels_of(cluster) | {ENGINE_LABEL: engine.id}
     spec["restartPolicy"] = "Never"  # an engine that ended is replaced under a new id

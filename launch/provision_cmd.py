@@ -18,9 +18,9 @@ from launch.kubernetes_pods import Pods
 from launch.pods import check_template, make_pod
 from launch.provisioner import Provisioner
 from launch.settings import SettingsError
-from launch.supervisor import StartError
+from launch.store import connect
 from scheduler.messages import DesiredEngine, EngineId
-from scheduler.store import Store, StoreError
+from scheduler.store import Store
 
 __all__ = ["load_template", "run"]
 
@@ -32,15 +32,12 @@ async def run(config: ProvisionerConfig) -> int:
 
     Raises:
         SettingsError: the template or the way to the API can't be used.
-        StartError: no Redis answers.
+        StartError: no Redis can be used.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     template = load_template(Path(config.pod_template))
     reach = await _reach(config)
-    try:
-        store = await Store.connect(config.redis, cluster=config.cluster)
-    except StoreError as exc:
-        raise StartError(str(exc)) from exc
+    store = await connect(config.redis, cluster=config.cluster)
     try:
         async with client.ApiClient(reach) as api:
             await _serve(store, client.CoreV1Api(api), template, config)
@@ -90,6 +87,8 @@ def load_template(path: Path) -> dict[str, Any]:
         raise SettingsError(f"pod_template: cannot read {path}: {exc.strerror}") from exc
     except (ValueError, yaml.YAMLError) as exc:
         raise SettingsError(f"pod_template {path}: {exc}") from exc
+    except (AttributeError, KeyError, TypeError) as exc:  # a list where a mapping should be, and the like
+        raise SettingsError(f"pod_template {path}: it is not shaped like a Pod: {exc!r}") from exc
     return template
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,13 +14,13 @@ import numpy as np
 
 from launch.settings import SettingsError
 from launch.supervisor import StartError
+from launch.trace_file import load_trace
 from scheduler.policy.registry import find_policy
 from scheduler.results import flat
 from scheduler.sim.profile import PROFILES, Profile, by_chunk, find_profile, read_profile
 from scheduler.sim.simulate import Scenario, simulate
-from scheduler.trace import Trace, TraceError, read_trace
 
-__all__ = ["load_profile", "load_trace", "main", "parse_range"]
+__all__ = ["load_profile", "main", "parse_range"]
 
 SHOWN = (
     "worst_chunk_ms",
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         StartError: the result can't be written.
     """
     options = _parser().parse_args(arguments)
+    _check(options)
     low, high = parse_range(options.engines)
     try:
         profile = load_profile(options.profile)
@@ -97,6 +99,18 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _check(options: argparse.Namespace) -> None:
+    positive = [("--speeds", speed) for speed in options.speeds]
+    positive += [] if options.mtbf_s is None else [("--mtbf-s", options.mtbf_s)]
+    for flag, value in positive:
+        if not 0 < value < math.inf:
+            raise SettingsError(f"{flag} must be above 0, got {value:g}")
+    if options.start_s is not None and not 0 <= options.start_s < math.inf:
+        raise SettingsError(f"--start-s must not be negative, got {options.start_s:g}")
+    if options.seed < 0:
+        raise SettingsError(f"--seed must not be negative, got {options.seed}")
+
+
 def parse_range(text: str) -> tuple[int, int]:
     """MIN:MAX, or one number for a fixed budget. Raises SettingsError."""
     low, _, high = text.partition(":")
@@ -107,15 +121,6 @@ def parse_range(text: str) -> tuple[int, int]:
     if not 0 <= found[0] <= found[1] <= 4_096 or found[1] < 1:
         raise SettingsError(f"--engines must be within 0:1 and 4096:4096, MIN not above MAX, not {text!r}")
     return found
-
-
-def load_trace(path: str) -> Trace:
-    """Read a trace file. Raises SettingsError."""
-    try:
-        with open(path, encoding="utf-8") as lines:
-            return read_trace(lines)
-    except (OSError, TraceError) as exc:
-        raise SettingsError(f"the trace {path} can't be used: {exc}") from exc
 
 
 def load_profile(name: str) -> Profile:

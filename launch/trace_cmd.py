@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from launch.settings import SettingsError
-from launch.simulate_cmd import load_trace
 from launch.supervisor import StartError
+from launch.trace_file import load_trace
 from scheduler.sim.generate import FAMILIES, describe, generate, resize
 from scheduler.sim.importing import FORMATS, TOKENS_PER_S, import_trace
 from scheduler.trace import Trace, write_trace

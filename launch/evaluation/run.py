@@ -37,6 +37,8 @@ from scheduler.sim.profile import PROFILES
 
 __all__ = ["main"]
 
+DAY_S = 86_400.0
+
 
 class Runs:
     """Results by job name: read from files, or made."""
@@ -100,8 +102,8 @@ def main(arguments: Sequence[str]) -> int:
         for name in names:
             if name not in known:
                 raise SettingsError(f"{kind} {name!r} does not exist; available: {', '.join(known)}")
-    if min(*options.sizes, options.seeds, options.workers) < 1 or options.duration_s < 10:
-        raise SettingsError("sizes, seeds and workers must be at least 1, and duration-s at least 10")
+    if min(*options.sizes, options.seeds, options.workers) < 1 or not 10 <= options.duration_s <= DAY_S:
+        raise SettingsError("sizes, seeds and workers must be at least 1, and duration-s 10 to 86400")
     folder = Path(options.dir)
     grid = cases(options.traces, options.sizes, options.profiles, options.seeds, options.duration_s)
     try:

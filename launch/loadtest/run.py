@@ -28,7 +28,8 @@ from launch.loadtest.samples import Assignment, Begin, Ready, from_worker, line
 from launch.loadtest.tally import ClientLog, ClusterSample, Tally
 from launch.settings import SettingsError
 from launch.supervisor import StartError
-from scheduler.trace import Trace, TraceError, read_trace
+from launch.trace_file import load_trace
+from scheduler.trace import Trace
 
 __all__ = ["run"]
 
@@ -81,11 +82,7 @@ def _trace(config: LoadtestConfig) -> Trace:
             edit_every_s=config.edit_every_s,
             draw=chance.random,
         )
-    try:
-        with Path(config.trace).open(encoding="utf-8") as lines:
-            trace = read_trace(lines).scaled(config.time_scale)
-    except (OSError, UnicodeDecodeError, TraceError) as exc:
-        raise SettingsError(f"trace {config.trace} can't be used: {exc}") from exc
+    trace = load_trace(config.trace).scaled(config.time_scale)
     return trace if config.seconds is None else clip(trace, config.seconds)
 
 

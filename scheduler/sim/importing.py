@@ -48,7 +48,7 @@ def import_trace(format: str, lines: Iterable[str], *, tokens_per_s: float = TOK
         raise ValueError(f"tokens_per_s must be above 0, got {tokens_per_s:g}")
     try:
         requests = sorted(read(lines), key=lambda request: request.t)
-    except (KeyError, ValueError, TypeError) as exc:
+    except (AttributeError, KeyError, ValueError, TypeError, csv.Error) as exc:
         raise TraceError(f"this is no {format} trace: {exc!r}") from exc
     if not requests:
         raise TraceError("the trace has no requests")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Self
 
-from scheduler.address import mask_password, parse_address
 from scheduler.store.checkpoints import Checkpoints, open_checkpoints
 from scheduler.store.connection import Connection
 from scheduler.store.engine import EngineStore
@@ -71,9 +70,7 @@ __all__ = [
     "StoreError",
     "StoreUnavailable",
     "draw_id",
-    "mask_password",
     "open_checkpoints",
-    "parse_address",
 ]
 
 

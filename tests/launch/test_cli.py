@@ -126,6 +126,25 @@ def test_failures_are_sentences(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        ("up", "--redis"),
+        ("up", "--checkpoints"),
+        ("gateway", "--redis"),
+        ("engine", "--redis"),
+        ("engine", "--checkpoints"),
+    ],
+)
+def test_bad_redis_urls_are_found_before_anything_starts(
+    command: str, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a sentence that says where the URL was given, and does not repeat it."""
+    assert cli.main([command, flag, "redis://me:secret@h:99999"]) == 2
+    said = capsys.readouterr().err
+    assert f"flag {flag}: redis must name its hosts" in said and "secret" not in said
+
+
 def test_help_needs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     """Each command explains each of its settings."""
     for name in cli.COMMANDS:

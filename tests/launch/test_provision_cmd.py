@@ -61,6 +61,8 @@ async def test_it_makes_pods_and_leaves_them(redis_url: str, tmp_path: Path) -> 
         (None, "cannot read"),
         ("{kind: Pod, spec: {containers: [{name: engine, imag: x}]}}", "no field spec.containers.imag"),
         ("{kind: Pod, spec: {containers: [{name: engine, image: [x]}]}}", "image"),
+        ("{kind: Pod, spec: {containers: [engine]}}", "not shaped like a Pod"),
+        ("{kind: Pod, spec: {containers: [{name: engine, env: [{value: x}]}]}}", "not shaped like a Pod"),
     ],
 )
 def test_bad_templates_are_sentences(tmp_path: Path, text: str | None, says: str) -> None:

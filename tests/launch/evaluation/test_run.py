@@ -61,16 +61,24 @@ def test_traces_are_described_and_scaled(
         (["simulate", "--trace", "{trace}", "--policy", "best"], "policy 'best' does not exist; available:"),
         (["simulate", "--trace", "{trace}", "--profile", "x"], "profile 'x' does not exist; available:"),
         (["simulate", "--trace", "{trace}", "--engines", "4:2"], "MIN not above MAX"),
+        (["simulate", "--trace", "{trace}", "--mtbf-s", "0"], "--mtbf-s must be above 0"),
+        (["simulate", "--trace", "{trace}", "--speeds", "1", "nan"], "--speeds must be above 0"),
+        (["simulate", "--trace", "{trace}", "--start-s", "-1"], "--start-s must not be negative"),
+        (["simulate", "--trace", "{trace}", "--seed", "-1"], "--seed must not be negative"),
+        (["trace", "describe", "{binary}"], "can't be used: 'utf-8' codec"),
         (["trace", "generate", "--intensity", "0"], "must be above 0"),
         (["trace", "import", "{trace}", "--format", "azure"], "this is no azure trace"),
         (["evaluate", "--dir", "d", "--traces", "x"], "trace 'x' does not exist; available:"),
+        (["evaluate", "--dir", "d", "--duration-s", "inf"], "duration-s 10 to 86400"),
     ],
 )
 def test_bad_arguments_end_with_a_sentence(
-    arguments: list[str], sentence: str, trace: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], sentence: str, trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And status 2."""
-    assert cli.main([text.format(trace=trace) for text in arguments]) == 2
+    binary = tmp_path / "binary"
+    binary.write_bytes(b"\xff\xfe")
+    assert cli.main([text.format(trace=trace, binary=binary) for text in arguments]) == 2
     assert sentence in capsys.readouterr().err
 
 

@@ -61,7 +61,8 @@ def test_burstgpt_csv() -> None:
 
 def test_another_file_is_refused() -> None:
     """With a sentence."""
-    with pytest.raises(TraceError, match="no azure trace"):
-        import_trace("azure", ["a,b", "1,2"])
+    for lines in (["a,b", "1,2"], ["GeneratedTokens,TIMESTAMP", "3"]):
+        with pytest.raises(TraceError, match="no azure trace"):
+            import_trace("azure", lines)
     with pytest.raises(ValueError, match="available: mooncake, azure, burstgpt"):
         import_trace("csv", [])
