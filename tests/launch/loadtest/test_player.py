@@ -68,7 +68,7 @@ class Watched:
 
 async def test_a_session_from_start_to_stop(server: StreamServer) -> None:
     """Accepted, a first part, every chunk in order, a prompt that reaches the picture, its own end."""
-    watched = Watched(server.url, (0.0, Do.START), (0.2, Do.PROMPT), (1.5, Do.STOP), decode=True)
+    watched = Watched(server.url, (0.0, Do.START), (1.5, Do.PROMPT), (5.0, Do.STOP), decode=True)
     ended = await watched.run()
     assert (ended.outcome, ended.reason) == (Outcome.DONE, "")
     chunks = [sample for sample in watched.samples if isinstance(sample, ChunkSeen)]
@@ -113,7 +113,7 @@ async def test_a_server_that_goes_away_is_a_lost_session(server: StreamServer) -
 async def test_repeated_chunks_are_faults(server: StreamServer) -> None:
     """The client library forgives them; a load test does not."""
     server.faults.overlap_chunks = 1
-    watched = Watched(server.url, (0.0, Do.START), (0.5, Do.CUT), (2.0, Do.STOP))
+    watched = Watched(server.url, (0.0, Do.START), (1.5, Do.CUT), (4.0, Do.STOP))
     ended = await watched.run()
     assert ended.outcome is Outcome.DONE
     faults = [sample.what for sample in watched.samples if isinstance(sample, Fault)]
@@ -124,7 +124,7 @@ async def test_a_damaged_chunk_is_a_fault_when_decoded(server: StreamServer) -> 
     """And is not noticed otherwise."""
     for decode in (True, False):
         server.faults.damage_chunk = 0
-        watched = Watched(server.url, (0.0, Do.START), (1.0, Do.STOP), decode=decode)
+        watched = Watched(server.url, (0.0, Do.START), (2.5, Do.STOP), decode=decode)
         await watched.run()
         assert bool(watched.of(Fault)) is decode
 
