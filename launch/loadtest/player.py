@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import assert_never
 
-from gateway.client import BadServer, Chunk, ClientError, ServerError, Session, SessionEnded, connect
+from gateway.client import BadServer, Chunk, Client, ClientError, ServerError, Session, SessionEnded, connect
 from gateway.protocol import Applied, ChunkHeader, Gap, Stats
 from launch.loadtest.load import Do, Script, Step
 from launch.loadtest.samples import (
@@ -28,6 +28,8 @@ __all__ = ["Player"]
 
 GIVE_UP_S = 30.0
 """For how long a lost connection, or a first one, is tried."""
+ANSWER_S = 2 * GIVE_UP_S
+"""For how long an answer is waited for, over lost connections: a load ends, whatever the server does."""
 
 
 class Player:
@@ -56,11 +58,7 @@ class Player:
         await self._until(self._script.steps[0].at_s)
         try:
             async with connect(self._url, give_up_s=GIVE_UP_S, open_timeout_s=GIVE_UP_S) as client:
-                first, script = self._script.steps[0], self._script
-                session = await client.start(
-                    first.prompt, seed=script.seed, model=script.model, on_part=self._on_part
-                )
-                await self._live(session)
+                await self._live(await self._start(client))
         except ServerError as exc:
             outcome, reason = Outcome.REFUSED, exc.code
             self._refused(Do.START, exc)
@@ -69,6 +67,16 @@ class Player:
         for fault in self._check.finish():
             self._fault(fault)
         self._put(self._ended(outcome, reason))
+
+    async def _start(self, client: Client) -> Session:
+        first, script = self._script.steps[0], self._script
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                return await client.start(
+                    first.prompt, seed=script.seed, model=script.model, on_part=self._on_part
+                )
+        except TimeoutError:
+            raise ClientError(f"start was not answered for {ANSWER_S:g} s") from None
 
     async def _live(self, session: Session) -> None:
         self._started_ms = self._now_ms()
@@ -102,9 +110,12 @@ class Player:
         for step in self._script.steps[1:]:
             await self._until(step.at_s)
             try:
-                await self._do(session, step)
+                async with asyncio.timeout(ANSWER_S):
+                    await self._do(session, step)
             except ClientError as exc:
                 self._refused(step.do, exc)
+            except TimeoutError:
+                self._refused(step.do, ClientError(f"not answered for {ANSWER_S:g} s"))
 
     async def _do(self, session: Session, step: Step) -> None:
         match step.do:

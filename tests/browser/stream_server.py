@@ -130,6 +130,8 @@ class Faults:
     overlap_chunks: int = 0
     """Send so many chunks before `next_seq` again after an attach."""
     refuse_connections: bool = False
+    ignore_pauses: bool = False
+    """Never answer a pause."""
 
 
 class StreamServer:
@@ -278,6 +280,8 @@ class StreamServer:
         match message["type"]:
             case "ack":
                 session.acked_seq, session.buffer_ms = message["seq"], message["buffer_ms"]
+            case "pause" if self.faults.ignore_pauses:
+                pass
             case "pause" | "resume":
                 session.paused = message["type"] == "pause"
                 await say(socket, type="accepted", id=name)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from launch.loadtest import player
 from launch.loadtest.load import Do, Script, Step
 from launch.loadtest.player import Player
 from launch.loadtest.samples import (
@@ -127,6 +128,21 @@ async def test_a_damaged_chunk_is_a_fault_when_decoded(server: StreamServer) -> 
         watched = Watched(server.url, (0.0, Do.START), (2.5, Do.STOP), decode=decode)
         await watched.run()
         assert bool(watched.of(Fault)) is decode
+
+
+async def test_a_pause_without_an_answer_is_not_waited_for_for_ever(
+    server: StreamServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told, and the script goes on to its stop."""
+    monkeypatch.setattr(player, "ANSWER_S", 0.5)
+    server.faults.ignore_pauses = True
+    watched = Watched(server.url, (0.0, Do.START), (0.1, Do.PAUSE), (0.2, Do.STOP))
+    assert (await watched.run()).outcome is Outcome.DONE
+    (refused,) = watched.of(Refused)
+    assert isinstance(refused, Refused) and (refused.what, refused.code) == (
+        "pause",
+        "not answered for 0.5 s",
+    )
 
 
 async def test_a_refused_start_is_told_with_its_code(server: StreamServer) -> None:
