@@ -85,5 +85,7 @@ def _are_slots_coming(view: View, memory: Memory, steering: Steering) -> bool:
     ready = view.is_state(EngineState.READY)
     if view.engines["outgoing"][ready].any():
         return True
+    if memory.failures:  # those that are asked for may never come
+        return False
     is_growing = view.is_state(EngineState.STARTING).any() or steering.num_engines > np.count_nonzero(ready)
     return bool(memory.start_ms <= PATIENCE_MS and is_growing)

@@ -260,18 +260,22 @@ def test_the_first_session_of_an_empty_cluster_gets_an_engine(policy: Policy) ->
 
 
 @pytest.mark.parametrize("policy", MIGRATING, ids=lambda policy: policy.name)
-@pytest.mark.parametrize(("start_ms", "waits"), [(500.0, True), (60_000.0, False)])
+@pytest.mark.parametrize(
+    ("start_ms", "failures", "waits"), [(500.0, 0, True), (60_000.0, 0, False), (500.0, 1, False)]
+)
 def test_who_returns_keeps_its_state_for_an_engine_that_is_soon_there(
-    policy: Policy, start_ms: float, waits: bool
+    policy: Policy, start_ms: float, failures: int, waits: bool
 ) -> None:
-    """All slots are taken, and an engine is asked for: only if that takes long it waits in the queue."""
+    """All slots are taken, and an engine is asked for: if that takes long, or the last one died young, it
+    waits in the queue.
+    """
     config = replace(CONFIG, engines=1, max_engines=2)
     cluster = Cluster(
         engine("e_1", capacity=2),
         *(session(f"s_{n}", "e_1") for n in range(2)),
         session("s_back", "e_1", residence=Residence.OFFLOADED),
     )
-    cluster.memory = replace(cluster.memory, start_ms=start_ms)
+    cluster.memory = replace(cluster.memory, start_ms=start_ms, failures=failures, retry_ms=NOW_MS)
     actions = cluster.step(policy, config)
     assert any(isinstance(action, SetDesired) for action in actions)
     assert any(isinstance(action, Requeue) for action in actions) is not waits
