@@ -251,7 +251,7 @@ def _remove(partial: Path) -> None:
 
 
 async def _unless(stop: asyncio.Event, work: Awaitable[_T]) -> _T | None:
-    """The result of `work`, or None once `stop` is set: then it is cancelled."""
+    """The result of `work`, or None once `stop` is set: then it is cancelled, and has ended."""
     doing, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
     try:
         await asyncio.wait((doing, stopped), return_when=asyncio.FIRST_COMPLETED)
@@ -259,6 +259,7 @@ async def _unless(stop: asyncio.Event, work: Awaitable[_T]) -> _T | None:
     finally:
         doing.cancel()
         stopped.cancel()
+        await asyncio.gather(doing, stopped, return_exceptions=True)
 
 
 async def _record(

@@ -54,6 +54,8 @@ MAX_EVENTS = 20_000
 """Entries kept in the events stream (approximate trimming: never fewer)."""
 MAX_DECISIONS = 1_000
 """Entries kept in the decisions stream (approximate trimming: never fewer)."""
+MAX_DECISION_CHARS = 1_000
+"""Longer ones, which name hundreds of engines, are cut."""
 MAX_COMMANDS = 4_096
 """Entries kept in an engine's command stream; with few sessions per engine, hours of them."""
 MAX_INPUT_LOG = 50_000

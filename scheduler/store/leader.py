@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scheduler.keys import MAX_MEMORY_BYTES
+from scheduler.keys import MAX_DECISION_CHARS, MAX_MEMORY_BYTES
 from scheduler.messages import DesiredEngine, EngineId, SessionId
 from scheduler.store import records
 from scheduler.store.reader import StoreReader
@@ -136,7 +136,8 @@ class LeaderStore(StoreReader):
 
     async def record_decisions(self, term: int, texts: Sequence[str]) -> None:
         """Keep what was done and why, a sentence each, for `decisions`. Raises StaleTerm."""
-        await self._redis.run("record_decisions", self._key("decisions"), term, *texts)
+        cut = (text[:MAX_DECISION_CHARS] for text in texts)
+        await self._redis.run("record_decisions", self._key("decisions"), term, *cut)
 
     async def publish_cluster(self, term: int, *, policy: str, budget: int, release_interval_ms: int) -> None:
         """What `cluster_info` and the queue's ETA show."""

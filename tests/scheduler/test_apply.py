@@ -81,3 +81,9 @@ async def test_a_former_leader_records_nothing(store: Store) -> None:
     with pytest.raises(StaleTerm):
         await store.record_decisions(term - 1, ["x"])
     assert await store.decisions(1) == []
+
+
+async def test_a_long_decision_is_cut(store: Store) -> None:
+    """A thousand of them must not fill Redis, whatever the size of the cluster."""
+    await store.record_decisions(await lead(store), ["e_00000001, " * 4_096])
+    assert len((await store.decisions(1))[0].text) == 1_000
