@@ -46,8 +46,9 @@ from collections.abc import Mapping
 
 MAX_FAILED_MOVES = 2
 """After as many migrations that were called off, a session is placed elsewhere from its checkpoint."""
-POISON_STRIKES = 2
-"""So many engines in a row that crash soon after a session came close it: it may be the cause."""
+POISON_STRIKES = 3
+"""So many engines in a row that crash soon after a session came close it: it may be the cause. Two also
+happen to an innocent one, when somebody kills engines."""
 POISON_MS = 10_000
 """What soon means."""
 MAX_EVENTS = 20_000

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from gateway.client import SessionEnded
 from scheduler.store import Store
 from tests.cluster import Cluster, is_running, parent_of, running_cluster, until
 from tests.viewer import watching
@@ -118,21 +117,6 @@ async def test_engine_hangs(victim: Cluster) -> None:
         os.kill(before[f"engine-{first.engine}"], signal.SIGCONT)
         await viewer.take(2)
     await replaced(victim, first.engine, before)
-
-
-async def test_a_session_that_engines_crash_with_is_closed(victim: Cluster) -> None:
-    """Two in a row, each soon after it came: it is told so, and the cluster lives on without it."""
-    async with watching(victim.url, mode="viewer") as viewer:
-        (first,) = await viewer.take(1)
-        before = await killed(victim, f"engine-{first.engine}")
-        moved = await viewer.take_until_engine(other_than=first.engine)
-        os.kill(before[f"engine-{moved.engine}"], signal.SIGKILL)
-        with pytest.raises(SessionEnded, match="engine_crashed"):
-            await viewer.take(30)
-    await until(lambda: len(victim.pids("engine-")) == 2)
-    victim.wait_ready(2)
-    async with watching(victim.url) as viewer:
-        await viewer.take(1)
 
 
 async def replaced(cluster: Cluster, engine: str, before: dict[str, int]) -> None:

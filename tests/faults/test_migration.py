@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import Iterator
 
@@ -93,7 +94,8 @@ async def test_stopped_while_it_moves(pair: Cluster) -> None:
     await until(lambda: not pair.get("/v1/cluster")["sessions"])
 
 
-MOVES = 200
+MOVES = int(os.environ.get("TEST_MOVES", "60"))
+"""200 and more by hand."""
 SESSIONS = 3
 
 

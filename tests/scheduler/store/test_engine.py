@@ -30,7 +30,7 @@ from scheduler.store import (
     StaleEpoch,
     Store,
 )
-from tests.scheduler.conftest import E1, E2, MODEL, S1, S2, create, lead, placed, ready
+from tests.scheduler.conftest import E1, E2, E3, MODEL, S1, S2, create, lead, placed, ready
 
 
 async def test_register_makes_a_wanted_engine_ready(store: Store) -> None:
@@ -249,14 +249,14 @@ async def crash(store: Store, session: SessionId, engines: Sequence[EngineId], t
         await store.report_exit(engine, "killed by SIGKILL")
 
 
-async def test_a_session_that_two_engines_crash_with_is_closed(store: Store) -> None:
-    """Rather than given to a third."""
+async def test_a_session_that_three_engines_crash_with_is_closed(store: Store) -> None:
+    """Rather than given to a fourth."""
     term = await lead(store)
     await create(store, S1)
-    await crash(store, S1, [E1], term)
+    await crash(store, S1, [E1, E2], term)
     record = await store.get_session(S1)
     assert record is not None and record.phase is Phase.QUEUED
-    await crash(store, S1, [E2], term)
+    await crash(store, S1, [E3], term)
     record = await store.get_session(S1)
     assert record is not None and (record.phase, record.reason) == (Phase.CLOSED, "engine_crashed")
 
