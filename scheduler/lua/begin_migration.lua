@@ -21,8 +21,9 @@ local s = read_hash(KEYS[1])
 if not s or s.phase ~= 'placed' or s.epoch ~= ARGV[3] then
   return fail('REFUSED', 'the session is not placed at epoch ' .. ARGV[3])
 end
-if s.flight_id then
-  return fail('REFUSED', 'the session is being migrated to ' .. s.flight_to)
+bad = check_not_in_flight(s)
+if bad then
+  return bad
 end
 if tonumber(s.failed_moves or 0) >= MAX_FAILED_MOVES then
   return fail('REFUSED', 'its migrations were called off ' .. s.failed_moves .. ' times')

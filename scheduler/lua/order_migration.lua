@@ -22,8 +22,9 @@ end
 if s.phase ~= 'placed' then
   return fail('REFUSED', 'the session waits for a place: there is nothing to move')
 end
-if s.flight_id then
-  return fail('REFUSED', 'the session is being migrated to ' .. s.flight_to)
+bad = check_not_in_flight(s)
+if bad then
+  return bad
 end
 if s.engine == engine then
   return fail('REFUSED', 'the session is there already')

@@ -21,8 +21,9 @@ local s = read_hash(KEYS[1])
 if not s or s.epoch ~= ARGV[3] or not SESSION_MOVES[s.phase]['place'] then
   return fail('REFUSED', 'the session is closed or has another epoch than ' .. ARGV[3])
 end
-if s.flight_id then
-  return fail('REFUSED', 'the session is being migrated to ' .. s.flight_to)
+bad = check_not_in_flight(s)
+if bad then
+  return bad
 end
 local e = read_hash(key('engine', engine))
 if not e or e.state ~= 'ready' then

@@ -60,6 +60,13 @@ local function check_owner(s, engine, epoch)
   end
 end
 
+-- Error reply while the session migrates: until that ends it can be given nothing else to do.
+local function check_not_in_flight(s)
+  if s.flight_id then
+    return fail('REFUSED', 'the session is being migrated to ' .. s.flight_to)
+  end
+end
+
 -- Error reply unless the session exists, is open and controller_epoch controls it (0: anybody may).
 local function check_controller(s, controller_epoch)
   if not s then

@@ -19,8 +19,9 @@ local s = read_hash(KEYS[1])
 if not s or s.epoch ~= ARGV[2] or not SESSION_MOVES[s.phase]['requeue'] then
   return fail('REFUSED', 'the session is not placed at epoch ' .. ARGV[2])
 end
-if s.flight_id then
-  return fail('REFUSED', 'the session is being migrated to ' .. s.flight_to)
+bad = check_not_in_flight(s)
+if bad then
+  return bad
 end
 command(s.engine, {type = 'release', session = session, epoch = s.epoch + 1})
 redis.call('HSET', KEYS[1], 'strikes', 0)

@@ -19,8 +19,9 @@ local s = read_hash(KEYS[1])
 if not s or s.phase ~= 'placed' or s.epoch ~= ARGV[2] then
   return fail('REFUSED', 'the session is not placed at epoch ' .. ARGV[2])
 end
-if s.flight_id then
-  return fail('REFUSED', 'the session is being migrated to ' .. s.flight_to)
+bad = check_not_in_flight(s)
+if bad then
+  return bad
 end
 if s.residence ~= 'resident' then
   return fail('REFUSED', 'the session is not resident')
