@@ -42,6 +42,7 @@ from scheduler.policy.base import Changes, Memory, Migrate, Place, Policy
 from scheduler.policy.registry import ALL
 from scheduler.policy.relief import MoveRules
 from scheduler.policy.slack import Slack
+from scheduler.sim.record import new_session
 from scheduler.table import ClusterTable, build_table
 
 SIZES = ((4, 32), (16, 125), (64, 500), (256, 2_000), (1_024, 10_000), (4_096, 40_000))
@@ -82,30 +83,16 @@ def session(
 ) -> SessionRecord:
     """A session: three in four are active, of the others half are out of their slot."""
     active = draw.random() < 0.75 if active is None else active
-    return SessionRecord(
-        id=SessionId(f"s_{draw.getrandbits(64):016x}"),
-        model="shapes",
+    return replace(
+        new_session(SessionId(f"s_{draw.getrandbits(64):016x}"), "shapes", NOW_MS, number),
         phase=Phase.PLACED if on else Phase.QUEUED,
         epoch=1,
         engine=on,
         opened=on is not None,
         active=active or on is None,
-        paused=False,
-        seed=0,
-        lead_ms=1_500,
-        codec="h264",
-        resume_hash="",
-        controller_epoch=1,
-        gateway=None,
-        next_seq=0,
-        next_frame=0,
-        rev=0,
-        last_applied="0-0",
         slack_ms=draw.randrange(2_000),
         created_ms=NOW_MS - draw.randrange(600_000),
         active_ms=NOW_MS - draw.randrange(60_000),
-        reason="",
-        queue_order=number,
         residence=Residence.RESIDENT if active or draw.random() < 0.5 else Residence.OFFLOADED,
         state_bytes=draw.randrange(2**20, 2**30),
     )
