@@ -161,16 +161,17 @@ class Engine:
         self._pairs: Pairs | None = None
         if ranks.size == 1:  # the state of others is spread over ranks: they move by checkpoint
             self._pairs = Pairs(EngineId(config.engine_id), config.link_host, loaded.model.device)
-            control.migrations = migrations = Migrations(
+            control.migrations = Migrations(
                 *(loaded.model, loaded.pool, self._pairs, self._host, control),
                 engine=EngineId(config.engine_id),
                 submit=self._compute.submit,
                 costs=lambda: self._compute.costs,
                 clock=monotonic_ms,
             )
-            control.costs = lambda: engine_costs(self._compute.costs, self._spec, migrations.cost)
-        else:
-            control.costs = lambda: engine_costs(self._compute.costs, self._spec)
+        control.costs = lambda: engine_costs(
+            *(self._compute.costs, self._spec),
+            move=control.migrations.cost if control.migrations is not None else None,
+        )
         control.state_bytes = slot_bytes(loaded.model)
         self._links = LinkServer(self._host, secret=config.link_secret)
         self._thread = threading.Thread(target=self._run_compute, name="compute", daemon=True)
