@@ -29,7 +29,7 @@ BATCHES = (1, 2, 4, 8, 16)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def _pass(model: CausalVideoModel, rows: int) -> Callable[[], object]:
+def one_pass(model: CausalVideoModel, rows: int) -> Callable[[], object]:
     """One pass of `rows` sessions over full windows."""
     spec = model.spec
     batch = PassBatch(
@@ -103,7 +103,7 @@ def main() -> None:
     work: dict[tuple[str, int], Callable[[], object]] = {("encode", 1): _encode(plain)}
     for rows in BATCHES:
         for name, model in models.items():
-            work[f"pass {name}", rows] = _pass(model, rows)
+            work[f"pass {name}", rows] = one_pass(model, rows)
         work["decode alone", rows] = _decode_alone(plain, rows)
         work["decode together", rows] = _decode_together(plain, rows)
         work["decode bf16", rows] = _decode_bf16(plain, rows)

@@ -32,14 +32,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from engine.models.base import CausalVideoModel
-from engine.models.registry import load_model
 from engine.models.shapes.captions import describe
 from engine.models.shapes.codec import Encoder
 from engine.models.shapes.concepts import SLOTS, Scene, scene_ids
 from engine.models.shapes.drawing import draw
 from engine.models.shapes.judge import ground_and_mask, observe, score
-from engine.models.shapes.model import PRESETS
+from engine.models.shapes.model import PRESETS, ShapesConfig, ShapesModel
 from engine.models.shapes.rollout import Rollout, stream
 from engine.models.shapes.world import CHUNK_FRAMES, FRAMES_PER_LATENT, simulate
 
@@ -61,20 +59,20 @@ class Task:
 
     kind: str
     number: int
-    model: str
+    config: ShapesConfig
     weights: Path
     long_chunks: int
 
 
 @lru_cache(maxsize=1)
-def _model(name: str, weights: Path) -> CausalVideoModel:
+def _model(config: ShapesConfig, weights: Path) -> ShapesModel:
     torch.set_num_threads(1)
-    return load_model(name, device=torch.device("cpu"), weights=weights)
+    return ShapesModel.from_tensors(load_file(weights), "judged", config=config)
 
 
 @lru_cache(maxsize=1)
-def _encoder(name: str, weights: Path) -> Encoder:
-    encoder = Encoder(PRESETS[name].codec)
+def _encoder(config: ShapesConfig, weights: Path) -> Encoder:
+    encoder = Encoder(config.codec)
     tensors = load_file(weights.with_name("shapes-encoder.safetensors"))
     encoder.load_state_dict({key.removeprefix("encoder."): value.float() for key, value in tensors.items()})
     return encoder.eval()
@@ -100,9 +98,9 @@ def _edited(scene: Scene, rng: random.Random) -> tuple[Scene, str]:
 @torch.inference_mode()
 def _truth(task: Task, ids: Tensor, seed: int, actions: Tensor | None = None) -> Tensor:
     """Scenes [1, K, S], drawn and passed through the codec: uint8 frames."""
-    model, encoder = _model(task.model, task.weights), _encoder(task.model, task.weights)
+    model, encoder = _model(task.config, task.weights), _encoder(task.config, task.weights)
     track = simulate(ids, torch.Generator().manual_seed(seed), actions)
-    decoder = model._net.decoder  # type: ignore[attr-defined]
+    decoder = model._net.decoder
     latents = decoder.normalise(encoder(draw(track)[0]))[0]
     return model.decode(latents, model.initial_decoder_state())[0]
 
@@ -112,7 +110,7 @@ def _judge_prompt(task: Task) -> Result:
     rng = random.Random(f"prompt {task.number}")
     before = random_scene(rng)
     after, changed = _edited(before, rng)
-    model = _model(task.model, task.weights)
+    model = _model(task.config, task.weights)
     prompt = describe(before, rng.choice)
     edit = describe(after, rng.choice, before)
     prompts = [prompt] * START_CHUNKS + [model.combine_prompts(prompt, edit)] * CHANGE_CHUNKS
@@ -141,7 +139,7 @@ def _judge_keys(task: Task) -> Result:
     """One arrow, held during the third chunk, and the same session without it."""
     rng = random.Random(f"keys {task.number}")
     scene, arrow = random_scene(rng), rng.choice(sorted(ARROWS))
-    model = _model(task.model, task.weights)
+    model = _model(task.config, task.weights)
     still = (0.0, 0.0)
     out: dict[str, dict[str, Checks]] = {}
     prompts = [describe(scene, rng.choice)] * 3
@@ -181,7 +179,7 @@ def _judge_blend(task: Task) -> Result:
     rng = random.Random(f"blend {task.number}")
     before = random_scene(rng)
     after = replace(before, background=rng.choice([b for b in SLOTS[5] if b != before.background]))
-    model = _model(task.model, task.weights)
+    model = _model(task.config, task.weights)
     pictures = []
     for blended in (False, True):
         generator = torch.Generator().manual_seed(task.number)
@@ -201,7 +199,7 @@ def _judge_long(task: Task) -> Result:
     """Windows of the first and of the last minute."""
     rng = random.Random(f"long {task.number}")
     scene = random_scene(rng)
-    model = _model(task.model, task.weights)
+    model = _model(task.config, task.weights)
     per_minute = round(60 * model.spec.fps / CHUNK_FRAMES)
     space = (per_minute - 1) // WINDOWS
     starts = {"first": 1, "last": task.long_chunks - per_minute}
@@ -242,7 +240,7 @@ def run(task: Task) -> Result:
     return JUDGES[task.kind](task)
 
 
-def _merge(results: Sequence[Result]) -> dict[str, dict[str, dict[str, Any]]]:
+def merge(results: Sequence[Result]) -> dict[str, dict[str, dict[str, Any]]]:
     """Shares of all checks: part → check → {"model", "truth", "n"}."""
     lists: dict[tuple[str, str, str], list[bool]] = defaultdict(list)
     for result in results:
@@ -272,15 +270,16 @@ def main() -> None:
     parser.add_argument("--long-minutes", type=float, default=10.0)
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
-    chunks = round(args.long_minutes * 60 * PRESETS[args.model].fps / CHUNK_FRAMES)
+    config = PRESETS[args.model]
+    chunks = round(args.long_minutes * 60 * config.fps / CHUNK_FRAMES)
     counts = {"long": args.long, "prompt": args.prompts, "keys": args.keys, "blend": args.blends}
     tasks = [
-        Task(kind=kind, number=n, model=args.model, weights=args.weights, long_chunks=chunks)
+        Task(kind=kind, number=n, config=config, weights=args.weights, long_chunks=chunks)
         for kind, count in counts.items()
         for n in range(count)
     ]
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
-        table = _merge(list(pool.map(run, tasks)))
+        table = merge(list(pool.map(run, tasks)))
     for part, rows in table.items():
         print(f"\n{part:24}{'model':>8}{'truth':>8}{'ratio':>8}{'n':>6}")
         for name, row in rows.items():
