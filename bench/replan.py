@@ -36,13 +36,12 @@ from scheduler.messages import (
     Phase,
     Residence,
     SessionId,
-    SessionRecord,
 )
 from scheduler.policy.base import Changes, Memory, Migrate, Place, Policy
 from scheduler.policy.registry import ALL
 from scheduler.policy.relief import MoveRules
 from scheduler.policy.slack import Slack
-from scheduler.sim.record import new_session
+from scheduler.sim.record import SimRecord, new_session
 from scheduler.table import ClusterTable, build_table
 
 SIZES = ((4, 32), (16, 125), (64, 500), (256, 2_000), (1_024, 10_000), (4_096, 40_000))
@@ -78,9 +77,7 @@ def engine(number: int) -> EngineRecord:
     )
 
 
-def session(
-    number: int, on: EngineId | None, draw: random.Random, active: bool | None = None
-) -> SessionRecord:
+def session(number: int, on: EngineId | None, draw: random.Random, active: bool | None = None) -> SimRecord:
     """A session: three in four are active, of the others half are out of their slot."""
     active = draw.random() < 0.75 if active is None else active
     return replace(
@@ -100,7 +97,7 @@ def session(
 
 def records(
     engines: int, sessions: int, draw: random.Random, *, balanced: bool
-) -> tuple[list[EngineRecord], list[SessionRecord]]:
+) -> tuple[list[EngineRecord], list[SimRecord]]:
     """A cluster with its sessions dealt out in turn, or at random as far as slots go."""
     hosts = [engine(number) for number in range(engines)]
     slots = [host.id for host in hosts for _ in range(CAPACITY)]
@@ -125,7 +122,7 @@ def times_us(action: Callable[[], object], repeats: int) -> tuple[float, float]:
     return percentile(kept, 0.5), percentile(kept, 0.99)
 
 
-def make_table(hosts: list[EngineRecord], clients: list[SessionRecord]) -> ClusterTable:
+def make_table(hosts: list[EngineRecord], clients: list[SimRecord]) -> ClusterTable:
     """The table of a cluster that wants just the engines it has."""
     table = build_table(hosts, clients, [DesiredEngine(id=host.id, model="shapes") for host in hosts])
     table.read_ms = NOW_MS

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from typing import Any, Generic
+from typing import Any, Generic, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,10 @@ from scheduler.messages import (
     EngineId,
     EngineRecord,
     EngineState,
+    InFlight,
     Phase,
     Residence,
     SessionId,
-    SessionRecord,
 )
 from scheduler.view import (
     ENGINE_STATES,
@@ -61,6 +61,43 @@ _STATE = {state: index for index, state in enumerate(ENGINE_STATES)}
 _RESIDENCE = {residence: index for index, residence in enumerate(RESIDENCES)}
 _QUEUED, _PLACED = _PHASE[Phase.QUEUED], _PHASE[Phase.PLACED]
 _NO_COSTS = EngineCosts(buckets=(), pass_ms=((),), decode_ms=0.0, chunk_passes=0, first_chunk_passes=0)
+
+
+class SessionFacts(Protocol):
+    """What a row holds of a session. `SessionRecord` has it."""
+
+    @property
+    def id(self) -> SessionId: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def phase(self) -> Phase: ...
+    @property
+    def residence(self) -> Residence: ...
+    @property
+    def engine(self) -> EngineId | None: ...
+    @property
+    def in_flight(self) -> InFlight | None: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def opened(self) -> bool: ...
+    @property
+    def active(self) -> bool: ...
+    @property
+    def queue_order(self) -> int: ...
+    @property
+    def created_ms(self) -> int: ...
+    @property
+    def left_ms(self) -> int | None: ...
+    @property
+    def active_ms(self) -> int: ...
+    @property
+    def moved_ms(self) -> int: ...
+    @property
+    def slack_ms(self) -> int: ...
+    @property
+    def state_bytes(self) -> int: ...
 
 
 class ClusterTable:
@@ -140,7 +177,7 @@ class ClusterTable:
             column = self._sessions.arrays[name]
             column -= column > row
 
-    def put_session(self, record: SessionRecord) -> None:
+    def put_session(self, record: SessionFacts) -> None:
         """Insert or replace; a closed session is dropped."""
         if record.phase is Phase.CLOSED:
             return self.drop_session(record.id)
@@ -283,7 +320,7 @@ class ClusterTable:
 
 
 def build_table(
-    engines: Iterable[EngineRecord], sessions: Iterable[SessionRecord], desired: Iterable[DesiredEngine]
+    engines: Iterable[EngineRecord], sessions: Iterable[SessionFacts], desired: Iterable[DesiredEngine]
 ) -> ClusterTable:
     """A table from all records at once."""
     table = ClusterTable()
@@ -311,6 +348,8 @@ class _Rows(Generic[Id]):
         }
         self.ids: list[Id] = []
         self.row: dict[Id, int] = {}
+        self._columns: Columns[Id] | None = None
+        """Good while rows neither come nor go: it looks at the arrays themselves."""
 
     def set(self, row: int, **values: object) -> None:
         arrays = self.arrays
@@ -318,6 +357,7 @@ class _Rows(Generic[Id]):
             arrays[name][row] = value
 
     def append(self, id: Id) -> int:
+        self._columns = None
         row = len(self.ids)
         if row == len(next(iter(self.arrays.values()))):
             for name, array in self.arrays.items():
@@ -330,6 +370,7 @@ class _Rows(Generic[Id]):
 
     def fill_hole(self, row: int) -> None:
         """Drop a row; the last one takes its place."""
+        self._columns = None
         last_id = self.ids.pop()
         del self.row[self.ids[row] if row < len(self.ids) else last_id]
         if row < len(self.ids):
@@ -352,6 +393,7 @@ class _Rows(Generic[Id]):
 
     def remove(self, row: int) -> None:
         """Drop a row; rows behind it move up."""
+        self._columns = None
         del self.row[self.ids[row]]
         for array in self.arrays.values():
             array[row : len(self.ids) - 1] = array[row + 1 : len(self.ids)].copy()
@@ -359,7 +401,9 @@ class _Rows(Generic[Id]):
         self._number(row)
 
     def columns(self) -> Columns[Id]:
-        return Columns(ids=self.ids, arrays=self.arrays, rows=self.row)
+        if self._columns is None:
+            self._columns = Columns(ids=self.ids, arrays=self.arrays, rows=self.row)
+        return self._columns
 
     def _number(self, start: int) -> None:
         for at in range(start, len(self.ids)):

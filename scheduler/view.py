@@ -111,6 +111,8 @@ class View:
     """Engines that should exist, as last written."""
     read_ms: int
     """Redis time just before the heartbeats were read."""
+    states: dict[EngineState, NDArray[np.bool_]] = field(default_factory=dict, repr=False)
+    """Masks that were asked for."""
 
     def is_phase(self, phase: Phase) -> NDArray[np.bool_]:
         """Mask of session rows."""
@@ -118,8 +120,11 @@ class View:
         return mask
 
     def is_state(self, state: EngineState) -> NDArray[np.bool_]:
-        """Mask of engine rows."""
-        mask: NDArray[np.bool_] = self.engines["state"] == ENGINE_STATES.index(state)
+        """Mask of engine rows, read-only."""
+        mask = self.states.get(state)
+        if mask is None:
+            mask = self.states[state] = self.engines["state"] == ENGINE_STATES.index(state)
+            mask.flags.writeable = False
         return mask
 
     def is_residence(self, residence: Residence) -> NDArray[np.bool_]:

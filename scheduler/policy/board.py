@@ -28,8 +28,9 @@ class Board:
         engines = view.engines
         self.view = view
         self.usable: NDArray[np.bool_] = view.is_state(EngineState.READY) & ~engines["drain_ordered"]
-        rows = [engines.find(id) for id in closed]
-        self.usable[[row for row in rows if row is not None]] = False
+        if closed:
+            rows = [engines.find(id) for id in closed]
+            self.usable[[row for row in rows if row is not None]] = False
         self.room: NDArray[np.int32] = engines["capacity"] - engines["residents"] - engines["incoming"]
         self.active: NDArray[np.int32] = engines["active"].copy()
         self.latency_ms: NDArray[np.float64] = engines["latency_ms"].copy()
@@ -50,7 +51,8 @@ class Board:
 
     def shut(self, engines: Collection[int]) -> None:
         """Give these engines (rows) no sessions from now on."""
-        self.usable[list(engines)] = False
+        if engines:
+            self.usable[list(engines)] = False
 
     def with_one_less(self, engine: int) -> float:
         """Its latency after one session has left, ms."""

@@ -7,8 +7,10 @@ from the window. So of N sessions N·e^(−μh) still want chunks after h, and �
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from scheduler.policy.base import Sample
 
@@ -34,21 +36,23 @@ def arrival_rate(window: Sequence[Sample], now_s: int) -> float:
     """Λ: sessions a second."""
     if not window:
         return 0.0
-    rates = []
-    for span_s in (RECENT_S, now_s - window[0].at_s + 1):
-        known_s = min(span_s, now_s - window[0].at_s + 1)
-        new = sum(sample.arrivals for sample in window if sample.at_s > now_s - known_s)
-        rates.append(new / max(MIN_SPAN_S, known_s))
-    return max(rates)
+    known_s = now_s - window[0].at_s + 1
+    recent_s = min(RECENT_S, known_s)
+    arrivals = [sample.arrivals for sample in window]
+    first = bisect_right(window, now_s - recent_s, key=lambda sample: sample.at_s)
+    return max(sum(arrivals[first:]) / max(MIN_SPAN_S, recent_s), sum(arrivals) / max(MIN_SPAN_S, known_s))
 
 
 def stop_rate(window: Sequence[Sample]) -> float:
     """μ: stops per active session and second."""
-    stops, active_s = 1.0, PRIOR_ACTIVE_S
-    for before, after in zip(window, window[1:], strict=False):
-        stops += max(0, before.demand + after.arrivals - after.demand)
-        active_s += before.demand * (after.at_s - before.at_s)
-    return stops / active_s
+    stops, active_s = 0, 0
+    for before, after in pairwise(window):
+        demand = before.demand
+        stopped = demand + after.arrivals - after.demand
+        if stopped > 0:
+            stops += stopped
+        active_s += demand * (after.at_s - before.at_s)
+    return (1.0 + stops) / (PRIOR_ACTIVE_S + active_s)
 
 
 def forecast(window: Sequence[Sample], demand: int, now_s: int, horizon_s: float) -> Forecast:

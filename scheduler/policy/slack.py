@@ -81,20 +81,22 @@ class Slack:
         rows = np.flatnonzero(board.usable)
         if not len(rows):
             return max(len(board.view.engines), min(1, demand))
-        fits = np.sort(self._fit(board.view, rows))[::-1]
-        reach: list[int] = np.cumsum(fits).tolist()
+        fits = self._fit(board.view)[rows]
+        fits[::-1].sort()  # largest first
+        reach: list[int] = fits.cumsum().tolist()
         if need <= reach[-1]:
             return 1 + bisect_left(reach, need) if need > 0 else 0
         typical = max(1.0, float(np.median(fits)))
         return len(rows) + math.ceil((need - reach[-1]) / typical)
 
-    def _fit(self, view: View, rows: NDArray[np.intp]) -> NDArray[np.int64]:
-        """Sessions that each of these engines serves within `utilisation` and its capacity; at least one."""
+    def _fit(self, view: View) -> NDArray[np.int64]:
+        """Sessions that each engine serves within `utilisation` and its capacity; at least one."""
         engines = view.engines
-        limit_ms = self.utilisation * engines["play_ms"][rows, None]
-        capacity = engines["capacity"][rows]
-        curves = engines["round_ms"][rows, 1 : 1 + int(capacity.max())]
-        fit: NDArray[np.int64] = np.clip((curves <= limit_ms).sum(axis=1), 1, np.maximum(capacity, 1))
+        limit_ms = self.utilisation * engines["play_ms"]
+        capacity = engines["capacity"]
+        curves = engines["round_ms"][:, 1 : 1 + int(capacity.max())]
+        within = (curves <= limit_ms[:, None]).sum(axis=1)
+        fit: NDArray[np.int64] = np.maximum(np.minimum(within, capacity), 1)
         return fit
 
     def _relieve(self, board: Board, memory: Memory, now_ms: int) -> list[Migrate]:

@@ -24,7 +24,7 @@ from scheduler.policy.base import (
     Suspend,
     Sweep,
 )
-from scheduler.view import NEVER_MS, View
+from scheduler.view import View
 
 RELOAD_GRACE_MS = 3_000
 """A connection that is gone for less may be a page being loaded again."""
@@ -45,16 +45,20 @@ def find_lost(view: View, changes: Changes, config: SchedulerConfig) -> dict[Eng
     grace_ms = max(3 * config.heartbeat_ms, config.heartbeat_timeout_ms)
     if read_ms - changes.reachable_ms < grace_ms:
         return {}
-    starting = view.is_state(EngineState.STARTING)
-    age_ms = read_ms - np.where(starting, engines["started_ms"], engines["heartbeat_ms"])
-    limit_ms = np.where(starting, config.start_timeout_ms, config.heartbeat_timeout_ms)
-    overdue_ms = np.where(engines["deadline_ms"] == NEVER_MS, 0, read_ms - engines["deadline_ms"])
+    starting, deadline_ms = view.is_state(EngineState.STARTING), engines["deadline_ms"]
+    is_silent = ~starting & (engines["heartbeat_ms"] < read_ms - config.heartbeat_timeout_ms)
+    is_unready = starting & (engines["started_ms"] < read_ms - config.start_timeout_ms)
+    is_late = is_silent | is_unready | (deadline_ms < read_ms)  # NEVER_MS is after any time
     lost: dict[EngineId, str] = {}
-    for row in np.flatnonzero((age_ms > limit_ms) | (overdue_ms > 0)).tolist():
-        what = "not ready" if starting[row] else "silent"
-        why = f"{what} for {age_ms[row]} ms, limit {limit_ms[row]} ms"
-        if age_ms[row] <= limit_ms[row]:
-            why = f"its phase is {overdue_ms[row]} ms over its limit"
+    for row in is_late.nonzero()[0].tolist():
+        if is_silent[row]:
+            age_ms = read_ms - engines["heartbeat_ms"][row]
+            why = f"silent for {age_ms} ms, limit {config.heartbeat_timeout_ms} ms"
+        elif is_unready[row]:
+            age_ms = read_ms - engines["started_ms"][row]
+            why = f"not ready for {age_ms} ms, limit {config.start_timeout_ms} ms"
+        else:
+            why = f"its phase is {read_ms - deadline_ms[row]} ms over its limit"
         lost[engines.ids[row]] = why
     return lost
 
@@ -208,7 +212,8 @@ def size_cluster(
     engines = view.engines
     is_draining, is_desired = view.is_state(EngineState.DRAINING), engines["desired"]
     going = engines["drain_ordered"] | is_draining
-    going[list(release)] = True
+    if release:
+        going[list(release)] = True
     number = len(engines) - int(np.count_nonzero(going))
     missing = max(0, num_engines - number) if now_ms >= memory.retry_ms else 0
     if not missing and number <= num_engines and not going.any():

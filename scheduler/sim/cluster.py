@@ -19,7 +19,6 @@ from scheduler.domain import (
     Phase,
     Residence,
     SessionId,
-    SessionRecord,
 )
 from scheduler.policy.base import (
     Action,
@@ -84,6 +83,7 @@ class SimCluster:
         self._profile = profile
         self._started = 0
         self._serial = 0
+        self._num_staying: int | None = None
 
     # --- what users do
 
@@ -91,6 +91,7 @@ class SimCluster:
         """A session that wants its first chunk."""
         self._serial += 1
         record = new_session(id, self._profile.model.name, round(self.now_ms), self._serial)
+        record.state_bytes = self._profile.state_bytes
         session = SimSession(self._serial, record, self.now_ms, self._profile)
         self.sessions[id] = session
         self.arrivals += 1
@@ -101,7 +102,7 @@ class SimCluster:
         """Its user wants no chunks."""
         session = self.sessions[id]
         session.pause(self.now_ms, self.figures)
-        session.record = replace(session.record, active=False, active_ms=round(self.now_ms))
+        session.record.active, session.record.active_ms = False, round(self.now_ms)
         self._watch_idle(session)
         self._put(session)
 
@@ -111,13 +112,13 @@ class SimCluster:
         due_ms = session.resume(self.now_ms)
         if session.stage != RUNNING:
             self.agenda.add(due_ms, CHUNK_DUE, session, session.token)
-        record: SessionRecord = session.record
-        session.record = replace(record, active=True, active_ms=round(self.now_ms))
+        record = session.record
+        record.active, record.active_ms = True, round(self.now_ms)
         self.arrivals += 1
         home = session.home
         if record.residence is Residence.LEAVING:
             session.turn += 1
-            session.record = replace(session.record, residence=Residence.RESIDENT)
+            record.residence = Residence.RESIDENT
         elif home is not None and record.in_flight is None and record.residence is not Residence.RESIDENT:
             if len(home.holders) < home.profile.capacity:
                 self._restore(session)
@@ -126,7 +127,7 @@ class SimCluster:
     def leave(self, id: SessionId) -> None:
         """It ends."""
         session = self.sessions.pop(id)
-        record: SessionRecord = session.record
+        record = session.record
         self._finish(session)
         self.released += record.phase is Phase.PLACED
         self.ages_ms.append(max(0, round(self.now_ms) - record.created_ms))
@@ -157,10 +158,10 @@ class SimCluster:
         if isinstance(subject, SimEngine):
             assert kind == ENGINE_READY
             return self._become_ready(subject)
-        record: SessionRecord = subject.record
+        record = subject.record
         if kind == OPENED:
             if record.epoch == token and record.phase is Phase.PLACED:
-                subject.record = replace(record, opened=True)
+                record.opened = True
                 self._watch_idle(subject)
                 self._attach(subject)
                 self._put(subject)
@@ -178,7 +179,7 @@ class SimCluster:
             self._detach(session)
             assert session.home is not None
             session.home.holders.discard(session)
-            session.record = replace(session.record, residence=Residence.OFFLOADED)
+            session.record.residence = Residence.OFFLOADED
             self._put(session)
         elif kind == RESTORED:
             session.restoring = False
@@ -221,7 +222,7 @@ class SimCluster:
     # --- where its chunks can be made
 
     def _attach(self, session: SimSession) -> None:
-        record: SessionRecord = session.record
+        record = session.record
         if session.resting or session.restoring or not record.opened or session.engine is not None:
             return
         if record.phase is Phase.PLACED and record.residence in (Residence.RESIDENT, Residence.LEAVING):
@@ -255,7 +256,7 @@ class SimCluster:
     def _take_out(self, session: SimSession) -> None:
         """Its slot is wanted, or it has been idle for long."""
         session.turn += 1
-        session.record = replace(session.record, residence=Residence.LEAVING)
+        session.record.residence = Residence.LEAVING
         self.agenda.add(self.now_ms + self._profile.offload_ms, OFFLOADED, session, session.turn)
         self._put(session)
 
@@ -265,7 +266,7 @@ class SimCluster:
         session.home.holders.add(session)
         session.turn += 1
         was_stored = session.record.residence is Residence.STORED
-        session.record = replace(session.record, residence=Residence.RESIDENT)
+        session.record.residence = Residence.RESIDENT
         if was_stored:
             self._rebuild(session)
             self._attach(session)
@@ -315,7 +316,7 @@ class SimCluster:
     def _apply_to_session(
         self, action: Place | Migrate | Requeue | Suspend | Activate, session: SimSession
     ) -> bool:
-        record: SessionRecord = session.record
+        record = session.record
         match action:
             case Place():
                 return self._move(session, action.engine)
@@ -324,7 +325,7 @@ class SimCluster:
             case Requeue():
                 if record.phase is not Phase.PLACED or record.in_flight is not None:
                     return False
-                self._requeue(session, action.why)
+                self._requeue(session)
                 return True
             case Suspend():
                 is_leaving = record.phase is Phase.PLACED and record.residence is Residence.RESIDENT
@@ -346,7 +347,7 @@ class SimCluster:
 
     def _move(self, session: SimSession, engine: EngineId) -> bool:
         """With its state where there is any to move, else from its checkpoint."""
-        record: SessionRecord = session.record
+        record = session.record
         target = self.engines.get(engine)
         if target is None or self.records[engine].state is not EngineState.READY:
             return False
@@ -364,54 +365,44 @@ class SimCluster:
         return True
 
     def _place(self, session: SimSession, target: SimEngine) -> None:
-        record: SessionRecord = session.record
+        record = session.record
         was_placed = session.home is not None
         self._vacate(session)
         session.home = target
         if session.active:
             target.holders.add(session)
             self._rebuild(session)
-        session.record = replace(
-            record,
-            phase=Phase.PLACED,
-            engine=target.id,
-            epoch=record.epoch + 1,
-            opened=False,
-            queue_order=0,
-            residence=Residence.RESIDENT if session.active else Residence.STORED,
-            in_flight=None,
-            moved_ms=round(self.now_ms) if was_placed else record.moved_ms,
-        )
-        self.agenda.add(self.now_ms + OPEN_MS, OPENED, session, record.epoch + 1)
+        record.phase, record.engine, record.opened = Phase.PLACED, target.id, False
+        record.epoch += 1
+        record.queue_order = 0
+        record.residence = Residence.RESIDENT if session.active else Residence.STORED
+        record.in_flight = None
+        if was_placed:
+            record.moved_ms = round(self.now_ms)
+        self.agenda.add(self.now_ms + OPEN_MS, OPENED, session, record.epoch)
         self._put(session)
 
-    def _requeue(self, session: SimSession, why: str) -> None:
+    def _requeue(self, session: SimSession) -> None:
         self._serial += 1
         self._vacate(session)
-        session.record = replace(
-            session.record,
-            phase=Phase.QUEUED,
-            engine=None,
-            epoch=session.record.epoch + 1,
-            opened=False,
-            queue_order=RETURNER + self._serial,
-            reason=why,
-            in_flight=None,
-        )
+        record = session.record
+        record.phase, record.engine, record.opened = Phase.QUEUED, None, False
+        record.epoch += 1
+        record.queue_order = RETURNER + self._serial
+        record.in_flight = None
         self._put(session)
 
     # --- migrations
 
     def _begin_migration(self, session: SimSession, target: SimEngine, *, needs_slot: bool) -> None:
-        record: SessionRecord = session.record
+        record = session.record
         assert session.home is not None
-        flight = InFlight(
+        record.in_flight = InFlight(
             migration_id="",
             source=session.home.id,
             target=target.id,
             deadline_ms=round(self.now_ms) + MIGRATION_LIMIT_MS,
         )
-        session.record = replace(record, in_flight=flight)
         session.turn += 1
         session.restoring = False
         if needs_slot:
@@ -433,7 +424,7 @@ class SimCluster:
 
     def freeze(self, session: SimSession) -> None:
         """At a chunk boundary: what was not sent before is sent."""
-        record: SessionRecord = session.record
+        record = session.record
         flight = record.in_flight
         assert flight is not None and session.home is not None
         precopied = self._profile.precopy if session.engine is not None else 0.0
@@ -448,7 +439,7 @@ class SimCluster:
         self.agenda.add(self.now_ms + rest_ms, COMMIT, session, session.turn)
 
     def _commit(self, session: SimSession) -> None:
-        record: SessionRecord = session.record
+        record = session.record
         flight, source = record.in_flight, session.home
         assert flight is not None and source is not None
         target = self.engines.get(flight.target)
@@ -457,26 +448,19 @@ class SimCluster:
         if target is None or target.is_dead:
             return self._abort(session)
         source.holders.discard(session)
-        residence = record.residence
-        if residence is not Residence.RESIDENT:
+        if record.residence is not Residence.RESIDENT:
             if session.active and len(target.holders - {session}) < target.profile.capacity:
                 target.holders.add(session)
-                residence = Residence.RESIDENT
+                record.residence = Residence.RESIDENT
             else:
                 target.holders.discard(session)
-                residence = Residence.OFFLOADED
+                record.residence = Residence.OFFLOADED
         session.home = target
         session.resting = False
         session.turn += 1
         self.migrations += 1
-        session.record = replace(
-            record,
-            engine=target.id,
-            epoch=record.epoch + 1,
-            in_flight=None,
-            residence=residence,
-            moved_ms=round(self.now_ms),
-        )
+        record.engine, record.in_flight, record.moved_ms = target.id, None, round(self.now_ms)
+        record.epoch += 1
         self._watch_idle(session)
         self._attach(session)
         self._put(session)
@@ -488,7 +472,7 @@ class SimCluster:
             self.engines[flight.target].holders.discard(session)
         session.resting = session.wants_rest = False
         session.turn += 1
-        session.record = replace(session.record, in_flight=None, moved_ms=round(self.now_ms))
+        session.record.in_flight, session.record.moved_ms = None, round(self.now_ms)
         self._watch_idle(session)
         self._attach(session)
         self._put(session)
@@ -534,7 +518,7 @@ class SimCluster:
         for session in list(self.sessions.values()):
             flight = session.record.in_flight
             if session.home is engine:
-                self._requeue(session, "engine_lost")
+                self._requeue(session)
             elif flight is not None and flight.target == id:
                 self._abort(session)
         engine.die()
@@ -547,6 +531,7 @@ class SimCluster:
         self.former.append(engine)
         self._count_budget(-1, stop_ms)
         self.gone.append(GoneEngine(id=id, state=record.state, started_ms=record.started_ms))
+        self._num_staying = None
         self.table.drop_engine(id)
         self.is_changed = True
         return True
@@ -557,14 +542,20 @@ class SimCluster:
     # --- the scheduler's view
 
     def _put(self, session: SimSession) -> None:
-        slack_ms = int(session.slack_ms(self.now_ms))
-        session.record = record = replace(
-            session.record, slack_ms=slack_ms, state_bytes=self._profile.state_bytes
-        )
-        self.table.put_session(record)
+        session.record.slack_ms = int(session.slack_ms(self.now_ms))
+        self.table.put_session(session.record)
         self.is_changed = True
 
+    @property
+    def num_staying(self) -> int:
+        """Engines that nobody drains."""
+        if self._num_staying is None:
+            records = self.records.values()
+            self._num_staying = sum(r.state is not EngineState.DRAINING for r in records)
+        return self._num_staying
+
     def _put_engine(self, record: EngineRecord) -> None:
+        self._num_staying = None
         self.records[record.id] = record
         self.table.put_engine(record)
         self.is_changed = True

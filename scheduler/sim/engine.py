@@ -15,6 +15,7 @@ from heapq import heapify, heappop, heappush
 from typing import Any, Final
 
 from scheduler.sim.profile import Profile
+from scheduler.sim.record import SimRecord
 
 __all__ = ["AT_REST", "DUE", "RUNNING", "WAITING", "Agenda", "Figures", "SimEngine", "SimSession"]
 
@@ -95,7 +96,7 @@ class SimSession:
         "wants_rest",
     )
 
-    def __init__(self, number: int, record: Any, now_ms: float, profile: Profile) -> None:
+    def __init__(self, number: int, record: SimRecord, now_ms: float, profile: Profile) -> None:
         self.number = number
         self.record = record
         self.home: SimEngine | None = None

@@ -1,16 +1,41 @@
-"""The records of new sessions and engines. Pure."""
+"""The records of sessions and engines. Pure."""
 
 from __future__ import annotations
 
-from scheduler.domain import EngineId, EngineRecord, EngineState, Phase, Residence, SessionId, SessionRecord
+from dataclasses import dataclass
+
+from scheduler.domain import EngineId, EngineRecord, EngineState, InFlight, Phase, Residence, SessionId
 from scheduler.sim.profile import Profile
 
-__all__ = ["new_engine", "new_session"]
+__all__ = ["SimRecord", "new_engine", "new_session"]
 
 
-def new_session(id: SessionId, model: str, now_ms: int, order: int) -> SessionRecord:
+@dataclass(slots=True, kw_only=True)
+class SimRecord:
+    """What the table reads of a `SessionRecord`, by the same names. It changes in place: new records for
+    each change would be a tenth of a simulation's time."""
+
+    id: SessionId
+    model: str
+    phase: Phase
+    epoch: int
+    engine: EngineId | None
+    opened: bool
+    active: bool
+    slack_ms: int
+    created_ms: int
+    active_ms: int
+    queue_order: int
+    residence: Residence
+    left_ms: int | None = None
+    in_flight: InFlight | None = None
+    moved_ms: int = 0
+    state_bytes: int = 0
+
+
+def new_session(id: SessionId, model: str, now_ms: int, order: int) -> SimRecord:
     """It waits for its first place."""
-    return SessionRecord(
+    return SimRecord(
         id=id,
         model=model,
         phase=Phase.QUEUED,
@@ -18,21 +43,9 @@ def new_session(id: SessionId, model: str, now_ms: int, order: int) -> SessionRe
         engine=None,
         opened=False,
         active=True,
-        paused=False,
-        seed=0,
-        lead_ms=0,
-        codec="",
-        resume_hash="",
-        controller_epoch=1,
-        gateway=None,
-        next_seq=0,
-        next_frame=0,
-        rev=0,
-        last_applied="0-0",
         slack_ms=0,
         created_ms=now_ms,
         active_ms=now_ms,
-        reason="",
         queue_order=order,
         residence=Residence.STORED,
     )

@@ -260,14 +260,10 @@ class _Simulation:
 
     def _changes(self) -> Changes:
         cluster = self._cluster
-        staying = sum(
-            record.state is not EngineState.DRAINING and not record.drain_ordered
-            for record in cluster.records.values()
-        )
         changes = Changes(
             gone=tuple(cluster.gone),
             released=cluster.released,
-            fresh_ids=tuple(self._ids[: max(0, self._scenario.max_engines - staying)]),
+            fresh_ids=tuple(self._ids[: max(0, self._scenario.max_engines - cluster.num_staying)]),
             arrivals=cluster.arrivals,
             ages_ms=tuple(cluster.ages_ms),
             starts_ms=tuple(cluster.starts_ms),
