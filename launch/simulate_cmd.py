@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from launch.settings import SettingsError
 from launch.supervisor import StartError
 from launch.trace_file import load_trace
 from scheduler.policy.registry import find_policy
 from scheduler.results import flat
+from scheduler.sim.failures import draw_failures
 from scheduler.sim.profile import PROFILES, Profile, by_chunk, find_profile, read_profile
 from scheduler.sim.simulate import Scenario, simulate
 
@@ -131,17 +130,6 @@ def load_profile(name: str) -> Profile:
         return read_profile(Path(name).stem, json.loads(Path(name).read_text(encoding="utf-8")))
     except OSError as exc:
         raise SettingsError(f"the profile {name} can't be read: {exc}") from exc
-
-
-def draw_failures(
-    seed: int, mtbf_s: float | None, duration_s: float, engines: int
-) -> tuple[tuple[float, int], ...]:
-    """Deaths of engines, each of which lives mtbf_s on average."""
-    if mtbf_s is None:
-        return ()
-    rng = np.random.default_rng(seed)
-    number = rng.poisson(duration_s * engines / mtbf_s)
-    return tuple(sorted((float(rng.uniform(0, duration_s)), int(rng.integers(4_096))) for _ in range(number)))
 
 
 def _parser() -> argparse.ArgumentParser:

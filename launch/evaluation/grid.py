@@ -5,8 +5,10 @@ Ours choose their number of engines from 1 to the size; a baseline has a fixed b
     equal cost       the smallest N whose engine-seconds are at least ours; compare the worst chunk latency
     equal latency    the smallest N whose worst chunk latency is at most ours; compare engine-seconds
 
-The worst chunk latency counts waits without an engine, also of chunks that were never made. The search for N
-takes for granted that more engines do not make the worst chunk slower, and ends at twice the size.
+Every baseline runs with each of its settings, the slots per engine that it leaves unused (`CUTS`), and the
+best one counts, for each question on its own. The worst chunk latency counts waits without an engine, also of
+chunks that were never made. The search for N takes for granted that more engines do not make the worst chunk
+slower, and ends at twice the size.
 """
 
 from __future__ import annotations
@@ -15,19 +17,34 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 from scheduler.policy.base import Policy
 from scheduler.policy.registry import ALL
+from scheduler.policy.relief import MoveRules
 from scheduler.policy.slack import Slack
 from scheduler.policy.turboserve import Turboserve
 from scheduler.results import flat
+from scheduler.sim.failures import draw_failures
 from scheduler.sim.generate import describe, generate
 from scheduler.sim.profile import find_profile
 from scheduler.sim.simulate import Scenario, simulate
 from scheduler.trace import Trace
 
-__all__ = ["BASELINES", "OURS", "VARIANTS", "Case", "Job", "Search", "Verdict", "run_job", "trace_of"]
+__all__ = [
+    "BASELINES",
+    "CUTS",
+    "OURS",
+    "VARIANTS",
+    "WORLDS",
+    "Case",
+    "Job",
+    "Search",
+    "Verdict",
+    "run_job",
+    "run_moments",
+    "trace_of",
+]
 
 Numbers = Mapping[str, float | int | None]
 OURS: Final = ("turboserve", "slack")
@@ -36,9 +53,23 @@ ABLATIONS: Final[Mapping[str, Policy]] = {
     "turboserve-still": Turboserve(name="turboserve-still", min_gain_ms=math.inf),
     "slack-still": Slack(name="slack-still", migrates=False),
     "slack-blind": Slack(name="slack-blind", forecasts=False),
+    "slack-unaware": Slack(
+        name="slack-unaware", heeds_players=False, moves=replace(MoveRules(), stall_price=0.0, dry=math.inf)
+    ),
 }
-"""Without migration, without the forecast. Without autoscaling is a budget of the size."""
+"""Without migration, without the forecast, without playout slack. Without scaling: a budget of the size."""
 VARIANTS: Final[Mapping[str, Policy]] = {**ALL, **ABLATIONS}
+CUTS: Final = (0, 1, 2)
+"""The published grid of the baselines' one setting: slots that they leave unused on each engine, so that
+chunks are faster and sessions wait sooner. What else they have is N, which is searched."""
+WORLDS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "": {},
+    "start-up": {"start_ms": 10_000.0, "stop_ms": 1_000.0},
+    "failures": {"mtbf_s": 600.0},
+    "mixed": {"speeds": (1.0, 1.0, 0.5)},
+}
+"""What the paper leaves out: engines that take 10 s to start, that live 10 minutes on average, of which every
+third computes half as fast."""
 REACH: Final = 2
 """Largest N that is tried, in sizes."""
 FILL: Final = 0.9
@@ -69,11 +100,16 @@ class Job:
     policy: str
     low: int
     high: int
+    cut: int = 0
+    """Slots left unused on each engine."""
+    world: str = ""
+    """One of WORLDS."""
 
     @property
     def name(self) -> str:
         """Unique, and fit for a file's name."""
-        return f"{self.case.name}_{self.policy}_{self.low}-{self.high}"
+        cut, world = f"_cut{self.cut}" * bool(self.cut), f"_{self.world}" * bool(self.world)
+        return f"{self.case.name}_{self.policy}_{self.low}-{self.high}{cut}{world}"
 
 
 @lru_cache(maxsize=4)
@@ -107,18 +143,37 @@ def floor_engine_s(case: Case) -> float:
 
 def run_job(job: Job) -> dict[str, float | int | None]:
     """Simulate: every number of the result, and the floor of the cost."""
-    scenario = Scenario(
-        policy=VARIANTS[job.policy],
-        profile=find_profile(job.case.profile),
-        min_engines=job.low,
-        max_engines=job.high,
-    )
-    result = simulate(trace_of(job.case), scenario)
+    result = simulate(trace_of(job.case), scenario_of(job))
     return {
         **flat(result.results()),
         "duration_s": result.duration_s,
         "floor_engine_s": round(floor_engine_s(job.case), 1),
     }
+
+
+def run_moments(job: Job) -> list[list[float]]:
+    """Simulate: [s, active sessions, engines, predicted latency in ms, worst chunk in ms] of every tick."""
+    moments = simulate(trace_of(job.case), scenario_of(job)).moments
+    return [[m.at_s, m.active, m.engines, round(m.latency_ms, 1), round(m.worst_ms, 1)] for m in moments]
+
+
+def scenario_of(job: Job) -> Scenario:
+    """What a job simulates."""
+    world, profile = WORLDS[job.world], find_profile(job.case.profile)
+    delays = {name: world[name] for name in ("start_ms", "stop_ms") if name in world}
+    return Scenario(
+        policy=VARIANTS[job.policy],
+        profile=replace(profile, capacity=profile.capacity - job.cut, **delays),
+        min_engines=job.low,
+        max_engines=job.high,
+        speeds=world.get("speeds", (1.0,)),
+        failures_s=draw_failures(job.case.seed, world.get("mtbf_s"), job.case.duration_s, job.high),
+    )
+
+
+def cuts_of(case: Case, wanted: Sequence[int] = CUTS) -> tuple[int, ...]:
+    """The settings that leave an engine a slot."""
+    return tuple(cut for cut in wanted if cut < find_profile(case.profile).capacity)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -128,6 +183,7 @@ class Search:
     case: Case
     policy: str
     limit_ms: float
+    cut: int = 0
     low: int = 1
     high: int = 0
     """The smallest N is in low … high; high is one more than what is tried."""
@@ -141,7 +197,7 @@ class Search:
         if self.low >= self.high:
             return None
         number = (self.low + self.high) // 2
-        return Job(case=self.case, policy=self.policy, low=number, high=number)
+        return Job(case=self.case, policy=self.policy, low=number, high=number, cut=self.cut)
 
     def tell(self, worst_ms: float) -> None:
         """What `job` gave."""
@@ -168,6 +224,9 @@ class Verdict:
     latency_n: int | None
     """N at equal latency; None: more than was tried."""
     duration_s: float
+    cost_cut: int = 0
+    latency_cut: int = 0
+    """Its best setting for each question."""
 
     @property
     def latency_change(self) -> float:
@@ -177,44 +236,68 @@ class Verdict:
     @property
     def cost_change(self) -> float:
         """Of engine-seconds at equal latency; where no N does, against the largest that was tried."""
+        return self.ours_s / self.baseline_s - 1.0
+
+    @property
+    def baseline_s(self) -> float:
+        """Its engine-seconds at equal latency, or of the largest N that was tried."""
         number = self.latency_n if self.latency_n is not None else REACH * self.case.size
-        return self.ours_s / (number * self.duration_s) - 1.0
+        return number * self.duration_s
 
 
-def ours_job(case: Case, policy: str) -> Job:
-    return Job(case=case, policy=policy, low=1, high=case.size)
+def ours_job(case: Case, policy: str, world: str = "") -> Job:
+    """One of ours with its range of engines."""
+    return Job(case=case, policy=policy, low=1, high=case.size, world=world)
 
 
-def equal_cost_job(case: Case, baseline: str, ours: Numbers) -> Job:
+def full_job(case: Case, policy: str, world: str = "") -> Job:
+    """A policy with as many engines as the size all the time."""
+    return Job(case=case, policy=policy, low=case.size, high=case.size, world=world)
+
+
+def equal_cost_job(case: Case, baseline: str, ours: Numbers, cut: int = 0) -> Job:
     """The baseline at the smallest N that costs at least as much as ours."""
     number = max(1, math.ceil(_number(ours, "cost_engine_s") / _number(ours, "duration_s") - 1e-9))
-    return Job(case=case, policy=baseline, low=number, high=number)
+    return Job(case=case, policy=baseline, low=number, high=number, cut=cut)
 
 
 def conclude(searches: Iterable[tuple[str, Search]], results: Mapping[str, Numbers]) -> list[Verdict]:
-    """(ours, finished search) → verdicts."""
-    verdicts = []
+    """(ours, finished search) → verdicts: of the searches for one baseline, the best counts."""
+    groups: dict[tuple[str, Case, str], list[Search]] = {}
     for ours, search in searches:
-        mine = results[ours_job(search.case, ours).name]
-        cost = equal_cost_job(search.case, search.policy, mine)
-        verdicts.append(
-            Verdict(
-                case=search.case,
-                ours=ours,
-                baseline=search.policy,
-                ours_ms=_number(mine, "worst_chunk_ms"),
-                ours_s=_number(mine, "cost_engine_s"),
-                cost_n=cost.low,
-                cost_ms=_number(results[cost.name], "worst_chunk_ms"),
-                latency_n=search.best,
-                duration_s=_number(mine, "duration_s"),
-            )
-        )
-    return verdicts
+        groups.setdefault((ours, search.case, search.policy), []).append(search)
+    return [_verdict(ours, found, results) for (ours, _, _), found in groups.items()]
+
+
+def _verdict(ours: str, found: Sequence[Search], results: Mapping[str, Numbers]) -> Verdict:
+    case, baseline = found[0].case, found[0].policy
+    mine = results[ours_job(case, ours).name]
+    costs = {s.cut: equal_cost_job(case, baseline, mine, s.cut) for s in found}
+    cost_ms = {cut: _number(results[job.name], "worst_chunk_ms") for cut, job in costs.items()}
+    cost_cut = min(cost_ms, key=lambda cut: (cost_ms[cut], cut))
+    best = min(found, key=lambda s: (s.best if s.best is not None else math.inf, s.cut))
+    return Verdict(
+        case=case,
+        ours=ours,
+        baseline=baseline,
+        ours_ms=_number(mine, "worst_chunk_ms"),
+        ours_s=_number(mine, "cost_engine_s"),
+        cost_n=costs[cost_cut].low,
+        cost_ms=cost_ms[cost_cut],
+        latency_n=best.best,
+        duration_s=_number(mine, "duration_s"),
+        cost_cut=cost_cut,
+        latency_cut=best.cut,
+    )
 
 
 def cases(
-    families: Sequence[str], sizes: Sequence[int], profiles: Sequence[str], seeds: int, duration_s: float
+    families: Sequence[str],
+    sizes: Sequence[int],
+    profiles: Sequence[str],
+    first_seed: int,
+    seeds: int,
+    duration_s: float,
 ) -> list[Case]:
     """All of them."""
     base = Case(family="", size=1, profile="", seed=0, duration_s=duration_s)
@@ -223,7 +306,7 @@ def cases(
         for profile in profiles
         for size in sizes
         for family in families
-        for seed in range(seeds)
+        for seed in range(first_seed, first_seed + seeds)
     ]
 
 

@@ -10,26 +10,33 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import TypeVar
 
 from launch.evaluation import report
+from launch.evaluation.findings import Findings
 from launch.evaluation.grid import (
     ABLATIONS,
     BASELINES,
+    CUTS,
     OURS,
+    WORLDS,
     Case,
     Job,
     Numbers,
     Search,
-    Verdict,
     cases,
     conclude,
+    cuts_of,
     equal_cost_job,
+    full_job,
     ours_job,
     run_job,
+    run_moments,
 )
+from launch.evaluation.page import page
 from launch.settings import SettingsError
 from launch.supervisor import StartError
 from scheduler.sim.generate import FAMILIES
@@ -38,6 +45,7 @@ from scheduler.sim.profile import PROFILES
 __all__ = ["main"]
 
 DAY_S = 86_400.0
+T = TypeVar("T")
 
 
 class Runs:
@@ -45,49 +53,72 @@ class Runs:
 
     def __init__(self, folder: Path, pool: ProcessPoolExecutor) -> None:
         self._folder, self._pool = folder, pool
+        self.jobs: dict[str, Job] = {}
         self.results: dict[str, Numbers] = {}
+        self.moments: dict[str, Sequence[Sequence[float]]] = {}
         self._began_s = time.monotonic()
 
     def make(self, what: str, jobs: Iterable[Job]) -> None:
         """Have the results of these jobs."""
-        wanted = {job.name: job for job in jobs if job.name not in self.results}
+        wanted = {job.name: job for job in jobs}
+        self._make(what, wanted, run_job, self.results, ".json")
+        self.jobs |= wanted
+
+    def watch(self, what: str, jobs: Iterable[Job]) -> None:
+        """Have what every tick of these jobs saw."""
+        self._make(what, {job.name: job for job in jobs}, run_moments, self.moments, ".moments.json")
+
+    def _make(
+        self, what: str, jobs: Mapping[str, Job], run: Callable[[Job], T], found: dict[str, T], suffix: str
+    ) -> None:
         missing = []
-        for name, job in wanted.items():
-            path = self._folder / f"{name}.json"
-            if path.exists():
-                self.results[name] = json.loads(path.read_text(encoding="utf-8"))
-            else:
+        for name, job in jobs.items():
+            path = self._folder / f"{name}{suffix}"
+            if name not in found and path.exists():
+                found[name] = json.loads(path.read_text(encoding="utf-8"))
+            elif name not in found:
                 missing.append(job)
-        futures = {self._pool.submit(run_job, job): job for job in missing}
+        futures = {self._pool.submit(run, job): job for job in missing}
         for done, future in enumerate(as_completed(futures), start=1):
-            job = futures[future]
-            self.results[job.name] = numbers = future.result()
-            _replace(self._folder / f"{job.name}.json", json.dumps(numbers) + "\n")
+            name = futures[future].name
+            found[name] = future.result()
+            _replace(self._folder / f"{name}{suffix}", json.dumps(found[name]) + "\n")
             took_s = time.monotonic() - self._began_s
             print(f"\r{what}: {done} of {len(missing)}, {took_s:.0f} s", end="", file=sys.stderr, flush=True)
         if missing:
             print(file=sys.stderr)
 
 
-def evaluate(grid: Sequence[Case], runs: Runs) -> list[Verdict]:
-    """Everything that the tables need."""
+def evaluate(grid: Sequence[Case], runs: Runs, cuts: Sequence[int], worlds: Sequence[str]) -> Findings:
+    """Everything that the tables need. cuts: settings of baselines to try. worlds: names in WORLDS."""
+    pairs = [(case, ours) for case in grid for ours in OURS]
     runs.make("ours", (ours_job(case, ours) for case in grid for ours in (*OURS, *ABLATIONS)))
+    runs.make("without scaling", (full_job(case, ours) for case, ours in pairs))
+    runs.watch("moment by moment", (ours_job(case, ours) for case, ours in pairs))
+    runs.make("other worlds", (ours_job(case, ours, world) for case, ours in pairs for world in worlds))
+    runs.make("other worlds", (full_job(case, "fixed", world) for case in grid for world in worlds))
+    trials = [
+        (case, ours, baseline, cut)
+        for case, ours in pairs
+        for baseline in BASELINES
+        for cut in cuts_of(case, cuts)
+    ]
+    mine = {(case, ours): runs.results[ours_job(case, ours).name] for case, ours in pairs}
     runs.make(
-        "without scaling",
-        (Job(case=case, policy=ours, low=case.size, high=case.size) for case in grid for ours in OURS),
+        "equal cost", (equal_cost_job(case, base, mine[case, ours], cut) for case, ours, base, cut in trials)
     )
-    trials = [(case, ours, baseline) for case in grid for ours in OURS for baseline in BASELINES]
-    mine = {(case, ours): runs.results[ours_job(case, ours).name] for case, ours, _ in trials}
-    runs.make("equal cost", (equal_cost_job(case, base, mine[case, ours]) for case, ours, base in trials))
     searches = [
-        (ours, Search(case=case, policy=base, limit_ms=float(mine[case, ours]["worst_chunk_ms"] or 0)))
-        for case, ours, base in trials
+        (
+            ours,
+            Search(case=case, policy=base, cut=cut, limit_ms=float(mine[case, ours]["worst_chunk_ms"] or 0)),
+        )
+        for case, ours, base, cut in trials
     ]
     while jobs := [(search, job) for _, search in searches if (job := search.job) is not None]:
         runs.make("equal latency", (job for _, job in jobs))
         for search, job in jobs:
             search.tell(float(runs.results[job.name]["worst_chunk_ms"] or 0))
-    return conclude(searches, runs.results)
+    return Findings.of(grid, conclude(searches, runs.results), runs.jobs, runs.results, runs.moments)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -102,21 +133,25 @@ def main(arguments: Sequence[str]) -> int:
         for name in names:
             if name not in known:
                 raise SettingsError(f"{kind} {name!r} does not exist; available: {', '.join(known)}")
+    if 0 not in options.cuts or min(options.cuts) < 0:
+        raise SettingsError("cuts must not be negative, and 0 must be among them")
     if min(*options.sizes, options.seeds, options.workers) < 1 or not 10 <= options.duration_s <= DAY_S:
         raise SettingsError("sizes, seeds and workers must be at least 1, and duration-s 10 to 86400")
     folder = Path(options.dir)
-    grid = cases(options.traces, options.sizes, options.profiles, options.seeds, options.duration_s)
+    grid = cases(
+        options.traces, options.sizes, options.profiles, options.first_seed, options.seeds, options.duration_s
+    )
     try:
         (folder / "runs").mkdir(parents=True, exist_ok=True)
         with ProcessPoolExecutor(options.workers) as pool:
             runs = Runs(folder / "runs", pool)
-            verdicts = evaluate(grid, runs)
-        tables = report.tables(grid, verdicts, runs.results)
+            findings = evaluate(grid, runs, options.cuts, options.worlds)
+        tables = report.tables(findings)
         _replace(folder / "evaluation.md", report.markdown(tables))
-        _replace(folder / "evaluation.html", report.page(tables))
+        _replace(folder / "evaluation.html", page(findings, tables))
     except OSError as exc:
         raise StartError(f"{folder} can't be written: {exc}") from exc
-    print(report.markdown(tables[:2]))
+    print(report.markdown(tables[:4]))
     print(f"{len(runs.results)} simulations; everything is in {folder}/evaluation.html and .md")
     return 0
 
@@ -141,6 +176,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sizes", nargs="+", type=int, default=[8, 16, 32, 64], metavar="N")
     parser.add_argument("--profiles", nargs="+", default=["paper"], metavar="NAME")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="traces drawn of each family")
+    parser.add_argument("--first-seed", type=int, default=0, metavar="N", help="of those traces")
+    parser.add_argument(
+        "--cuts",
+        nargs="+",
+        type=int,
+        default=list(CUTS),
+        metavar="N",
+        help="settings of baselines: slots that they leave unused on each engine; the best counts",
+    )
+    parser.add_argument(
+        "--worlds",
+        nargs="*",
+        default=[name for name in WORLDS if name],
+        choices=[name for name in WORLDS if name],
+        help="what else ours run in",
+    )
     parser.add_argument("--duration-s", type=float, default=1_800.0, metavar="X", help="of a trace")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes")
     return parser

@@ -44,6 +44,8 @@ class Slack:
     """Standard deviations of the forecast that engines are asked for besides."""
     forecasts: bool = True
     """False: size for the demand of this moment."""
+    heeds_players: bool = True
+    """False: those active again go by id, not by who holds least video."""
     migrates: bool = True
     """False: move nobody but off engines that go."""
     moves: MoveRules = MoveRules()
@@ -64,7 +66,7 @@ class Slack:
             now_ms,
             config,
             choose=fastest,
-            urgency=lambda row: (slack_ms[row], ids[row]),
+            urgency=(lambda row: (slack_ms[row], ids[row])) if self.heeds_players else None,
             target=lambda board, _: self._target(board, memory, now_ms, config),
             hold_ms=max(self.hold_ms, memory.start_ms),
             moves=lambda board: self._relieve(board, memory, now_ms),

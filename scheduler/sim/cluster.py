@@ -219,6 +219,15 @@ class SimCluster:
         if not session.active and session.record.residence is Residence.RESIDENT:
             self.agenda.add(self.now_ms + self._profile.offload_after_ms, IDLE_LONG, session, session.turn)
 
+    def latency_ms(self) -> float:
+        """Predicted chunk latency of the fullest engine; who has no engine has waited, and needs a chunk."""
+        engines = self.table.view().engines
+        busy = engines["active"] > 0
+        worst_ms = float(engines["latency_ms"][busy].max()) if busy.any() else 0.0
+        alone_ms = self._profile.costs.chunk_passes * self._profile.pass_ms[1] + self._profile.costs.decode_ms
+        due_ms = [s.due_ms for s in self.sessions.values() if s.stage == WAITING]
+        return max(worst_ms, self.now_ms - min(due_ms) + alone_ms if due_ms else 0.0)
+
     # --- where its chunks can be made
 
     def _attach(self, session: SimSession) -> None:

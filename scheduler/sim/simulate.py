@@ -65,6 +65,21 @@ class Scenario:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """What a tick saw."""
+
+    at_s: float
+    active: int
+    """Sessions that want chunks."""
+    engines: int
+    """That cost."""
+    latency_ms: float
+    """Predicted, of the fullest engine; of who waits for an engine what it has waited, and a chunk alone."""
+    worst_ms: float
+    """Largest latency of the chunks that were delivered since the tick before."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Result:
     """What came of it."""
@@ -82,6 +97,7 @@ class Result:
     engine_s: float = 0.0
     budget: list[tuple[float, int]] = field(default_factory=list)
     """(seconds, engines that cost from then on)."""
+    moments: list[Moment] = field(default_factory=list)
     migrations: int = 0
     rebuilds: int = 0
     refused: int = 0
@@ -137,6 +153,8 @@ class _Simulation:
         """Not used yet; refilled as they go."""
         self._named = scenario.max_engines
         self._is_planning = False
+        self._seen = 0
+        """Delivered chunks up to the last tick."""
         self._result = Result(figures=cluster.figures, duration_s=trace.duration_s)
         first = [self._take_id() for _ in range(scenario.min_engines)]
         cluster.table.desired = tuple(DesiredEngine(id=id, model=scenario.profile.model.name) for id in first)
@@ -200,11 +218,25 @@ class _Simulation:
             self._is_planning = False
             cluster.apply(subject)
         elif kind == TICK:
+            self._look()
             cluster.hear()
             cluster.is_changed = True
             cluster.agenda.add(cluster.now_ms + self._scenario.tick_ms, TICK)
         else:
             self._fail(subject)
+
+    def _look(self) -> None:
+        cluster, latencies_ms = self._cluster, self._result.figures.latency_ms
+        self._result.moments.append(
+            Moment(
+                at_s=(cluster.now_ms - START_MS) / 1000,
+                active=sum(session.active for session in cluster.sessions.values()),
+                engines=len(cluster.engines),
+                latency_ms=cluster.latency_ms(),
+                worst_ms=max(latencies_ms[self._seen :], default=0.0),
+            )
+        )
+        self._seen = len(latencies_ms)
 
     # --- the trace
 
