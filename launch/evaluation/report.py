@@ -118,8 +118,8 @@ def _bounds(found: Findings) -> Table:
     ]
     note = (
         "Fluid: no policy at all, knowing the future and starting engines in no time, has a lower worst "
-        "chunk latency for these engine-seconds, or fewer engine-seconds with no chunk later than this. Slots: "
-        "engine-seconds of a policy that gives every active session a slot at once, full engines, no margin."
+        "chunk latency for these engine-seconds, or fewer engine-seconds with no chunk later than this. "
+        "Slots: engine-seconds of a policy that gives every active session a slot at once, without a margin."
     )
     columns = (
         *("case", "policy", "worst ms", "fluid ms", "engine-s", "fluid engine-s", "slots engine-s"),
@@ -146,7 +146,7 @@ def _oracle(found: Findings) -> Table:
     rows.append(["paper", "", "", "", _percent(PAPER["oracle"]), ""])
     note = (
         "Engine-seconds above those of an exact oracle with the same mean latency of the fullest engine, in "
-        "the model in which the paper states its problem (launch/evaluation/oracle.py). Both oracles re-place "
+        "the model in which the paper states its problem (launch/evaluation/oracle.py). Both re-place "
         "everybody at every moment for nothing and start engines as the profile says. One knows the present "
         "only, one the whole trace. Where engines start in no time both are the same."
     )

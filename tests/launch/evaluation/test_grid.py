@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from launch.evaluation.grid import (
@@ -9,9 +11,12 @@ from launch.evaluation.grid import (
     Job,
     Search,
     Verdict,
+    conclude,
     equal_cost_job,
     floor_engine_s,
+    ours_job,
     run_job,
+    scenario_of,
     trace_of,
 )
 from scheduler.sim.generate import describe
@@ -59,6 +64,29 @@ def test_verdicts() -> None:
     )
     assert verdict.latency_change == pytest.approx(-0.4)
     assert verdict.cost_change == pytest.approx(-0.5)
+
+
+def test_a_baseline_counts_with_its_best_setting() -> None:
+    """For each question on its own."""
+    ours = {"worst_chunk_ms": 1_500.0, "cost_engine_s": 100.0, "duration_s": 60.0}
+    results = {ours_job(CASE, "slack").name: ours}
+    searches = []
+    for cut, cost_ms, best in ((0, 3_000.0, None), (1, 2_000.0, 4), (2, 2_500.0, 3)):
+        results[equal_cost_job(CASE, "fixed", ours, cut).name] = {"worst_chunk_ms": cost_ms}
+        searches.append(Search(case=CASE, policy="fixed", limit_ms=1_500.0, cut=cut, best=best))
+    (verdict,) = conclude([("slack", search) for search in searches], results)
+    assert (verdict.cost_ms, verdict.cost_cut) == (2_000.0, 1)
+    assert (verdict.latency_n, verdict.latency_cut) == (3, 2)
+
+
+def test_worlds_and_settings_are_simulated() -> None:
+    """An unused slot, a slow start, deaths, slow engines."""
+    job = Job(case=replace(CASE, duration_s=600.0), policy="fixed", low=2, high=2)
+    assert scenario_of(replace(job, cut=1)).profile.capacity == scenario_of(job).profile.capacity - 1
+    assert scenario_of(replace(job, world="start-up")).profile.start_ms == 10_000.0
+    assert scenario_of(replace(job, world="failures")).failures_s and not scenario_of(job).failures_s
+    assert 0.5 in scenario_of(replace(job, world="mixed")).speeds
+    assert len({replace(job, cut=cut, world=world).name for cut in (0, 1) for world in ("", "mixed")}) == 4
 
 
 def test_a_job_gives_the_numbers_that_tables_need() -> None:

@@ -70,6 +70,7 @@ def test_traces_are_described_and_scaled(
         (["trace", "import", "{trace}", "--format", "azure"], "this is no azure trace"),
         (["evaluate", "--dir", "d", "--traces", "x"], "trace 'x' does not exist; available:"),
         (["evaluate", "--dir", "d", "--duration-s", "inf"], "duration-s 10 to 86400"),
+        (["evaluate", "--dir", "d", "--cuts", "1"], "cuts must not be negative, and 0 must be among them"),
     ],
 )
 def test_bad_arguments_end_with_a_sentence(
@@ -84,11 +85,11 @@ def test_bad_arguments_end_with_a_sentence(
 
 def test_an_evaluation_goes_on_where_it_stopped(tmp_path: Path) -> None:
     """What is there is not run again, what is missing is, and the tables come out the same."""
-    flags = ("--traces", "steady", "--sizes", "1", "--duration-s", "20", "--workers", "1")
-    command = ["evaluate", "--dir", str(tmp_path), *flags]
+    flags = ("--traces", "steady", "--sizes", "1", "--duration-s", "20", "--workers", "1", "--cuts", "0")
+    command = ["evaluate", "--dir", str(tmp_path), *flags, "--worlds", "failures"]
     assert cli.main(command) == 0
     page, runs = (tmp_path / "evaluation.html").read_text(), sorted((tmp_path / "runs").iterdir())
-    assert "Against the paper" in page and len(runs) > 8
+    assert "Against the paper" in page and page.count("<svg") == 3 and len(runs) > 8
     kept, gone = runs[0], runs[-1]
     before_ns = kept.stat().st_mtime_ns
     gone.unlink()

@@ -67,6 +67,15 @@ def test_a_full_cluster_makes_the_third_wait() -> None:
     assert waited_ms == 2_607.0
 
 
+def test_ticks_look_at_the_cluster() -> None:
+    """Two run in 600 ms, the third has waited; chunks count in the half second in which they are there."""
+    events = [(0.0, s, "arrive") for s in "abc"] + [(1.8, "a", "depart"), (1.8, "b", "depart")]
+    seen = run(trace(*events), "fixed", (1, 1)).moments
+    assert [(m.at_s, m.active, m.engines) for m in seen] == [(0, 0, 1), (0.5, 3, 1), (1, 3, 1), (1.5, 3, 1)]
+    assert [m.latency_ms for m in seen] == [0, 500 + 500, 1_000 + 500, 1_500 + 500]
+    assert [round(m.worst_ms) for m in seen] == [0, 0, 607, 600]
+
+
 def test_a_session_that_never_got_an_engine_counts() -> None:
     """Its wait is in the worst latency though no chunk was delivered."""
     result = run(trace((0, "a", "arrive"), (5, "a", "depart")), "fixed", (0, 0))
