@@ -43,10 +43,11 @@ def page(found: Findings, tables: Sequence[Table]) -> str:
     head, rest = tables[:4], tables[4:]
     links = "".join(f'<a href="#{_id(title)}">{escape(title)}</a>' for title, *_ in tables)
     charts = "".join(_charts(found, case) for case in found.cases)
+    duration_s = found.cases[0].duration_s
     about = (
-        f"{len(found.cases)} cases, {len(found.results)} simulations of {found.cases[0].duration_s:.0f} s of "
-        "trace with the policies that the scheduler runs. Simulated, not measured: docs/evaluation.md says "
-        "what that means."
+        f"{len(found.cases)} traces and sizes, {len(found.results)} simulations of {duration_s:.0f} s of trace "
+        "with the policies that the scheduler runs. Simulated, not measured: docs/evaluation.md says what that "
+        "means."
     )
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
@@ -83,7 +84,7 @@ def _charts(found: Findings, case: Case) -> str:
         points = _thin([(m[0], m[4]) for m in seen if m[4]])
         latency.append(Series(name=ours, points=points, colour=colour, is_line=True))
     figures = (
-        chart(_pareto(found, case), "engine-seconds", "worst chunk latency, ms", log_y=True),
+        chart(_pareto(found, case), "engine-seconds", "worst chunk, ms", log_y=True),
         chart(engines, "s", "engines that cost"),
         chart(latency, "s", "slowest chunk, ms", log_y=True),
     )
@@ -116,6 +117,7 @@ def _pareto(found: Findings, case: Case) -> list[Series]:
                 points=[(spent_s, worst_ms) for spent_s, worst_ms, _ in own],
                 colour=colour + (colour >= 2),
                 titles=[title for *_, title in own],
+                radius=5.0 if policy in OURS else 3.0,
             )
         )
     return [series[0], *series[3:], *series[1:3]]  # ours on top

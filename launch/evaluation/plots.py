@@ -23,6 +23,8 @@ class Series:
     colour: int
     """Class `c0`, `c1` … of the page's style."""
     is_line: bool = False
+    radius: float = 3.0
+    """Of a dot."""
     titles: Sequence[str] = ()
     """What a pointer over a dot shows."""
 
@@ -45,7 +47,8 @@ class _Axis:
     def ticks(self) -> list[float]:
         if self.is_log:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            found = [step * 10.0**power for power in powers for step in (1, 2, 5)]
+            steps = (1, 2, 5) if self.high > 5 * self.low else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+            found = [step * 10.0**power for power in powers for step in steps]
         else:
             step = 10.0 ** math.floor(math.log10(self.high - self.low))
             step *= next(s for s in (0.2, 0.5, 1, 2) if (self.high - self.low) / (step * s) <= 6)
@@ -97,9 +100,9 @@ def _line(series: Series, points: Points, x: _Axis, y: _Axis) -> str:
 
 def _dots(series: Series, points: Points, x: _Axis, y: _Axis) -> str:
     titles = series.titles or [""] * len(points)
+    mark = f'<circle class="c{series.colour}" r="{series.radius}"'
     return "".join(
-        f'<circle class="c{series.colour}" cx="{x.at(a)}" cy="{y.at(b)}" r="3.5"><title>{escape(title)}'
-        "</title></circle>"
+        f'{mark} cx="{x.at(a)}" cy="{y.at(b)}"><title>{escape(title)}</title></circle>'
         for (a, b), title in zip(points, titles, strict=False)
     )
 
