@@ -45,9 +45,8 @@ def page(found: Findings, tables: Sequence[Table]) -> str:
     charts = "".join(_charts(found, case) for case in found.cases)
     duration_s = found.cases[0].duration_s
     about = (
-        f"{len(found.cases)} traces and sizes, {len(found.results)} simulations of {duration_s:.0f} s of trace "
-        "with the policies that the scheduler runs. Simulated, not measured: docs/evaluation.md says what that "
-        "means."
+        f"{len(found.cases)} traces and sizes, {len(found.results)} simulations of {duration_s:.0f} s of "
+        "trace with the policies that the scheduler runs. Simulated, not measured: see docs/evaluation.md."
     )
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
