@@ -88,8 +88,9 @@ class Slack:
         reach: list[int] = fits.cumsum().tolist()
         if need <= reach[-1]:
             return 1 + bisect_left(reach, need) if need > 0 else 0
-        typical = max(1.0, float(np.median(fits)))
-        return len(rows) + math.ceil((need - reach[-1]) / typical)
+        last = len(fits) - 1
+        typical = (fits[last // 2] + fits[(last + 1) // 2]) / 2  # the median
+        return len(rows) + math.ceil((need - reach[-1]) / float(typical))
 
     def _fit(self, view: View) -> NDArray[np.int64]:
         """Sessions that each engine serves within `utilisation` and its capacity; at least one."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +23,7 @@ from scheduler.policy.base import (
     Suspend,
     Sweep,
 )
-from scheduler.view import View
+from scheduler.view import NO_ENGINE, View
 
 RELOAD_GRACE_MS = 3_000
 """A connection that is gone for less may be a page being loaded again."""
@@ -97,25 +96,22 @@ def make_room(
     soon = {model for model, number in ahead.items() if number}
     if not short and not soon:
         return []
-    sessions = view.sessions
-    ready = np.append(view.is_state(EngineState.READY), False)[
-        sessions["engine"]
-    ]  # row -1 is the appended one
-    placed = ready & view.is_phase(Phase.PLACED)
+    sessions, models, placed = view.sessions, view.sessions["model"], view.is_phase(Phase.PLACED)
     gone = sessions["left_ms"] <= now_ms - RELOAD_GRACE_MS
     can_leave = placed & view.is_residence(Residence.RESIDENT) & ~sessions["in_flight"]
-    can_leave[list(busy)] = False
-    candidates = np.flatnonzero(can_leave & (gone | ~sessions["active"]))
-    since_ms = np.where(gone, sessions["left_ms"], sessions["active_ms"])
-    on_its_way = placed & view.is_residence(Residence.LEAVING)
-    models = sessions["model"]
+    candidates = _on_ready_engines(view, can_leave & (gone | ~sessions["active"]))
+    if busy and len(candidates):
+        candidates = np.array([row for row in candidates.tolist() if row not in busy], dtype=np.intp)
+    if not short and not len(candidates):
+        return []
+    on_its_way = _on_ready_engines(view, placed & view.is_residence(Residence.LEAVING))
     actions: list[Action] = []
     for name in sorted({view.models[models[row]] for row in short} | soon & {*view.models}):
         model = view.models.index(name)
         rows = [row for row in short if models[row] == model]
-        coming = int(np.count_nonzero(on_its_way & (models == model)))
+        coming = int(np.count_nonzero(models[on_its_way] == model))
         able = candidates[models[candidates] == model]
-        leaving = _first(view, able, (~gone, since_ms), len(rows) + ahead.get(name, 0) - coming)
+        leaving = _first(view, able, gone[able], len(rows) + ahead.get(name, 0) - coming)
         actions += [
             Suspend(
                 session=sessions.ids[row],
@@ -133,19 +129,27 @@ def make_room(
     return actions
 
 
-def _first(
-    view: View, rows: NDArray[np.intp], keys: tuple[NDArray[Any], NDArray[Any]], number: int
-) -> list[int]:
-    """The first `number` rows by two keys of the session rows, then by id."""
+def _on_ready_engines(view: View, mask: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Those of these session rows whose engine is ready."""
+    rows = mask.nonzero()[0]
+    engines = view.sessions["engine"][rows]
+    rows, engines = rows[engines != NO_ENGINE], engines[engines != NO_ENGINE]
+    found: NDArray[np.intp] = rows[view.is_state(EngineState.READY)[engines]]
+    return found
+
+
+def _first(view: View, rows: NDArray[np.intp], gone: NDArray[np.bool_], number: int) -> list[int]:
+    """The first `number` rows: who is gone before who is idle, the longest before others, then by id."""
     if number <= 0 or not len(rows):
         return []
-    major, minor = keys
-    order = rows[np.lexsort((minor[rows], major[rows]))]
+    since_ms = np.where(gone, view.sessions["left_ms"][rows], view.sessions["active_ms"][rows])
+    order = np.lexsort((since_ms, ~gone))
     last = order[min(number, len(order)) - 1]
-    tied = (major[order] == major[last]) & (minor[order] == minor[last])
-    end = int(np.flatnonzero(tied)[-1]) + 1
-    found = sorted(order[:end].tolist(), key=lambda row: (major[row], minor[row], view.sessions.ids[row]))
-    return found[:number]
+    tied = (gone[order] == gone[last]) & (since_ms[order] == since_ms[last])
+    end = int(tied.nonzero()[0][-1]) + 1
+    ids, row = view.sessions.ids, rows.tolist()
+    found = sorted(order[:end].tolist(), key=lambda at: (not gone[at], since_ms[at], ids[row[at]]))
+    return [row[at] for at in found[:number]]
 
 
 def requeue_orphans(view: View) -> list[Action]:
