@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from launch.evaluation.bounds import Fluid
 from launch.evaluation.grid import OURS, Case, Job, Numbers, Verdict, ours_job, trace_of
-from launch.evaluation.oracle import Task, demand_at, future, gap, present
+from launch.evaluation.oracle import Task, best_ms, demand_at, future, gap, present
 from scheduler.sim.profile import find_profile
 
 __all__ = ["Findings", "Gap", "find_gap"]
@@ -20,6 +20,8 @@ class Gap:
     mean_ms: float
     """Predicted latency of the fullest engine, mean over the moments with demand."""
     engine_s: float
+    placement: float
+    """Share by which that is above what the best placement on the same engines would give, mean over moments."""
     present: float | None
     """Share by which it costs more than the oracle that knows this moment; None: that is never so fast."""
     future: float | None
@@ -81,12 +83,14 @@ def find_gap(case: Case, moments: Sequence[Sequence[float]]) -> Gap:
         least=1,
         most=case.size,
     )
-    felt_ms = [moment[3] for moment in moments if moment[1] > 0]
-    mean_ms = sum(felt_ms) / max(1, len(felt_ms))
+    busy = [(active, engines, felt_ms) for _, active, engines, felt_ms, _ in moments if active and engines]
+    mean_ms = sum(felt_ms for *_, felt_ms in busy) / max(1, len(busy))
+    ratios = [felt_ms / best_ms(profile, int(active), int(engines)) for active, engines, felt_ms in busy]
     engine_s = step_s * sum(moment[2] for moment in moments)
     return Gap(
         mean_ms=mean_ms,
         engine_s=engine_s,
+        placement=sum(ratios) / max(1, len(ratios)) - 1.0,
         present=gap(task, present, mean_ms, engine_s),
         future=gap(task, future, mean_ms, engine_s),
     )

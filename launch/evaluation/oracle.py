@@ -29,7 +29,7 @@ from scheduler.sim.profile import Profile
 from scheduler.sim.record import new_engine
 from scheduler.trace import Trace
 
-__all__ = ["Task", "demand_at", "future", "gap", "present"]
+__all__ = ["Task", "best_ms", "demand_at", "future", "gap", "present"]
 
 Point = tuple[float, float]
 """(mean latency in ms over the moments with demand, engine-seconds)"""
@@ -58,6 +58,12 @@ class Task:
         found = np.where(full <= self.profile.capacity, curve[full], np.inf)
         found[:, -1] = curve[full[:, -1]]
         return found
+
+
+def best_ms(profile: Profile, sessions: int, engines: int) -> float:
+    """Least latency of the fullest engine: of an even placement."""
+    curve = round_ms(new_engine(EngineId("e_0"), profile, 0))
+    return float(curve[min(-(-sessions // engines), len(curve) - 1)])
 
 
 def demand_at(trace: Trace, step_s: float, moments: int) -> tuple[int, ...]:
