@@ -21,7 +21,7 @@ class Gap:
     """Predicted latency of the fullest engine, mean over the moments with demand."""
     engine_s: float
     placement: float
-    """Share by which that is above what the best placement on the same engines would give, mean over moments."""
+    """Share by which that is above the best placement's on the same engines, mean over moments."""
     present: float | None
     """Share by which it costs more than the oracle that knows this moment; None: that is never so fast."""
     future: float | None

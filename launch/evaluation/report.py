@@ -145,7 +145,7 @@ def _oracle(found: Findings) -> Table:
         rows.append(["mean", ours, "", "", *map(_share, means)])
     rows.append(["paper", "", "", "", _percent(PAPER["oracle"]), "", ""])
     note = (
-        "In the model in which the paper states its problem (launch/evaluation/oracle.py): the latency of the "
+        "In the model in which the paper states its problem (launch/evaluation/oracle.py): latency of the "
         "fullest engine above that of the best placement on the same engines, mean over moments, and "
         "engine-seconds above those of an exact oracle with the same mean latency. Both oracles re-place "
         "everybody at every moment for nothing and start engines as the profile says. One knows the present "
