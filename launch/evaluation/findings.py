@@ -6,7 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from launch.evaluation.bounds import Fluid
-from launch.evaluation.grid import OURS, Case, Job, Numbers, Verdict, ours_job, trace_of
+from launch.evaluation.grid import (
+    OURS,
+    WATCHED_WORLDS,
+    Case,
+    Job,
+    Numbers,
+    Verdict,
+    ours_job,
+    scenario_of,
+    trace_of,
+)
 from launch.evaluation.oracle import Task, best_ms, demand_at, future, gap, present
 from scheduler.sim.profile import find_profile
 
@@ -39,7 +49,8 @@ class Findings:
     moments: Mapping[str, Sequence[Sequence[float]]]
     """Of ours, by name of the job: see `run_moments`."""
     fluids: Mapping[Case, Fluid]
-    gaps: Mapping[tuple[Case, str], Gap]
+    gaps: Mapping[str, Gap]
+    """By name of the job, where there are moments of it."""
 
     @classmethod
     def of(
@@ -52,11 +63,8 @@ class Findings:
     ) -> Findings:
         """With the bounds."""
         fluids = {case: Fluid.of(trace_of(case), find_profile(case.profile)) for case in cases}
-        gaps = {
-            (case, ours): find_gap(case, moments[ours_job(case, ours).name])
-            for case in cases
-            for ours in OURS
-        }
+        watched = [ours_job(case, ours, world) for case in cases for ours in OURS for world in WATCHED_WORLDS]
+        gaps = {job.name: find_gap(job, moments[job.name]) for job in watched if job.name in moments}
         return cls(
             cases=cases,
             verdicts=verdicts,
@@ -72,16 +80,16 @@ class Findings:
         return self.results[ours_job(case, policy).name]
 
 
-def find_gap(case: Case, moments: Sequence[Sequence[float]]) -> Gap:
+def find_gap(job: Job, moments: Sequence[Sequence[float]]) -> Gap:
     """Compare what ticks saw with the oracles."""
-    profile = find_profile(case.profile)
+    profile = scenario_of(job).profile
     step_s = moments[1][0] - moments[0][0]
     task = Task(
-        demand=demand_at(trace_of(case), step_s, len(moments)),
+        demand=demand_at(trace_of(job.case), step_s, len(moments)),
         step_s=step_s,
         profile=profile,
-        least=1,
-        most=case.size,
+        least=job.low,
+        most=job.high,
     )
     busy = [(active, engines, felt_ms) for _, active, engines, felt_ms, _ in moments if active and engines]
     mean_ms = sum(felt_ms for *_, felt_ms in busy) / max(1, len(busy))

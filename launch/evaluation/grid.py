@@ -70,6 +70,8 @@ WORLDS: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 """What the paper leaves out: engines that take 10 s to start, that live 10 minutes on average, of which every
 third computes half as fast."""
+WATCHED_WORLDS: Final = ("", "start-up")
+"""Those for which the oracles have a model: engines are alike and live on."""
 REACH: Final = 2
 """Largest N that is tried, in sizes."""
 FILL: Final = 0.9

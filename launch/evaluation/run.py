@@ -22,6 +22,7 @@ from launch.evaluation.grid import (
     BASELINES,
     CUTS,
     OURS,
+    WATCHED_WORLDS,
     WORLDS,
     Case,
     Job,
@@ -94,7 +95,8 @@ def evaluate(grid: Sequence[Case], runs: Runs, cuts: Sequence[int], worlds: Sequ
     pairs = [(case, ours) for case in grid for ours in OURS]
     runs.make("ours", (ours_job(case, ours) for case in grid for ours in (*OURS, *ABLATIONS)))
     runs.make("without scaling", (full_job(case, ours) for case, ours in pairs))
-    runs.watch("moment by moment", (ours_job(case, ours) for case, ours in pairs))
+    watched = [world for world in WATCHED_WORLDS if not world or world in worlds]
+    runs.watch("moment by moment", (ours_job(case, ours, world) for case, ours in pairs for world in watched))
     runs.make("other worlds", (ours_job(case, ours, world) for case, ours in pairs for world in worlds))
     runs.make("other worlds", (full_job(case, "fixed", world) for case in grid for world in worlds))
     trials = [
