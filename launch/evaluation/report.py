@@ -154,8 +154,8 @@ def _oracle(found: Findings) -> Table:
         "fullest engine above that of the best placement on the same engines, mean over moments, and "
         "engine-seconds above those of an exact oracle with the same mean latency. Both oracles re-place "
         "everybody at every moment for nothing and start engines as the profile says. One knows the present "
-        "only, which bounds nobody where engines take time to start, one the whole trace. Where they start in "
-        "no time both are the same. The paper does not say which of its gaps its figure is."
+        "only, which bounds nobody where engines take time to start, one the whole trace. Where they need "
+        "none both are the same. The paper does not say which of its gaps its figure is."
     )
     columns = (
         *("case", "policy", "engine-s", "mean latency ms", "latency above best placement"),
