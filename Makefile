@@ -26,8 +26,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	@$(BIN)/turboserve up --engines $(ENGINES) --device $(DEVICE) --port $(PORT) --dir $(DIR)
 
+# Two at a time, a file each: most of the slow tests wait for other processes.
 test: $(STAMP) browser
-	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # The browser tests drive a real Chromium.
 browser:

@@ -1,16 +1,18 @@
 """An engine to which something happens at one step of a migration; otherwise it is `engine`.
 
-The step is in FAULT_STEP: `send:<kind of note>`, `commit` or `committed`, the latter two just before and just
-after Redis has heard of it. What happens is in FAULT: `kill`, `cut` (the link to the other engine) or
-`stop-redis` (SIGSTOP, to the pid in REDIS_PID). It happens once.
+What happens is in the file that FAULT_FILE names, as JSON, and happens once: then the file is gone. `step` is
+`send:<kind of note>`, `commit` or `committed`, the latter two just before and just after Redis has heard of
+it. `fault` is `kill`, `cut` (the link to the other engine) or `stop-redis` (SIGSTOP, to the pid `redis_pid`).
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from torch import Tensor
 
@@ -23,19 +25,22 @@ from engine.hosted import Hosted
 from engine.pairs import Pair
 from scheduler.messages import Residence
 
-_waiting = [os.environ["FAULT_STEP"]]
+_FILE = Path(os.environ["FAULT_FILE"])
 
 
 def strike(step: str, pair: Pair | None = None) -> None:
-    """The fault, if this is its step."""
-    if step not in _waiting:
+    """The fault, if there is one and this is its step."""
+    if not _FILE.exists():
         return
-    _waiting.clear()
-    match os.environ["FAULT"]:
+    order = json.loads(_FILE.read_text())
+    if order["step"] != step:
+        return
+    _FILE.unlink()
+    match order["fault"]:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case "stop-redis":
-            os.kill(int(os.environ["REDIS_PID"]), signal.SIGSTOP)
+            os.kill(order["redis_pid"], signal.SIGSTOP)
         case "cut":
             assert pair is not None
             pair.close()

@@ -1,18 +1,22 @@
 """Whatever happens at whatever step of a migration: one owner, and the client gets every chunk once.
 
-Two real engines, one of them `tests.engine.faulty_engine`; the test is the leader and the gateway.
+Two real engines, both `tests.engine.faulty_engine`; the test is the leader and the gateway. Engines that a
+test leaves alive serve the next one too.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
+import json
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from scheduler.messages import (
@@ -23,6 +27,7 @@ from scheduler.messages import (
     Phase,
     PromptInput,
     Refused,
+    SessionId,
     SessionRecord,
 )
 from scheduler.store import Store, StoreUnavailable
@@ -30,18 +35,11 @@ from tests.cluster import is_running, until
 from tests.engine.conftest import random_weights  # noqa: F401 - a fixture
 from tests.engine.link_client import LinkClient
 from tests.engine.process import EngineProcess, config, place
-from tests.scheduler.conftest import (
-    E1,
-    E2,
-    S1,
-    RedisServer,
-    cluster,  # noqa: F401 - a fixture
-    lead,
-    own_redis,  # noqa: F401 - a fixture
-)
+from tests.scheduler.conftest import RedisServer, start_redis
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
 LIMIT_MS = 8_000
+SOURCE, TARGET = "source", "target"
 
 
 @dataclass
@@ -49,6 +47,7 @@ class Client:
     """Follows the session from owner to owner, as a gateway does."""
 
     store: Store
+    session: SessionId
     next_seq: int = 0
     next_frame: int = 0
     seen: list[tuple[int, EngineId, int]] = field(default_factory=list)
@@ -58,7 +57,7 @@ class Client:
         """Take chunks until cancelled. A chunk is taken when it is complete and the next one."""
         while True:
             try:
-                record = await self.store.get_session(S1)
+                record = await self.store.get_session(self.session)
                 if record is not None and record.engine is not None and record.opened:
                     engine = await self.store.get_engine(record.engine)
                     assert engine is not None
@@ -69,7 +68,7 @@ class Client:
 
     async def _watch(self, link: LinkClient, record: SessionRecord) -> None:
         try:
-            await link.subscribe(S1, self.next_seq, epoch=record.epoch, next_frame=self.next_frame)
+            await link.subscribe(self.session, self.next_seq, epoch=record.epoch, next_frame=self.next_frame)
             while True:
                 message = await link.receive()
                 if isinstance(message, Moved | Refused):
@@ -82,10 +81,51 @@ class Client:
                     assert record.engine is not None
                     self.seen.append((message.seq, record.engine, message.epoch))
                     self.next_seq, self.next_frame = message.seq + 1, self.next_frame + 12
-                    credit = Credit(session=S1, controller_epoch=1, seq=message.seq, buffer_ms=0)
+                    credit = Credit(session=self.session, controller_epoch=1, seq=message.seq, buffer_ms=0)
                     await link.send(credit)
         finally:
             await link.close()
+
+
+@dataclass
+class Engines:
+    """Two live engines, whatever happened to those before them."""
+
+    store: Store
+    redis: RedisServer
+    weights: Path
+    logs: Path
+    alive: list[EngineProcess] = field(default_factory=list)
+    serials: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    async def two(self) -> tuple[EngineProcess, EngineProcess]:
+        self.alive = [engine for engine in self.alive if engine.agent.returncode is None]
+        missing = range(2 - len(self.alive))
+        self.alive += await asyncio.gather(*(self._start(EngineId(self._name())) for _ in missing))
+        for engine in self.alive:
+            await engine.ready(self.store)
+        first, second = self.alive
+        return first, second
+
+    def _name(self) -> str:
+        return f"e_{next(self.serials):08x}"
+
+    async def _start(self, engine: EngineId) -> EngineProcess:
+        settings = config(self.redis.url, "steps", self.weights, engine=engine)
+        log = self.logs / f"{engine}.log"
+        faults = str(self.fault_file(engine))
+        return await EngineProcess.start(
+            settings, log, module="tests.engine.faulty_engine", FAULT_FILE=faults
+        )
+
+    def fault_file(self, engine: EngineId) -> Path:
+        return self.logs / f"{engine}.fault"
+
+    def arm(self, engine: EngineId, step: str, fault: str) -> None:
+        """Let something happen to it; see `tests.engine.faulty_engine`."""
+        assert self.redis.process is not None
+        order = {"step": step, "fault": fault, "redis_pid": self.redis.process.pid}
+        self.fault_file(engine).write_text(json.dumps(order))
 
 
 @dataclass
@@ -94,25 +134,32 @@ class Stage:
 
     store: Store
     redis: RedisServer
-    engines: dict[EngineId, EngineProcess]
+    source: EngineProcess
+    target: EngineProcess
+    session: SessionId
     term: int
     client: Client
 
-    async def begin(self) -> None:
+    async def begin(self, number: int = 1) -> None:
         await until(lambda: self.client.next_seq >= 2)
         await self.store.begin_migration(
-            S1, E2, expect_epoch=1, term=self.term, migration_id="m_1", limit_ms=LIMIT_MS
+            self.session,
+            self.target.id,
+            expect_epoch=1,
+            term=self.term,
+            migration_id=f"m_{self.session}_{number}",
+            limit_ms=LIMIT_MS,
         )
 
     async def record(self) -> SessionRecord:
-        found = await self.store.get_session(S1)
+        found = await self.store.get_session(self.session)
         assert found is not None
         return found
 
     async def over(self) -> SessionRecord:
         """The record once the migration is neither committed nor called off any more."""
         while (found := await self.record()).in_flight is not None:
-            await self.store.call_off_migration(S1, term=self.term)
+            await self.store.call_off_migration(self.session, term=self.term)
             await asyncio.sleep(0.1)  # as a leader's tick
         return found
 
@@ -127,105 +174,127 @@ class Stage:
 
 
 class Script:
-    """Starts a stage with a fault."""
+    """Puts a session on the first of two engines, with a fault in one of them."""
 
-    def __init__(self, store: Store, redis: RedisServer, name: str, weights: Path, logs: Path) -> None:
-        self._args = (redis.url, name, weights)
-        self._store, self._redis, self._logs = store, redis, logs
-        self._engines: dict[EngineId, EngineProcess] = {}
+    def __init__(self, engines: Engines, session: SessionId, term: int) -> None:
+        self._engines, self._session, self._term = engines, session, term
         self._following: asyncio.Task[None] | None = None
+        self._client = Client(engines.store, session)
 
-    async def start(self, faulty: EngineId, step: str, fault: str) -> Stage:
-        assert self._redis.process is not None
-        for engine in (E1, E2):
-            variables = {"FAULT_STEP": step, "FAULT": fault, "REDIS_PID": str(self._redis.process.pid)}
-            is_faulty = engine == faulty
-            self._engines[engine] = await EngineProcess.start(
-                config(*self._args, engine=engine),
-                self._logs / f"{engine}.log",
-                module="tests.engine.faulty_engine" if is_faulty else "engine",
-                **(variables if is_faulty else {}),
-            )
-        for process in self._engines.values():
-            await process.ready(self._store)
-        term = await lead(self._store)
-        client = Client(self._store)
-        await place(self._store, E1, S1, term=term)
-        self._following = asyncio.create_task(client.follow())
-        return Stage(self._store, self._redis, self._engines, term, client)
+    async def start(self, faulty: str, step: str, fault: str) -> Stage:
+        engines, session = self._engines, self._session
+        source, target = await engines.two()
+        engines.arm(source.id if faulty == SOURCE else target.id, step, fault)
+        await place(engines.store, source.id, session, term=self._term)
+        self.follow()
+        return Stage(engines.store, engines.redis, source, target, session, self._term, self._client)
+
+    def follow(self) -> None:
+        """Begin to follow the session, or begin anew."""
+        if self._following is not None:
+            self._following.cancel()
+        self._following = asyncio.create_task(self._client.follow())
 
     async def end(self) -> None:
-        assert self._redis.process is not None
-        self._redis.process.send_signal(signal.SIGCONT)
+        engines = self._engines
+        assert engines.redis.process is not None
+        engines.redis.process.send_signal(signal.SIGCONT)
         if self._following is not None:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
-        for process in self._engines.values():
-            await process.kill()
+            await engines.store.close_session(self._session, "the test has ended")
+        for engine in engines.alive:
+            if engine.agent.returncode is not None:
+                await engines.store.lose_engine(engine.id, term=self._term, reason="killed")
 
 
-@pytest.fixture
-async def script(
-    own_redis: RedisServer,  # noqa: F811
-    cluster: str,  # noqa: F811
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RedisServer]:
+    """A server that these tests may stop."""
+    yield from start_redis()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engines(
+    redis: RedisServer,
     random_weights: Path,  # noqa: F811
-    tmp_path: Path,
-) -> AsyncIterator[Script]:
-    store = await Store.connect(own_redis.url, cluster=cluster)
-    script = Script(store, own_redis, cluster, random_weights, tmp_path)
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[Engines]:
+    store = await Store.connect(redis.url, cluster="steps")
+    engines = Engines(store, redis, random_weights, tmp_path_factory.mktemp("steps"))
+    yield engines
+    for engine in engines.alive:
+        await engine.kill()
+    await store.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def term(engines: Engines) -> int:
+    """The test is the leader for as long as it takes."""
+    term = await engines.store.acquire_lease("test", 3_600_000)
+    assert term is not None
+    return term
+
+
+_sessions = itertools.count(1)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def script(engines: Engines, term: int) -> AsyncIterator[Script]:
+    script = Script(engines, SessionId(f"s_{next(_sessions):016x}"), term)
     yield script
     await script.end()
-    await store.close()
 
 
 @pytest.mark.parametrize("step", ["send:frames", "send:final", "commit", "committed", "send:committed"])
 async def test_source_killed(script: Script, step: str) -> None:
     """Before the commit recovery places it anew; after it the target goes on with what it has."""
-    stage = await script.start(E1, step, "kill")
+    stage = await script.start(SOURCE, step, "kill")
     await stage.begin()
-    await stage.engines[E1].exit_status()
-    await stage.store.lose_engine(E1, term=stage.term, reason="killed")
+    await stage.source.exit_status()
+    await stage.store.lose_engine(stage.source.id, term=stage.term, reason="killed")
     record = await stage.over()
     is_committed = step in ("committed", "send:committed")
     if not is_committed:
         assert (record.phase, record.epoch) == (Phase.QUEUED, 2)
-        await stage.store.place_session(S1, E2, expect_epoch=2, term=stage.term)
+        await stage.store.place_session(stage.session, stage.target.id, expect_epoch=2, term=stage.term)
     await stage.goes_on()
-    assert ((await stage.record()).engine, (await stage.record()).epoch) == (E2, 2 if is_committed else 3)
+    record = await stage.record()
+    assert (record.engine, record.epoch) == (stage.target.id, 2 if is_committed else 3)
 
 
 @pytest.mark.parametrize("step", ["send:ready", "send:verified"])
 async def test_target_killed(script: Script, step: str) -> None:
     """The source goes on; the session's owner never changes."""
-    stage = await script.start(E2, step, "kill")
+    stage = await script.start(TARGET, step, "kill")
     await stage.begin()
-    await stage.engines[E2].exit_status()
+    await stage.target.exit_status()
     record = await stage.over()
-    assert (record.engine, record.epoch, record.failed_moves) == (E1, 1, 1)
+    assert (record.engine, record.epoch, record.failed_moves) == (stage.source.id, 1, 1)
     await stage.goes_on()
 
 
 @pytest.mark.parametrize(
-    ("faulty", "step"), [(E1, "send:frames"), (E1, "send:final"), (E2, "send:ready"), (E2, "send:verified")]
+    ("faulty", "step"),
+    [(SOURCE, "send:frames"), (SOURCE, "send:final"), (TARGET, "send:ready"), (TARGET, "send:verified")],
 )
-async def test_link_cut(script: Script, faulty: EngineId, step: str) -> None:
+async def test_link_cut(script: Script, faulty: str, step: str) -> None:
     """The source goes on, and the next migration, over a fresh group, succeeds."""
     stage = await script.start(faulty, step, "cut")
     await stage.begin()
     record = await stage.over()
-    assert (record.engine, record.epoch) == (E1, 1)
+    assert (record.engine, record.epoch) == (stage.source.id, 1)
     await stage.goes_on()
-    await stage.store.begin_migration(
-        S1, E2, expect_epoch=1, term=stage.term, migration_id="m_2", limit_ms=LIMIT_MS
-    )
-    assert ((await stage.over()).engine, (await stage.record()).epoch) == (E2, 2)
+    await stage.begin(2)
+    assert ((await stage.over()).engine, (await stage.record()).epoch) == (stage.target.id, 2)
     await stage.goes_on()
 
 
 @pytest.mark.parametrize(
-    ("faulty", "step"), [(E1, "send:frames"), (E1, "commit"), (E2, "send:verified"), (E1, "committed")]
+    ("faulty", "step"),
+    [(SOURCE, "send:frames"), (SOURCE, "commit"), (TARGET, "send:verified"), (SOURCE, "committed")],
 )
-async def test_redis_gone(script: Script, faulty: EngineId, step: str) -> None:
+async def test_redis_gone(script: Script, faulty: str, step: str) -> None:
     """It stops for 3 s: afterwards there is one owner, and inputs sent then are applied."""
     stage = await script.start(faulty, step, "stop-redis")
     await stage.begin()
@@ -235,10 +304,12 @@ async def test_redis_gone(script: Script, faulty: EngineId, step: str) -> None:
     await asyncio.sleep(3)  # the outage
     redis.send_signal(signal.SIGCONT)
     record = await stage.over()
-    assert (record.engine, record.epoch) in ((E1, 1), (E2, 2))
-    assert step != "committed" or record.engine == E2
-    await stage.store.append_input(S1, PromptInput(text="a blue square", id="p"), controller_epoch=1)
-    while not (applied := [a.rev for a in await stage.store.applied_history(S1) if a.id == "p"]):
+    assert (record.engine, record.epoch) in ((stage.source.id, 1), (stage.target.id, 2))
+    assert step != "committed" or record.engine == stage.target.id
+    await stage.store.append_input(
+        stage.session, PromptInput(text="a blue square", id="p"), controller_epoch=1
+    )
+    while not (applied := [a.rev for a in await stage.store.applied_history(stage.session) if a.id == "p"]):
         await stage.goes_on(1)
     assert applied == [1]
     await stage.goes_on(2)
@@ -246,21 +317,19 @@ async def test_redis_gone(script: Script, faulty: EngineId, step: str) -> None:
 
 async def test_an_owner_that_was_stopped_writes_nothing(script: Script) -> None:
     """SIGSTOP, re-placement, SIGCONT: the old owner is refused and drops the session."""
-    stage = await script.start(E1, "none", "none")
+    stage = await script.start(SOURCE, "none", "none")
     await until(lambda: stage.client.next_seq >= 2)
-    rank = stage.engines[E1].rank
+    rank = stage.source.rank
     os.kill(rank, signal.SIGSTOP)
-    await stage.store.lose_engine(E1, term=stage.term, reason="silent")
-    await stage.store.place_session(S1, E2, expect_epoch=2, term=stage.term)
+    await stage.store.lose_engine(stage.source.id, term=stage.term, reason="silent")
+    await stage.store.place_session(stage.session, stage.target.id, expect_epoch=2, term=stage.term)
     # Its link hangs with it, so the client is told by the record.
-    assert script._following is not None
-    script._following.cancel()
-    script._following = asyncio.create_task(stage.client.follow())
+    script.follow()
     await stage.goes_on()
     os.kill(rank, signal.SIGCONT)
-    assert await stage.engines[E1].exit_status() != 0  # fenced
+    assert await stage.source.exit_status() != 0  # fenced
     assert not is_running(rank)
     await stage.goes_on()
     record = await stage.record()
-    assert (record.engine, record.epoch) == (E2, 3)
+    assert (record.engine, record.epoch) == (stage.target.id, 3)
     assert {epoch for _, _, epoch in stage.client.seen} == {1, 3}
