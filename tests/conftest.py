@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch import redis_server
-from tests.cluster import Cluster, running_cluster
+from tests.cluster import Cluster, running_cluster, wait_for
 from tests.redis_process import RedisProcess
 
 
@@ -26,13 +26,15 @@ def redis_url() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """A running cluster with two engines, shared: leave its processes alone."""
+    """A running cluster with two engines, shared: who kills processes of it asks for `restored_cluster`."""
     with running_cluster() as running:
         yield running
 
 
 @pytest.fixture
-def fresh_cluster() -> Iterator[Cluster]:
-    """A running cluster with two engines of this test alone."""
-    with running_cluster() as running:
-        yield running
+def restored_cluster(cluster: Cluster) -> Iterator[Cluster]:
+    """The same, for tests that kill some of its processes: it is whole again when the next test begins."""
+    num_processes = len(cluster.pids(""))
+    yield cluster
+    wait_for("all processes", lambda: len(cluster.pids("")) == num_processes)
+    cluster.wait_ready(2)

@@ -36,6 +36,7 @@ export class Decoder {
   #codec = null;
   #waitingForKey = true;
   #pending = new Map(); // ticket -> {tag, fedMs}
+  #gaveMs = 0; // when the newest frame came out
   #nextTicket = 1;
   #failures = 0;
   #preferSoftware = false;
@@ -107,6 +108,7 @@ export class Decoder {
       return;
     }
     this.#failures = 0;
+    this.#gaveMs = performance.now();
     this.#onFrame(frame, entry.tag);
   }
 
@@ -118,9 +120,10 @@ export class Decoder {
     if (this.#failures >= MAX_FAILURES) this.#onFailure();
   }
 
+  /** Whether it keeps frames to itself; one that still gives some, however late, is only slow. */
   #isStuck(nowMs) {
     if (this.#preferSoftware || this.#pending.size <= STUCK_FRAMES) return false;
     const oldest = this.#pending.values().next().value;
-    return nowMs - oldest.fedMs > STUCK_MS;
+    return nowMs - Math.max(oldest.fedMs, this.#gaveMs) > STUCK_MS;
   }
 }

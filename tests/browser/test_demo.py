@@ -95,14 +95,14 @@ def kill(cluster: Cluster, prefix: str) -> None:
 
 
 @pytest.mark.faults
-async def test_killed_gateway_and_engine_are_survived(browser: Browser, fresh_cluster: Cluster) -> None:
+async def test_killed_gateway_and_engine_are_survived(browser: Browser, restored_cluster: Cluster) -> None:
     """kill -9 of the gateway, then of an engine: the page goes on with the same session, every chunk once."""
-    async with tab(browser, fresh_cluster.url) as (page, _):
+    async with tab(browser, restored_cluster.url) as (page, _):
         await begin(page, frames=20)
         session = (await stats(page))["session"]
         for victim in ("gateway-", f"engine-{(await stats(page))['engine']}"):
             seq = (await stats(page))["newestSeq"]
-            kill(fresh_cluster, victim)
+            kill(restored_cluster, victim)
             await until(page, f"turboserve.state === 'generating' && turboserve.seq >= {seq + 4}", LIMIT_S)
         figures = await stats(page)
         assert (figures["session"], figures["gaps"]) == (session, 0)

@@ -86,20 +86,19 @@ class LinkClient:
             if isinstance(message, kind):
                 return message
 
-    async def until_event(self, store: Store, tag: str) -> Event:
-        """The first event of this kind that the cluster knows."""
+    async def until_event(self, store: Store, tag: str, session: SessionId) -> Event:
+        """The first event of this kind about a session that the cluster knows."""
         position = "0-0"
         while True:
             events = await store.read_events(position, block_ms=5_000)
             for _, event in events:
-                if event.type == tag:
+                if event.type == tag and getattr(event, "session", None) == session:
                     return event
             position = events[-1][0] if events else position
 
     async def until_opened(self, store: Store, session: SessionId) -> None:
         """Wait until the session's owner said that it generates."""
-        event = await self.until_event(store, "session_opened")
-        assert getattr(event, "session", None) == session
+        await self.until_event(store, "session_opened", session)
 
     async def chunk(self) -> ChunkPart:
         """Receive until a chunk is complete; returns its last header."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import signal
 import sys
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from engine.config import EngineConfig
@@ -90,6 +92,39 @@ def config(
         link_secret=SECRET,
         **more,  # type: ignore[arg-type]
     )
+
+
+@dataclass
+class Engines:
+    """Live engines for the tests of a module, whatever happened to the ones before."""
+
+    store: Store
+    redis_url: str
+    cluster: str
+    weights: Path
+    logs: Path
+    alive: list[EngineProcess] = field(default_factory=list)
+    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    async def take(self, count: int) -> list[EngineProcess]:
+        """So many engines that are ready: those of earlier tests that still run, and new ones."""
+        self.alive = [engine for engine in self.alive if engine.agent.returncode is None]
+        fresh = [EngineId(f"e_{next(self._numbers):08x}") for _ in range(count - len(self.alive))]
+        self.alive += [await self.start(engine) for engine in fresh]
+        for engine in self.alive:
+            await engine.ready(self.store)
+        return self.alive
+
+    async def start(self, engine: EngineId) -> EngineProcess:
+        """Start one, without waiting for it."""
+        return await EngineProcess.start(self.settings(engine), self.logs / f"{engine}.log")
+
+    def settings(self, engine: EngineId) -> EngineConfig:
+        return config(self.redis_url, self.cluster, self.weights, engine=engine)
+
+    async def kill(self) -> None:
+        for engine in self.alive:
+            await engine.kill()
 
 
 async def place(

@@ -1,6 +1,6 @@
-"""Programs that tests run on several ranks: `torchrun ... rank_program.py NAME FOLDER`.
+"""Programs that tests run on several ranks: `torchrun ... rank_program.py FOLDER NAME...`, one after another.
 
-Each rank writes what it found to FOLDER/<rank>.pt.
+Each rank writes what it found to FOLDER/<name>/<rank>.pt.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from engine.models.shapes.model import TINY, ShapesModel
 from engine.offload import HostPool, slab_bytes
 from engine.passes import PassRun
 from engine.progress import Progress
-from engine.ranks import Alone, RankGroup, Ranks, RanksLost, leave
+from engine.ranks import RankGroup, Ranks, RanksLost, leave
 from engine.steering import LogEntry, Steering
 from scheduler.messages import PromptInput, ResetInput, Residence, SessionId
 
@@ -235,15 +235,17 @@ def death(ranks: Ranks) -> dict[str, object]:
 
 
 PROGRAMS = {program.__name__: program for program in (plain, offload, memory, death)}
+"""The last one leaves too few ranks for any other."""
 
 
-def main(name: str, folder: str) -> None:
+def main(folder: str, *names: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
-    alone = distributed.get_world_size() == 1
-    ranks = Alone() if alone else RankGroup(device=torch.device("cpu"), timeout_s=TIMEOUT_S)
-    found = PROGRAMS[name](ranks)
-    torch.save(found, Path(folder) / f"{ranks.rank}.pt")
+    for name in names:
+        ranks = RankGroup(device=torch.device("cpu"), timeout_s=TIMEOUT_S)
+        found = PROGRAMS[name](ranks)
+        (Path(folder) / name).mkdir(exist_ok=True)
+        torch.save(found, Path(folder) / name / f"{ranks.rank}.pt")
     leave()
 
 

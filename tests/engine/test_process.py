@@ -1,7 +1,11 @@
-"""A real engine process under torchrun, with a real Redis and a link client."""
+"""A real engine process under torchrun, with a real Redis and a link client.
+
+An engine that a test leaves alive serves the next one too.
+"""
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -9,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from scheduler.messages import (
     Applied,
@@ -18,62 +23,78 @@ from scheduler.messages import (
     Phase,
     PromptInput,
     SessionId,
-    SessionRecord,
     Stop,
     Subscribed,
 )
 from scheduler.store import Store
 from tests.engine.edges import until
 from tests.engine.link_client import LinkClient
-from tests.engine.process import EngineProcess, config, ended, place
-from tests.scheduler.conftest import RedisServer, lead
+from tests.engine.process import EngineProcess, Engines, config, ended, place
+from tests.scheduler.conftest import RedisServer
 
-pytestmark = pytest.mark.faults
-S1 = SessionId("s_0000000000000001")
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
 
 
 @dataclass
 class Served:
-    """An engine that serves, and a link to it."""
+    """An engine that serves, a link to it, and the test's session."""
 
     store: Store
     engine: EngineProcess
     link: LinkClient
     term: int
+    session: SessionId
 
-    async def place(self, session: SessionId = S1) -> int:
-        return await place(self.store, self.engine.id, session, term=self.term)
+    async def subscribe(self) -> None:
+        """Place the session and follow it."""
+        epoch = await place(self.store, self.engine.id, self.session, term=self.term)
+        await self.link.until_opened(self.store, self.session)
+        await self.link.subscribe(self.session, epoch=epoch)
 
-    async def record(self, session: SessionId = S1) -> SessionRecord:
-        found = await self.store.get_session(session)
-        assert found is not None
-        return found
+    async def ack(self, seq: int) -> None:
+        await self.link.send(Credit(session=self.session, controller_epoch=1, seq=seq, buffer_ms=0.0))
 
 
-@pytest.fixture
-async def served(
-    store: Store, redis_url: str, cluster: str, random_weights: Path, tmp_path: Path
-) -> AsyncIterator[Served]:
-    """An engine with random weights that is ready."""
-    engine = await EngineProcess.start(config(redis_url, cluster, random_weights), tmp_path / "engine.log")
-    try:
-        record = await engine.ready(store)
-        link = await LinkClient.open(record.url)
-        yield Served(store=store, engine=engine, link=link, term=await lead(store))
-        await link.close()
-    finally:
-        await engine.kill()
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engines(
+    redis_server: RedisServer, random_weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Engines]:
+    """Engines with random weights."""
+    store = await Store.connect(redis_server.url, cluster="process")
+    engines = Engines(store, redis_server.url, "process", random_weights, tmp_path_factory.mktemp("process"))
+    yield engines
+    await engines.kill()
+    await store.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def term(engines: Engines) -> int:
+    """The test is the leader for as long as it takes."""
+    term = await engines.store.acquire_lease("test", 3_600_000)
+    assert term is not None
+    return term
+
+
+_numbers = itertools.count(1)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def served(engines: Engines, term: int) -> AsyncIterator[Served]:
+    (engine,) = await engines.take(1)
+    record = await engine.ready(engines.store)
+    link = await LinkClient.open(record.url)
+    session = SessionId(f"s_{next(_numbers):016x}")
+    yield Served(store=engines.store, engine=engine, link=link, term=term, session=session)
+    await link.close()
 
 
 async def test_a_placed_session_streams_chunks_that_decode(served: Served) -> None:
     """Subscribing from 0 gives Subscribed, the start prompt's Applied, then contiguous decodable chunks."""
-    epoch = await served.place()
-    await served.link.until_opened(served.store, S1)
-    await served.link.subscribe(S1, epoch=epoch)
+    await served.subscribe()
     chunks = []
     for seq in range(4):
         chunks.append(await served.link.chunk())
-        await served.link.send(Credit(session=S1, controller_epoch=1, seq=seq, buffer_ms=0.0))
+        await served.ack(seq)
     assert isinstance(served.link.order[0], Subscribed)
     assert isinstance(served.link.order[1], Applied) and served.link.order[1].rev == 0
     assert [chunk.seq for chunk in chunks] == [0, 1, 2, 3]
@@ -83,18 +104,18 @@ async def test_a_placed_session_streams_chunks_that_decode(served: Served) -> No
 
 async def test_a_prompt_from_the_log_is_applied_and_recorded(served: Served) -> None:
     """A prompt appended by a gateway comes back as Applied before its chunk, and its record is in Redis."""
-    epoch = await served.place()
-    await served.link.until_opened(served.store, S1)
-    await served.link.subscribe(S1, epoch=epoch)
+    await served.subscribe()
     await served.link.chunk()
-    await served.store.append_input(S1, PromptInput(text="a blue square", id="p1"), controller_epoch=1)
-    await served.link.send(Credit(session=S1, controller_epoch=1, seq=0, buffer_ms=0.0))
+    await served.store.append_input(
+        served.session, PromptInput(text="a blue square", id="p1"), controller_epoch=1
+    )
+    await served.ack(0)
     applied = await served.link.until(Applied)
     while applied.id != "p1":
         applied = await served.link.until(Applied)
-        await served.link.send(Credit(session=S1, controller_epoch=1, seq=applied.seq - 1, buffer_ms=0.0))
+        await served.ack(applied.seq - 1)
     chunk = await served.link.chunk()
-    history = await served.store.applied_history(S1)
+    history = await served.store.applied_history(served.session)
     assert (applied.rev, chunk.seq, chunk.rev) == (1, applied.seq, 1)
     assert [(record.id, record.rev, record.seq) for record in history] == [
         (None, 0, 0),
@@ -104,21 +125,18 @@ async def test_a_prompt_from_the_log_is_applied_and_recorded(served: Served) -> 
 
 async def test_stop_closes_the_session_record(served: Served) -> None:
     """Stop is answered by Closed, and the record becomes closed."""
-    epoch = await served.place()
-    await served.link.until_opened(served.store, S1)
-    await served.link.subscribe(S1, epoch=epoch)
-    await served.link.send(Stop(session=S1, controller_epoch=1))
+    await served.subscribe()
+    await served.link.send(Stop(session=served.session, controller_epoch=1))
     closed = await served.link.until(Closed)
-    await served.link.until_event(served.store, "session_closed")
-    record = await served.record()
+    await served.link.until_event(served.store, "session_closed", served.session)
+    record = await served.store.get_session(served.session)
+    assert record is not None
     assert (closed.reason, record.phase, record.reason) == ("stopped", Phase.CLOSED, "stopped")
 
 
 async def test_sigterm_to_the_rank_ends_everything_with_status_0(served: Served) -> None:
     """SIGTERM finishes in order: the engine's record is gone and torchrun exits 0."""
-    epoch = await served.place()
-    await served.link.until_opened(served.store, S1)
-    await served.link.subscribe(S1, epoch=epoch)
+    await served.subscribe()
     await served.link.chunk()
     os.kill(served.engine.rank, signal.SIGTERM)
     assert await served.engine.exit_status() == 0, served.engine.log.read_text()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,42 +12,40 @@ import pytest
 import torch
 
 from engine.models.shapes.model import TINY, ShapesModel
-from engine.ranks import check_split
+from engine.ranks import Alone, check_split
 from scheduler.messages import Credit
 from scheduler.store import Store
 from tests.engine.link_client import LinkClient
 from tests.engine.process import EngineProcess, config, ended, place, torchrun
-from tests.engine.rank_program import CHUNKS
-from tests.engine.test_process import S1
-from tests.scheduler.conftest import lead
+from tests.engine.rank_program import CHUNKS, PROGRAMS, plain
+from tests.scheduler.conftest import S1, lead
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
 PROGRAM = Path(__file__).parent / "rank_program.py"
 TOLERANCE = 1e-5
 """float32: GEMMs over other numbers of tokens may add in another order."""
 Found = dict[str, Any]
+Ranks = dict[int, Found]
 
 
-@pytest.fixture(scope="session")
-def run_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[int, Found]]:
-    """Run a program of `rank_program.py` on so many ranks; what each of them found. Each case runs once."""
-    cases: dict[tuple[str, int], dict[int, Found]] = {}
+@pytest.fixture(scope="module")
+def alone() -> Found:
+    """What `plain` finds without other ranks."""
+    return plain(Alone())
 
-    def run(name: str, ranks: int) -> dict[int, Found]:
-        if (name, ranks) not in cases:
-            folder = tmp_path_factory.mktemp(name)
-            command = [*torchrun(ranks), str(PROGRAM), name, str(folder)]
-            environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-            ended = subprocess.run(
-                command, env=environment, capture_output=True, text=True, timeout=110, check=False
-            )
-            assert ended.returncode == 0, ended.stderr[-3000:]
-            cases[name, ranks] = {
-                int(path.stem): torch.load(path, weights_only=True) for path in folder.glob("*.pt")
-            }
-        return cases[name, ranks]
 
-    return run
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ranks]:
+    """What each of two ranks finds, by program of `rank_program.py`: one job for all of them."""
+    folder = tmp_path_factory.mktemp("ranks")
+    command = [*torchrun(2), str(PROGRAM), str(folder), *PROGRAMS]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return {
+        name: {int(path.stem): torch.load(path, weights_only=True) for path in (folder / name).glob("*.pt")}
+        for name in PROGRAMS
+    }
 
 
 def assert_equal_latents(found: Found, expected: Found) -> None:
@@ -57,44 +54,41 @@ def assert_equal_latents(found: Found, expected: Found) -> None:
         torch.testing.assert_close(found["latents"][session], latents, rtol=0, atol=TOLERANCE)
 
 
-def test_two_ranks_make_what_one_makes(run_ranks: Callable[..., dict[int, Found]]) -> None:
+def test_two_ranks_make_what_one_makes(alone: Found, both: dict[str, Ranks]) -> None:
     """Every chunk of three sessions with a prompt change and a reset; each rank holds half of the heads."""
-    (alone,), both = run_ranks("plain", 1).values(), run_ranks("plain", 2)
-    assert (alone["heads"], [both[rank]["heads"] for rank in (0, 1)]) == (2, [1, 1])
-    assert_equal_latents(both[0], alone)
-    assert both[0]["applied"] == alone["applied"] and len(alone["applied"]) == 5
+    first, second = both["plain"][0], both["plain"][1]
+    assert (alone["heads"], first["heads"], second["heads"]) == (2, 1, 1)
+    assert_equal_latents(first, alone)
+    assert first["applied"] == alone["applied"] and len(alone["applied"]) == 5
 
 
-def test_both_ranks_run_the_same_plan(run_ranks: Callable[..., dict[int, Found]]) -> None:
+def test_both_ranks_run_the_same_plan(both: dict[str, Ranks]) -> None:
     """Batch for batch, and their latents are equal to the bit."""
-    both = run_ranks("plain", 2)
-    assert both[0]["batches"] == both[1]["batches"]
-    assert any(len(batch) > 1 for batch in both[0]["batches"])
-    for session, latents in both[0]["latents"].items():
-        assert torch.equal(latents, both[1]["latents"][session])
+    first, second = both["plain"][0], both["plain"][1]
+    assert first["batches"] == second["batches"]
+    assert any(len(batch) > 1 for batch in first["batches"])
+    for session, latents in first["latents"].items():
+        assert torch.equal(latents, second["latents"][session])
 
 
-def test_sessions_leave_their_slots_and_come_back_on_both_ranks(
-    run_ranks: Callable[..., dict[int, Found]],
-) -> None:
+def test_sessions_leave_their_slots_and_come_back_on_both_ranks(alone: Found, both: dict[str, Ranks]) -> None:
     """Each rank's heads to its own host memory; no pass runs on one rank while the other still copies."""
-    (alone,), both = run_ranks("plain", 1).values(), run_ranks("offload", 2)
-    assert both[0]["resided"] == ["offloaded", "resident"] * 3
-    assert both[0]["resided"] == both[1]["resided"] and both[0]["batches"] == both[1]["batches"]
-    assert_equal_latents(both[0], alone)
+    first, second = both["offload"][0], both["offload"][1]
+    assert first["resided"] == ["offloaded", "resident"] * 3
+    assert first["resided"] == second["resided"] and first["batches"] == second["batches"]
+    assert_equal_latents(first, alone)
 
 
-def test_one_rank_out_of_memory_halves_the_batch_on_all(run_ranks: Callable[..., dict[int, Found]]) -> None:
+def test_one_rank_out_of_memory_halves_the_batch_on_all(alone: Found, both: dict[str, Ranks]) -> None:
     """In the middle of a pass; the other does not wait for it, and the chunks are what they should be."""
-    (alone,), both = run_ranks("plain", 1).values(), run_ranks("memory", 2)
     for rank in (0, 1):
-        assert both[rank]["regular"].count(False) >= 1
-        assert_equal_latents(both[rank], alone)
+        assert both["memory"][rank]["regular"].count(False) >= 1
+        assert_equal_latents(both["memory"][rank], alone)
 
 
-def test_a_dead_rank_is_noticed_by_the_other(run_ranks: Callable[..., dict[int, Found]]) -> None:
+def test_a_dead_rank_is_noticed_by_the_other(both: dict[str, Ranks]) -> None:
     """It ends in the middle of a pass without a word."""
-    found = run_ranks("death", 2)
+    found = both["death"]
     assert list(found) == [0] and "collective operation failed" in found[0]["lost"]
 
 

@@ -34,7 +34,7 @@ from scheduler.store import Store, StoreUnavailable
 from tests.cluster import is_running, until
 from tests.engine.conftest import random_weights  # noqa: F401 - a fixture
 from tests.engine.link_client import LinkClient
-from tests.engine.process import EngineProcess, config, place
+from tests.engine.process import EngineProcess, Engines, place
 from tests.scheduler.conftest import RedisServer, start_redis
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
@@ -87,45 +87,21 @@ class Client:
             await link.close()
 
 
-@dataclass
-class Engines:
-    """Two live engines, whatever happened to those before them."""
+class FaultyEngines(Engines):
+    """Engines to which something happens where a test wants it."""
 
-    store: Store
-    redis: RedisServer
-    weights: Path
-    logs: Path
-    alive: list[EngineProcess] = field(default_factory=list)
-    serials: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    async def start(self, engine: EngineId) -> EngineProcess:
+        faults, log = str(self._faults(engine)), self.logs / f"{engine}.log"
+        module = "tests.engine.faulty_engine"
+        return await EngineProcess.start(self.settings(engine), log, module=module, FAULT_FILE=faults)
 
-    async def two(self) -> tuple[EngineProcess, EngineProcess]:
-        self.alive = [engine for engine in self.alive if engine.agent.returncode is None]
-        missing = range(2 - len(self.alive))
-        self.alive += await asyncio.gather(*(self._start(EngineId(self._name())) for _ in missing))
-        for engine in self.alive:
-            await engine.ready(self.store)
-        first, second = self.alive
-        return first, second
+    def arm(self, engine: EngineId, step: str, fault: str, redis_pid: int) -> None:
+        """See `tests.engine.faulty_engine`."""
+        order = {"step": step, "fault": fault, "redis_pid": redis_pid}
+        self._faults(engine).write_text(json.dumps(order))
 
-    def _name(self) -> str:
-        return f"e_{next(self.serials):08x}"
-
-    async def _start(self, engine: EngineId) -> EngineProcess:
-        settings = config(self.redis.url, "steps", self.weights, engine=engine)
-        log = self.logs / f"{engine}.log"
-        faults = str(self.fault_file(engine))
-        return await EngineProcess.start(
-            settings, log, module="tests.engine.faulty_engine", FAULT_FILE=faults
-        )
-
-    def fault_file(self, engine: EngineId) -> Path:
+    def _faults(self, engine: EngineId) -> Path:
         return self.logs / f"{engine}.fault"
-
-    def arm(self, engine: EngineId, step: str, fault: str) -> None:
-        """Let something happen to it; see `tests.engine.faulty_engine`."""
-        assert self.redis.process is not None
-        order = {"step": step, "fault": fault, "redis_pid": self.redis.process.pid}
-        self.fault_file(engine).write_text(json.dumps(order))
 
 
 @dataclass
@@ -176,18 +152,20 @@ class Stage:
 class Script:
     """Puts a session on the first of two engines, with a fault in one of them."""
 
-    def __init__(self, engines: Engines, session: SessionId, term: int) -> None:
-        self._engines, self._session, self._term = engines, session, term
+    def __init__(self, engines: FaultyEngines, redis: RedisServer, session: SessionId, term: int) -> None:
+        self._engines, self._redis, self._session, self._term = engines, redis, session, term
         self._following: asyncio.Task[None] | None = None
         self._client = Client(engines.store, session)
 
     async def start(self, faulty: str, step: str, fault: str) -> Stage:
         engines, session = self._engines, self._session
-        source, target = await engines.two()
-        engines.arm(source.id if faulty == SOURCE else target.id, step, fault)
+        source, target = await engines.take(2)
+        assert self._redis.process is not None
+        armed = source if faulty == SOURCE else target
+        engines.arm(armed.id, step, fault, self._redis.process.pid)
         await place(engines.store, source.id, session, term=self._term)
         self.follow()
-        return Stage(engines.store, engines.redis, source, target, session, self._term, self._client)
+        return Stage(engines.store, self._redis, source, target, session, self._term, self._client)
 
     def follow(self) -> None:
         """Begin to follow the session, or begin anew."""
@@ -196,16 +174,15 @@ class Script:
         self._following = asyncio.create_task(self._client.follow())
 
     async def end(self) -> None:
-        engines = self._engines
-        assert engines.redis.process is not None
-        engines.redis.process.send_signal(signal.SIGCONT)
+        assert self._redis.process is not None
+        self._redis.process.send_signal(signal.SIGCONT)
         if self._following is not None:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
-            await engines.store.close_session(self._session, "the test has ended")
-        for engine in engines.alive:
+            await self._engines.store.close_session(self._session, "the test has ended")
+        for engine in self._engines.alive:
             if engine.agent.returncode is not None:
-                await engines.store.lose_engine(engine.id, term=self._term, reason="killed")
+                await self._engines.store.lose_engine(engine.id, term=self._term, reason="killed")
 
 
 @pytest.fixture(scope="module")
@@ -219,29 +196,28 @@ async def engines(
     redis: RedisServer,
     random_weights: Path,  # noqa: F811
     tmp_path_factory: pytest.TempPathFactory,
-) -> AsyncIterator[Engines]:
+) -> AsyncIterator[FaultyEngines]:
     store = await Store.connect(redis.url, cluster="steps")
-    engines = Engines(store, redis, random_weights, tmp_path_factory.mktemp("steps"))
+    engines = FaultyEngines(store, redis.url, "steps", random_weights, tmp_path_factory.mktemp("steps"))
     yield engines
-    for engine in engines.alive:
-        await engine.kill()
+    await engines.kill()
     await store.close()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def term(engines: Engines) -> int:
+async def term(engines: FaultyEngines) -> int:
     """The test is the leader for as long as it takes."""
     term = await engines.store.acquire_lease("test", 3_600_000)
     assert term is not None
     return term
 
 
-_sessions = itertools.count(1)
+_numbers = itertools.count(1)
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def script(engines: Engines, term: int) -> AsyncIterator[Script]:
-    script = Script(engines, SessionId(f"s_{next(_sessions):016x}"), term)
+async def script(engines: FaultyEngines, redis: RedisServer, term: int) -> AsyncIterator[Script]:
+    script = Script(engines, redis, SessionId(f"s_{next(_numbers):016x}"), term)
     yield script
     await script.end()
 

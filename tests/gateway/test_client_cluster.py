@@ -105,12 +105,12 @@ async def test_recording_has_exactly_its_frames(cluster: Cluster, tmp_path: Path
 
 
 @pytest.mark.faults
-async def test_killed_gateway_leaves_no_gap(fresh_cluster: Cluster) -> None:
+async def test_killed_gateway_leaves_no_gap(restored_cluster: Cluster) -> None:
     """kill -9 of the gateway: the client attaches again, chunks contiguous, a prompt sent meanwhile kept."""
-    async with connect(fresh_cluster.url) as client:
+    async with connect(restored_cluster.url) as client:
         session = await client.start(RED_ON_BLUE, seed=1, mode="recorder")
         chunks = await take(session, 3)
-        os.kill(min(fresh_cluster.pids("gateway-").values()), signal.SIGKILL)
+        os.kill(min(restored_cluster.pids("gateway-").values()), signal.SIGKILL)
         steering = asyncio.create_task(session.prompt(YELLOW_ON_GREEN))
         while not steering.done() or chunks[-1].seq < steering.result().seq:
             chunks += await take(session, 1)
