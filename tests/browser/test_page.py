@@ -9,6 +9,7 @@ from playwright.async_api import Browser, Page
 
 from tests.browser.driver import NARROW, WIDE, ask, pixels, share, stats, tab, until
 from tests.browser.stream_server import FPS, StreamServer, say, say_state
+from tests.cluster import until as until_here
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
@@ -70,6 +71,7 @@ async def test_lost_connection_is_survived_without_a_gap(browser: Browser, serve
         await begin(page)
         for attaches in (1, 2):
             server.abort_all()
+            await until_here(lambda attaches=attaches: server.attaches == attaches)  # type: ignore[misc]
             await until(page, f"turboserve.state === 'generating' && turboserve.seq >= {attaches * 3}")
             assert server.attaches == attaches
         figures = await stats(page)
@@ -115,6 +117,7 @@ async def test_chunks_sent_twice_are_played_once(browser: Browser, server: Strea
     async with tab(browser, server.url) as (page, _):
         await begin(page)
         server.abort_all()
+        await until_here(lambda: server.attaches == 1)
         await until(page, "turboserve.seq >= 4")
         assert server.attaches == 1
         await assert_each_frame_shown_once(page)
