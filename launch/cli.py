@@ -96,14 +96,10 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "doctor": Command(run=work.run_doctor, help="check what a cluster needs", configs=(UpConfig,)),
 }
 
-_LATER: Final[Mapping[str, str]] = {
-    "model": "managing models comes with the large models",
-}
-"""Commands whose names are taken and that do nothing yet."""
-
 _ALONE: Final[Mapping[str, tuple[str, str]]] = {
     "simulate": ("launch.simulate_cmd", "run a policy over a trace without a cluster"),
     "trace": ("launch.trace_cmd", "look at traces, and make them"),
+    "model": ("launch.model_cmd", "bring in published checkpoints, list and check models"),
     "evaluate": ("launch.evaluation.run", "compare all policies over traces, sizes and profiles"),
 }
 """Commands that share no settings with a cluster: (module whose `main` parses the rest, help)."""
@@ -112,8 +108,6 @@ _ALONE: Final[Mapping[str, tuple[str, str]]] = {
 def main(arguments: Sequence[str] | None = None, *, commands: Mapping[str, Command] = COMMANDS) -> int:
     """Run `turboserve`. Exit status: 0 done, 1 it failed, 2 a wrong command line or setting."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments and arguments[0] in _LATER:
-        return _fail(f"turboserve {arguments[0]} is not in this version: {_LATER[arguments[0]]}", 2)
     name = arguments[0] if arguments else ""
     try:
         if name in _ALONE:

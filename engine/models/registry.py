@@ -24,8 +24,10 @@ from engine.models.shapes.model import (
     SHAPES_LARGE,
     ShapesConfig,
     ShapesModel,
-    WeightsError,
 )
+from engine.models.wan.config import PRESETS as WAN_PRESETS
+from engine.models.wan.config import WanConfig
+from engine.models.weights import WeightsError
 
 __all__ = ["GROUP", "MODELS", "Loader", "WeightsError", "load_model", "model_names"]
 
@@ -60,10 +62,17 @@ def _load_shapes(
     return ShapesModel.from_tensors(tensors, digest, config=config, device=device, dtype=dtype)
 
 
+def _load_wan(config: WanConfig, device: torch.device, weights: Path | None) -> CausalVideoModel:
+    from engine.models.wan.folder import load_wan  # nobody else waits for it
+
+    return load_wan(config, device, weights)
+
+
 MODELS: Final[Mapping[str, Loader]] = {
     "shapes": partial(_load_shapes, SHAPES, _WEIGHTS / "shapes.safetensors"),
     "shapes-fast": partial(_load_shapes, SHAPES_FAST, _WEIGHTS / "shapes.safetensors"),
     "shapes-large": partial(_load_shapes, SHAPES_LARGE, None),
+    **{name: partial(_load_wan, config) for name, config in WAN_PRESETS.items()},
 }
 """Our own; an entry point does not replace one."""
 

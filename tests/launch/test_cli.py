@@ -86,13 +86,6 @@ def test_contract_of_compare() -> None:
     assert build(CompareConfig, values) == CompareConfig(before="a.json", after="b.json", html="c.html")
 
 
-@pytest.mark.parametrize("name", ["model"])
-def test_later_commands_say_so(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A name that is reserved is no unknown command, whatever flags follow."""
-    assert cli.main([name, "--url", "x"]) == 2
-    assert f"turboserve {name} is not in this version" in capsys.readouterr().err
-
-
 def test_one_file_serves_all_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings of other commands are left out, flags win, secrets come from anywhere but the command line."""
     path = tmp_path / "c.toml"

@@ -18,6 +18,7 @@ from engine.models.causal_dit import CausalDiT, CausalDiTConfig
 from engine.models.shapes.captions import describe, read
 from engine.models.shapes.codec import CodecConfig, Decoder, to_uint8
 from engine.models.shapes.concepts import TEXT_LEN, VOCAB_SIZE, scene_ids, scene_tokens
+from engine.models.weights import check_tensors
 
 __all__ = [
     "PRESETS",
@@ -28,7 +29,6 @@ __all__ = [
     "ShapesConfig",
     "ShapesModel",
     "ShapesNet",
-    "WeightsError",
 ]
 
 _STATE_VERSION = 2
@@ -48,10 +48,6 @@ _KEYS: Final = {
 }
 """Key (as browsers name them, in lower case) → (axis of the push, direction)."""
 _CLEAN_SIGMA = 1e-6  # below this a pass is a clean one; its velocity means nothing and is returned as zero
-
-
-class WeightsError(ValueError):
-    """A weights file does not fit the model; the message names what is missing, unknown or misshapen."""
 
 
 def shifted_sigmas(steps: int, shift: float = 3.0) -> tuple[float, ...]:
@@ -234,32 +230,6 @@ def _fresh_net(config: ShapesConfig, seed: int) -> ShapesNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ShapesNet(config)
-
-
-def check_tensors(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Compare names and shapes with a module's.
-
-    Raises:
-        WeightsError: naming up to five of each kind of mismatch.
-    """
-    wanted = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    problems = {
-        "missing": [name for name in wanted if name not in found],
-        "unknown": [name for name in found if name not in wanted],
-        "other shape": [
-            f"{name} is {list(found[name])}, needs {list(shape)}"
-            for name, shape in wanted.items()
-            if name in found and found[name] != shape
-        ],
-    }
-    parts = [
-        f"{kind} ({len(names)}): {', '.join(names[:5])}{' …' if len(names) > 5 else ''}"
-        for kind, names in problems.items()
-        if names
-    ]
-    if parts:
-        raise WeightsError("weights do not fit: " + "; ".join(parts))
 
 
 def _spec(config: ShapesConfig, weights_hash: str) -> ModelSpec:

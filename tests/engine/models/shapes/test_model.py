@@ -7,7 +7,8 @@ import torch
 
 from engine.models.base import CausalVideoModel, PassBatch, PassRow
 from engine.models.shapes.captions import read
-from engine.models.shapes.model import SHAPES, TINY, ShapesModel, WeightsError, shifted_sigmas
+from engine.models.shapes.model import SHAPES, TINY, ShapesModel, shifted_sigmas
+from engine.models.weights import WeightsError
 
 
 def test_random_model_is_reproducible(tiny: ShapesModel) -> None:

@@ -1,0 +1,171 @@
+"""What differs between the causal checkpoints of Wan 2.1: sizes, noise levels, window, sink, licence.
+
+Sizes are Wan's own; schedules are those each checkpoint was trained with. A checkpoint run with another
+family's schedule makes video, but a worse one: shift and steps belong to the weights.
+
+Shape letters: as in base.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+from engine.models.causal_dit import CausalDiTConfig
+
+__all__ = [
+    "CAUSAL_FORCING_FRAMEWISE",
+    "CAUSVID",
+    "KREA_14B",
+    "LONGLIVE",
+    "PRESETS",
+    "SELF_FORCING",
+    "TINY",
+    "DecoderKind",
+    "WanConfig",
+    "warp",
+]
+
+DecoderKind = Literal["taehv", "wan_vae"]
+
+_TRAINED_STEPS: Final = 1000
+"""Steps of the schedule that step lists count in."""
+
+
+def warp(step: float, shift: float) -> float:
+    """Noise level of a step of the unshifted schedule (1000: pure noise), moved to the noisy side."""
+    u = step / _TRAINED_STEPS
+    return shift * u / (1 + (shift - 1) * u)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WanConfig:
+    """One checkpoint family at one size. Checked on construction."""
+
+    name: str
+    """The model's name for clients."""
+    dit: CausalDiTConfig
+    shift: float = 5.0
+    """How far the schedule leans to the noisy side."""
+    steps: tuple[int, ...] = (1000, 750, 500, 250)
+    """Denoising steps, falling, in 1000ths."""
+    first_steps: tuple[int, ...] | None = None
+    """Those of the first chunk after start or reset; None: the same."""
+    is_warped: bool = True
+    """Are `steps` positions in the unshifted schedule, for `shift` to move? False: noise levels as such."""
+    sink_frames: int = 0
+    """Latent frames since start that stay in the window."""
+    context_noise: int = 0
+    """Noise level that the clean pass is told, in 1000ths."""
+    decoder: DecoderKind = "taehv"
+    decoder_width: int = 64
+    """Feature channels of the decoder at full size; the published TAEHV has 64, the Wan VAE 96."""
+    fps: int = 16
+    source: str = ""
+    """Where the weights are published."""
+    licence: str = ""
+    """Of the weights, as their card said when this was written: the card in force counts."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.context_noise < _TRAINED_STEPS:
+            raise ValueError(f"{self.name}: context_noise must be in [0, {_TRAINED_STEPS})")
+        if self.shift < 1:
+            raise ValueError(f"{self.name}: shift must be at least 1")
+        recent = self.dit.window_frames - self.sink_frames
+        if recent % self.dit.chunk_frames:
+            raise ValueError(f"{self.name}: the window without its sink must be whole chunks, not {recent}")
+
+    def sigmas(self, *, is_first: bool) -> tuple[float, ...]:
+        """Noise levels of a chunk's denoising passes."""
+        steps = self.first_steps if is_first and self.first_steps is not None else self.steps
+        if self.is_warped:
+            return tuple(warp(step, self.shift) for step in steps)
+        return tuple(step / _TRAINED_STEPS for step in steps)
+
+
+_DIT_1_3B: Final = CausalDiTConfig(
+    dim=1536,
+    ffn_dim=8960,
+    heads=12,
+    layers=30,
+    latent_shape=(16, 60, 104),
+    patch=2,
+    chunk_frames=3,
+    window_frames=21,
+    text_shape=(512, 4096),
+)
+"""Wan2.1-T2V-1.3B at 480×832."""
+
+_DIT_14B: Final = replace(_DIT_1_3B, dim=5120, ffn_dim=13824, heads=40, layers=40)
+
+SELF_FORCING: Final = WanConfig(
+    name="wan-1.3b-causal",
+    dit=_DIT_1_3B,
+    source="gdhe17/Self-Forcing",
+    licence="CC-BY-NC-SA-4.0",
+)
+"""Self-Forcing, and Causal-Forcing trained by chunks. Shift 5 as in its inference script (its demo has 8)."""
+
+CAUSAL_FORCING_FRAMEWISE: Final = replace(
+    SELF_FORCING,
+    name="wan-1.3b-framewise",
+    dit=replace(_DIT_1_3B, chunk_frames=1),
+    steps=(1000, 500),
+    first_steps=(1000, 750, 500, 250),
+    source="thu-ml/Causal-Forcing",
+    licence="see its card",
+)
+"""Causal-Forcing, one latent frame at a time: four steps for the first, two for the others."""
+
+CAUSVID: Final = replace(
+    SELF_FORCING,
+    name="wan-1.3b-causvid",
+    shift=8.0,
+    steps=(1000, 757, 522),
+    is_warped=False,
+    source="tianweiy/CausVid",
+    licence="CC-BY-NC-SA-4.0 (code); treat the weights as non-commercial",
+)
+
+LONGLIVE: Final = replace(
+    SELF_FORCING,
+    name="wan-1.3b-longlive",
+    dit=replace(_DIT_1_3B, window_frames=12),
+    sink_frames=3,
+    source="Efficient-Large-Model/LongLive-1.3B",
+    licence="Apache-2.0 since 2025-11-01; an older card said CC-BY-NC-SA-4.0",
+)
+"""Three frames of sink and nine of the recent past, for videos without end."""
+
+KREA_14B: Final = WanConfig(
+    name="wan-14b-krea",
+    dit=replace(_DIT_14B, window_frames=6),
+    source="krea/krea-realtime-video",
+    licence="see its card",
+)
+"""Krea recomputes its context before each block; here the clean pass writes it, at the same cost."""
+
+TINY: Final = WanConfig(
+    name="wan-tiny",
+    dit=CausalDiTConfig(
+        dim=64,
+        ffn_dim=128,
+        heads=2,
+        layers=2,
+        latent_shape=(16, 8, 8),
+        patch=2,
+        chunk_frames=3,
+        window_frames=12,
+        text_shape=(32, 48),
+    ),
+    sink_frames=3,
+    decoder_width=8,
+    licence="none: random weights, made at start",
+)
+"""LongLive's structure at 64×64 with random weights: for tests, and to see the whole system without a GPU."""
+
+PRESETS: Final[Mapping[str, WanConfig]] = {
+    config.name: config
+    for config in (SELF_FORCING, CAUSAL_FORCING_FRAMEWISE, CAUSVID, LONGLIVE, KREA_14B, TINY)
+}

@@ -1,0 +1,114 @@
+"""Prompts → the text embeddings that Wan's transformer was trained with, each computed once.
+
+Wan attends to all 512 positions of a prompt, and those behind its end are zeros: part of what it was trained
+with. Encoding only the true length and padding with zeros afterwards gives the same embeddings for an eighth
+of the work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import torch
+from torch import Tensor
+
+from engine.noise import gaussian
+
+__all__ = ["CachedText", "HashedText", "TextEncoder", "Umt5Text", "clean"]
+
+_KEPT_PROMPTS: Final = 256
+"""1 GB in bfloat16 at full size, in host memory."""
+
+
+class TextEncoder(Protocol):
+    """Prompts of any text → embeddings of their true length."""
+
+    def encode(self, texts: Sequence[str]) -> list[Tensor]:
+        """One [length, E] for each text, on any device; length ≤ T."""
+
+
+def clean(text: str) -> str:
+    """A prompt as Wan's tokenizer gets it: entities resolved, white space single."""
+    return " ".join(html.unescape(html.unescape(text)).split())
+
+
+class HashedText:
+    """No language model: every word has a fixed random vector. For models with random weights."""
+
+    def __init__(self, text_shape: tuple[int, int]) -> None:
+        self._length, self._dim = text_shape
+
+    def encode(self, texts: Sequence[str]) -> list[Tensor]:
+        """The same word gives the same vector anywhere."""
+        return [self._encode(text.lower().split()[: self._length]) for text in texts]
+
+    def _encode(self, words: Sequence[str]) -> Tensor:
+        seeds = (int.from_bytes(hashlib.sha256(w.encode()).digest()[:7], "big") for w in words)
+        rows = [torch.from_numpy(gaussian((self._dim,), seed=seed, index=0, step=0)) for seed in seeds]
+        return torch.stack(rows) if rows else torch.zeros(0, self._dim)
+
+
+class Umt5Text:
+    """UMT5 through `transformers` (the extra `wan`), from a folder with `text_encoder` and `tokenizer`.
+
+    Raises:
+        ValueError: the extra is not installed, or the folder holds no such model.
+    """
+
+    def __init__(self, folder: Path, *, length: int, device: torch.device, dtype: torch.dtype) -> None:
+        try:
+            from transformers import AutoTokenizer, UMT5EncoderModel
+        except ImportError as exc:
+            raise ValueError("prompts of Wan need transformers: pip install 'turboserve[wan]'") from exc
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+            self._model: Any = UMT5EncoderModel.from_pretrained(
+                folder / "text_encoder", local_files_only=True, dtype=dtype
+            )
+        except (OSError, ValueError) as exc:
+            raise ValueError(f"no text encoder can be loaded from {folder}: {exc}") from exc
+        self._model = self._model.eval().requires_grad_(False).to(device)
+        self._length, self._device = length, device
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str]) -> list[Tensor]:
+        """All in one batch, cropped to the longest."""
+        tokens = self._tokenizer(
+            list(texts),
+            padding="longest",
+            truncation=True,
+            max_length=self._length,
+            add_special_tokens=True,
+            return_tensors="pt",
+        ).to(self._device)
+        mask = tokens["attention_mask"]
+        out: Tensor = self._model(tokens["input_ids"], attention_mask=mask).last_hidden_state
+        return [row[:length] for row, length in zip(out, mask.sum(dim=1).tolist(), strict=True)]
+
+
+class CachedText:
+    """The embeddings of the prompts used last, in host memory, without their padding."""
+
+    def __init__(self, encoder: TextEncoder, text_shape: tuple[int, int]) -> None:
+        self._encoder, self._shape = encoder, text_shape
+        self._known: OrderedDict[str, Tensor] = OrderedDict()
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Prompts → [B, T, E] float32 on the host, zeros behind each prompt's end. New ones share a batch."""
+        cleaned = [clean(text) for text in texts]
+        new = [text for text in dict.fromkeys(cleaned) if text not in self._known]
+        found = dict(zip(new, (x.cpu() for x in self._encoder.encode(new)), strict=True)) if new else {}
+        out = torch.zeros(len(cleaned), *self._shape)
+        for row, text in zip(out, cleaned, strict=True):
+            embedding = found[text] if text in found else self._known[text]
+            row[: len(embedding)] = embedding
+            self._known[text] = embedding
+            self._known.move_to_end(text)
+        while len(self._known) > _KEPT_PROMPTS:
+            self._known.popitem(last=False)
+        return out

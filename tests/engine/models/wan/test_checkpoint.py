@@ -1,0 +1,211 @@
+"""Checkpoints in each published format give the same weights; what does not fit is named."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from engine.models.registry import load_model
+from engine.models.wan.checkpoint import merge_lora, read_decoder, read_dit
+from engine.models.wan.config import TINY
+from engine.models.wan.folder import add_model
+from engine.models.wan.keys import canonical_names, diffusers_dit_name
+from engine.models.wan.model import WanModel, empty_dit
+from engine.models.weights import WeightsError
+from launch.model_cmd import main
+
+Tensors = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def dit() -> Tensors:
+    """Weights of the tiny transformer, bfloat16 as published."""
+    return {
+        name: tensor.bfloat16() for name, tensor in WanModel.random(3, config=TINY)._dit.state_dict().items()
+    }
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Tensors:
+    return dict(WanModel.random(3, config=TINY)._decoder.state_dict())
+
+
+def prefixed(tensors: Tensors, prefix: str) -> Tensors:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def fsdp(tensors: Tensors) -> Tensors:
+    """As a sharded trainer names them."""
+    return {
+        "model._fsdp_wrapped_module."
+        + name.replace("blocks.0.", "blocks.0._checkpoint_wrapped_module."): tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def diffusers(tensors: Tensors) -> Tensors:
+    """The map of the loader, backwards."""
+    parts = ["attn1", "attn2", "norm2", "ffn.net.0.proj", "ffn.net.2", "scale_shift_table"]
+    subs = ["to_q", "to_k", "to_v", "to_out.0", "norm_q", "norm_k"]
+    stems = [f"{a}.{s}" for a in parts[:2] for s in subs] + parts[2:]
+    names = [f"blocks.{i}.{stem}" for i in range(TINY.dit.layers) for stem in stems]
+    names += ["scale_shift_table", "proj_out", "condition_embedder.time_proj"]
+    names += [
+        f"condition_embedder.{e}.linear_{i}" for e in ("time_embedder", "text_embedder") for i in (1, 2)
+    ]
+    back = {diffusers_dit_name(name): name for name in names}
+    out = {}
+    for name, tensor in tensors.items():
+        stem, _, end = name.rpartition(".")
+        out[back[name] if name in back else f"{back.get(stem, stem)}.{end}"] = tensor
+    return out
+
+
+def save_pickle(content: object, path: Path) -> Path:
+    torch.save(content, path)
+    return path
+
+
+FORMATS: dict[str, Callable[[Tensors, Path], Path]] = {
+    "self-forcing-ema": lambda t, d: save_pickle(
+        {"generator": {"model.x": torch.zeros(1)}, "generator_ema": prefixed(t, "model.")}, d / "a.pt"
+    ),
+    "causal-forcing": lambda t, d: save_pickle({"generator": fsdp(t), "critic": {}}, d / "a.pt"),
+    "causvid": lambda t, d: save_pickle(prefixed(t, "model."), d / "a.pt"),
+}
+
+
+@pytest.mark.parametrize("name", [*FORMATS, "krea", "diffusers-shards"])
+def test_every_format_gives_the_same_weights(name: str, dit: Tensors, tmp_path: Path) -> None:
+    """Names, values and types."""
+    if name == "krea":
+        path = tmp_path / "krea.safetensors"
+        save_file(prefixed(dit, "model."), path)
+    elif name == "diffusers-shards":
+        path, theirs = tmp_path, diffusers(dit)
+        assert "blocks.0.attn1.to_out.0.weight" in theirs and "blocks.0.norm2.bias" in theirs
+        keys = sorted(theirs)
+        for number, part in enumerate((keys[:20], keys[20:])):
+            save_file({key: theirs[key] for key in part}, tmp_path / f"shard-{number}.safetensors")
+    else:
+        path = FORMATS[name](dit, tmp_path)
+    found = read_dit(path)
+    assert found.keys() == dit.keys()
+    assert all(
+        torch.equal(found[key], tensor) and found[key].dtype == tensor.dtype for key, tensor in dit.items()
+    )
+
+
+def test_lora_is_merged(dit: Tensors, tmp_path: Path) -> None:
+    """W + scale·B·A on the weights that it names, LongLive's names included; others stay."""
+    key, dim = "blocks.1.self_attn.q", TINY.dit.dim
+    down, up = torch.randn(4, dim), torch.randn(dim, 4)
+    stem = f"base_model.model.model.{key}.lora_"
+    lora = save_pickle(
+        {"generator_lora": {f"{stem}A.weight": down, f"{stem}B.weight": up}}, tmp_path / "lora.pt"
+    )
+    base = save_pickle({"generator": prefixed(dit, "model.")}, tmp_path / "base.pt")
+    found = read_dit(base, lora, lora_scale=0.5)
+    wanted = (dit[f"{key}.weight"].float() + 0.5 * up @ down).bfloat16()
+    assert torch.equal(found[f"{key}.weight"], wanted)
+    assert torch.equal(found["blocks.1.self_attn.k.weight"], dit["blocks.1.self_attn.k.weight"])
+
+
+@pytest.mark.parametrize(
+    ("lora", "sentence"),
+    [
+        ({"x.weight": torch.zeros(1)}, "x.weight is no part of a LoRA"),
+        ({"x.lora_A.weight": torch.zeros(1, 1)}, "no other half"),
+        ({"x.lora_A.weight": torch.zeros(1, 1), "x.lora_B.weight": torch.zeros(1, 1)}, "no weight"),
+        ({"w.lora_A.weight": torch.zeros(2, 3), "w.lora_B.weight": torch.zeros(5, 2)}, r"needs \[4, 3\]"),
+    ],
+)
+def test_lora_that_does_not_fit_is_refused(lora: Tensors, sentence: str) -> None:
+    """And says why."""
+    with pytest.raises(WeightsError, match=sentence):
+        merge_lora({"w.weight": torch.zeros(4, 3)}, lora, scale=1.0)
+
+
+class Payload:
+    """What a hostile pickle might hold."""
+
+
+def test_code_in_a_pickle_is_not_run(tmp_path: Path) -> None:
+    """Objects other than tensors are refused unread."""
+    for content in ({"generator": Payload()}, {"generator": {"a": 3}}):
+        with pytest.raises(WeightsError, match=r"a\.pt"):
+            read_dit(save_pickle(content, tmp_path / "a.pt"))
+    (tmp_path / "a.pt").write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(WeightsError, match="cannot read"):
+        read_dit(tmp_path / "a.pt")
+
+
+def test_two_names_for_one_tensor_are_refused() -> None:
+    """With and without a wrapper's prefix."""
+    with pytest.raises(ValueError, match="are both head"):
+        canonical_names(["head.head.bias", "model.head.head.bias"])
+
+
+def test_add_checks_writes_and_loads(
+    dit: Tensors, decoder: Tensors, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From published files to a served model, by the command; a second time it is refused."""
+    source = save_pickle({"generator_ema": fsdp(dit)}, tmp_path / "dit.pt")
+    small = save_pickle({**decoder, "encoder.0.weight": torch.zeros(1)}, tmp_path / "taew2_1.pth")
+    models = tmp_path / "models"
+    command = ["add", str(source), "--preset", "wan-tiny", "--decoder", str(small), "--dir", str(models)]
+    assert main(command) == 0
+    assert "licence: none" in capsys.readouterr().out
+    model = load_model("wan-tiny", device=torch.device("cpu"), weights=models / "wan-tiny")
+    assert isinstance(model, WanModel)
+    assert torch.equal(model._dit.state_dict()["head.head.weight"], dit["head.head.weight"].float())
+    assert main(["check", "wan-tiny", "--dir", str(models)]) == 0
+    assert "names, shapes and types fit" in capsys.readouterr().out
+    assert main(command) == 1
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_misfits_are_named(dit: Tensors, decoder: Tensors, tmp_path: Path) -> None:
+    """A missing, an unknown and a misshapen tensor, and one of a wrong type; nothing is written."""
+    wrong = dict(dit)
+    del wrong["patch_embedding.bias"]
+    wrong["img_emb.proj.0.weight"] = torch.zeros(1)
+    wrong["head.head.bias"] = torch.zeros(7)
+    wrong["text_embedding.0.bias"] = dit["text_embedding.0.bias"].to(torch.int8)
+    save_file(decoder, tmp_path / "decoder.safetensors")
+    with pytest.raises(WeightsError) as caught:
+        add_model(
+            TINY,
+            tmp_path / "out",
+            dit=save_pickle(wrong, tmp_path / "dit.pt"),
+            decoder=tmp_path / "decoder.safetensors",
+        )
+    message = str(caught.value)
+    assert "dit.pt is not for wan-tiny" in message and "missing (1): patch_embedding.bias" in message
+    assert "unknown (1): img_emb.proj.0.weight" in message and "head.head.bias is [7], needs [64]" in message
+    assert "text_embedding.0.bias is torch.int8" in message
+    assert [path.name for path in tmp_path.glob("*out*")] == []
+
+
+def test_encoder_of_a_vae_is_left_out(tmp_path: Path) -> None:
+    """Only what decodes is read."""
+    names = ("encoder.conv1.weight", "conv1.weight", "conv2.weight", "decoder.conv1.weight")
+    path = save_pickle({name: torch.zeros(1) for name in names}, tmp_path / "vae.pth")
+    assert set(read_decoder(path)) == {"conv2.weight", "decoder.conv1.weight"}
+
+
+def test_missing_folder_says_how_to_make_it(tmp_path: Path) -> None:
+    """The source and the command are in the message."""
+    with pytest.raises(WeightsError, match=r"published by gdhe17/Self-Forcing.*turboserve model add"):
+        load_model("wan-1.3b-causal", device=torch.device("cpu"), weights=tmp_path / "none")
+
+
+def test_empty_transformer_takes_no_memory() -> None:
+    """Its weights come from the file."""
+    assert all(tensor.is_meta for tensor in empty_dit(TINY).state_dict().values())
