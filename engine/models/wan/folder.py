@@ -20,7 +20,6 @@ from typing import Any, Final
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from engine.models.wan.checkpoint import read_decoder, read_dit, read_tensors
 from engine.models.wan.config import PRESETS, TINY, WanConfig
@@ -115,9 +114,9 @@ def load_wan(config: WanConfig, device: torch.device, weights: Path | None) -> W
     preset = read_manifest(folder)["preset"]
     if preset != config.name:
         raise WeightsError(f"{folder} holds {preset}, not {config.name}")
-    tensors: list[dict[str, Tensor]] = [read_tensors(folder / name) for name in (_DIT, _DECODER)]
     return WanModel.from_tensors(
-        *tensors,
+        read_tensors(folder / _DIT),
+        read_tensors(folder / _DECODER),
         _text_encoder(config, folder, device, dtype),
         config=config,
         weights_hash=_digest(config, folder),

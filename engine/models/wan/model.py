@@ -169,8 +169,11 @@ def _make_visible(decoder: Decoder) -> None:
 def _spec(config: WanConfig, decoder: Decoder, weights_hash: str) -> ModelSpec:
     dit = config.dit
     _, h, w = dit.latent_shape
-    is_small = isinstance(decoder, Taehv)
-    shapes = taehv.memory_shapes(decoder.width, h, w) if is_small else decoder.state_shapes(h, w)
+    shapes: Sequence[tuple[int, ...]]
+    if isinstance(decoder, Taehv):
+        shapes, tail_frames = taehv.memory_shapes(decoder.width, h, w), taehv.TAIL_FRAMES
+    else:
+        shapes, tail_frames = decoder.state_shapes(h, w), TAIL_FRAMES
     return ModelSpec(
         name=config.name,
         weights_hash=weights_hash,
@@ -193,5 +196,5 @@ def _spec(config: WanConfig, decoder: Decoder, weights_hash: str) -> ModelSpec:
         sigmas=config.sigmas(is_first=False),
         first_sigmas=config.sigmas(is_first=True),
         decoder_state_numel=sum(prod(shape) for shape in shapes),
-        decoder_tail_frames=taehv.TAIL_FRAMES if is_small else TAIL_FRAMES,
+        decoder_tail_frames=tail_frames,
     )

@@ -70,7 +70,8 @@ class _Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gamma = self.gamma.view(-1, *(1,) * (x.ndim - 1))
-        return fn.normalize(x, dim=0) * x.shape[0] ** 0.5 * gamma
+        out: Tensor = fn.normalize(x, dim=0) * float(x.shape[0] ** 0.5) * gamma
+        return out
 
 
 class _Conv(nn.Conv3d):
