@@ -19,6 +19,7 @@ from engine.config import EngineConfig
 from engine.host import Host
 from engine.hosted import Hosted
 from engine.migrations import Migrations
+from engine.ownership import Ownership
 from engine.progress import Progress
 from engine.recovery import Past
 from engine.state_format import StateFormatError, unpack
@@ -101,11 +102,13 @@ class Control:
     ) -> None:
         """`stop` is called when the scheduler wants this engine to end."""
         self._checkpoints = checkpoints
-        self.checkpointer = Checkpointer(self._write_checkpoint, on_stale=self._stale)
+        self.checkpointer = Checkpointer(self.write_checkpoint, on_stale=self._stale)
         self._errands: set[asyncio.Task[None]] = set()
         self._store, self._config, self._progress, self._stop = store, config, progress, stop
-        self._engine = EngineId(config.engine_id)
-        self._registration: Callable[[], Awaitable[None]] | None = None
+        self.engine = EngineId(config.engine_id)
+        self._ownership = Ownership(store, self)
+        self.registration: Callable[[], Awaitable[None]] | None = None
+        """Makes this engine known; None before it has been."""
         self._online = True
         self._changed = asyncio.Event()
         self._logs_changed = asyncio.Event()
@@ -117,6 +120,7 @@ class Control:
     async def record_applied(self, hosted: Hosted, entries: Sequence[AppliedRecord]) -> None:
         """Record applied inputs; waits at most record_wait_ms, then they follow when Redis answers again."""
         hosted.unrecorded.extend(entries)
+        hosted.kept.applied.extend(entries)
         if not self._online:
             return
         try:
@@ -143,9 +147,9 @@ class Control:
 
         async def ask() -> None:
             try:
-                is_granted = await self._store.admit_session(self._engine, hosted.id, hosted.epoch)
+                is_granted = await self._store.admit_session(self.engine, hosted.id, hosted.epoch)
             except StaleEpoch:
-                await self._insist(lambda: self._disowned(hosted))
+                await self._insist(lambda: self._ownership.disowned(hosted))
                 return
             except StoreUnavailable as exc:
                 self._went_offline(exc)
@@ -163,11 +167,22 @@ class Control:
         async def load() -> None:
             record = await self._store.get_session(hosted.id)
             if record is None or record.epoch != hosted.epoch or record.phase is not Phase.PLACED:
-                await self._disowned(hosted)
-            else:
+                await self._ownership.disowned(hosted)
+                record = await self._store.get_session(hosted.id)  # Redis may only have lost it
+            if record is not None and record.epoch == hosted.epoch and record.phase is Phase.PLACED:
                 self.host.load(hosted, await self._read_past(record))
 
         self._run_errand(self._insist(load), f"load {hosted.id}")
+
+    def adopted(self, hosted: Hosted) -> None:
+        """Learn what Redis holds of a session that came with its state."""
+
+        async def learn() -> None:
+            record = await self._store.get_session(hosted.id)
+            if record is not None and record.epoch == hosted.epoch:
+                hosted.kept.refill(await self._read_past(record))
+
+        self._run_errand(self._insist(learn), f"learn {hosted.id}")
 
     def _run_errand(self, work: Coroutine[None, None, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)
@@ -210,7 +225,7 @@ class Control:
         async def commit() -> None:
             epochs.append(
                 await self._store.commit_migration(
-                    self._engine, hosted.id, hosted.epoch, migration_id=migration_id, residence=residence
+                    self.engine, hosted.id, hosted.epoch, migration_id=migration_id, residence=residence
                 )
             )
 
@@ -222,13 +237,13 @@ class Control:
 
         async def abort() -> None:
             with suppress(StaleEpoch):
-                await self._store.abort_migration(self._engine, session, epoch, migration_id=migration_id)
+                await self._store.abort_migration(self.engine, session, epoch, migration_id=migration_id)
 
         await self._insist(abort)
 
     async def disowned(self, hosted: Hosted) -> None:
         """See `MigrationLedger`."""
-        await self._insist(lambda: self._disowned(hosted))
+        await self._insist(lambda: self._ownership.disowned(hosted))
 
     def reopen(self, session: SessionId, epoch: int) -> None:
         """See `MigrationLedger`."""
@@ -236,13 +251,16 @@ class Control:
 
     # --- parts of the above ----------------------------------------------------------------------------
 
-    async def _write_checkpoint(self, session: SessionId, pointer: CheckpointPointer, data: bytes) -> None:
-        await self._checkpoints.write(self._engine, session, pointer, data)
+    async def write_checkpoint(self, session: SessionId, pointer: CheckpointPointer, data: bytes) -> None:
+        """Put it in its place, and keep a copy in case that Redis loses it."""
+        await self._checkpoints.write(self.engine, session, pointer, data)
+        if (hosted := self.host.sessions.get(session)) is not None:
+            hosted.kept.written(pointer, data)
 
     async def _stale(self, session: SessionId, epoch: int) -> None:
         hosted = self.host.sessions.get(session)
         if hosted is not None and hosted.epoch == epoch:
-            await self._disowned(hosted)
+            await self._ownership.disowned(hosted)
 
     # --- registration ----------------------------------------------------------------------------------
 
@@ -255,17 +273,17 @@ class Control:
 
         async def register() -> None:
             await self._store.register_engine(
-                self._engine, url=url, model=model, capacity=capacity, transfer=transfer
+                self.engine, url=url, model=model, capacity=capacity, transfer=transfer
             )
 
         await self._insist(register)
-        self._registration = register
+        self.registration = register
 
     async def deregister(self) -> None:
         """Say that the engine ends; gives up when Redis is out of reach, then its heartbeats just stop."""
         try:
             await self._flush()
-            await self._store.remove_engine(self._engine)
+            await self._store.remove_engine(self.engine)
         except (StoreUnavailable, TimeoutError) as exc:
             _log.warning("Redis does not learn that this engine ends: %s", exc)
 
@@ -287,7 +305,7 @@ class Control:
         position, backoff_s = START, MIN_BACKOFF_S
         while True:
             try:
-                commands = await self._store.read_commands(self._engine, position, block_ms=BLOCK_MS)
+                commands = await self._store.read_commands(self.engine, position, block_ms=BLOCK_MS)
                 backoff_s = MIN_BACKOFF_S
             except StoreUnavailable as exc:
                 self._went_offline(exc)
@@ -336,9 +354,9 @@ class Control:
         left_ms, costs = self._progress.left_ms(), self._costs_to_publish()
         try:
             state = await self._store.heartbeat_engine(
-                self._engine,
+                self.engine,
                 load=self._progress.load(),
-                chunk_ms=self.host.chunk_ms if self._registration else 0.0,
+                chunk_ms=self.host.chunk_ms if self.registration else 0.0,
                 phase=self._progress.stamp.phase,
                 deadline_ms=None if left_ms is None else int(left_ms),
                 costs=costs,
@@ -347,14 +365,14 @@ class Control:
         except EngineUnknown:
             state = EngineState.STARTING
         # Before registration: still loading, or no scheduler asked for it. Later: Redis lost its newest data.
-        if state is EngineState.STARTING and self._registration is not None:
+        if state is EngineState.STARTING and self.registration is not None:
             _log.warning("Redis does not know that this engine is ready: registering again")
-            await self._registration()
+            await self.registration()
             await self._came_back()
 
     def _costs_to_publish(self) -> EngineCosts | None:
         """The costs, if they differ from what was published by more than a share that matters."""
-        if self.costs is None or self._registration is None:
+        if self.costs is None or self.registration is None:
             return None
         costs, known = self.costs(), self._published_costs
         return None if known is not None and _are_close(costs, known) else costs
@@ -362,7 +380,7 @@ class Control:
     async def _came_back(self) -> None:
         """Redis may have lost its last second: say everything again, and let it decide what still counts."""
         self._published_costs = None
-        for hosted in list(self.host.sessions.values()) if self._registration else ():
+        for hosted in list(self.host.sessions.values()) if self.registration else ():
             await self._announce(hosted)
             hosted.published = ()
         if self.migrations is not None:
@@ -413,7 +431,7 @@ class Control:
             owned = (
                 record is not None
                 and record.phase is Phase.PLACED
-                and record.engine == self._engine
+                and record.engine == self.engine
                 and record.epoch == command.epoch
             )
             if record is None or not owned:
@@ -447,33 +465,21 @@ class Control:
             else:
                 checkpoint = checkpoint if self.host.can_use(checkpoint) else None
         return Past(
-            record=record, log=tuple(log), applied=tuple(applied), pointer=pointer, checkpoint=checkpoint
+            record=record,
+            log=tuple(log),
+            applied=tuple(applied),
+            pointer=pointer,
+            checkpoint=checkpoint,
+            data=data,
         )
 
     async def _announce(self, hosted: Hosted) -> None:
         try:
             await self._store.announce_session(
-                self._engine, hosted.id, hosted.epoch, state_bytes=self.state_bytes
+                self.engine, hosted.id, hosted.epoch, state_bytes=self.state_bytes
             )
         except StaleEpoch:
-            await self._disowned(hosted)
-
-    async def _disowned(self, hosted: Hosted) -> None:
-        """A write was refused: drop the session, and say who has it now.
-
-        Whatever epoch the record has: an older one means that Redis lost the placement that made us owner.
-        """
-        record = await self._store.get_session(hosted.id)
-        if self.host.sessions.get(hosted.id) is not hosted:
-            return  # gone meanwhile, or opened again under a newer epoch
-        if record is None:
-            self.host.lose(hosted.id)
-        elif record.phase is Phase.CLOSED:
-            self.host.close(hosted.id, record.reason)
-        elif record.epoch > hosted.epoch:
-            self.host.release(ReleaseSession(session=hosted.id, epoch=record.epoch, engine=record.engine))
-        else:
-            self.host.lose(hosted.id)
+            await self._ownership.disowned(hosted)
 
     async def _read_whole_log(self, session: SessionId) -> list[LogEntry]:
         log: list[LogEntry] = []
@@ -517,7 +523,7 @@ class Control:
     async def _flush_ended(self) -> None:
         for session, ended in list(self._ended.items()):
             try:
-                await self._store.end_session(self._engine, session, ended.epoch, ended.reason)
+                await self._store.end_session(self.engine, session, ended.epoch, ended.reason)
             except StaleEpoch:
                 _log.info("%s had another owner when it was closed here", session)
             if self._ended.get(session) is ended:  # not a later end under a newer epoch
@@ -526,9 +532,9 @@ class Control:
     async def _flush_applied(self, hosted: Hosted) -> None:
         entries = list(hosted.unrecorded)
         try:
-            await self._store.record_applied(self._engine, hosted.id, hosted.epoch, entries)
+            await self._store.record_applied(self.engine, hosted.id, hosted.epoch, entries)
         except StaleEpoch:
-            await self._disowned(hosted)
+            await self._ownership.disowned(hosted)
             return
         hosted.unrecorded = [entry for entry in hosted.unrecorded if entry not in entries]
 
@@ -539,10 +545,10 @@ class Control:
             if (facts := self._facts(hosted)) != hosted.published
         ]
         progress = [self._progress_of(hosted) for hosted, _ in news]
-        stale = set(await self._store.publish_sessions(self._engine, progress))
+        stale = set(await self._store.publish_sessions(self.engine, progress))
         for hosted, facts in news:
             if hosted.id in stale:
-                await self._disowned(hosted)
+                await self._ownership.disowned(hosted)
             hosted.published = facts
 
     @staticmethod

@@ -95,6 +95,9 @@ class Ledger(Admission, Protocol):
     def log_wanted(self) -> None:
         """The set of input logs to read changed."""
 
+    def adopted(self, hosted: Hosted) -> None:
+        """A session came with its state: what Redis holds besides is to be known here too."""
+
 
 class Checkpoints(Protocol):
     """Where checkpoints go; nothing of it waits."""
@@ -147,6 +150,12 @@ class Host:
     def chunk_ms(self) -> float:
         """Mean latency of recent chunks; 0 before the first."""
         return self._emitter.chunk_ms
+
+    def left_age_ms(self, hosted: Hosted) -> int | None:
+        """For how long nobody has controlled the session; None while somebody does, or may come to."""
+        is_expected = hosted.subscription == 0 and hosted.record.left_ms is None
+        left_ms = None if is_expected else hosted.life.left_ms
+        return None if left_ms is None else int(self._clock() - left_ms)
 
     def slack_ms(self, hosted: Hosted) -> int:
         """Media time that the session's player still holds."""
@@ -211,6 +220,7 @@ class Host:
             self.lose(record.id)  # a former ownership
         self.sessions[record.id] = hosted
         self._compute.submit(Adopt(migration_id=arrival.migration_id, state=state, away=arrival.away))
+        self._ledger.adopted(hosted)
         self._ledger.log_wanted()
         self._ledger.changed()
         self._emitter.start(hosted)
@@ -232,6 +242,7 @@ class Host:
     def load(self, hosted: Hosted, past: Past) -> None:
         """The past of a session whose state the compute thread does not have."""
         hosted.loading = False
+        hosted.kept.refill(past)
         if hosted.at_compute or self.sessions.get(hosted.id) is not hosted:
             return
         opening = hosted.opening = plan_opening(past, self._combine, self._wanted(past.log))
@@ -244,6 +255,7 @@ class Host:
     def feed(self, hosted: Hosted, entries: Sequence[LogEntry]) -> None:
         """New inputs of a session's log, in order."""
         wanted = self._wanted(entries)
+        hosted.kept.inputs.extend(entries)
         if not hosted.at_compute and hosted.opening is None:
             return  # the log is read again when the session is loaded
         hosted.log.num_pending += len(wanted)

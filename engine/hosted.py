@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -10,13 +11,21 @@ from engine.compute_messages import PartMade
 from engine.credit import Player
 from engine.lifecycle import Life
 from engine.link import Link
-from engine.recovery import Opening
+from engine.recovery import Opening, Past
 from engine.replay import Replay
-from engine.steering import MAX_PENDING_INPUTS
-from scheduler.messages import LinkReply, LinkRequest, Residence, SessionId, SessionRecord, SessionState
-from scheduler.store import AppliedRecord
+from engine.steering import MAX_PENDING_INPUTS, LogEntry, split_log
+from scheduler.messages import (
+    MAX_REMEMBERED_IDS,
+    LinkReply,
+    LinkRequest,
+    Residence,
+    SessionId,
+    SessionRecord,
+    SessionState,
+)
+from scheduler.store import AppliedRecord, CheckpointPointer
 
-__all__ = ["Hosted", "LogTail", "Place"]
+__all__ = ["Hosted", "Kept", "LogTail", "Place"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -32,6 +41,34 @@ class LogTail:
     def is_full(self) -> bool:
         """The log is not read on before some of them are applied."""
         return self.num_pending >= MAX_PENDING_INPUTS
+
+
+@dataclass(slots=True, kw_only=True)
+class Kept:
+    """What Redis holds of a session besides its record, kept here in case that Redis loses it."""
+
+    inputs: list[LogEntry] = field(default_factory=list)
+    """The log after the newest written checkpoint, as far as it was read."""
+    applied: deque[AppliedRecord] = field(default_factory=lambda: deque(maxlen=MAX_REMEMBERED_IDS))
+    """The newest, in log order."""
+    checkpoint: tuple[CheckpointPointer, bytes] | None = None
+    """The newest written one."""
+
+    def refill(self, past: Past) -> None:
+        """What Redis says, and what has come since it was asked."""
+        last = past.log[-1].entry if past.log else "0-0"
+        self.inputs = [*past.log, *split_log(self.inputs, last)[1]]
+        known = {record.entry for record in past.applied}
+        newer = [record for record in self.applied if record.entry not in known]
+        self.applied.clear()
+        self.applied.extend([*past.applied, *newer])
+        if past.pointer is not None and past.data is not None:
+            self.written(past.pointer, past.data)
+
+    def written(self, pointer: CheckpointPointer, data: bytes) -> None:
+        """A newer checkpoint is in its place: what is in it is not needed in the log."""
+        self.checkpoint = (pointer, data)
+        self.inputs = list(split_log(self.inputs, pointer.last_applied)[1])
 
 
 class Place(NamedTuple):
@@ -84,6 +121,7 @@ class Hosted:
     unrecorded: list[AppliedRecord] = field(default_factory=list)
     """Applied inputs that Redis does not know of yet; grows only while Redis is out of reach, when no new
     inputs arrive, so it is bounded by the pending ones."""
+    kept: Kept = field(default_factory=Kept)
     published: tuple[object, ...] = ()
     """What Redis was told last."""
     moving: bool = False

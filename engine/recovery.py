@@ -29,6 +29,8 @@ class Past:
     pointer: CheckpointPointer | None = None
     checkpoint: ExportedState | None = None
     """None: there is none, its bytes are gone, or they can't be used here."""
+    data: bytes | None = None
+    """Its bytes."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import assert_never
 
+from gateway.session_core import LOST_AFTER_MS
 from gateway.session_entry import RETRY_AFTER_MS
 from gateway.steps import (
     AppendInput,
@@ -63,6 +64,20 @@ async def perform(store: Store, gateway: GatewayId, queue_limit: int, call: Call
 
 
 async def _perform(store: Store, gateway: GatewayId, queue_limit: int, call: Call) -> object:
+    """`_perform_once`; a session that Redis lost before it had an owner is written again first."""
+    copy = call.copy if isinstance(call, AppendInput | SetPaused | LoadSession) else None
+    try:
+        result = await _perform_once(store, gateway, queue_limit, call)
+        if copy is None or result is not None or not isinstance(call, LoadSession):
+            return result
+    except NoSuchSession:
+        if copy is None:
+            raise
+    await store.restore_queued(copy, gateway=gateway)
+    return await _perform_once(store, gateway, queue_limit, call)
+
+
+async def _perform_once(store: Store, gateway: GatewayId, queue_limit: int, call: Call) -> object:
     match call:
         case CreateSession():
             return await store.create_session(
@@ -77,10 +92,7 @@ async def _perform(store: Store, gateway: GatewayId, queue_limit: int, call: Cal
                 queue_limit=queue_limit,
             )
         case TakeControl():
-            record = await store.take_control(
-                call.session, gateway=gateway, resume_hash=call.resume_hash, next_seq=call.next_seq
-            )
-            return Taken(record=record, pause_ids=await store.pause_ids(call.session))
+            return await _take_control(store, gateway, call)
         case AppendInput():
             return await store.append_input(
                 call.session, call.message, controller_epoch=call.controller_epoch
@@ -96,6 +108,18 @@ async def _perform(store: Store, gateway: GatewayId, queue_limit: int, call: Cal
             return await store.get_session(call.session)
         case _:
             assert_never(call)
+
+
+async def _take_control(store: Store, gateway: GatewayId, call: TakeControl) -> Taken:
+    try:
+        record = await store.take_control(
+            call.session, gateway=gateway, resume_hash=call.resume_hash, next_seq=call.next_seq
+        )
+    except NoSuchSession as exc:
+        if await store.is_settled():
+            raise
+        raise StoreUnavailable("Redis lost its data, and its sessions are being written again") from exc
+    return Taken(record=record, pause_ids=await store.pause_ids(call.session))
 
 
 def _to_failure(exc: StoreError) -> Failure:
@@ -151,11 +175,19 @@ class CallQueue:
             self._on_result(call, result)
 
     async def _call(self, call: Call) -> object:
-        backoff_s = FIRST_BACKOFF_S
+        backoff_s, missing_s = FIRST_BACKOFF_S, None
+        now_s = asyncio.get_running_loop().time
         while True:
             try:
-                return await perform(self._store, self._gateway, self._queue_limit, call)
+                result = await perform(self._store, self._gateway, self._queue_limit, call)
+                is_missing = isinstance(result, Failure) and result.kind is FailureKind.NO_SUCH_SESSION
+                missing_s = now_s() if missing_s is None else missing_s
+                # In its place, so that the order of inputs stays: the owner writes the session again soon.
+                is_final = not is_missing or now_s() - missing_s > LOST_AFTER_MS / 1000
+                if is_final or isinstance(call, CreateSession | TakeControl) or self._closing.is_set():
+                    return result
             except StoreUnavailable as exc:
+                missing_s = None
                 if isinstance(call, CreateSession | TakeControl) or self._closing.is_set():
                     return _to_failure(exc)
             with contextlib.suppress(TimeoutError):

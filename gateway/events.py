@@ -54,6 +54,7 @@ class EventReader:
                 self._after = None
             except StoreUnavailable as exc:
                 self._mark(False, exc)
+                self._after = None  # it may come back empty, with events that fit in behind those read
                 await asyncio.sleep(RETRY_S)
             except StoreError:
                 logger.exception("reading events failed")

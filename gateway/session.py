@@ -21,7 +21,7 @@ from typing import assert_never
 
 from gateway import protocol as wire
 from gateway.limits import MESSAGES_PER_S, Verdict
-from gateway.session_core import MAX_HELD_INPUTS, Cause, Draw, Session, Stage
+from gateway.session_core import LOST_AFTER_MS, MAX_HELD_INPUTS, Cause, Draw, Session, Stage
 from gateway.session_entry import ERROR_OF, RETRY_AFTER_MS, EntryRules, hash_resume
 from gateway.session_follow import RELOAD_MS
 from gateway.steps import (
@@ -45,6 +45,8 @@ __all__ = ["Draw", "SessionMachine", "Stage", "hash_resume"]
 
 MAX_BACKLOG = 64
 """Client messages that wait for an answer to start, attach or stop."""
+MAX_COPIED_INPUTS = 256
+"""Inputs of a session without an owner yet that are kept, should Redis lose it."""
 STOP_TIMEOUT_MS = 5_000
 """An engine that does not confirm a stop by then is bypassed."""
 
@@ -198,8 +200,15 @@ class SessionMachine(EntryRules):
                 self._error(ErrorCode.UNAVAILABLE, text, id=id, retry_after_ms=RETRY_AFTER_MS)
             return
         s.held_inputs += 1
-        call = AppendInput(session=s.id, controller_epoch=s.controller_epoch, message=message, ids=ids)
-        self._out.append(call)
+        self._out.append(
+            AppendInput(
+                session=s.id,
+                controller_epoch=s.controller_epoch,
+                message=message,
+                ids=ids,
+                copy=self._copy(s),
+            )
+        )
 
     def _receive_control(self, s: Session, message: wire.Control, now_ms: float) -> None:
         if not s.info.controls:
@@ -258,6 +267,7 @@ class SessionMachine(EntryRules):
             paused=paused,
             ids=ids[-MAX_HELD_INPUTS:],
             answers=answers[-MAX_HELD_INPUTS:],
+            copy=self._copy(s),
         )
         if s.pause_call is None:
             s.pause_call = call
@@ -306,6 +316,9 @@ class SessionMachine(EntryRules):
 
     def _receive_receipt(self, s: Session, call: AppendInput, receipt: InputReceipt, now_ms: float) -> None:
         s.held_inputs -= 1
+        if (copy := self._copy(s)) is not None and not receipt.repeat:
+            copy.inputs.append((receipt.entry, call.message))
+            del copy.inputs[:-MAX_COPIED_INPUTS]
         for id in call.ids:
             self._accept(id)
         if receipt.applied is not None:  # a repeat gets the stored answer, told before or not
@@ -315,6 +328,8 @@ class SessionMachine(EntryRules):
         self._append_controls(s, now_ms)
 
     def _receive_paused(self, s: Session, call: SetPaused) -> None:
+        if s.copy is not None:
+            s.copy.paused = call.paused
         for id in call.answers:
             self._accept(id)
         self._next_pause(s)
@@ -326,7 +341,11 @@ class SessionMachine(EntryRules):
 
     def _receive_record(self, s: Session, record: SessionRecord | None, now_ms: float) -> None:
         s.is_loading = False
-        if record is None or record.phase is Phase.CLOSED:
+        since_ms = now_ms if s.missing_since_ms is None else s.missing_since_ms
+        s.missing_since_ms = since_ms if record is None else None
+        if record is None and now_ms < since_ms + LOST_AFTER_MS:
+            s.reload_ms = now_ms + RELOAD_MS
+        elif record is None or record.phase is Phase.CLOSED:
             self._end(record.reason if record is not None else "lost", now_ms)
         elif record.controller_epoch > s.controller_epoch:
             self._lose_control()

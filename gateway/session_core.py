@@ -31,12 +31,15 @@ from scheduler.messages import (
     SessionId,
     SessionState,
 )
+from scheduler.store.values import QueuedCopy
 
 logger = logging.getLogger("gateway.session")
 
 MAX_HELD_INPUTS = 64
 """Inputs of a session that wait for Redis; more are refused."""
 MAX_TOLD_APPLIED = 256
+LOST_AFTER_MS = 10_000
+"""For so long a session may have no record: when Redis comes back empty, its owner writes it again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +103,8 @@ class Session:
     told_state: wire.State | None = None
     told_position: int | None = None
     told_applied: deque[wire.Applied]
+    copy: QueuedCopy | None = None
+    """Of a session that this connection has started: Redis may lose it before an engine has it."""
     start_id: str | None = None
     """Message id of the `start` that made it, on this connection."""
     asked_pause: bool | None = None
@@ -111,6 +116,8 @@ class Session:
     queue_reason: str | None = None
     is_loading: bool = False
     reload_ms: float | None = None
+    missing_since_ms: float | None = None
+    """Redis has no record of it: its owner may not have written it again yet."""
     stop_ms: float | None = None
     attach: wire.Attach | None = None
     """Until the first subscription after an attach is answered."""
@@ -219,7 +226,12 @@ class SessionCore(abc.ABC):
     def _load(self, s: Session) -> None:
         if not s.is_loading:
             s.is_loading = True
-            self._out.append(LoadSession(session=s.id))
+            self._out.append(LoadSession(session=s.id, copy=self._copy(s)))
+
+    @staticmethod
+    def _copy(s: Session) -> QueuedCopy | None:
+        """None once an engine has had it: the engine knows more."""
+        return s.copy if s.flow.epoch == 0 else None
 
     def _end_in_store(self, s: Session) -> None:
         self._out.append(EndSession(session=s.id, controller_epoch=s.controller_epoch, reason="stopped"))

@@ -20,6 +20,7 @@ from scheduler.messages import (
     SessionRecord,
     SessionState,
 )
+from scheduler.store.values import QueuedCopy
 
 CODEC = "h264"
 SESSION_ID = re.compile(r"s_[0-9a-f]{16}")
@@ -97,8 +98,19 @@ class EntryRules(FollowRules):
         start, drawn = self._start, self._drawn
         assert start is not None and drawn is not None
         self._enter(record, resume=drawn.resume, next_seq=0, id=start.id, now_ms=now_ms)
-        if self._session is not None:
-            self._session.start_id = start.id
+        if (s := self._session) is not None:
+            s.start_id = start.id
+            s.copy = QueuedCopy(
+                session=call.session,
+                model=call.model,
+                prompt=call.prompt,
+                seed=call.seed,
+                lead_ms=call.lead_ms,
+                codec=call.codec,
+                resume_hash=call.resume_hash,
+                created_ms=record.created_ms,
+                inputs=[],
+            )
 
     def _receive_taken(self, call: TakeControl, taken: Taken, now_ms: float) -> None:
         attach, record = self._attach, taken.record

@@ -11,6 +11,7 @@ from enum import Enum
 
 from gateway.protocol import ChunkHeader, CloseCode, ServerMessage
 from scheduler.messages import EngineId, Input, LinkRequest, PromptInput, SessionId, SessionRecord
+from scheduler.store.values import QueuedCopy
 
 # --- to the client ---------------------------------------------------------------------------------------
 
@@ -90,6 +91,9 @@ class AppendInput:
     message: Input
     ids: tuple[str, ...]
     """Client messages that this entry answers."""
+    copy: QueuedCopy | None = None
+    """Written first, should Redis have lost the session while it waits for its first owner; in the next two
+    as well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +107,7 @@ class SetPaused:
     """Client messages that it records: a repeat of one has no second effect, on a later connection either."""
     answers: tuple[str, ...] = ()
     """Those of them that this call answers; an engine answers the others."""
+    copy: QueuedCopy | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +124,7 @@ class LoadSession:
     """Read the record. Repeated until the store is back."""
 
     session: SessionId
+    copy: QueuedCopy | None = None
 
 
 Call = CreateSession | TakeControl | AppendInput | SetPaused | EndSession | LoadSession

@@ -43,6 +43,8 @@ class Plan:
     directory: Path
     redis_command: list[str] | None
     """None: a Redis is running already."""
+    redis_folder: Path | None
+    """Where the one that we run keeps its data."""
     gpus: tuple[str, ...]
     gateway: GatewayConfig
     scheduler: SchedulerConfig
@@ -99,6 +101,8 @@ class Cluster:
             await self._start_redis(self._plan.redis_command)
         config = self._plan.scheduler
         self._store = store = await connect(config.redis, cluster=config.cluster)
+        if self._plan.redis_command is not None:
+            await store.mark_new()
         term, _ = await store.read_desired()
         scheduler = self._service("scheduler-0", role_command("scheduler"), "scheduler", self._plan.scheduler)
         gateway = self._service("gateway-0", role_command("gateway"), "gateway", self._plan.gateway)
@@ -119,7 +123,10 @@ class Cluster:
 
     def _service(self, name: str, command: list[str], role: str, config: object) -> Service:
         environment = dict(os.environ) if role == "redis" else role_environment(role, config)
-        spec = ProcessSpec(name=name, command=command, log=self._log(name), environment=environment)
+        folder = self._plan.redis_folder if role == "redis" else None
+        spec = ProcessSpec(
+            name=name, command=command, log=self._log(name), folder=folder, environment=environment
+        )
         service = Service(spec, run_file=self._run_file, report=self._console.step)
         self._services[name] = service
         return service

@@ -48,6 +48,8 @@ class Provisioner:
         self._store = store
         self._engines = engines
         self._newest_term = newer_than + 1
+        self._has_obeyed = False
+        """Has any set been carried out?"""
         self._ours: set[EngineId] = set()
         self._is_away = False
         self._reports: set[asyncio.Task[None]] = set()
@@ -94,8 +96,10 @@ class Provisioner:
     async def _reconcile(self) -> None:
         term, desired = await self._store.read_desired()
         if term < self._newest_term:
+            if self._has_obeyed:  # terms never fall: Redis lost data, and its next leader began anew
+                await self._store.raise_term(self._newest_term)
             return
-        self._newest_term = term
+        self._newest_term, self._has_obeyed = term, True
         self._ours.update(self._engines.owned())
         unknown = [engine.id for engine in desired if engine.id not in self._ours]
         records = await self._store.get_engines(unknown)

@@ -37,6 +37,8 @@ class ProcessSpec:
     """As `run.json` calls it."""
     command: Sequence[str]
     log: Path
+    folder: Path | None = None
+    """Made before each start, should it be gone."""
     environment: Mapping[str, str] = field(repr=False)
     """The whole environment; it may hold secrets."""
 
@@ -54,6 +56,8 @@ class Service:
     def start(self) -> Child:
         """Start the process. Raises StartError when the program can't be run."""
         spec = self._spec
+        if spec.folder is not None:
+            spec.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._log_start = spec.log.stat().st_size if spec.log.exists() else 0
         try:
             self._child = spawn(spec.command, environment=spec.environment, log=spec.log)

@@ -98,6 +98,7 @@ def _make_plan(values: Mapping[str, Value]) -> Plan:
         config=config,
         directory=Path(config.dir).absolute(),
         redis_command=None,
+        redis_folder=None,
         gpus=gpus,
         gateway=build(GatewayConfig, values, redis=redis, link_secret=secret),
         scheduler=build(SchedulerConfig, values, redis=redis),
@@ -117,6 +118,7 @@ def _with_redis(plan: Plan) -> Plan:
     return replace(
         plan,
         redis_command=redis_server.command(server, files),
+        redis_folder=files.data,
         gateway=replace(plan.gateway, redis=files.url),
         scheduler=replace(plan.scheduler, redis=files.url),
         engine=replace(plan.engine, redis=files.url),

@@ -7,6 +7,8 @@ The Lua side gets this same table (`scheduler/store/scripts.py` renders it), so 
     term                         string   newest term of the leader lease; never falls
     lease                        hash     owner, term; expires with the lease
     desired                      hash     term, engines (JSON list): what provisioners reconcile
+    settled                      string   there since engines that outlived a loss of this data have had the
+                                          time to say so; without it a missing record means nothing
     memory                       hash     term, data: the policy's memory (JSON, ≤ MAX_MEMORY_BYTES)
     cluster                      hash     policy, budget, release_interval_ms: what the leader publishes
     models                       hash     model name → JSON of its newest ModelInfo; outlives the engines
@@ -81,6 +83,7 @@ PATTERNS: Mapping[str, str] = {
     "term": "term",
     "lease": "lease",
     "desired": "desired",
+    "settled": "settled",
     "memory": "memory",
     "cluster": "cluster",
     "models": "models",

@@ -18,6 +18,7 @@ from scheduler.messages import EngineId, EngineState
 from scheduler.policy.base import Changes, Memory, decode_memory, encode_memory
 from scheduler.policy.moves import special_moves
 from scheduler.policy.registry import find_policy
+from scheduler.policy.upkeep import settling_ms
 from scheduler.store import StaleTerm, Store, StoreError, StoreUnavailable, draw_id
 
 log = logging.getLogger("scheduler")
@@ -48,6 +49,8 @@ class Scheduler:
         """Redis time since which Redis was reached without a break; None: not known to be."""
         self._tick_s = 0.0
         self._resync_s = 0.0
+        self._settles_ms: int | None = None
+        """Redis lost its data: until then engines say what they have, and nothing is decided."""
         self._prepared_term: int | None = None
         """Term for which memory and view were read."""
         self._offset_ms: float | None = None
@@ -62,6 +65,7 @@ class Scheduler:
                 failing = False
             except StoreUnavailable as exc:
                 self._reachable_ms = None
+                self._resync_s = 0.0  # it may come back older, with events that fit in behind those read
                 if not failing:
                     log.warning("%s; engines keep running, placement waits", exc)
                 failing, is_leading = True, False
@@ -81,7 +85,8 @@ class Scheduler:
             await self._take_over()
         delta = await self._follow()
         try:
-            await self._plan_and_apply(delta)
+            if await self._is_settled():
+                await self._plan_and_apply(delta)
         except StaleTerm as exc:
             log.warning("%s", exc)
             self._lease.lose()
@@ -112,7 +117,9 @@ class Scheduler:
 
     async def _take_over(self) -> None:
         """Read what a new leader must know. Repeated until it succeeds."""
-        self._memory = decode_memory(await self._store.load_memory())
+        memory = await self._store.load_memory()
+        if memory is not None:  # else nobody has led, or Redis lost what this process still knows
+            self._memory = decode_memory(memory)
         await self._feed.rebuild()
         self._published = None
         # A new leader has not watched the engines: each gets the time after an outage to be heard.
@@ -126,7 +133,29 @@ class Scheduler:
             len(view.engines),
             len(view.sessions),
         )
+        self._settles_ms = None
+        if not await self._store.is_settled():
+            self._settles_ms = view.read_ms + settling_ms(self._config)
+            log.warning(
+                "Redis is new or lost its data: engines have %d ms to say what they have",
+                settling_ms(self._config),
+            )
         self._prepared_term = self._lease.term
+
+    async def _is_settled(self) -> bool:
+        """May this leader decide? Not before engines that outlived a loss of data could say what they have:
+        a set of engines without them would have them stopped."""
+        if self._settles_ms is None:
+            return True
+        assert self._lease.term is not None
+        if self._feed.view.read_ms < self._settles_ms:
+            return False
+        await self._feed.rebuild()
+        await self._store.mark_settled(self._lease.term)
+        self._settles_ms = None
+        view = self._feed.view
+        log.info("%d engines and %d sessions are here", len(view.engines), len(view.sessions))
+        return True
 
     # --- read
 

@@ -11,7 +11,8 @@
 -- Events   none: the owner blocks on the log itself
 
 local session, id = ARGV[1], ARGV[4]
-local bad = check_controller(read_hash(KEYS[1]), ARGV[2])
+local s = read_hash(KEYS[1])
+local bad = check_controller(s, ARGV[2])
 if bad then
   return bad
 end
@@ -27,6 +28,7 @@ if redis.call('XLEN', inputs) >= MAX_INPUT_LOG then
   return fail('INPUT_LOG_FULL', 'the session has taken as many inputs as it can')
 end
 
+hold_control(session, s, ARGV[2])
 local entry = redis.call('XADD', inputs, '*', 'm', ARGV[3])
 if id ~= '' then
   remember(session, id, entry)

@@ -26,14 +26,8 @@ if redis.call('ZCARD', key('queue', model)) >= tonumber(ARGV[10]) then
   return fail('QUEUE_FULL', ARGV[11])
 end
 
-local now = now_ms()
-local order = enqueue(session, model, false)
-redis.call('HSET', KEYS[1], 'model', model, 'phase', 'queued', 'epoch', 0, 'engine', '', 'opened', 0,
-  'active', 1, 'paused', 0, 'seed', ARGV[5], 'lead_ms', ARGV[6], 'codec', ARGV[7], 'resume_hash', ARGV[8],
-  'controller_epoch', 1, 'gateway', ARGV[9], 'next_seq', 0, 'next_frame', 0, 'rev', 0,
-  'last_applied', '0-0', 'slack_ms', 0, 'created_ms', now, 'active_ms', now, 'reason', '',
-  'queue_order', order, 'left_ms', '', 'residence', 'stored')
-redis.call('ZADD', key('sessions'), now, session)
+put_queued(session, model, {created_ms = string.format('%.0f', now_ms()), seed = ARGV[5], lead_ms = ARGV[6],
+  codec = ARGV[7], resume_hash = ARGV[8], gateway = ARGV[9]})
 local entry = redis.call('XADD', key('inputs', session), '*', 'm', ARGV[3])
 if id ~= '' then
   remember(session, id, entry)

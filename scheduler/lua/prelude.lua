@@ -67,7 +67,8 @@ local function check_not_in_flight(s)
   end
 end
 
--- Error reply unless the session exists, is open and controller_epoch controls it (0: anybody may).
+-- Error reply unless the session exists, is open and controller_epoch controls it (0: anybody may). A newer one
+-- than is known does: Redis lost its attach.
 local function check_controller(s, controller_epoch)
   if not s then
     return fail('NO_SUCH_SESSION', 'no such session')
@@ -75,8 +76,15 @@ local function check_controller(s, controller_epoch)
   if s.phase == 'closed' then
     return fail('SESSION_CLOSED', s.reason)
   end
-  if controller_epoch ~= '0' and s.controller_epoch ~= controller_epoch then
+  if controller_epoch ~= '0' and tonumber(s.controller_epoch) > tonumber(controller_epoch) then
     return fail('STALE_CONTROLLER', 'a newer connection controls the session')
+  end
+end
+
+-- The connection that writes holds control from now on, should Redis have lost its attach.
+local function hold_control(session, s, controller_epoch)
+  if tonumber(controller_epoch) > tonumber(s.controller_epoch) then
+    redis.call('HSET', key('session', session), 'controller_epoch', controller_epoch)
   end
 end
 
@@ -167,6 +175,17 @@ local function enqueue(session, model, is_returner)
   redis.call('ZADD', key('queue', model), text, session)
   redis.call('SADD', key('queued_models'), model)
   return text
+end
+
+-- Write the record of a session that never had an owner, and put it in the queue. `facts`: what is its own.
+local function put_queued(session, model, facts)
+  local order = enqueue(session, model, false)
+  redis.call('HSET', key('session', session), 'model', model, 'phase', 'queued', 'epoch', 0, 'engine', '',
+    'opened', 0, 'active', 1, 'paused', 0, 'seed', facts.seed, 'lead_ms', facts.lead_ms, 'codec', facts.codec,
+    'resume_hash', facts.resume_hash, 'controller_epoch', 1, 'gateway', facts.gateway, 'next_seq', 0,
+    'next_frame', 0, 'rev', 0, 'last_applied', '0-0', 'slack_ms', 0, 'created_ms', facts.created_ms,
+    'active_ms', facts.created_ms, 'reason', '', 'queue_order', order, 'left_ms', '', 'residence', 'stored')
+  redis.call('ZADD', key('sessions'), facts.created_ms, session)
 end
 
 -- A placed session loses its owner and waits at the front of the queue.

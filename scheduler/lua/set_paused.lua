@@ -15,6 +15,7 @@ local bad = check_controller(s, ARGV[2])
 if bad then
   return bad
 end
+hold_control(ARGV[1], s, ARGV[2])
 redis.call('HSET', KEYS[1], 'paused', ARGV[3])
 if s.phase == 'queued' then
   redis.call('HSET', KEYS[1], 'active', 1 - ARGV[3])

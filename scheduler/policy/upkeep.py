@@ -34,6 +34,12 @@ FORGIVE_MS = 60_000
 """Without another early death for this time after the last pause, the count starts anew."""
 
 
+def settling_ms(config: SchedulerConfig) -> int:
+    """How long engines have to be heard after Redis lost its data: three heartbeats, and the time after which
+    one of them gives up a command that hangs."""
+    return 3 * config.heartbeat_ms + config.heartbeat_timeout_ms
+
+
 def find_lost(view: View, changes: Changes, config: SchedulerConfig) -> dict[EngineId, str]:
     """Engines to declare gone, and why.
 

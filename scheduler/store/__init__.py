@@ -40,6 +40,8 @@ from scheduler.store.values import (
     CheckpointPointer,
     ClusterInfo,
     InputReceipt,
+    QueuedCopy,
+    SessionCopy,
     SessionProgress,
 )
 
@@ -60,7 +62,9 @@ __all__ = [
     "NoSuchSession",
     "PlacementRefused",
     "QueueFull",
+    "QueuedCopy",
     "ServerTooOld",
+    "SessionCopy",
     "SessionIsClosed",
     "SessionProgress",
     "StaleController",

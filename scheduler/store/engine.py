@@ -18,7 +18,7 @@ from scheduler.messages import (
 from scheduler.store import records
 from scheduler.store.errors import CheckpointRefused, StaleEpoch
 from scheduler.store.reader import StoreReader
-from scheduler.store.values import AppliedRecord, CheckpointPointer, SessionProgress
+from scheduler.store.values import AppliedRecord, CheckpointPointer, SessionCopy, SessionProgress
 
 NO_DEADLINE = -1
 
@@ -142,6 +142,27 @@ class EngineStore(StoreReader):
             elif isinstance(result, Exception):
                 raise result
         return stale
+
+    async def restore_session(self, engine: EngineId, copy: SessionCopy) -> None:
+        """Write a session that Redis lost, or whose newest owner it lost; no effect when it has it.
+
+        Raises:
+            StaleEpoch: closed, or another engine owns it at this or a newer epoch.
+            EngineUnknown: register first.
+        """
+        record = copy.record
+        await self._redis.run(
+            "restore_session",
+            self._key("session", record.id),
+            record.id,
+            engine,
+            record.epoch,
+            "" if copy.left_age_ms is None else copy.left_age_ms,
+            copy.position,
+            records.inputs_json(copy.inputs),
+            records.applied_json(copy.applied),
+            *records.owned_fields(record),
+        )
 
     async def record_applied(
         self, engine: EngineId, session: SessionId, epoch: int, entries: Sequence[AppliedRecord]

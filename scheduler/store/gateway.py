@@ -14,9 +14,10 @@ from scheduler.messages import (
     SessionRecord,
     encode_json,
 )
+from scheduler.store import records
 from scheduler.store.errors import NoSuchSession
 from scheduler.store.reader import StoreReader
-from scheduler.store.values import AppliedRecord, InputReceipt
+from scheduler.store.values import AppliedRecord, InputReceipt, QueuedCopy
 
 ANY_CONTROLLER = 0
 ORDER_TTL_MS = 10_000
@@ -61,6 +62,25 @@ class GatewayStore(StoreReader):
             await self.queue_eta_ms(1),
         )
         return await self._written(session)
+
+    async def restore_queued(self, copy: QueuedCopy, *, gateway: GatewayId) -> None:
+        """Write a session that Redis lost while it waited for its first owner; no effect when it has it."""
+        await self._redis.run(
+            "restore_queued",
+            self._key("session", copy.session),
+            copy.session,
+            copy.model,
+            encode_json(copy.prompt).decode(),
+            copy.prompt.id or "",
+            copy.seed,
+            copy.lead_ms,
+            copy.codec,
+            copy.resume_hash,
+            gateway,
+            copy.created_ms,
+            int(copy.paused),
+            records.inputs_json(copy.inputs),
+        )
 
     async def append_input(
         self, session: SessionId, message: Input, *, controller_epoch: int

@@ -29,6 +29,10 @@ class LeaderStore(StoreReader):
         """Let another lead at once. No effect when the lease is another's."""
         await self._redis.run("release_lease", self._key("lease"), owner, term)
 
+    async def mark_settled(self, term: int) -> None:
+        """Everybody had the time to say what it has: see `is_settled`."""
+        await self._redis.run("mark_settled", self._key("settled"), term)
+
     async def place_session(
         self, session: SessionId, engine: EngineId, *, expect_epoch: int, term: int
     ) -> int:

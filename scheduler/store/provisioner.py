@@ -1,8 +1,9 @@
-"""What a provisioner writes: facts about its processes. It is not the leader and carries no term."""
+"""What a provisioner writes: facts about its processes. It is not the leader."""
 
 from __future__ import annotations
 
 from scheduler.messages import EngineId
+from scheduler.store.connection import mapped_errors
 from scheduler.store.reader import StoreReader
 
 
@@ -15,6 +16,18 @@ class ProvisionerStore(StoreReader):
         Its sessions wait again at once and the leader wants a replacement. Unknown or gone: no effect.
         """
         await self._redis.run("remove_engine", self._key("engine", engine), engine, reason, 1)
+
+    async def mark_new(self) -> None:
+        """This Redis has just been made, for a cluster without engines: nobody has anything to tell it."""
+        async with mapped_errors():
+            await self._redis.client.set(self._key("settled"), 0)
+
+    async def raise_term(self, floor: int) -> None:
+        """A leader of term `floor` was obeyed, and Redis knows older ones only: it lost data.
+
+        Who leads below must acquire a new lease, and the set that it wrote is forgotten.
+        """
+        await self._redis.run("raise_term", self._key("term"), floor)
 
     async def claim_engine(self) -> EngineId | None:
         """Take one desired engine that nobody starts yet; its start time limit runs from here.

@@ -58,6 +58,11 @@ class StoreReader:
             seconds, micros = await self._redis.client.time()
         return int(seconds) * 1_000 + int(micros) // 1_000
 
+    async def is_settled(self) -> bool:
+        """False: Redis lost its data, or is new. Who outlived that may not have said yet what it has."""
+        async with mapped_errors():
+            return bool(await self._redis.client.exists(self._key("settled")))
+
     # --- sessions
 
     async def get_session(self, session: SessionId) -> SessionRecord | None:

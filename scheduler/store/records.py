@@ -15,12 +15,14 @@ from scheduler.messages import (
     EngineState,
     GatewayId,
     InFlight,
+    Input,
     ModelInfo,
     Phase,
     Residence,
     SessionId,
     SessionRecord,
     decode_fields,
+    encode_json,
 )
 from scheduler.store.values import AppliedRecord, CheckpointPointer
 
@@ -62,6 +64,30 @@ def session_record(session: SessionId, h: Mapping[str, str]) -> SessionRecord:
         moved_ms=int(h.get("moved_ms", 0)),
         state_bytes=int(h.get("state_bytes", 0)),
     )
+
+
+def owned_fields(r: SessionRecord) -> list[str | int]:
+    """Field, value, ... of the same hash that an owner knows of a session, flat."""
+    return [
+        *("model", r.model, "epoch", r.epoch, "engine", r.engine or "", "active", int(r.active)),
+        *("paused", int(r.paused), "seed", r.seed, "lead_ms", r.lead_ms, "codec", r.codec),
+        *("resume_hash", r.resume_hash, "controller_epoch", r.controller_epoch, "gateway", r.gateway or ""),
+        *("next_seq", r.next_seq, "next_frame", r.next_frame, "rev", r.rev, "last_applied", r.last_applied),
+        *("slack_ms", r.slack_ms, "created_ms", r.created_ms, "residence", r.residence.value),
+        *("state_bytes", r.state_bytes),
+    ]
+
+
+def inputs_json(inputs: Sequence[tuple[str, Input]]) -> str:
+    """Log entries for a script: [[entry, JSON Input, message id or ""], ...]."""
+    items = [[entry, encode_json(message).decode(), message.id or ""] for entry, message in inputs]
+    return json.dumps(items, separators=(",", ":"))
+
+
+def applied_json(applied: Sequence[AppliedRecord]) -> str:
+    """Applied records for a script, a list."""
+    items = [{k: v for k, v in asdict(record).items() if v is not None} for record in applied]
+    return json.dumps(items, separators=(",", ":"))
 
 
 def _in_flight(h: Mapping[str, str]) -> InFlight | None:

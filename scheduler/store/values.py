@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scheduler.messages import MessageId, Residence, SessionId
+from scheduler.messages import Input, MessageId, PromptInput, Residence, SessionId, SessionRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +66,40 @@ class CheckpointPointer:
     def object_name(self, session: SessionId) -> str:
         """Names the bytes, which never change."""
         return f"{session}:{self.epoch}:{self.seq}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionCopy:
+    """What the owner of a session writes when Redis has lost it."""
+
+    record: SessionRecord
+    """Placed, of this owner and epoch. Times that only Redis knows are not taken from it."""
+    left_age_ms: int | None
+    """For how long nobody has controlled it; None while somebody does."""
+    position: str
+    """Newest entry of the input log that the owner has read."""
+    inputs: Sequence[tuple[str, Input]] = ()
+    """The log, id by id, as far as a rebuild needs it."""
+    applied: Sequence[AppliedRecord] = ()
+    """The newest, in log order."""
+
+
+@dataclass(slots=True, kw_only=True)
+class QueuedCopy:
+    """What the gateway that took a session in writes when Redis lost it before it had any owner."""
+
+    session: SessionId
+    model: str
+    prompt: PromptInput
+    seed: int
+    lead_ms: int
+    codec: str
+    resume_hash: str
+    created_ms: int
+    """Redis time."""
+    paused: bool = False
+    inputs: list[tuple[str, Input]]
+    """Accepted since, with their ids in the log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

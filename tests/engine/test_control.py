@@ -41,10 +41,10 @@ from scheduler.messages import (
     Subscribe,
     encode_json,
 )
-from scheduler.store import AppliedRecord, EngineGone, Store, open_checkpoints
+from scheduler.store import AppliedRecord, CheckpointPointer, EngineGone, Store, open_checkpoints
 from tests.engine.edges import S1, RecordedLink, made, until
 from tests.engine.process import config, place
-from tests.scheduler.conftest import RedisServer, lead
+from tests.scheduler.conftest import RedisServer, forget_everything, lead
 
 E1, E2 = EngineId("e_00000001"), EngineId("e_00000002")
 MODEL = ShapesModel.random(0, config=TINY)
@@ -272,14 +272,74 @@ async def test_during_an_outage_chunks_leave_and_afterwards_all_is_written(
     await store.close()
 
 
-async def test_redis_that_lost_the_placement_ends_the_ownership(world: World) -> None:
-    """The record is back at an older epoch: the session is dropped, or two engines would own epoch 1 next."""
+async def test_a_placement_that_redis_lost_is_written_again(world: World) -> None:
+    """The record is back at an older epoch, in the queue: the larger epoch wins, and nobody else gets it."""
     await opened(world)
     await world.event(SessionOpened)
-    key = world.store._key("session", S1)
-    await world.store._redis.client.hset(key, mapping={"epoch": 0, "engine": "", "phase": "queued"})
+    key = world.store._key
+    await world.store._redis.client.hset(
+        key("session", S1), mapping={"epoch": 0, "engine": "", "phase": "queued", "queue_order": 1}
+    )
+    await world.store._redis.client.zadd(key("queue", "shapes"), {S1: 1})
+    world.host.receive_event(made(0))
+    async with asyncio.timeout(20):
+        while (await world.record()).phase is not Phase.PLACED:  # noqa: ASYNC110 - no event tells when
+            await asyncio.sleep(0.02)
+    record = await world.record()
+    assert (record.engine, record.epoch, record.next_seq) == (E1, 1, 1)
+    assert await world.store.queue_position(S1) is None
+    assert S1 in world.host.sessions
+
+
+async def test_a_session_of_another_owner_at_the_same_epoch_is_dropped(world: World) -> None:
+    """Redis lost the placement, and the leader made another: one of the two goes on."""
+    await opened(world)
+    await world.event(SessionOpened)
+    await world.store._redis.client.hset(world.store._key("session", S1), "engine", E2)
     world.host.receive_event(made(0))
     await until(lambda: S1 not in world.host.sessions)
+
+
+async def test_redis_that_comes_back_empty_gets_everything_again(world: World) -> None:
+    """Engine, session, checkpoint, what was applied, the log: inputs sent before have no second effect, new
+    ones reach the engine, and a session taken over elsewhere is not this one."""
+    store = world.store
+    _, command = await opened(world)
+    await world.event(SessionOpened)
+    subscribe(world, RecordedLink())
+    start = command.pending[0].entry
+    receipt = await store.append_input(S1, PromptInput(text="p", id="one"), controller_epoch=1)
+    await world.command(Feed)
+    applied = tuple(
+        AppliedInput(entry=e, id=i, rev=r) for e, i, r in ((start, None, 0), (receipt.entry, "one", 1))
+    )
+    world.host.receive_event(made(0, applied=applied))
+    await until(lambda: not world.host.sessions[S1].unrecorded)
+    pointer = CheckpointPointer(epoch=1, seq=0, last_applied=start, text="a red ball", seed=7, rev=0, size=2)
+    await world.control.write_checkpoint(S1, pointer, b"ab")
+    before, history = await world.record(), await store.applied_history(S1)
+
+    await forget_everything(store)
+    await until(lambda: world.host.sessions[S1].published != ())
+    async with asyncio.timeout(20):
+        while await store.checkpoint_pointer(S1) is None:  # noqa: ASYNC110 - the last thing written
+            await asyncio.sleep(0.02)
+    after = await world.record()
+    changing = {"active_ms": 0, "slack_ms": 0, "rev": 0, "next_seq": 1, "next_frame": 12}
+    assert replace(after, **changing) == replace(before, **changing)  # type: ignore[arg-type]
+    assert after.next_seq == 1
+    assert await store.applied_history(S1) == history
+    assert await store.checkpoint_pointer(S1) == pointer
+    assert await store.checkpoint_data(pointer.object_name(S1)) == b"ab"
+    log = (await store.read_inputs({S1: "0-0"}))[S1]
+    assert log == [(receipt.entry, PromptInput(text="p", id="one"))]
+    repeat = await store.append_input(S1, PromptInput(text="p", id="one"), controller_epoch=1)
+    assert repeat.repeat and repeat.applied == AppliedRecord(entry=receipt.entry, id="one", rev=1, seq=0)
+    await store.append_input(S1, PromptInput(text="q"), controller_epoch=1)
+    fed = await world.command(Feed)
+    assert isinstance(fed, Feed) and [entry.message for entry in fed.entries] == [PromptInput(text="q")]
+    (engine,) = await store.list_engines()
+    assert (engine.id, engine.state, engine.sessions) == (E1, EngineState.READY, 1)
 
 
 async def test_the_same_placement_ordered_twice_keeps_the_session(world: World) -> None:

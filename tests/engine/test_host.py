@@ -144,6 +144,9 @@ class World:
     def log_wanted(self) -> None:
         self.log_changes += 1
 
+    def adopted(self, hosted: Hosted) -> None:
+        pass
+
     def ask_slot(self, hosted: Hosted) -> None:
         self.asked.append(hosted.id)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 
@@ -82,6 +83,28 @@ async def test_redis_killed(victim: Cluster) -> None:
         while not applied.done():
             await viewer.take(1)
         assert (await applied).rev == 1
+
+
+async def test_redis_comes_back_empty(victim: Cluster) -> None:
+    """Its data is gone: engines and sessions are written again, nobody starts or stops an engine, every
+    session stays where it is, a prompt sent before anybody could know is applied once, new ones placed."""
+    async with watching(victim.url) as one, watching(victim.url, "a blue square", seed=2) as two:
+        viewers = (one, two)
+        await asyncio.gather(one.take(2), two.take(2))
+        before = victim.pids("")
+        shutil.rmtree(victim.dir / "redis")
+        os.kill(before["redis"], signal.SIGKILL)
+        edits = [asyncio.create_task(viewer.session.prompt("a green triangle")) for viewer in viewers]
+        while not all(edit.done() for edit in edits):
+            await asyncio.gather(one.take(1), two.take(1))
+        assert [(await edit).rev for edit in edits] == [1, 1]
+        async with watching(victim.url, "a red star", seed=3) as three:
+            await asyncio.gather(three.take(2), one.take(2), two.take(2))
+        await back(victim, "redis", before)
+        sessions = {session["id"]: session for session in victim.get("/v1/cluster")["sessions"]}
+        for viewer in viewers:
+            assert (viewer.taken[-1].rev, len({chunk.engine for chunk in viewer.taken})) == (1, 1)
+            assert sessions[viewer.session.info.session]["epoch"] == 1
 
 
 async def test_engine_killed(victim: Cluster) -> None:

@@ -118,6 +118,7 @@ async def begin(client: Client, engine: ScriptedEngine, **fields: object) -> wir
 async def make_world(redis_url: str) -> AsyncIterator[World]:
     cluster = make_cluster_name()
     store = await Store.connect(redis_url, cluster=cluster)
+    await store.mark_new()
     term = await store.acquire_lease("test", 600_000)
     assert term is not None
     yield World(redis_url, cluster, store, term)

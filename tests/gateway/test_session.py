@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gateway import protocol as wire
 from gateway.catalog import Catalog
 from gateway.session import MAX_BACKLOG, MAX_HELD_INPUTS, STOP_TIMEOUT_MS, Draw, SessionMachine, Stage
-from gateway.session_core import TRANSITIONS, Cause
+from gateway.session_core import LOST_AFTER_MS, TRANSITIONS, Cause
 from gateway.session_entry import hash_resume
 from gateway.session_follow import RELOAD_MS
 from gateway.steps import (
@@ -552,7 +552,6 @@ def test_an_engine_that_denies_the_session_is_asked_again_after_a_look_at_the_re
 
 LOST_NEWS: dict[str, tuple[SessionRecord | None, type]] = {
     "closed": (replace(RECORD, phase=Phase.CLOSED, reason="stopped"), wire.Closed),
-    "vanished": (None, wire.Closed),
     "queued again": (replace(RECORD, epoch=2, reason="engine_lost"), wire.State),
 }
 
@@ -565,6 +564,36 @@ def test_missed_events_are_made_up_for_by_the_record(name: str) -> None:
     load = only(machine.receive_events_lost(), LoadSession)
     (message,) = sent(machine.receive_result(load, record, 0))
     assert isinstance(message, kind)
+
+
+def test_a_session_without_a_record_is_lost_only_after_a_while() -> None:
+    """Redis came back empty: the owner writes it again. Chunks flow meanwhile."""
+    machine = flowing()
+    load = only(machine.receive_events_lost(), LoadSession)
+    assert machine.receive_result(load, None, 1_000) == []
+    assert only(feed(machine, 1, 0), SendChunk).header.seq == 0
+    load = only(machine.receive_tick(1_000 + RELOAD_MS), LoadSession)
+    owned = replace(PLACED, epoch=1, controller_epoch=1)
+    assert machine.receive_result(load, owned, 1_500) == []
+    load = only(machine.receive_events_lost(), LoadSession)
+    assert machine.receive_result(load, None, 20_000) == []
+    load = only(machine.receive_tick(20_000 + RELOAD_MS), LoadSession)
+    (message,) = sent(machine.receive_result(load, None, 20_000 + LOST_AFTER_MS))
+    assert message == wire.Closed(reason="lost")
+
+
+def test_a_session_that_waits_is_written_again_by_its_gateway() -> None:
+    """With all that was accepted; once an engine has it, the engine does so."""
+    machine = queued()
+    append = only(machine.receive_message(wire.Prompt(text="next", id="p"), 0), AppendInput)
+    receipt = InputReceipt(entry="5-0", repeat=False, applied=None)
+    machine.receive_result(append, receipt, 0)
+    load = only(machine.receive_events_lost(), LoadSession)
+    assert load.copy is not None and (load.copy.session, load.copy.prompt.text) == (S, "x")
+    assert load.copy.inputs == [("5-0", link.PromptInput(text="next", id="p"))]
+    machine.receive_result(load, RECORD, 0)
+    machine.receive_event(link.SessionOpened(session=S, engine=E1, epoch=1), 0)
+    assert only(machine.receive_events_lost(), LoadSession).copy is None
 
 
 def test_missed_events_may_hide_a_takeover() -> None:

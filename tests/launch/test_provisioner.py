@@ -11,6 +11,7 @@ import pytest
 from launch.provisioner import Provisioner
 from scheduler.messages import DesiredEngine, EngineId, EngineState, ModelInfo
 from scheduler.store import Store
+from tests.scheduler.conftest import forget_everything
 
 A, B = (DesiredEngine(id=EngineId(f"e_0000000{n}"), model="shapes") for n in "ab")
 MODEL = ModelInfo(
@@ -91,6 +92,31 @@ async def test_a_set_from_before_is_not_for_us(store: Store, engines: Engines) -
     assert await engines.sets.get() == [B.id]
     following.cancel()
     await asyncio.wait((following,))
+
+
+@pytest.mark.usefixtures("provisioner")
+async def test_a_leader_that_began_anew_is_obeyed_only_above_the_old_terms(
+    store: Store, engines: Engines
+) -> None:
+    """Redis and the scheduler lost everything: the set of term 1 is refused, that of a term above obeyed."""
+    for _ in range(3):
+        term = await lead(store)
+        await store.release_lease("test", term)
+    term = await lead(store)
+    await store.write_desired(term, [A])
+    assert await engines.sets.get() == [A.id]
+    await forget_everything(store)
+    fresh = await lead(store)
+    assert fresh < term
+    await store.write_desired(fresh, [B])
+    async with asyncio.timeout(20):
+        while await store.renew_lease("test", fresh, 60_000):  # noqa: ASYNC110 - until it is taken away
+            await asyncio.sleep(0.02)
+    newer = await lead(store)
+    assert newer > term and await store.read_desired() == (0, ())
+    assert engines.sets.empty()
+    await store.write_desired(newer, [A, B])
+    assert await engines.sets.get() == [A.id, B.id]
 
 
 @pytest.mark.usefixtures("provisioner")

@@ -106,6 +106,7 @@ def cluster() -> str:
 async def store(redis_url: str, cluster: str) -> AsyncIterator[Store]:
     """A store of this test's cluster."""
     store = await Store.connect(redis_url, cluster=cluster)
+    await store.mark_new()
     yield store
     await store.close()
 
@@ -130,6 +131,12 @@ async def create(
         gateway=GATEWAY,
         queue_limit=queue_limit,
     )
+
+
+async def forget_everything(store: Store) -> None:
+    """What a Redis that comes back empty has of this cluster."""
+    client = store._redis.client
+    await client.delete(*await client.keys(f"{store.prefix}*"))
 
 
 async def lead(store: Store) -> int:

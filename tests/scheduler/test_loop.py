@@ -31,7 +31,7 @@ from scheduler.messages import (
 )
 from scheduler.policy.registry import ALL
 from scheduler.store import START, EngineGone, Store, StoreUnavailable
-from tests.scheduler.conftest import E1, E2, S1, S2, S3, RedisServer, create, ready
+from tests.scheduler.conftest import E1, E2, S1, S2, S3, RedisServer, create, forget_everything, ready
 
 QUICK = {"lease_ttl_ms": 600, "tick_ms": 50, "heartbeat_ms": 50, "heartbeat_timeout_ms": 250}
 
@@ -305,6 +305,28 @@ async def test_a_restarted_redis_costs_no_engine(own_redis: RedisServer) -> None
     await check_outage(own_redis, restart)
 
 
+async def test_after_a_loss_of_data_engines_may_speak_first(store: Store, config: SchedulerConfig) -> None:
+    """The scheduler asks for no engines before those that outlived the loss could register again."""
+    config = replace(config, engines=2, heartbeat_ms=200, heartbeat_timeout_ms=1_000)
+    for engine in (E1, E2):
+        await ready(store, engine)
+    async with beating(store, E1, E2) as alive, scheduling(store, config):
+        await wait_until(store, lambda: is_desired(store, E2))
+        term, _ = await store.read_desired()
+        alive.clear()
+        await forget_everything(store)
+        while not await store._redis.client.exists(store._key("lease")):  # noqa: ASYNC110 - it leads, and waits
+            await asyncio.sleep(0.02)
+        for engine in (E1, E2):
+            await ready(store, engine)
+        await create(store)
+        alive.update((E1, E2))
+        await wait_for(store, is_placed(S1))
+        again, desired = await store.read_desired()
+        assert again > term and {engine.id for engine in desired} == {E1, E2}
+        assert {engine.id for engine in await store.list_engines()} == {E1, E2}
+
+
 async def freeze(server: RedisServer, outage_s: float) -> None:
     """The process stops answering, its connections stay."""
     assert server.process is not None
@@ -323,6 +345,7 @@ async def restart(server: RedisServer, outage_s: float) -> None:
 async def check_outage(server: RedisServer, cause: Callable[..., object]) -> None:
     """Placed before, outage, then: engines alive, session untouched, and new sessions are placed again."""
     store = await Store.connect(server.url)
+    await store.mark_new()
     quick = {**QUICK, "heartbeat_timeout_ms": 1_000}
     config = SchedulerConfig(redis=server.url, engines=1, **quick)  # type: ignore[arg-type]
     await ready(store)
