@@ -66,17 +66,17 @@ class Viewer:
         return self.session.playhead.played_ms / max(1.0, self.session.playhead.played_ms + stalled_ms)
 
 
-async def watch(url: str, viewer: Viewer, number: int) -> None:
-    """Play until cancelled."""
+async def watch(url: str, viewer: Viewer, number: int, *, edits: bool = True) -> None:
+    """Play until cancelled, and edit the prompt now and then."""
     try:
         async with connect(url) as client:
             viewer.session = await client.start(PROMPTS[number % len(PROMPTS)], seed=number)
-            await _check(viewer, viewer.session)
+            await _check(viewer, viewer.session, edits)
     except ClientError as exc:
         viewer.wrong.append(f"the session ended: {exc}")
 
 
-async def _check(viewer: Viewer, session: Session) -> None:
+async def _check(viewer: Viewer, session: Session, edits: bool) -> None:
     pts_ms = 0.0
     edit: asyncio.Task[object] | None = None
     async for chunk in session:
@@ -94,7 +94,7 @@ async def _check(viewer: Viewer, session: Session) -> None:
             if getattr(applied, "rev", None) != viewer.edits:
                 viewer.wrong.append(f"edit {viewer.edits} was applied as {applied}")
             edit = None
-        if edit is None and chunk.seq % EDIT_EVERY_CHUNKS == EDIT_EVERY_CHUNKS - 1:
+        if edits and edit is None and chunk.seq % EDIT_EVERY_CHUNKS == EDIT_EVERY_CHUNKS - 1:
             edit = asyncio.create_task(session.prompt(random.choice(PROMPTS)))
 
 

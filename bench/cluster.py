@@ -27,8 +27,8 @@ class BenchCluster:
 
 
 @contextmanager
-def running_cluster(*, engines: int, capacity: int, threads: int = 1) -> Iterator[BenchCluster]:
-    """A ready cluster on a free port, stopped at the end.
+def running_cluster(*arguments: str, engines: int, capacity: int, threads: int = 1) -> Iterator[BenchCluster]:
+    """A ready cluster on a free port, stopped at the end. arguments: further ones of `turboserve up`.
 
     Raises:
         RuntimeError: it was not ready within START_TIMEOUT_S; the text holds what it printed.
@@ -40,7 +40,7 @@ def running_cluster(*, engines: int, capacity: int, threads: int = 1) -> Iterato
         began = time.monotonic()
         command = [sys.executable, "-m", "launch", "up", "--engines", str(engines), "--device", "cpu"]
         command += ["--port", str(port), "--dir", folder, "--capacity", str(capacity)]
-        command += ["--threads", str(threads)]
+        command += ["--threads", str(threads), *arguments]
         log_path = Path(folder) / "bench-up.log"
         with log_path.open("wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)

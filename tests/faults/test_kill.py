@@ -85,6 +85,25 @@ async def test_redis_killed(victim: Cluster) -> None:
         assert (await applied).rev == 1
 
 
+async def test_prompts_sent_while_redis_and_scheduler_are_away(victim: Cluster) -> None:
+    """Both stop for a few chunks: the stream goes on where it is, and the prompts apply once, in order."""
+    async with watching(victim.url) as viewer:
+        await viewer.take(2)
+        pids = [victim.pids(name)[name] for name in ("redis", "scheduler-0")]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        texts = ("a green triangle", "two small stars", "a blue circle")
+        edits = [asyncio.create_task(viewer.session.prompt(text)) for text in texts]
+        (*_, last) = await viewer.take(6)
+        assert last.rev == 0 and not any(edit.done() for edit in edits)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        while not all(edit.done() for edit in edits):
+            await viewer.take(1)
+        assert [(await edit).rev for edit in edits] == [1, 2, 3]
+        assert len({chunk.engine for chunk in viewer.taken}) == 1
+
+
 async def test_redis_comes_back_empty(victim: Cluster) -> None:
     """Its data is gone: engines and sessions are written again, nobody starts or stops an engine, every
     session stays where it is, a prompt sent before anybody could know is applied once, new ones placed."""
