@@ -139,16 +139,16 @@ async def measure(
                 sent.append(asyncio.create_task(viewer.session.prompt(PROMPTS[len(sent) % len(PROMPTS)])))
             await asyncio.sleep(min(every_s, left_s))
     back_s = time.monotonic()
-    answers = [await asyncio.gather(*sent) for sent in prompts]
+    answers: list[list[Applied]] = [[await prompt for prompt in sent] for sent in prompts]
     applied_s = time.monotonic() - back_s
     await asyncio.sleep(max(0.0, SETTLE_S - applied_s))
     wrong: list[str] = []
-    for number, (viewer, sent, rev) in enumerate(zip(viewers, answers, revs, strict=True)):
-        got = [(answer.rev, answer.seq) for answer in sent]
-        if [r for r, _ in got] != list(range(rev + 1, rev + 1 + len(sent))) or got != sorted(got):
+    for number, (viewer, applied, rev) in enumerate(zip(viewers, answers, revs, strict=True)):
+        got = [(answer.rev, answer.seq) for answer in applied]
+        if [r for r, _ in got] != list(range(rev + 1, rev + 1 + len(applied))) or got != sorted(got):
             wrong.append(f"{name}: prompts of viewer {number} were applied as {got}")
         wrong += [f"{name}: viewer {number}: {text}" for text in viewer.wrong[before_wrong[number] :]]
-        viewer.edits += len(sent)
+        viewer.edits += len(applied)
     return Outcome(
         name=name,
         away_s=away_s,

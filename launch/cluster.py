@@ -14,6 +14,7 @@ from engine.config import EngineConfig
 from gateway.config import GatewayConfig
 from launch.config import UpConfig
 from launch.console import Console
+from launch.engine_job import EngineEnd
 from launch.fleet import Fleet
 from launch.gpus import GpuShares
 from launch.http_get import get
@@ -157,9 +158,9 @@ class Cluster:
             await asyncio.sleep(_PROBE_INTERVAL_S)
 
     def _make_fleet(self, store: Store, term: int) -> Fleet:
-        def on_exit(engine: EngineId, reason: str) -> None:
+        def on_exit(engine: EngineId, end: EngineEnd) -> None:
             self._note_end(engine)
-            provisioner.report_exit(engine, reason)
+            provisioner.report_exit(engine, end.how, crashed=end.crashed)
 
         fleet = Fleet(
             self._engine_spec,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from engine.config import EngineConfig
-from launch.engine_job import EngineJob
+from launch.engine_job import EngineEnd, EngineJob
 from launch.processes import adopt_orphans
 from launch.roles import engine_command, engine_environment
 from launch.store import connect
@@ -38,14 +38,14 @@ async def run(config: EngineConfig, *, claim: bool) -> int:
     try:
         try:
             config = await _claim(store, config) if claim else config
-            how = await _run_job(config)
+            end = await _run_job(config)
             with contextlib.suppress(StoreError):  # missing heartbeats tell it as well, only later
-                await store.report_exit(EngineId(config.engine_id), how)
+                await store.report_exit(EngineId(config.engine_id), end.how, crashed=end.crashed)
         finally:
             await store.close()
     except StoreError as exc:
         raise StartError(str(exc)) from exc
-    return 0 if how == "exited with status 0" else 1
+    return 0 if end.how == "exited with status 0" else 1
 
 
 async def _claim(store: Store, config: EngineConfig) -> EngineConfig:
@@ -72,7 +72,7 @@ async def _first_desired(store: Store) -> None:
         after = events[-1][0] if events else after
 
 
-async def _run_job(config: EngineConfig) -> str:
+async def _run_job(config: EngineConfig) -> EngineEnd:
     """The job from start to end; the first signal asks it to end, a second one or time ends it."""
     adopt_orphans()
     spec = ProcessSpec(

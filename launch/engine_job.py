@@ -7,16 +7,35 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from launch.processes import Child, Watched, children_of, read_environment, spawn
 from launch.roles import CONFIG_VARIABLES
 from launch.supervisor import ProcessSpec, describe_exit
 
-__all__ = ["EngineJob"]
+__all__ = ["EngineEnd", "EngineJob"]
 
 _RANK_POLL_S: Final = 0.05
 """torchrun tells nobody when it has started its ranks, so we look."""
+
+
+SIGNALLED: Final = 128
+"""What an agent adds to the number of the signal that killed its rank."""
+_FROM_OUTSIDE: Final = frozenset(
+    {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
+)
+"""Signals that no process gets by a fault of its own; SIGKILL also comes from a kernel out of memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineEnd:
+    """How an engine ended."""
+
+    how: str
+    """In words."""
+    crashed: bool
+    """By its own fault: nobody killed it, or its agent."""
 
 
 class EngineJob:
@@ -38,19 +57,20 @@ class EngineJob:
         self._num_ranks = 1
         """Known once one of them was found."""
 
-    async def run(self) -> str:
-        """Start the job and wait for its end; says in words how it ended. Nothing of it is left then."""
+    async def run(self) -> EngineEnd:
+        """Start the job and wait for its end. Nothing of it is left then."""
         spec = self._spec
         try:
             agent = self._agent = spawn(spec.command, environment=spec.environment, log=spec.log)
         except OSError as exc:
-            return f"can't be started: {exc.strerror}"
+            return EngineEnd(how=f"can't be started: {exc.strerror}", crashed=False)
         looking = asyncio.create_task(self._find_ranks(agent))
         status = await asyncio.shield(agent.exited)
         looking.cancel()
         await asyncio.wait((looking,))
         await self._end_ranks()
-        return describe_exit(status)
+        status = SIGNALLED - status if status > SIGNALLED else status  # of the rank, see launch/agent.py
+        return EngineEnd(how=describe_exit(status), crashed=status != 0 and -status not in _FROM_OUTSIDE)
 
     def send(self, number: signal.Signals) -> None:
         """Signal the ranks, whose end ends the agent; before there are any, or to kill, the agent."""

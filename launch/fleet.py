@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from launch.backoff import Backoff
-from launch.engine_job import EngineJob
+from launch.engine_job import EngineEnd, EngineJob
 from launch.run_file import RunFile
 from launch.supervisor import ProcessSpec, Report, log_tail
 from scheduler.messages import DesiredEngine, EngineId
@@ -43,10 +43,10 @@ class Fleet:
         *,
         run_file: RunFile,
         report: Report,
-        on_exit: Callable[[EngineId, str], None],
+        on_exit: Callable[[EngineId, EngineEnd], None],
         stop_timeout_s: float,
     ) -> None:
-        """`on_exit(id, reason)` is called when a process ended that nobody had asked to."""
+        """`on_exit(id, end)` is called when a process ended that nobody had asked to."""
         self._make_spec = make_spec
         self._run_file = run_file
         self._report = report
@@ -115,13 +115,13 @@ class Fleet:
             on_start=lambda pid: self._run_file.add(spec.name, pid),
             on_end=lambda pid: self._run_file.remove(spec.name, pid),
         )
-        how = await place.job.run()
+        end = await place.job.run()
         self._places.pop(place.id, None)
         if not place.stopping:
             self._backoff = self._backoff.record(healthy=place.ready)
             tail = "" if place.ready else log_tail(spec.log, before=_AGENTS_LAST_WORDS)
-            self._report(f"{spec.name} {how}{tail}")
-            self._on_exit(place.id, how)
+            self._report(f"{spec.name} {end.how}{tail}")
+            self._on_exit(place.id, end)
         async with self.changed:
             self.changed.notify_all()
 

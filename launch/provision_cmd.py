@@ -50,7 +50,8 @@ async def _serve(
     store: Store, api: client.CoreV1Api, template: dict[str, Any], config: ProvisionerConfig
 ) -> None:
     def on_exit(engine: EngineId, reason: str) -> None:
-        provisioner.report_exit(engine, reason)
+        # A crash was reported by `turboserve engine` in the pod before; what only Kubernetes sees is none.
+        provisioner.report_exit(engine, reason, crashed=False)
 
     namespace = config.namespace or _own_namespace()
     pods = Pods(api, template, namespace=namespace, cluster=config.cluster, on_exit=on_exit)

@@ -107,16 +107,17 @@ class Provisioner:
         self._ours |= {id for id, r in records.items() if r is None or r.state is EngineState.STARTING}
         self._engines.reconcile([engine for engine in desired if engine.id in self._ours])
 
-    def report_exit(self, engine: EngineId, reason: str) -> None:
+    def report_exit(self, engine: EngineId, reason: str, *, crashed: bool) -> None:
         """Tell the scheduler that an engine's process ended; goes on until Redis has heard it."""
-        task = asyncio.create_task(self._report_exit(engine, reason), name=f"report exit of {engine}")
+        work = self._report_exit(engine, reason, crashed)
+        task = asyncio.create_task(work, name=f"report exit of {engine}")
         self._reports.add(task)
         task.add_done_callback(self._reports.discard)
 
-    async def _report_exit(self, engine: EngineId, reason: str) -> None:
+    async def _report_exit(self, engine: EngineId, reason: str, crashed: bool) -> None:
         while True:
             try:
-                await self._store.report_exit(engine, reason)
+                await self._store.report_exit(engine, reason, crashed=crashed)
                 return
             except StoreUnavailable:
                 await asyncio.sleep(_RETRY_S)

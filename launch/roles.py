@@ -41,7 +41,7 @@ def role_environment(role: str, config: Any) -> dict[str, str]:
 def engine_command(*, ranks: int, log_dir: Path | None = None) -> list[str]:
     """One engine: a torchrun job that never restarts its ranks."""
     command = [
-        *(sys.executable, "-m", "torch.distributed.run"),
+        *(sys.executable, "-m", "launch.agent"),
         *("--nnodes=1", f"--nproc-per-node={ranks}", "--max-restarts=0"),
         *("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"),
     ]

@@ -62,7 +62,9 @@ async def _apply(store: Store, action: Action, term: int) -> str:
         case Place() | Migrate() | CallOff() | Requeue() | Suspend() | Activate() | Sweep():
             return await _apply_to_session(store, action, term)
         case LoseEngine():
-            sessions = await store.lose_engine(action.engine, term=term, reason=action.why)
+            sessions = await store.lose_engine(
+                action.engine, term=term, reason=action.why, hangs=action.hangs
+            )
             return f"lost engine {action.engine}, {len(sessions)} sessions wait: {action.why}"
         case DrainEngine():
             await store.drain_engine(action.engine, term=term, reason=action.why)

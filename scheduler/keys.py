@@ -18,7 +18,7 @@ The Lua side gets this same table (`scheduler/store/scripts.py` renders it), so 
     session:<id>                 hash     a SessionRecord, plus left_ms, flight_* (in_flight), move_to and
                                           move_until_ms (an order), landed ("migration_id epoch", the newest
                                           committed one), placed_ms and strikes (engines in a row that crashed
-                                          soon after it came); kept CLOSED_TTL_S after close
+                                          by themselves soon after it came); kept CLOSED_TTL_S after close
     session:<id>:inputs          stream   field m: one JSON Input; at most MAX_INPUT_LOG
     session:<id>:applied         list     JSON AppliedRecord in log order, one per applied input
     session:<id>:ids             hash     message id → "entry", "entry rev seq" once applied, PAUSE_ANSWER
@@ -33,7 +33,8 @@ The Lua side gets this same table (`scheduler/store/scripts.py` renders it), so 
     queue:<model>                zset     queued sessions → queue_order: returners below zero, starts above
     queued_models                set      models that ever had a queue
     engines                      zset     engines that are not gone → heartbeat_ms
-    engine:<id>                  hash     an EngineRecord; kept GONE_TTL_S after it is gone
+    engine:<id>                  hash     an EngineRecord, plus suspects (JSON list of sessions: who may
+                                          be why it is gone); kept GONE_TTL_S after it is gone
     engine:<id>:placed           set      sessions placed on it
     engine:<id>:away             set      those of them that hold no slot: offloaded or stored
     engine:<id>:arriving         hash     sessions that migrate to it → 1 if they take a slot there, else 0
@@ -48,9 +49,11 @@ from collections.abc import Mapping
 
 MAX_FAILED_MOVES = 2
 """After as many migrations that were called off, a session is placed elsewhere from its checkpoint."""
-POISON_STRIKES = 3
-"""So many engines in a row that crash soon after a session came close it: it may be the cause. Two also
-happen to an innocent one, when somebody kills engines."""
+POISON_STRIKES = 2
+"""So many engines in a row that crash soon after a session came close it, if no other session was with it
+each time: it is the cause."""
+SHARED_POISON_STRIKES = 3
+"""As many close each of several sessions that were together each time: any of them may be the cause."""
 POISON_MS = 10_000
 """What soon means."""
 MAX_EVENTS = 20_000

@@ -4,6 +4,7 @@
 -- ARGV[1]  engine
 -- ARGV[2]  term of the leader
 -- ARGV[3]  reason
+-- ARGV[4]  1 if it hangs by its own fault, 0 if it can't be heard
 -- Derived  engines (zset), engine:<id>:placed (set), engine:<id>:commands (stream), its sessions and queues
 -- Returns  ids of the sessions that wait again
 -- Errors   STALE_TERM
@@ -17,4 +18,4 @@ local e = read_hash(KEYS[1])
 if not e or e.state == 'gone' then
   return {}
 end
-return retire(ARGV[1], e, ARGV[3], true)
+return retire(ARGV[1], e, ARGV[3], ARGV[4] == '1')

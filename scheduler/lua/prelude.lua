@@ -237,17 +237,40 @@ local function close(session, s, reason, closer)
   emit({type = 'session_closed', session = session, reason = reason})
 end
 
--- Has the session ended one engine after the other soon after it came? Counts the end that hits it now; any other
--- way to leave an engine clears the count.
-local function is_poison(session, s, crashed)
-  local is_suspect = crashed and s.residence == 'resident' and now_ms() - tonumber(s.placed_ms or 0) < POISON_MS
-  local strikes = is_suspect and (s.strikes or 0) + 1 or 0
-  redis.call('HSET', key('session', session), 'strikes', strikes)
-  return strikes >= POISON_STRIKES
+-- Ids of the sessions that have come to an engine so recently that they may be why it ends. Of the others the
+-- strikes are forgotten: an engine served them for long.
+local function find_suspects(sessions)
+  local suspects = {}
+  for _, entry in ipairs(sessions) do
+    local s = entry.hash
+    if s.residence == 'resident' and now_ms() - tonumber(s.placed_ms or 0) < POISON_MS then
+      suspects[#suspects + 1] = entry.id
+    else
+      redis.call('HSET', key('session', entry.id), 'strikes', 0)
+    end
+  end
+  return suspects
+end
+
+-- An engine crashed with these sessions. Returns which are poison: ids as keys.
+local function strike(suspects)
+  local again, poison = {}, {}
+  for _, session in ipairs(suspects) do
+    local strikes = redis.call('HINCRBY', key('session', session), 'strikes', 1)
+    if strikes >= POISON_STRIKES then
+      again[#again + 1] = session
+    end
+    poison[session] = strikes >= SHARED_POISON_STRIKES
+  end
+  if #again == 1 then
+    poison[again[1]] = true
+  end
+  return poison
 end
 
 -- An engine is gone: its sessions wait at the front of their queue, oldest first. Returns their ids.
--- `crashed`: it has not said goodbye; a session that may be the cause is closed rather than given to the next.
+-- `crashed`: by its own fault; a session that is the cause is closed rather than given to the next. An engine that
+-- was killed, or can't be heard, says nothing about its sessions; that it crashed may be told later.
 local function retire(engine, e, reason, crashed)
   local sessions = {}
   for _, session in ipairs(redis.call('SMEMBERS', key('placed', engine))) do
@@ -259,9 +282,10 @@ local function retire(engine, e, reason, crashed)
   table.sort(sessions, function(a, b)
     return a.created < b.created or (a.created == b.created and a.id < b.id)
   end)
-  local ids = {}
+  local suspects = find_suspects(sessions)
+  local ids, poison = {}, crashed and strike(suspects) or {}
   for _, entry in ipairs(sessions) do
-    if is_poison(entry.id, entry.hash, crashed) then
+    if poison[entry.id] then
       close(entry.id, entry.hash, 'engine_crashed', engine)
     else
       requeue(entry.id, entry.hash, 'engine_lost')
@@ -277,6 +301,9 @@ local function retire(engine, e, reason, crashed)
     end
   end
   move_engine(engine, e, 'lose')
+  if not crashed and #suspects > 0 then
+    redis.call('HSET', key('engine', engine), 'suspects', cjson.encode(suspects))
+  end
   redis.call('ZREM', key('engines'), engine)
   redis.call('DEL', key('placed', engine), key('away', engine), key('arriving', engine), key('commands', engine))
   redis.call('EXPIRE', key('engine', engine), GONE_TTL_S)

@@ -88,6 +88,8 @@ class LoseEngine:
 
     engine: EngineId
     why: str
+    hangs: bool = False
+    """It is heard, and yet its work does not end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

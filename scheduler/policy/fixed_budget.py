@@ -8,7 +8,6 @@ from scheduler.policy.board import Board
 from scheduler.policy.seating import Choose, arrival_order, seat
 from scheduler.policy.upkeep import (
     find_lost,
-    lose,
     make_room,
     note_changes,
     requeue_orphans,
@@ -30,5 +29,5 @@ def plan_fixed(
     board = Board(view, closed={*lost, *sizing.draining})
     seats = seat(board, arrival_order(view), choose)
     room = make_room(view, seats.short, now_ms, busy=board.seated)
-    upkeep = (*lose(lost), *requeue_orphans(view), *sweep(view, now_ms, config), *sizing.actions)
+    upkeep = (*lost.values(), *requeue_orphans(view), *sweep(view, now_ms, config), *sizing.actions)
     return (*upkeep, *seats.actions, *room), memory

@@ -18,7 +18,6 @@ from scheduler.policy.board import Board
 from scheduler.policy.seating import Choose, Urgency, arrange
 from scheduler.policy.upkeep import (
     find_lost,
-    lose,
     make_room,
     note_changes,
     requeue_orphans,
@@ -76,7 +75,7 @@ def plan_scaled(
         ahead={config.model: ahead(board)},
         is_patient=_are_slots_coming(view, memory, steering),
     )
-    upkeep = (*lose(lost), *requeue_orphans(view), *sweep(view, now_ms, config), *sizing.actions)
+    upkeep = (*lost.values(), *requeue_orphans(view), *sweep(view, now_ms, config), *sizing.actions)
     return (*upkeep, *seats.actions, *migrations, *room), memory
 
 

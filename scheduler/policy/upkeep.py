@@ -40,8 +40,8 @@ def settling_ms(config: SchedulerConfig) -> int:
     return 3 * config.heartbeat_ms + config.heartbeat_timeout_ms
 
 
-def find_lost(view: View, changes: Changes, config: SchedulerConfig) -> dict[EngineId, str]:
-    """Engines to declare gone, and why.
+def find_lost(view: View, changes: Changes, config: SchedulerConfig) -> dict[EngineId, LoseEngine]:
+    """Engines to declare gone.
 
     Silence only counts while Redis was reachable: after an outage every engine gets three heartbeats, and at
     least the timeout, to be heard again.
@@ -54,8 +54,9 @@ def find_lost(view: View, changes: Changes, config: SchedulerConfig) -> dict[Eng
     is_silent = ~starting & (engines["heartbeat_ms"] < read_ms - config.heartbeat_timeout_ms)
     is_unready = starting & (engines["started_ms"] < read_ms - config.start_timeout_ms)
     is_late = is_silent | is_unready | (deadline_ms < read_ms)  # NEVER_MS is after any time
-    lost: dict[EngineId, str] = {}
+    lost: dict[EngineId, LoseEngine] = {}
     for row in is_late.nonzero()[0].tolist():
+        hangs = False
         if is_silent[row]:
             age_ms = read_ms - engines["heartbeat_ms"][row]
             why = f"silent for {age_ms} ms, limit {config.heartbeat_timeout_ms} ms"
@@ -64,7 +65,10 @@ def find_lost(view: View, changes: Changes, config: SchedulerConfig) -> dict[Eng
             why = f"not ready for {age_ms} ms, limit {config.start_timeout_ms} ms"
         else:
             why = f"its phase is {read_ms - deadline_ms[row]} ms over its limit"
-        lost[engines.ids[row]] = why
+            # A stopped process is overdue as well, but does not beat.
+            age_ms = read_ms - engines["heartbeat_ms"][row]
+            hangs = bool(not starting[row] and age_ms <= 2 * config.heartbeat_ms)
+        lost[engines.ids[row]] = LoseEngine(engine=engines.ids[row], why=why, hangs=hangs)
     return lost
 
 
@@ -253,11 +257,6 @@ def _why_drain(view: View, row: int, is_released: bool, num_engines: int) -> str
     return (
         "emptied, and fewer engines do" if is_released else f"more engines than the budget of {num_engines}"
     )
-
-
-def lose(lost: dict[EngineId, str]) -> list[Action]:
-    """The actions for `find_lost`."""
-    return [LoseEngine(engine=engine, why=why) for engine, why in lost.items()]
 
 
 def _surplus(view: View, rows: list[int], number: int) -> set[int]:

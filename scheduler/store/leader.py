@@ -100,9 +100,15 @@ class LeaderStore(StoreReader):
         key = self._key("session", session)
         return bool(await self._redis.run("sweep_session", key, session, term, left_ms, reason))
 
-    async def lose_engine(self, engine: EngineId, *, term: int, reason: str) -> list[SessionId]:
-        """Declare an engine gone; its sessions go to the front of the queue. Returns them. Idempotent."""
-        return list(await self._redis.run("lose_engine", self._key("engine", engine), engine, term, reason))
+    async def lose_engine(
+        self, engine: EngineId, *, term: int, reason: str, hangs: bool = False
+    ) -> list[SessionId]:
+        """Declare an engine gone; its sessions go to the front of the queue. Returns them. Idempotent.
+
+        hangs: it beats, and yet its work does not end: as a crash, that may be a session's fault.
+        """
+        key = self._key("engine", engine)
+        return list(await self._redis.run("lose_engine", key, engine, term, reason, int(hangs)))
 
     async def drain_engine(self, engine: EngineId, *, term: int, reason: str) -> None:
         """No new sessions for this engine; it is told. Idempotent.

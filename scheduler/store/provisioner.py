@@ -10,12 +10,15 @@ from scheduler.store.reader import StoreReader
 class ProvisionerStore(StoreReader):
     """Used by `launch/`. Every method raises StoreUnavailable."""
 
-    async def report_exit(self, engine: EngineId, reason: str) -> None:
+    async def report_exit(self, engine: EngineId, reason: str, *, crashed: bool) -> None:
         """The process of this engine is gone and never returns under this id, whatever state it was in.
+
+        crashed: it ended by its own fault, and was not killed: a session that engine after engine crashes
+        with is closed.
 
         Its sessions wait again at once and the leader wants a replacement. Unknown or gone: no effect.
         """
-        await self._redis.run("remove_engine", self._key("engine", engine), engine, reason, 1)
+        await self._redis.run("remove_engine", self._key("engine", engine), engine, reason, int(crashed))
 
     async def mark_new(self) -> None:
         """This Redis has just been made, for a cluster without engines: nobody has anything to tell it."""

@@ -84,6 +84,7 @@ def _constants() -> str:
         "MAX_EVENTS": keys.MAX_EVENTS,
         "MAX_FAILED_MOVES": keys.MAX_FAILED_MOVES,
         "POISON_STRIKES": keys.POISON_STRIKES,
+        "SHARED_POISON_STRIKES": keys.SHARED_POISON_STRIKES,
         "POISON_MS": keys.POISON_MS,
         "MAX_DECISIONS": keys.MAX_DECISIONS,
         "MAX_COMMANDS": keys.MAX_COMMANDS,

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from gateway.client import SessionEnded
 from scheduler.store import Store
-from tests.cluster import Cluster, is_running, parent_of, running_cluster, until
+from tests.cluster import SCALE, Cluster, is_running, parent_of, running_cluster, until
 from tests.viewer import watching
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults]
@@ -136,6 +137,35 @@ async def test_engine_killed(victim: Cluster) -> None:
         assert moved.engine != first.engine
         assert {chunk.engine for chunk in await other.take(3)} == {undisturbed.engine}
     await replaced(victim, first.engine, before)
+
+
+async def test_a_session_that_engines_crash_with(victim: Cluster) -> None:
+    """An engine that is killed, then one that crashes, cost it a moment; a second crash in a row ends it."""
+    async with watching(victim.url) as viewer:
+        (chunk,) = await viewer.take(1)
+        session = viewer.session.info.session
+        ended = [chunk.engine]
+        os.kill(victim.pids("engine-")[f"engine-{chunk.engine}"], signal.SIGKILL)
+        for _ in range(2):
+            engine = await placed_on(victim, session, other_than=ended)
+            os.kill(victim.pids("engine-")[f"engine-{engine}"], signal.SIGSEGV)  # as a fault of its own would
+            ended.append(engine)
+        with pytest.raises(SessionEnded) as caught:
+            await viewer.take(100)
+    assert "engine_crashed" in str(caught.value)
+
+
+async def placed_on(cluster: Cluster, session: str, *, other_than: list[str]) -> str:
+    """The next engine that has the session, as soon as it is known."""
+    found: list[str] = []
+
+    def is_placed() -> bool:
+        sessions = (cluster.get("/v1/cluster") or {"sessions": []})["sessions"]
+        found.extend(s["engine"] for s in sessions if s["id"] == session and s["engine"])
+        return bool(found) and found[-1] not in other_than
+
+    await until(is_placed, 60 * SCALE)
+    return found[-1]
 
 
 async def test_torchrun_agent_killed(victim: Cluster) -> None:

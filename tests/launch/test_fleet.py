@@ -10,6 +10,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+
+from launch.engine_job import EngineEnd
 from launch.fleet import Fleet
 from launch.processes import adopt_orphans, children_of
 from launch.roles import CONFIG_VARIABLES
@@ -18,12 +21,13 @@ from launch.supervisor import ProcessSpec
 from scheduler.messages import DesiredEngine, EngineId
 from tests.cluster import is_running, parent_of, until
 
-# Like torchrun: starts one rank in a session of its own, ends when it ends, passes its failure on.
+# Like launch/agent.py: starts one rank in a session of its own, ends when it ends, passes its failure on.
 AGENT = """
 import os, subprocess, sys
 environment = os.environ | {{"RANK": "0", "WORLD_SIZE": "1"}}
 rank = subprocess.Popen([sys.executable, "-c", {rank!r}], env=environment, start_new_session=True)
-sys.exit(1 if rank.wait() else 0)
+status = rank.wait()
+sys.exit(128 - status if status < 0 else status)
 """
 RANK = "import signal, sys; signal.signal(15, lambda *_: sys.exit(0)); signal.pause()"
 A, B = (DesiredEngine(id=EngineId(f"e_0000000{n}"), model="m") for n in "ab")
@@ -35,15 +39,20 @@ class Stage:
     def __init__(self, folder: Path, rank: str = RANK) -> None:
         self.folder, self.rank = folder, rank
         self.exits: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+        self.crashes: list[bool] = []
         self.lines: list[str] = []
         self.run_json = folder / "run.json"
         self.fleet = Fleet(
             self.spec,
             run_file=RunFile(self.run_json, url="u", redis="r"),
             report=self.lines.append,
-            on_exit=lambda id, reason: self.exits.put_nowait((id, reason)),
+            on_exit=self.note_end,
             stop_timeout_s=30,
         )
+
+    def note_end(self, engine: EngineId, end: EngineEnd) -> None:
+        self.crashes.append(end.crashed)
+        self.exits.put_nowait((engine, end.how))
 
     def spec(self, wanted: DesiredEngine) -> ProcessSpec:
         return ProcessSpec(
@@ -93,7 +102,7 @@ async def test_a_dead_engine_is_reported_and_not_started_again(tmp_path: Path) -
         stage.fleet.reconcile([A, B])
         pid_a, pid_b = await stage.pids_of(A, B)
         os.kill(pid_a, 9)
-        assert await stage.exits.get() == (A.id, "exited with status 1")
+        assert await stage.exits.get() == (A.id, "was killed by SIGKILL")
         stage.fleet.reconcile([A, B])
         assert await stage.pids_of(B) == [pid_b]
 
@@ -117,8 +126,26 @@ async def test_a_killed_agent_leaves_no_orphan(tmp_path: Path) -> None:
         (rank,) = await stage.pids_of(A)
         os.kill(parent_of(rank), 9)
         assert await stage.exits.get() == (A.id, "was killed by SIGKILL")
+        assert stage.crashes == [False]
         assert not is_running(rank) and rank not in children_of(os.getpid())
         assert stage.pids() == {}
+
+
+@pytest.mark.parametrize(
+    ("rank", "crashed"),
+    [
+        pytest.param("import os; os.kill(os.getpid(), 9)", False, id="killed"),
+        pytest.param("import os; os.kill(os.getpid(), 11)", True, id="fault"),
+        pytest.param("1 / 0", True, id="exception"),
+        pytest.param("pass", False, id="in order"),
+    ],
+)
+async def test_a_crash_is_told_from_a_kill(tmp_path: Path, rank: str, crashed: bool) -> None:
+    """By how the rank ended."""
+    async with staged(tmp_path, rank) as stage:
+        stage.fleet.reconcile([A])
+        await stage.exits.get()
+        assert stage.crashes == [crashed]
 
 
 async def test_failures_in_a_row_are_counted_and_delay_the_next(tmp_path: Path) -> None:

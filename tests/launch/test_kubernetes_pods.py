@@ -187,7 +187,7 @@ async def test_the_scheduler_hears_of_a_lost_pod(redis_url: str, stage: Stage) -
     await store.register_engine(A.id, url="ws://h:1/link", model=MODEL, capacity=1)
     after = await store.last_event_id()
     await stage.api.remove(POD_A)
-    provisioner.report_exit(*await stage.ends.get())
+    provisioner.report_exit(*await stage.ends.get(), crashed=False)
     await store.read_events(after, block_ms=30_000)
     record = await store.get_engine(A.id)
     assert record is not None and record.state is EngineState.GONE

@@ -154,7 +154,7 @@ async def test_a_reported_exit_makes_the_engine_gone(
     await store.write_desired(await lead(store), [A])
     await engines.sets.get()
     after = await store.last_event_id()
-    provisioner.report_exit(A.id, "was killed by SIGKILL")
+    provisioner.report_exit(A.id, "was killed by SIGKILL", crashed=False)
     await store.read_events(after, block_ms=30_000)
     record = await store.get_engine(A.id)
     assert record is not None and record.state is EngineState.GONE

@@ -50,7 +50,7 @@ def test_engines_are_torchrun_jobs() -> None:
     """As the design says: elastic agent, no restarts, any free port for the rendezvous."""
     line = " ".join(engine_command(ranks=2))
     for part in (
-        "torch.distributed.run",
+        "launch.agent",
         "--nproc-per-node=2",
         "--max-restarts=0",
         "--rdzv-backend=c10d",

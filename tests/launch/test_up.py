@@ -111,7 +111,7 @@ def test_run_json_names_every_process(cluster: Cluster) -> None:
     for name, pid in cluster.pids("").items():
         line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
         assert name.partition("-")[0] in line
-        assert ("torch.distributed.run" in line) is False
+        assert ("launch.agent" in line) is False
 
 
 @pytest.mark.cluster

@@ -142,7 +142,7 @@ async def test_engines_are_asked_for_and_replaced(store: Store, config: Schedule
         _, first = await store.read_desired()
         assert len(first) == 2
         cursor = await store.last_event_id()
-        await store.report_exit(first[0].id, "exit status 1")
+        await store.report_exit(first[0].id, "exit status 1", crashed=True)
         await wait_for(store, lambda e: isinstance(e, DesiredChanged), cursor)
         _, second = await store.read_desired()
     assert len(second) == 2 and first[1] in second and first[0] not in second

@@ -239,26 +239,97 @@ async def test_remove_engine_returns_its_sessions(store: Store) -> None:
     assert await store.list_engines() == []
 
 
-async def crash(store: Store, session: SessionId, engines: Sequence[EngineId], term: int) -> None:
-    """The session is given to one engine after the other, and each of them crashes."""
+async def crash(
+    store: Store, engines: Sequence[EngineId], *sessions: SessionId, crashed: bool = True, term: int
+) -> None:
+    """The sessions are given to one engine after the other, and each of them ends."""
     for engine in engines:
-        record = await store.get_session(session)
-        assert record is not None
         await ready(store, engine)
-        await store.place_session(session, engine, expect_epoch=record.epoch, term=term)
-        await store.report_exit(engine, "killed by SIGKILL")
+        for session in sessions:
+            record = await store.get_session(session)
+            assert record is not None
+            await store.place_session(session, engine, expect_epoch=record.epoch, term=term)
+        await store.report_exit(engine, "test", crashed=crashed)
 
 
-async def test_a_session_that_three_engines_crash_with_is_closed(store: Store) -> None:
-    """Rather than given to a fourth."""
+async def phases(store: Store, *sessions: SessionId) -> list[tuple[Phase, str]]:
+    found = await store.get_sessions(sessions)
+    return [(record.phase, record.reason) for record in found.values() if record is not None]
+
+
+WAITS, CLOSED = (Phase.QUEUED, "engine_lost"), (Phase.CLOSED, "engine_crashed")
+
+
+async def test_a_session_that_two_engines_in_a_row_crash_with_is_closed(store: Store) -> None:
+    """Rather than given to a third; one that was with it once only goes on."""
     term = await lead(store)
     await create(store, S1)
-    await crash(store, S1, [E1, E2], term)
+    await create(store, S2)
+    await crash(store, [E1], S1, S2, term=term)
+    assert await phases(store, S1, S2) == [WAITS, WAITS]
+    await crash(store, [E2], S1, term=term)
+    assert await phases(store, S1, S2) == [CLOSED, WAITS]
+
+
+async def test_of_sessions_that_crash_together_all_get_one_more_engine(store: Store) -> None:
+    """Which of them is the cause shows when they are apart, or all are closed."""
+    term = await lead(store)
+    await create(store, S1)
+    await create(store, S2)
+    await crash(store, [E1, E2], S1, S2, term=term)
+    assert await phases(store, S1, S2) == [WAITS, WAITS]
+    await crash(store, [E3], S1, S2, term=term)
+    assert await phases(store, S1, S2) == [CLOSED, CLOSED]
+
+
+async def test_engines_that_are_killed_or_unheard_say_nothing_about_their_sessions(store: Store) -> None:
+    """However often; a crash after a kill still follows the crash before it."""
+    term = await lead(store)
+    await create(store, S1)
+    await crash(
+        store, [EngineId(f"e_{number:08x}") for number in range(16, 20)], S1, crashed=False, term=term
+    )
+    assert await phases(store, S1) == [WAITS]
+    await crash(store, [E1], S1, term=term)
     record = await store.get_session(S1)
-    assert record is not None and record.phase is Phase.QUEUED
-    await crash(store, S1, [E3], term)
-    record = await store.get_session(S1)
-    assert record is not None and (record.phase, record.reason) == (Phase.CLOSED, "engine_crashed")
+    assert record is not None
+    await ready(store, E2)
+    await store.place_session(S1, E2, expect_epoch=record.epoch, term=term)
+    await store.lose_engine(E2, term=term, reason="silent")
+    assert await phases(store, S1) == [WAITS]
+    await crash(store, [E3], S1, term=term)
+    assert await phases(store, S1) == [CLOSED]
+
+
+async def test_a_crash_that_is_told_late_counts_as_well(store: Store) -> None:
+    """The leader missed heartbeats before the provisioner saw the end: the session is elsewhere by then."""
+    term = await lead(store)
+    await create(store, S1)
+    for engine in (E1, E2):
+        record = await store.get_session(S1)
+        assert record is not None
+        await ready(store, engine)
+        await store.place_session(S1, engine, expect_epoch=record.epoch, term=term)
+        await store.lose_engine(engine, term=term, reason="silent")
+    await ready(store, E3)
+    await store.place_session(S1, E3, expect_epoch=4, term=term)
+    for engine in (E1, E1, E2):
+        assert (await phases(store, S1))[0][0] is Phase.PLACED
+        await store.report_exit(engine, "was killed by SIGSEGV", crashed=True)
+    assert await phases(store, S1) == [CLOSED]
+
+
+async def test_an_engine_that_hangs_counts_as_crashed(store: Store) -> None:
+    """A pass that never ends may be a session's fault too."""
+    term = await lead(store)
+    await create(store, S1)
+    for engine in (E1, E2):
+        record = await store.get_session(S1)
+        assert record is not None
+        await ready(store, engine)
+        await store.place_session(S1, engine, expect_epoch=record.epoch, term=term)
+        await store.lose_engine(engine, term=term, reason="over its limit", hangs=True)
+    assert await phases(store, S1) == [CLOSED]
 
 
 async def test_crashes_long_after_it_came_or_orderly_ends_do_not_count(store: Store) -> None:
@@ -275,19 +346,18 @@ async def test_crashes_long_after_it_came_or_orderly_ends_do_not_count(store: St
             await store.remove_engine(engine)
         else:
             await store._redis.client.hset(store._key("session", S1), "placed_ms", 0)
-            await store.report_exit(engine, "killed by SIGKILL")
-    record = await store.get_session(S1)
-    assert record is not None and record.phase is Phase.QUEUED
+            await store.report_exit(engine, "exited with status 1", crashed=True)
+    assert await phases(store, S1) == [WAITS]
 
 
 async def test_report_exit_works_while_starting(store: Store) -> None:
     """A provisioner tells that a process died before it was ready."""
     term = await lead(store)
     await store.write_desired(term, [DesiredEngine(id=E1, model="shapes")])
-    await store.report_exit(E1, "exit status 1")
+    await store.report_exit(E1, "exit status 1", crashed=True)
     engine = await store.get_engine(E1)
     assert engine is not None and engine.state is EngineState.GONE
-    await store.report_exit(E2, "never known")
+    await store.report_exit(E2, "never known", crashed=True)
 
 
 async def test_claims_are_given_once(store: Store) -> None:

@@ -74,18 +74,15 @@ async def test_begin_tells_both_and_changes_no_owner(store: Store) -> None:
 async def test_a_move_in_between_ends_a_row_of_crashes(store: Store) -> None:
     """The engine that it left in order shows that the session is no poison."""
     term, epoch = await placed(store)
-    await store.report_exit(E1, "killed by SIGKILL")
-    crashing = EngineId("e_00000009")
-    for engine in (crashing, E2, E3):
+    await store.report_exit(E1, "was killed by SIGSEGV", crashed=True)
+    for engine in (E2, E3):
         await enter(store, engine)
-    await store.place_session(S1, crashing, expect_epoch=(await record(store)).epoch, term=term)
-    await store.report_exit(crashing, "killed by SIGKILL")
     epoch = await store.place_session(S1, E2, expect_epoch=(await record(store)).epoch, term=term)
     await store.announce_session(E2, S1, epoch)
     await store.publish_session(E2, S1, epoch, active=True, next_seq=3, next_frame=9, rev=0, slack_ms=0)
     await store.begin_migration(S1, E3, expect_epoch=epoch, term=term, migration_id=ID, limit_ms=LIMIT_MS)
     await store.commit_migration(E2, S1, epoch, migration_id=ID, residence=Residence.RESIDENT)
-    await store.report_exit(E3, "killed by SIGKILL")
+    await store.report_exit(E3, "was killed by SIGSEGV", crashed=True)
     assert (await record(store)).phase is Phase.QUEUED
 
 
