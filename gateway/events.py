@@ -121,11 +121,11 @@ class QueueWatcher:
     async def _tell_positions(self) -> None:
         store = self._hub.store
         for connection in tuple(self._hub.connections):
-            session = connection.machine.session_id
-            if session is None or not connection.machine.is_queued():
+            session, model = connection.machine.session_id, connection.machine.model
+            if session is None or model is None or not connection.machine.is_queued():
                 continue
             position = await store.queue_position(session)
-            eta_ms = await store.queue_eta_ms(position) if position is not None else 0
+            eta_ms = await store.queue_eta_ms(position, model=model) if position is not None else 0
             if connection.machine.session_id == session:
                 connection.receive_position(position, eta_ms)
 

@@ -164,6 +164,11 @@ class SessionCore(abc.ABC):
         return None
 
     @property
+    def model(self) -> str | None:
+        """Of the controlled session."""
+        return self._session.info.name if self._session is not None else None
+
+    @property
     def controller_epoch(self) -> int:
         """0 while no session is controlled."""
         return self._session.controller_epoch if self._session is not None else 0

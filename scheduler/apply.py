@@ -30,15 +30,24 @@ MIGRATION_LIMIT_MS = 20_000
 """From the order to the commit."""
 
 
-async def apply(store: Store, actions: Sequence[Action], *, term: int, may_act: Callable[[], bool]) -> bool:
+async def apply(
+    store: Store,
+    actions: Sequence[Action],
+    *,
+    term: int,
+    may_act: Callable[[], bool],
+    untold: list[str] | None = None,
+) -> bool:
     """Apply in order; refused actions are logged and skipped. What was done is kept for the cluster view.
+
+    untold: what was done before and is not kept yet: kept with the rest. What can't be kept now stays there.
 
     False: may_act said stop, the rest is left out.
 
     Raises:
         StaleTerm, StoreUnavailable
     """
-    done: list[str] = []
+    done = untold if untold is not None else []
     for action in actions:
         if not may_act():
             log.warning("the lease ended before %s: stopped acting", type(action).__name__)
@@ -53,6 +62,7 @@ async def apply(store: Store, actions: Sequence[Action], *, term: int, may_act: 
             done.append(said)
     if done:
         await store.record_decisions(term, done)
+        done.clear()
     return True
 
 

@@ -10,7 +10,7 @@ The Lua side gets this same table (`scheduler/store/scripts.py` renders it), so 
     settled                      string   there since engines that outlived a loss of this data have had the
                                           time to say so; without it a missing record means nothing
     memory                       hash     term, data: the policy's memory (JSON, ≤ MAX_MEMORY_BYTES)
-    cluster                      hash     policy, budget, release_interval_ms: what the leader publishes
+    cluster                      hash     policy, budget, release_interval_ms, start_ms: of the leader
     models                       hash     model name → JSON of its newest ModelInfo; outlives the engines
     decisions                    stream   field text: what the leader did and why; bounded by MAX_DECISIONS
     events                       stream   field m: one JSON Event; bounded by MAX_EVENTS

@@ -13,6 +13,7 @@ from dataclasses import replace
 from scheduler.apply import apply
 from scheduler.config import SchedulerConfig
 from scheduler.feed import Delta, Feed
+from scheduler.keys import MAX_DECISIONS
 from scheduler.lease import Lease
 from scheduler.messages import EngineId, EngineState
 from scheduler.policy.base import Changes, Memory, decode_memory, encode_memory
@@ -25,6 +26,8 @@ log = logging.getLogger("scheduler")
 
 RETRY_S = 0.3
 """Between attempts to reach Redis, and of a standby to lead as a share of the ttl."""
+TERM = "in term "
+"""Before what a leader did in a term that ended before it could say so."""
 LATE_S = 0.5
 """A read that returns this much later than asked counts as a break in the reach of Redis."""
 
@@ -44,9 +47,11 @@ class Scheduler:
         self._lease = Lease(config.lease_ttl_ms)
         self._feed = Feed(store)
         self._memory = Memory()
-        self._published: tuple[str, int, int] | None = None
+        self._published: tuple[str, int, int, int] | None = None
         self._reachable_ms: int | None = None
         """Redis time since which Redis was reached without a break; None: not known to be."""
+        self._untold: list[str] = []
+        """What was done and is not in the decisions stream: the lease ended, or Redis was away, before."""
         self._tick_s = 0.0
         self._resync_s = 0.0
         self._settles_ms: int | None = None
@@ -213,18 +218,25 @@ class Scheduler:
             self._memory = memory
         await self._publish(term, config.engines)
         special = special_moves(self._feed.special.values(), now_ms)
-        await apply(
-            self._store, (*special, *actions), term=term, may_act=lambda: self._lease.is_held(self._clock())
-        )
+        may_act, untold = (lambda: self._lease.is_held(self._clock())), self._untold
+        try:
+            await apply(self._store, (*special, *actions), term=term, may_act=may_act, untold=untold)
+        finally:  # the next leader's term, if it is ours, will not be the one that this was done in
+            untold[:] = [text if text.startswith(TERM) else f"{TERM}{term}: {text}" for text in untold]
+            del untold[:-MAX_DECISIONS]
 
     async def _publish(self, term: int, engines: int) -> None:
         interval_ms = round(self._memory.release_interval_ms, -2)
         budget = max(engines, len(self._feed.view.desired))
-        published = (self._policy.name, budget, int(interval_ms))
+        start_ms = round(self._memory.start_ms, -2)
+        published = (self._policy.name, budget, int(interval_ms), int(start_ms))
         if published != self._published:
-            name, budget, release_interval_ms = published
             await self._store.publish_cluster(
-                term, policy=name, budget=budget, release_interval_ms=release_interval_ms
+                term,
+                policy=self._policy.name,
+                budget=budget,
+                release_interval_ms=int(interval_ms),
+                start_ms=int(start_ms),
             )
             self._published = published
 

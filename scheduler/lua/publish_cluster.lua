@@ -5,6 +5,7 @@
 -- ARGV[2]  name of the policy
 -- ARGV[3]  budget, engines
 -- ARGV[4]  release_interval_ms, ms
+-- ARGV[5]  start_ms: what an engine's start takes, ms
 -- Returns  1
 -- Errors   STALE_TERM
 -- Events   none
@@ -13,5 +14,6 @@ local bad = check_term(ARGV[1])
 if bad then
   return bad
 end
-redis.call('HSET', KEYS[1], 'policy', ARGV[2], 'budget', ARGV[3], 'release_interval_ms', ARGV[4])
+redis.call('HSET', KEYS[1], 'policy', ARGV[2], 'budget', ARGV[3], 'release_interval_ms', ARGV[4],
+  'start_ms', ARGV[5])
 return 1

@@ -59,7 +59,7 @@ class GatewayStore(StoreReader):
             resume_hash,
             gateway,
             queue_limit,
-            await self.queue_eta_ms(1),
+            await self.queue_eta_ms(1, model=model),
         )
         return await self._written(session)
 

@@ -149,7 +149,9 @@ class LeaderStore(StoreReader):
         cut = (text[:MAX_DECISION_CHARS] for text in texts)
         await self._redis.run("record_decisions", self._key("decisions"), term, *cut)
 
-    async def publish_cluster(self, term: int, *, policy: str, budget: int, release_interval_ms: int) -> None:
-        """What `cluster_info` and the queue's ETA show."""
+    async def publish_cluster(
+        self, term: int, *, policy: str, budget: int, release_interval_ms: int, start_ms: int
+    ) -> None:
+        """What `cluster_info` and the queue's ETA show. start_ms is what an engine's start takes."""
         key = self._key("cluster")
-        await self._redis.run("publish_cluster", key, term, policy, budget, release_interval_ms)
+        await self._redis.run("publish_cluster", key, term, policy, budget, release_interval_ms, start_ms)

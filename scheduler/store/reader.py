@@ -15,6 +15,7 @@ from scheduler.messages import (
     DesiredEngine,
     EngineId,
     EngineRecord,
+    EngineState,
     Event,
     Input,
     MessageId,
@@ -26,7 +27,14 @@ from scheduler.messages import (
 from scheduler.store import records
 from scheduler.store.connection import Connection, Entry, mapped_errors
 from scheduler.store.errors import EventsTrimmed
-from scheduler.store.values import PRIOR_RELEASE_INTERVAL_MS, AppliedRecord, ClusterInfo, Decision
+from scheduler.store.values import (
+    PRIOR_RELEASE_INTERVAL_MS,
+    PRIOR_START_MS,
+    AppliedRecord,
+    ClusterInfo,
+    Decision,
+    queue_eta_ms,
+)
 
 log = logging.getLogger("scheduler.store")
 
@@ -122,9 +130,17 @@ class StoreReader:
             rank = await self._redis.client.zrank(self._key("queue", model), session)
         return None if rank is None else int(rank) + 1
 
-    async def queue_eta_ms(self, position: int) -> int:
-        """Expected wait at a position, from the mean time between two places becoming free."""
-        return position * (await self.cluster_info()).release_interval_ms
+    async def queue_eta_ms(self, position: int, *, model: str) -> int:
+        """Expected wait at a position of a model's queue: see `scheduler.store.values.queue_eta_ms`."""
+        info, now_ms = await self.cluster_info(), await self.now_ms()
+        engines = [engine for engine in await self.list_engines() if engine.model_name == model]
+        starting_ms = [
+            max(0, engine.started_ms + info.start_ms - now_ms)
+            for engine in engines
+            if engine.state is EngineState.STARTING
+        ]
+        capacity = max((engine.capacity for engine in engines), default=1)
+        return queue_eta_ms(position, info.release_interval_ms, starting_ms, capacity)
 
     # --- engines, models, gateways
 
@@ -177,6 +193,7 @@ class StoreReader:
             budget=int(published.get("budget", 0)),
             queue=sum(map(int, lengths)),
             release_interval_ms=int(published.get("release_interval_ms", PRIOR_RELEASE_INTERVAL_MS)),
+            start_ms=int(published.get("start_ms", PRIOR_START_MS)),
             term=int(term or 0),
         )
 

@@ -123,9 +123,25 @@ class ClusterInfo:
     """Sessions that wait, all models."""
     release_interval_ms: int
     """Mean time between two places becoming free."""
+    start_ms: int
+    """What an engine's start takes, as measured."""
     term: int
     """Term of the leader that wrote the desired set; 0 before the first."""
 
 
+PRIOR_START_MS = 10_000
+"""Assumed until the leader has measured one."""
 PRIOR_RELEASE_INTERVAL_MS = 30_000
 """Assumed until the leader has measured one."""
+
+
+def queue_eta_ms(position: int, release_interval_ms: int, starting_ms: Sequence[int], capacity: int) -> int:
+    """Expected wait at a position of a queue, from 1: until so many places became free, or engines that start
+    bring them, whichever is sooner.
+
+    starting_ms: time until each of them should be ready, 0 for one that is late. capacity: places of one.
+    """
+    waits = sorted(starting_ms)
+    number = -(-position // max(1, capacity))
+    released_ms = position * release_interval_ms
+    return min(released_ms, waits[number - 1]) if number <= len(waits) else released_ms

@@ -75,6 +75,19 @@ async def test_what_was_done_is_kept_with_its_reason(store: Store) -> None:
     assert await store.decisions(1) == [newest]
 
 
+async def test_what_could_not_be_kept_is_kept_later(store: Store) -> None:
+    """The lease ended after the first action: who leads next says what was done."""
+    await ready(store)
+    term, answers = await lead(store), iter((True, False))
+    untold: list[str] = []
+    actions = [DrainEngine(engine=E1, why="first"), LoseEngine(engine=E1, why="second")]
+    assert not await apply(store, actions, term=term, may_act=lambda: next(answers), untold=untold)
+    assert await store.decisions(10) == [] and untold == [f"draining engine {E1}: first"]
+    assert await apply(store, [], term=term, may_act=lambda: True, untold=untold)
+    (decision,) = await store.decisions(10)
+    assert decision.text == f"draining engine {E1}: first" and untold == []
+
+
 async def test_a_former_leader_records_nothing(store: Store) -> None:
     """Its term is not in force."""
     term = await lead(store)

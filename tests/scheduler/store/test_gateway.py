@@ -9,7 +9,9 @@ from scheduler.messages import (
     REPLAY_CHUNKS,
     CloseSession,
     ControllerChanged,
+    DesiredEngine,
     EngineChanged,
+    EngineId,
     GatewayId,
     Phase,
     PromptInput,
@@ -67,7 +69,7 @@ async def test_queue_limit_refuses_with_a_time(store: Store) -> None:
     await create(store, S1, queue_limit=1)
     with pytest.raises(QueueFull) as refusal:
         await create(store, S2, queue_limit=1)
-    assert refusal.value.retry_after_ms == await store.queue_eta_ms(1)
+    assert refusal.value.retry_after_ms == await store.queue_eta_ms(1, model="shapes")
     assert await store.get_session(S2) is None
 
 
@@ -256,8 +258,15 @@ async def test_gateways_come_and_go(store: Store) -> None:
 async def test_release_interval_sets_the_eta(store: Store) -> None:
     """The queue's ETA is position times what the leader published."""
     term = await lead(store)
-    await store.publish_cluster(term, policy="least_loaded", budget=2, release_interval_ms=4_000)
-    assert await store.queue_eta_ms(3) == 12_000
+    await store.publish_cluster(
+        term, policy="least_loaded", budget=2, release_interval_ms=4_000, start_ms=600_000
+    )
+    assert await store.queue_eta_ms(3, model="shapes") == 12_000
+    await store.write_desired(term, [DesiredEngine(id=EngineId("e_00000009"), model="shapes")])
+    assert await store.queue_eta_ms(1, model="shapes") == 4_000
+    await store.publish_cluster(term, policy="slack", budget=2, release_interval_ms=4_000, start_ms=3_000)
+    assert 0 < await store.queue_eta_ms(1, model="shapes") <= 3_000
+    assert await store.queue_eta_ms(1, model="another") == 4_000
 
 
 async def test_who_left_is_not_in_the_line(store: Store) -> None:

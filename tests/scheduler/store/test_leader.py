@@ -62,7 +62,9 @@ LEADER_WRITES: dict[str, Write] = {
     "stop": lambda store, term: store.stop_engine(E1, term=term),
     "desired": lambda store, term: store.write_desired(term, [WANTED]),
     "memory": lambda store, term: store.save_memory(term, b"{}"),
-    "cluster": lambda store, term: store.publish_cluster(term, policy="x", budget=1, release_interval_ms=1),
+    "cluster": lambda store, term: store.publish_cluster(
+        term, policy="x", budget=1, release_interval_ms=1, start_ms=1
+    ),
 }
 
 
