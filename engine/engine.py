@@ -31,6 +31,7 @@ from engine.migrations import Migrations
 from engine.models.base import ModelSpec
 from engine.offload import HostPool
 from engine.pairs import Pairs
+from engine.process import EXIT_FAILED, EXIT_FENCED, EXIT_OK
 from engine.progress import Progress
 from engine.ranks import Alone, Ranks, RanksLost
 from scheduler.messages import EngineId, ModelInfo
@@ -40,10 +41,6 @@ __all__ = ["EXIT_FAILED", "EXIT_FENCED", "EXIT_OK", "model_info", "run"]
 
 _log = logging.getLogger("turboserve.engine")
 
-EXIT_OK = 0
-EXIT_FAILED = 1
-EXIT_FENCED = 3
-"""This engine was declared gone; its sessions have other owners."""
 STORE_PATIENCE_S = 30.0
 """How long Redis may be out of reach at start-up."""
 DRAIN_LIMIT_S = 5.0

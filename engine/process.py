@@ -6,7 +6,12 @@ import ctypes
 import os
 import signal
 
-__all__ = ["die_with"]
+__all__ = ["EXIT_FAILED", "EXIT_FENCED", "EXIT_OK", "die_with"]
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_FENCED = 3
+"""This engine was declared gone; its sessions have other owners."""
 
 PR_SET_PDEATHSIG = 1
 

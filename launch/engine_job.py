@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from engine.process import EXIT_FENCED, EXIT_OK
 from launch.processes import Child, Watched, children_of, read_environment, spawn
 from launch.roles import CONFIG_VARIABLES
 from launch.supervisor import ProcessSpec, describe_exit
@@ -70,7 +71,7 @@ class EngineJob:
         await asyncio.wait((looking,))
         await self._end_ranks()
         status = SIGNALLED - status if status > SIGNALLED else status  # of the rank, see launch/agent.py
-        return EngineEnd(how=describe_exit(status), crashed=status != 0 and -status not in _FROM_OUTSIDE)
+        return EngineEnd(how=describe_exit(status), crashed=_is_own_fault(status))
 
     def send(self, number: signal.Signals) -> None:
         """Signal the ranks, whose end ends the agent; before there are any, or to kill, the agent."""
@@ -110,3 +111,7 @@ class EngineJob:
             rank.send(signal.SIGKILL)
             await rank.ended
             rank.close()
+
+
+def _is_own_fault(status: int) -> bool:
+    return status not in (EXIT_OK, EXIT_FENCED) and -status not in _FROM_OUTSIDE

@@ -46,7 +46,7 @@ class Fleet:
         on_exit: Callable[[EngineId, EngineEnd], None],
         stop_timeout_s: float,
     ) -> None:
-        """`on_exit(id, end)` is called when a process ended that nobody had asked to."""
+        """`on_exit(id, end)` is called when a process ended that nobody had asked to, or by its own fault."""
         self._make_spec = make_spec
         self._run_file = run_file
         self._report = report
@@ -121,6 +121,8 @@ class Fleet:
             self._backoff = self._backoff.record(healthy=place.ready)
             tail = "" if place.ready else log_tail(spec.log, before=_AGENTS_LAST_WORDS)
             self._report(f"{spec.name} {end.how}{tail}")
+            self._on_exit(place.id, end)
+        elif end.crashed:  # it was given up as silent before its agent had seen its end
             self._on_exit(place.id, end)
         async with self.changed:
             self.changed.notify_all()

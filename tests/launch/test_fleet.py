@@ -148,6 +148,24 @@ async def test_a_crash_is_told_from_a_kill(tmp_path: Path, rank: str, crashed: b
         assert stage.crashes == [crashed]
 
 
+async def test_a_crash_is_told_though_the_engine_is_not_wanted_any_more(tmp_path: Path) -> None:
+    """Its silence was noticed first: who crashed it must be known all the same."""
+    async with staged(tmp_path, RANK.replace("sys.exit(0)", "1 / 0")) as stage:
+        stage.fleet.reconcile([A])
+        (rank,) = await stage.pids_of(A)
+        await until(lambda: is_caught(rank, 15))
+        stage.fleet.reconcile([])
+        assert await stage.exits.get() == (A.id, "exited with status 1")
+        assert stage.crashes == [True]
+
+
+def is_caught(pid: int, number: int) -> bool:
+    """Has the process a handler for the signal?"""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (caught,) = (line.split()[1] for line in lines if line.startswith("SigCgt:"))
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
 async def test_failures_in_a_row_are_counted_and_delay_the_next(tmp_path: Path) -> None:
     """Engines that end before they are ready; the end of the log is shown."""
     async with staged(tmp_path, "raise SystemExit('no weights')") as stage:
