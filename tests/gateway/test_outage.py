@@ -9,7 +9,7 @@ from gateway.session import MAX_HELD_INPUTS
 from scheduler.messages import ErrorCode, Pause, PromptInput, SessionId, Stop
 from scheduler.store import Store
 from tests.gateway.gateway_fixtures import Client, World, begin, client_of, make_world
-from tests.scheduler.conftest import RedisServer, own_redis  # noqa: F401 - fixture
+from tests.scheduler.conftest import RedisServer, forget_everything, own_redis  # noqa: F401 - fixture
 
 
 @pytest.fixture
@@ -65,3 +65,19 @@ async def test_a_redis_outage(frail_world: World, own_redis: RedisServer) -> Non
             await client.send(wire.Stop())
             await engine.expect(Stop)
             own_redis.start()
+
+
+async def test_a_waiting_session_outlives_the_loss_of_everything(world: World) -> None:
+    """Redis comes back empty: the gateway writes the session again, with what was accepted, in order."""
+    async with world.engine(), world.gateway() as gateway, client_of(gateway) as client:
+        await client.send(wire.Start(prompt="a red ball", id="s"))
+        id = SessionId((await client.expect(wire.Session)).session)
+        await client.send(wire.Prompt(text="before", id="b"))
+        assert [(await client.expect(wire.Accepted)).id for _ in range(2)] == ["s", "b"]
+        await forget_everything(world.store)
+        await client.send(wire.Prompt(text="after", id="a"))
+        assert (await client.expect(wire.Accepted)).id == "a"
+        assert await _prompts_in_log(world, id) == ["a red ball", "before", "after"]
+        assert await world.store.queue_position(id) == 1
+        repeat = await world.store.append_input(id, PromptInput(text="before", id="b"), controller_epoch=1)
+        assert repeat.repeat
