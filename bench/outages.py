@@ -9,6 +9,9 @@ must have been applied once, in order, as the revisions tell. Chunks are checked
                 of the same length with the same prompts and nothing killed: what the machine itself costs
     applied     s from the end of the interval to the last answer `applied`
 
+With --model paced (bench/paced) passes wait for their declared time instead of computing: what is left of the
+stalls is what the outages cause, also on a busy machine.
+
 Run: .venv/bin/python -m bench.outages [--redis-s 30] [--scheduler-s 60] [--viewers 2] [--model shapes-fast]
 """
 
@@ -29,6 +32,7 @@ from pathlib import Path
 
 from bench.chaos import PROMPTS, Viewer, watch
 from bench.cluster import running_cluster
+from bench.plugin import PACED, install, python_path
 from bench.stats import machine, print_json, print_table
 from gateway.protocol import Applied
 from launch import redis_server
@@ -217,7 +221,10 @@ def main() -> None:
     options = parser.parse_args()
     print(f"machine: {machine()}")
     capacity = max(4, options.viewers)
-    with running_redis() as redis:
+    with running_redis() as redis, tempfile.TemporaryDirectory(prefix="ts-site-") as site:
+        if options.model == "paced":
+            install(PACED, Path(site))
+            os.environ |= python_path(Path(site))
         arguments = ("--redis", redis.url, "--model", options.model)
         with running_cluster(*arguments, engines=ENGINES, capacity=capacity) as cluster:
             asyncio.run(run(cluster.url, cluster.folder, redis, options))

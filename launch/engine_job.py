@@ -74,11 +74,14 @@ class EngineJob:
         return EngineEnd(how=describe_exit(status), crashed=_is_own_fault(status))
 
     def send(self, number: signal.Signals) -> None:
-        """Signal the ranks, whose end ends the agent; before there are any, or to kill, the agent."""
+        """Signal the ranks, whose end ends the agent; before there are any, or to kill, the agent.
+
+        An agent whose ranks have ended is left alone: it is about to say how.
+        """
         running = [rank for rank in self._ranks.values() if not rank.ended.done()]
         for rank in running:
             rank.send(number)
-        if self._agent is not None and (not running or number is signal.SIGKILL):
+        if self._agent is not None and (not self._ranks or number is signal.SIGKILL):
             self._agent.send(number)
 
     async def _find_ranks(self, agent: Child) -> None:
