@@ -74,6 +74,7 @@ def engine(number: int) -> EngineRecord:
         heartbeat_ms=NOW_MS,
         model_name="shapes",
         costs=COSTS,
+        transfer="-",
     )
 
 

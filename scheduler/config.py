@@ -27,7 +27,7 @@ class SchedulerConfig:
     """URL of the control Redis, see `scheduler/address.py`."""
     cluster: str = "main"
     """Name below which all keys live; clusters can share one Redis."""
-    policy: str = "least_loaded"
+    policy: str = "slack"
     """Name of the placement policy, see `scheduler/policy/registry.py`."""
     model: str = "shapes"
     """Model of the engines that the scheduler asks for."""

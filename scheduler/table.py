@@ -13,6 +13,7 @@ from typing import Any, Generic, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from scheduler.keys import MAX_FAILED_MOVES
 from scheduler.latency import play_ms, round_ms
 from scheduler.messages import (
     DesiredEngine,
@@ -45,13 +46,13 @@ _ENGINE: Mapping[str, tuple[str, tuple[int, ...]]] = {
     **dict.fromkeys(("latency_ms", "next_ms", "play_ms", "move_ms", "link_bytes_per_ms"), ("f8", ())),
     **dict.fromkeys(("load", "chunk_ms"), ("f8", ())),
     **dict.fromkeys(("started_ms", "heartbeat_ms", "deadline_ms"), ("i8", ())),
-    **dict.fromkeys(("drain_ordered", "desired"), ("?", ())),
+    **dict.fromkeys(("drain_ordered", "desired", "transfers"), ("?", ())),
     "round_ms": ("f8", (LOADS,)),
 }
 _SESSION: Mapping[str, tuple[str, tuple[int, ...]]] = {
     **dict.fromkeys(("phase", "residence"), ("i1", ())),
     **dict.fromkeys(("model", "engine", "target"), ("i4", ())),
-    **dict.fromkeys(("active", "in_flight", "movable"), ("?", ())),
+    **dict.fromkeys(("active", "in_flight", "movable", "stuck"), ("?", ())),
     **dict.fromkeys(("epoch", "queue_order", "created_ms", "left_ms", "active_ms"), ("i8", ())),
     **dict.fromkeys(("moved_ms", "slack_ms", "state_bytes"), ("i8", ())),
 }
@@ -149,6 +150,7 @@ class ClusterTable:
             heartbeat_ms=record.heartbeat_ms,
             deadline_ms=NEVER_MS if record.deadline_ms is None else record.deadline_ms,
             drain_ordered=record.drain_ordered,
+            transfers=record.transfer != "",
             round_ms=round_ms(record),
             play_ms=play_ms(record),
             move_ms=costs.move_ms,
@@ -207,7 +209,8 @@ class ClusterTable:
             in_flight=record.in_flight is not None,
             epoch=record.epoch,
             active=record.active,
-            movable=record.opened and record.residence is Residence.RESIDENT and record.in_flight is None,
+            movable=_is_movable(record),
+            stuck=_is_stuck(record),
             residence=_RESIDENCE[record.residence],
             active_ms=record.active_ms,
             moved_ms=record.moved_ms,
@@ -330,6 +333,15 @@ def build_table(
     for session in sessions:
         table.put_session(session)
     return table
+
+
+def _is_movable(record: SessionRecord) -> bool:
+    generates = record.opened and record.residence is Residence.RESIDENT
+    return generates and record.in_flight is None and not _is_stuck(record)
+
+
+def _is_stuck(record: SessionRecord) -> bool:
+    return record.failed_moves >= MAX_FAILED_MOVES
 
 
 def _collect(rows: set[int], row: int, sign: int) -> None:

@@ -22,6 +22,7 @@ decides must not depend on the history that led to a view.
     engines["started_ms"], ["heartbeat_ms"], ["deadline_ms"]   int64, Redis time; NEVER_MS without a deadline
     engines["drain_ordered"]  bool
     engines["desired"]        bool   is it in the desired set?
+    engines["transfers"]      bool   can it migrate sessions?
     sessions["phase"]         int8   index into PHASES
     sessions["model"]         int32  index into View.models
     sessions["engine"]        int32  row of its engine; NO_ENGINE when it has none that is in the view
@@ -29,7 +30,8 @@ decides must not depend on the history that led to a view.
     sessions["in_flight"]     bool   does it migrate?
     sessions["epoch"]         int64
     sessions["active"]        bool
-    sessions["movable"]       bool   generating in a slot, and no migration under way
+    sessions["movable"]       bool   generating in a slot, no migration under way, and not stuck
+    sessions["stuck"]         bool   its migrations were called off so often that no more are begun
     sessions["residence"]     int8   index into RESIDENCES
     sessions["active_ms"]     int64  Redis time of the last active moment
     sessions["moved_ms"]      int64  Redis time of the last move, 0 before

@@ -36,6 +36,7 @@ class Board:
         self.latency_ms: NDArray[np.float64] = engines["latency_ms"].copy()
         self.next_ms: NDArray[np.float64] = engines["next_ms"].copy()
         self.moves: NDArray[np.int32] = engines["incoming"] + engines["outgoing"]
+        self.transfers: NDArray[np.bool_] = engines["transfers"]
         self.moved: set[int] = set()
         """Rows of sessions that this plan migrates."""
         self.seated: set[int] = set()
@@ -109,7 +110,7 @@ class Board:
 
     def can_move(self, engine: int) -> bool:
         """May one more migration begin or end there?"""
-        return bool(self.moves[engine] < MAX_MOVES_PER_ENGINE)
+        return bool(self.transfers[engine] and self.moves[engine] < MAX_MOVES_PER_ENGINE)
 
     def _take(self, engine: int) -> None:
         self.room[engine] -= 1

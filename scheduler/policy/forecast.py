@@ -32,6 +32,26 @@ class Forecast:
     """Standard deviation, of arrivals and stops that are each on their own."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Churn:
+    """How fast those who want chunks change."""
+
+    arrivals: float
+    """Λ: a second."""
+    stops: float
+    """μ: per active session and second."""
+
+    def evens_out_s(self, active: int, engines: int) -> float:
+        """Expected time until an engine with so many active sessions loses one, or the one with least to do,
+        of `engines` in all, gets a newcomer."""
+        return 1.0 / max(1e-6, active * self.stops + self.arrivals / max(1, engines))
+
+
+def churn(window: Sequence[Sample], now_s: int) -> Churn:
+    """What the window shows."""
+    return Churn(arrivals=arrival_rate(window, now_s), stops=stop_rate(window))
+
+
 def arrival_rate(window: Sequence[Sample], now_s: int) -> float:
     """Λ: sessions a second."""
     if not window:

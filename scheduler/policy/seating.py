@@ -107,7 +107,8 @@ def empty_engines(board: Board, engines: Collection[int], choose: Choose) -> tup
     no target, and are to be seated as if they waited).
 
     Who generates migrates, as many at a time as the links bear; the others wait for that or for their turn.
-    Who is idle in a slot leaves it first: its state then moves without needing a slot elsewhere.
+    Who can't migrate, because its engine can't or because that failed before, goes by its checkpoint. Who is
+    idle in a slot leaves it first: its state then moves without needing a slot elsewhere.
     """
     sessions, states = board.view.sessions, board.view.engines["state"]
     actions: list[Moves] = []
@@ -122,16 +123,18 @@ def empty_engines(board: Board, engines: Collection[int], choose: Choose) -> tup
                     board.suspend(row, f"idle, and leaves {board.view.engines.ids[source]}, which goes")
                 )
             continue
-        if not (sessions["movable"][row] and sessions["active"][row]):
-            if not sessions["active"][row] or row in board.view.wanting:
-                rest.append(row)
+        can_migrate = board.transfers[source] and not sessions["stuck"][row]
+        if not can_migrate or not sessions["active"][row] or row in board.view.wanting:
+            rest.append(row)
+            continue
+        if not sessions["movable"][row]:
             continue
         fits = board.fitting(int(sessions["model"][row])) & (board.room > 0)
         if not fits.any():
             if states[source] == DRAINING:
                 rest.append(row)
             continue
-        fits &= board.moves < MAX_MOVES_PER_ENGINE
+        fits &= board.transfers & (board.moves < MAX_MOVES_PER_ENGINE)
         if len(board.moved) < MAX_MOVES and board.can_move(source) and fits.any():
             target = choose(board, fits)
             actions.append(board.migrate(row, target, f"leaves {board.view.engines.ids[source]}, which goes"))

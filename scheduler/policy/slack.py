@@ -2,8 +2,9 @@
 
 place     where predicted latency stays lowest; who holds least video goes first among those that return
 move      off the worst engine, and off any on which players run dry, while the ms that a move takes off
-          chunks, over the chunks that the session is expected to live for, are worth more than the move
-          costs; the session that the move disturbs least; and a moved one rests
+          chunks are no error of measurement and, over the chunks until load evens out by itself, worth more
+          than the move costs; where nobody runs dry only what would stay uneven; the session that the move
+          disturbs least; and a moved one rests
 out       for the demand expected when an engine that is asked for now is ready, with a margin
 in        when fewer engines would have done for longer than one takes to start; emptied first
 ahead     idle sessions give up slots before newcomers need them
@@ -23,7 +24,7 @@ from scheduler.policy.autoscale import demand_of, note_demand
 from scheduler.policy.base import Changes, Memory, Migrate, Plan
 from scheduler.policy.board import Board
 from scheduler.policy.fixed import fastest
-from scheduler.policy.forecast import arrival_rate, forecast
+from scheduler.policy.forecast import arrival_rate, churn, forecast
 from scheduler.policy.lives import note_lives, remaining_s
 from scheduler.policy.relief import MoveRules, Relief
 from scheduler.policy.scaling import plan_scaled
@@ -106,10 +107,12 @@ class Slack:
         if not self.migrates:
             return []
         lives_s = remaining_s(memory)
-        models = [board.view.models.index(name) for name in sorted(board.view.models)]
-        return [
-            move for model in models for move in Relief(board, model, self.moves, lives_s, now_ms).moves()
-        ]
+        rates = churn(memory.window, now_ms // 1000)
+        found: list[Migrate] = []
+        for model in (board.view.models.index(name) for name in sorted(board.view.models)):
+            relief = Relief(board, model, self.moves, churn=rates, lives_s=lives_s, now_ms=now_ms)
+            found += relief.moves()
+        return found
 
 
 def _slots_ahead(board: Board, memory: Memory, now_ms: int, config: SchedulerConfig) -> int:

@@ -130,7 +130,7 @@ def rebalance(board: Board, move_weight: float, min_gain_ms: float) -> list[Migr
 
 
 def _best_move(board: Board, model: int, move_weight: float, min_gain_ms: float) -> Migrate | None:
-    fits = board.fitting(model)
+    fits = board.fitting(model) & board.transfers
     latency_ms = np.where(fits, board.latency_ms, 0.0)
     if not len(latency_ms):
         return None

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scheduler.keys import MAX_FAILED_MOVES
 from scheduler.messages import (
     DesiredEngine,
     EngineId,
@@ -279,3 +280,33 @@ def test_who_returns_keeps_its_state_for_an_engine_that_is_soon_there(
     actions = cluster.step(policy, config)
     assert any(isinstance(action, SetDesired) for action in actions)
     assert any(isinstance(action, Requeue) for action in actions) is not waits
+
+
+@pytest.mark.parametrize("policy", MIGRATING, ids=lambda policy: policy.name)
+@pytest.mark.parametrize(
+    ("failed_moves", "transfer", "action"),
+    [
+        pytest.param(0, "-", Migrate, id="it migrates"),
+        pytest.param(MAX_FAILED_MOVES, "-", Place, id="its migrations failed before"),
+        pytest.param(0, "", Place, id="its engine can't migrate sessions"),
+    ],
+)
+def test_who_can_not_migrate_leaves_by_its_checkpoint(
+    policy: Policy, failed_moves: int, transfer: str, action: type[Action]
+) -> None:
+    """Else a draining engine would wait for it for ever."""
+    cluster = Cluster(
+        engine("e_1", EngineState.DRAINING, transfer=transfer),
+        engine("e_2"),
+        session("s_a", "e_1", failed_moves=failed_moves),
+    )
+    moved = [a for a in cluster.step(policy, CONFIG) if isinstance(a, Migrate | Place)]
+    assert [type(a) for a in moved] == [action]
+
+
+@pytest.mark.parametrize("policy", MIGRATING, ids=lambda policy: policy.name)
+def test_nobody_is_moved_for_balance_by_checkpoint(policy: Policy) -> None:
+    """Engines that can't migrate sessions keep them."""
+    crowded = [session(f"s_{n}", "e_1") for n in range(4)]
+    engines = [engine(f"e_{n}", capacity=4, transfer="") for n in (1, 2)]
+    assert Cluster(*engines, *crowded).step(policy, CONFIG) == []

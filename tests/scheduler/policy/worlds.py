@@ -54,6 +54,7 @@ def engine(
     deadline_ms: int | None = None,
     drain_ordered: bool = False,
     costs: EngineCosts | None = None,
+    transfer: str = "-",
 ) -> EngineRecord:
     """An engine's record."""
     return EngineRecord(
@@ -71,6 +72,7 @@ def engine(
         drain_ordered=drain_ordered,
         model_name=model,
         costs=costs,
+        transfer=transfer,
     )
 
 
@@ -90,6 +92,7 @@ def session(
     moved_ms: int = 0,
     state_bytes: int = 0,
     opened: bool = True,
+    failed_moves: int = 0,
 ) -> SessionRecord:
     """A session's record: placed on an engine, or queued; `to`: it migrates there."""
     return SessionRecord(
@@ -124,6 +127,7 @@ def session(
         if on and to
         else None,
         moved_ms=moved_ms,
+        failed_moves=failed_moves,
         state_bytes=state_bytes,
     )
 
