@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 START_TIMEOUT_S = 120.0
+PER_ENGINE_S = 15.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,10 +29,11 @@ class BenchCluster:
 
 @contextmanager
 def running_cluster(*arguments: str, engines: int, capacity: int, threads: int = 1) -> Iterator[BenchCluster]:
-    """A ready cluster on a free port, stopped at the end. arguments: further ones of `turboserve up`.
+    """A ready cluster on a free port, stopped at the end. arguments: more of `turboserve up`.
 
     Raises:
-        RuntimeError: it was not ready within START_TIMEOUT_S; the text holds what it printed.
+        RuntimeError: it was not ready within START_TIMEOUT_S, and PER_ENGINE_S for each engine; the text
+            holds what it printed.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -56,7 +58,7 @@ def running_cluster(*arguments: str, engines: int, capacity: int, threads: int =
 def _wait_ready(
     process: subprocess.Popen[bytes], url: str, engines: int, began: float, log_path: Path
 ) -> None:
-    while time.monotonic() - began < START_TIMEOUT_S:
+    while time.monotonic() - began < START_TIMEOUT_S + PER_ENGINE_S * engines:
         if process.poll() is not None:
             break
         if _num_ready(url) >= engines:

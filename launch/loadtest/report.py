@@ -14,11 +14,11 @@ __all__ = ["figure_rows", "page", "report"]
 _CSS: Final = """
 :root { color-scheme: light dark; --back: #f6f7f9; --card: #ffffff; --text: #16191f; --dim: #5c6470;
   --line: #dfe3e8; --good: #0f7b3f; --bad: #c4291c;
-  --c0: #2563eb; --c1: #d97706; --c2: #0d9488; --c3: #a21caf; }
+  --c0: #2563eb; --c1: #d97706; --c2: #0d9488; --c3: #a21caf; --c4: #65a30d; --c5: #6b7280; }
 @media (prefers-color-scheme: dark) { :root {
   --back: #101318; --card: #181c23; --text: #e8ebf0; --dim: #9aa4b2;
   --line: #2b313b; --good: #4ade80; --bad: #f87171; --c0: #6ea8fe; --c1: #fbbf24; --c2: #2dd4bf;
-  --c3: #e879f9; } }
+  --c3: #e879f9; --c4: #a3e635; --c5: #9ca3af; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 28px 20px 48px; max-width: 1240px; background: var(--back);
   color: var(--text); font: 15px/1.5 system-ui, sans-serif; }

@@ -32,8 +32,9 @@ svg .limit-text { fill: var(--bad); }
 svg path { fill: none; stroke-width: 2; stroke-linejoin: round; stroke: currentColor; }
 svg circle { fill: currentColor; }
 .c0 { color: var(--c0); } .c1 { color: var(--c1); } .c2 { color: var(--c2); } .c3 { color: var(--c3); }
+.c4 { color: var(--c4); } .c5 { color: var(--c5); }
 """
-"""Needs the variables --card, --line, --dim, --bad and --c0 to --c3 (colours of curves)."""
+"""Needs the variables --card, --line, --dim, --bad and --c0 to --c5 (colours of curves)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +45,7 @@ class Curve:
     points: Sequence[tuple[float, float | None]]
     """In order of x; None: a hole."""
     colour: int
-    """0 to 3."""
+    """0 to 5."""
     is_step: bool = False
     """Does a value hold until the next one?"""
     is_dots: bool = False

@@ -3,9 +3,9 @@
 The engine with the worst latency is relieved first: the largest chunk latency is its own. When it can't be,
 others are relieved only where players run dry, so that it matters how many suffer and not only how much one
 does. A move pays when the ms that it takes off each chunk are more than predictions are wrong by, and, over
-the chunks until the session ends or load evens out by itself, worth more than the move costs. Where no player
-runs dry nobody sees those ms, so there it must also be that the largest latency falls by more than the move
-adds to one chunk, and that load would not even out by itself soon: every newcomer goes where least is to do.
+the chunks that the session is expected to live for, worth more than the move costs. Where no player runs dry
+nobody sees those ms: there only the chunks until load evens out by itself count, which must not be soon, as
+every newcomer goes where least is to do, and the gain must be more than what the move adds to one chunk.
 """
 
 from __future__ import annotations
@@ -140,10 +140,13 @@ class Relief:
         return self._churn.evens_out_s(int(self._board.active[source]), self._num_engines)
 
     def _chunks_left(self, session: int, source: int) -> float:
-        """Chunks of a session until it ends, load has evened out or the horizon is reached."""
+        """Chunks of a session until it ends or the horizon is reached; where nobody runs dry, also until load
+        has evened out: where somebody does, each chunk counts, and who comes next would run dry as well."""
         view = self._board.view
         age_ms = self._now_ms - int(view.sessions["created_ms"][session])
-        left_s = min(self._rules.horizon_s, self._lives_s[bucket_of(age_ms)], self._uneven_s(source))
+        left_s = min(self._rules.horizon_s, self._lives_s[bucket_of(age_ms)])
+        if not self._runs_dry(source):
+            left_s = min(left_s, self._uneven_s(source))
         return left_s * 1000 / max(1.0, float(view.engines["play_ms"][source]))
 
     def _least_disturbed(self, source: int) -> int | None:

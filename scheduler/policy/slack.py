@@ -2,9 +2,9 @@
 
 place     where predicted latency stays lowest; who holds least video goes first among those that return
 move      off the worst engine, and off any on which players run dry, while the ms that a move takes off
-          chunks are no error of measurement and, over the chunks until load evens out by itself, worth more
-          than the move costs; where nobody runs dry only what would stay uneven; the session that the move
-          disturbs least; and a moved one rests
+          chunks are no error of measurement and, over the chunks that the session is expected to live for,
+          worth more than the move costs; where nobody runs dry only if load would stay uneven; the session
+          that the move disturbs least; and a moved one rests
 out       for the demand expected when an engine that is asked for now is ready, with a margin
 in        when fewer engines would have done for longer than one takes to start; emptied first
 ahead     idle sessions give up slots before newcomers need them
