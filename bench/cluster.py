@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import socket
 import subprocess
 import sys
@@ -15,8 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 150.0
 PER_ENGINE_S = 15.0
+STOP_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +51,8 @@ def running_cluster(*arguments: str, engines: int, capacity: int, threads: int =
             _wait_ready(process, url, engines, began, log_path)
             yield BenchCluster(url=url, folder=Path(folder), started_s=time.monotonic() - began)
         finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(timeout=30)
+            process.terminate()  # SIGINT is ignored by what a shell script starts in the background
+            process.wait(timeout=STOP_TIMEOUT_S)
 
 
 def _wait_ready(

@@ -1,7 +1,7 @@
 """Ours and the baselines under one bursty load on real, paced engines: what does which latency cost?
 
-The load is a trace drawn by --seed whose peak takes nine tenths of all slots of --size engines. Passes wait for
-their declared cost instead of computing (bench/paced); gateway, scheduler, Redis, engines, clients are real.
+The load is a trace drawn by --seed whose peak takes nine tenths of all slots of --size engines. Passes wait
+for their declared cost instead of computing (bench/paced); gateway, scheduler, Redis, engines are real.
 
     ours            `slack` and `turboserve`, 1 to --size engines; `slack` twice: what differs is the noise
     equal cost      each baseline with the fewest fixed engines that cost at least what `slack` did
