@@ -165,6 +165,11 @@ def _ratio(ours: float | None, its: float | None) -> float | None:
     return None if ours is None or not its else round(ours / its, 3)
 
 
+def _shown(value: float | None) -> float | None:
+    """Without digits that say nothing."""
+    return value if value is None or value < 100 else round(value)
+
+
 def report(done: Mapping[str, tuple[Run, Figures]], title: str) -> str:
     """The page with the Pareto plots."""
     policies = list(dict.fromkeys(run.policy for run, _ in done.values()))
@@ -219,7 +224,8 @@ def main() -> None:
         install(PACED, Path(site))
         os.environ.update(python_path(Path(site)))
         verdicts = measure(bench, options.size, options.seconds, options.baselines)
-    print_table(["run", *FIGURES], [[name, *(f[n] for n in FIGURES)] for name, (_, f) in bench.done.items()])
+    rows = [[name, *(_shown(f[n]) for n in FIGURES)] for name, (_, f) in bench.done.items()]
+    print_table(["run", *FIGURES], rows)
     title = f"Paced: latency and its cost, {options.seconds:.0f} s of bursts, up to {options.size} engines"
     (options.dir / "pareto.html").write_text(report(bench.done, title), encoding="utf-8")
     runs = {name: {n: f[n] for n in FIGURES} for name, (_, f) in bench.done.items()}

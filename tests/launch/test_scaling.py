@@ -10,7 +10,7 @@ import pytest
 from tests.cluster import Cluster, running_cluster
 from tests.viewer import Viewer, watching
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 SLOTS = 6
 
