@@ -96,6 +96,8 @@ class SessionFacts(Protocol):
     @property
     def moved_ms(self) -> int: ...
     @property
+    def failed_moves(self) -> int: ...
+    @property
     def slack_ms(self) -> int: ...
     @property
     def state_bytes(self) -> int: ...
@@ -335,12 +337,12 @@ def build_table(
     return table
 
 
-def _is_movable(record: SessionRecord) -> bool:
+def _is_movable(record: SessionFacts) -> bool:
     generates = record.opened and record.residence is Residence.RESIDENT
     return generates and record.in_flight is None and not _is_stuck(record)
 
 
-def _is_stuck(record: SessionRecord) -> bool:
+def _is_stuck(record: SessionFacts) -> bool:
     return record.failed_moves >= MAX_FAILED_MOVES
 
 

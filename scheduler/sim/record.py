@@ -30,6 +30,8 @@ class SimRecord:
     left_ms: int | None = None
     in_flight: InFlight | None = None
     moved_ms: int = 0
+    failed_moves: int = 0
+    """None fails here."""
     state_bytes: int = 0
 
 
