@@ -34,6 +34,7 @@ from scheduler.store import (
     InputLogFull,
     NoSuchSession,
     QueueFull,
+    QuotaReached,
     SessionIsClosed,
     StaleController,
     Store,
@@ -90,6 +91,8 @@ async def _perform_once(store: Store, gateway: GatewayId, queue_limit: int, call
                 resume_hash=call.resume_hash,
                 gateway=gateway,
                 queue_limit=queue_limit,
+                subject=call.subject,
+                max_sessions=call.max_sessions,
             )
         case TakeControl():
             return await _take_control(store, gateway, call)
@@ -132,6 +135,8 @@ def _to_failure(exc: StoreError) -> Failure:
             return Failure(kind=FailureKind.TAKEN_OVER, message=str(exc))
         case QueueFull(retry_after_ms=ms):
             return Failure(kind=FailureKind.QUEUE_FULL, message=str(exc), retry_after_ms=ms)
+        case QuotaReached():
+            return Failure(kind=FailureKind.QUOTA, message=str(exc))
         case InputLogFull():
             return Failure(kind=FailureKind.LOG_FULL, message=str(exc), retry_after_ms=RETRY_AFTER_MS)
         case BeyondGenerated():

@@ -339,6 +339,8 @@ class Session:
             return None
         if code == CloseCode.TAKEN_OVER:
             return TakenOver(_FINAL[CloseCode.TAKEN_OVER], code)
+        if code == CloseCode.NOT_AUTHORISED and not self._established.done():
+            return ServerError(ErrorCode.UNAUTHORISED.value, _FINAL[CloseCode.NOT_AUTHORISED])
         return SessionEnded(_FINAL[CloseCode(code)], code)
 
     def _finish(self, end: ClientError | None) -> None:

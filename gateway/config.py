@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from gateway.auth import MIN_SECRET_BYTES, parse_api_key
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -27,6 +29,26 @@ class GatewayConfig:
     """Names that a Host header may carry besides loopback ones, without port."""
     allowed_origins: tuple[str, ...] = ()
     """Origins of foreign pages that may use this gateway, e.g. https://example.org."""
+    auth: str = "none"
+    """Who may use this gateway: "none", everybody who reaches it, or "token", who has a valid token."""
+    token_secrets: tuple[str, ...] = field(default=(), repr=False)
+    """Secrets of at least 32 bytes that sign tokens (HS256); the first one also mints. Several: to rotate."""
+    api_keys: tuple[str, ...] = ()
+    """Servers that may mint tokens, each NAME:SCOPES:SHA256 of its key; scopes joined with +."""
+    token_ttl_s: float = 600.0
+    """Life of a minted token whose request names none."""
+    subject_sessions: int = 8
+    """Sessions that one subject may have at once, if its token does not say."""
+    subject_starts_per_minute: int = 60
+    """Starts that one subject may make, at each gateway."""
+    address_requests_per_s: int = 100
+    """Requests and connections from one address beyond loopback, ten times as many at once."""
+    trust_proxy: bool = False
+    """Behind a reverse proxy: take a client's address from the last entry of X-Forwarded-For."""
+    tls_cert: str | None = None
+    """PEM file with the certificate chain: serve https and wss. Needs tls_key."""
+    tls_key: str | None = None
+    """PEM file with the certificate's private key."""
     insecure: bool = False
     """Allow an address beyond loopback although there is no authentication."""
     model: str | None = None
@@ -51,14 +73,44 @@ class GatewayConfig:
             raise ValueError(f"port must be 0 to 65535, got {self.port}")
         if not self.link_secret:
             raise ValueError("link_secret must not be empty")
-        if self.host not in LOOPBACK and not self.insecure:
-            raise ValueError(
-                f"host {self.host} is reachable from other machines and there is no authentication: "
-                "use 127.0.0.1, or set insecure to allow it all the same"
-            )
-        for name in ("queue_limit", "max_connections"):
+        self._check_auth()
+        for name in (
+            "queue_limit",
+            "max_connections",
+            "subject_sessions",
+            "subject_starts_per_minute",
+            "address_requests_per_s",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
-        for name in ("start_timeout_s", "first_message_timeout_s", "send_timeout_s", "ping_interval_s"):
+        for name in (
+            "start_timeout_s",
+            "first_message_timeout_s",
+            "send_timeout_s",
+            "ping_interval_s",
+            "token_ttl_s",
+        ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be more than 0 seconds")
+
+    def _check_auth(self) -> None:
+        if self.auth not in ("none", "token"):
+            raise ValueError(f"auth must be none or token, got {self.auth!r}")
+        if self.host not in LOOPBACK and self.auth == "none" and not self.insecure:
+            raise ValueError(
+                f"host {self.host} is reachable from other machines and there is no authentication: "
+                "use 127.0.0.1, set auth to token, or set insecure to allow it all the same"
+            )
+        if self.auth == "token" and not self.token_secrets:
+            raise ValueError(
+                "auth is token, but token_secrets is not set: openssl rand -hex 32 makes a secret"
+            )
+        if any(len(secret.encode()) < MIN_SECRET_BYTES for secret in self.token_secrets):
+            raise ValueError(f"each of token_secrets must have at least {MIN_SECRET_BYTES} bytes")
+        for text in self.api_keys:
+            try:
+                parse_api_key(text)
+            except ValueError as exc:
+                raise ValueError(f"each of api_keys {exc}") from None
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key must be set together")

@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterable
 from typing import assert_never
 
+from gateway.access import Visitor
+from gateway.auth import Identity
 from gateway.calls import CallQueue
 from gateway.hub import Hub
 from gateway.protocol import (
@@ -49,10 +51,13 @@ logger = logging.getLogger("gateway.connection")
 class ClientConnection:
     """A `gateway.websocket.Receiver` and a `gateway.link.Follower`. All calls come from the event loop."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, visitor: Visitor, identity: Identity | None) -> None:
+        """`identity` is what the token in the handshake said, None without one."""
         self._hub = hub
         self._loop = asyncio.get_running_loop()
-        self.machine = SessionMachine(catalog=lambda: hub.catalog, draw=_draw)
+        self.machine = SessionMachine(
+            catalog=lambda: hub.catalog, draw=_draw, door=visitor, identity=identity
+        )
         self._calls = CallQueue(hub.store, hub.gateway, hub.config.queue_limit, self._receive_result)
         self._codec = CODECS[JSON_SUBPROTOCOL]
         self._socket: WebSocket | None = None

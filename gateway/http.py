@@ -9,6 +9,7 @@ from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from gateway.websocket import Receiver
+from scheduler.messages import ErrorCode
 
 TEXT = "text/plain; charset=utf-8"
 JSON = "application/json"
@@ -24,6 +25,8 @@ class Request:
     headers: Mapping[str, str]
     """Names in lower case; repeated ones joined with a comma."""
     body: bytes = b""
+    peer: str = ""
+    """Address of whoever holds the other end of the connection."""
 
     @property
     def path(self) -> str:
@@ -67,3 +70,9 @@ def text_response(status: int, text: str, *headers: tuple[str, str]) -> Response
 def json_response(value: object, status: int = 200) -> Response:
     """A value as JSON."""
     return Response(status=status, body=json.dumps(value).encode(), content_type=JSON)
+
+
+def error_response(status: int, code: ErrorCode, text: str, *headers: tuple[str, str]) -> Response:
+    """An error as programs read it."""
+    body = json.dumps({"error": {"code": code.value, "message": text}}).encode()
+    return Response(status=status, body=body, content_type=JSON, headers=headers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from gateway.access import Access
 from gateway.calls import Forgetter
 from gateway.catalog import Catalog
 from gateway.config import GatewayConfig
@@ -25,6 +26,7 @@ class Hub:
         self.gateway = gateway
         self.store = store
         self.metrics = metrics
+        self.access = Access(config, metrics)
         self.relay = Relay(store, config.link_secret, metrics)
         self.forgetter = Forgetter(store)
         self.catalog = Catalog(default=config.model)

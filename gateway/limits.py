@@ -1,4 +1,4 @@
-"""How much a client may ask per second: a token bucket for messages and a merger for controls. Pure."""
+"""How much a client may ask per second: token buckets and a merger for controls. Pure."""
 
 from __future__ import annotations
 
@@ -50,6 +50,53 @@ class MessageBucket:
         if self._refused > MAX_REFUSED:
             return Verdict.CLOSE
         return Verdict.TELL if self._refused % 20 == 1 else Verdict.DROP
+
+
+class RateBuckets:
+    """One bucket for each name (an address, a subject): `rate_per_s` on average, `burst` at once.
+
+    Full buckets are forgotten, so that what is kept is bounded by who was here lately; beyond `MAX_NAMES` the
+    one that was used least lately is forgotten, full or not.
+    """
+
+    MAX_NAMES = 10_000
+
+    def __init__(self, rate_per_s: float, burst: float) -> None:
+        self._rate_per_ms = rate_per_s / 1000
+        self._burst = burst
+        self._buckets: dict[str, tuple[float, float]] = {}
+        """Name → (tokens, when), least lately used first."""
+
+    def spend(self, name: str, now_ms: float, cost: float = 1.0) -> int | None:
+        """Take `cost` at `now_ms`, a monotonic clock.
+
+        Returns None if it was there, else after how many ms to try again; then nothing was taken.
+        """
+        tokens = self._tokens(name, now_ms)
+        if tokens < cost:
+            return int((cost - tokens) / self._rate_per_ms) + 1
+        self._put(name, tokens - cost, now_ms)
+        return None
+
+    def punish(self, name: str, now_ms: float, cost: float) -> None:
+        """Take up to `cost`, whether it is there or not."""
+        self._put(name, max(0.0, self._tokens(name, now_ms) - cost), now_ms)
+
+    def _tokens(self, name: str, now_ms: float) -> float:
+        tokens, last_ms = self._buckets.get(name, (self._burst, now_ms))
+        return min(self._burst, tokens + max(0.0, now_ms - last_ms) * self._rate_per_ms)
+
+    def _put(self, name: str, tokens: float, now_ms: float) -> None:
+        self._buckets.pop(name, None)
+        self._buckets[name] = (tokens, now_ms)
+        while self._buckets:
+            oldest = next(iter(self._buckets))
+            if len(self._buckets) <= self.MAX_NAMES and self._tokens(oldest, now_ms) < self._burst:
+                break
+            del self._buckets[oldest]
+
+    def __len__(self) -> int:
+        return len(self._buckets)
 
 
 class ControlMerger:

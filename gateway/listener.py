@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from email.utils import formatdate
@@ -60,10 +61,12 @@ class Listener:
         *,
         limits: ListenerLimits | None = None,
         sockets: SocketLimits | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.application = application
         self.limits = limits or ListenerLimits()
         self.socket_limits = sockets or SocketLimits()
+        self._tls = tls
         self.connections: set[HttpConnection] = set()
         self._server: asyncio.Server | None = None
         self._gone = asyncio.Event()
@@ -71,7 +74,15 @@ class Listener:
     async def start(self, host: str, port: int) -> int:
         """Bind and listen. Returns the port, which the system chooses when `port` is 0. Raises OSError."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: HttpConnection(self), host, port, backlog=512)
+        timeout_s = self.limits.request_timeout_s if self._tls is not None else None
+        self._server = await loop.create_server(
+            lambda: HttpConnection(self),
+            host,
+            port,
+            backlog=512,
+            ssl=self._tls,
+            ssl_handshake_timeout=timeout_s,
+        )
         bound: int = self._server.sockets[0].getsockname()[1]
         return bound
 
@@ -205,7 +216,7 @@ class HttpConnection(asyncio.Protocol):
                     return
 
     def _begin(self, event: h11.Request) -> None:
-        request = _to_request(event)
+        request = _to_request(event, self.transport)
         if _head_bytes(event) > self._limits.head_bytes:  # h11 only limits heads that come in pieces
             self._refuse(text_response(431, "the request head is too large"))
             return
@@ -346,12 +357,18 @@ def _set_buffers(transport: asyncio.Transport, limits: ListenerLimits) -> None:
         raw.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, limits.notsent_lowat_bytes)
 
 
-def _to_request(event: h11.Request) -> Request:
+def _to_request(event: h11.Request, transport: asyncio.Transport) -> Request:
     headers: dict[str, str] = {}
     for raw_name, raw_value in event.headers:
         name, value = raw_name.decode("ascii"), raw_value.decode("latin-1")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    return Request(method=event.method.decode("ascii"), target=event.target.decode("ascii"), headers=headers)
+    peername = transport.get_extra_info("peername")
+    return Request(
+        method=event.method.decode("ascii"),
+        target=event.target.decode("ascii"),
+        headers=headers,
+        peer=str(peername[0]) if peername else "",
+    )
 
 
 def _head_bytes(event: h11.Request) -> int:

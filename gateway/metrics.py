@@ -46,6 +46,9 @@ class Metrics:
         self.closes = Counter(
             "turboserve_gateway_closes", "Connections closed by the gateway.", ["code"], registry=r
         )
+        self.auth_failures = Counter(
+            "turboserve_gateway_auth_failures", "Refused tokens and API keys.", registry=r
+        )
         self.redis_up = Gauge("turboserve_gateway_redis_up", "1 while Redis answers.", registry=r)
 
     def page(self) -> bytes:

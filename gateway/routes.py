@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -10,13 +9,16 @@ from pathlib import Path
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import web_demo
+from gateway.access import Visitor
+from gateway.admission import UNAUTHORISED, WATCH_PATH, let_watch, mint_for, parse_object
+from gateway.auth import Scope, TokenRefused
 from gateway.cluster_view import describe_cluster
 from gateway.connection import ClientConnection
 from gateway.guard import is_host_allowed, is_origin_allowed
-from gateway.http import Request, Response, json_response, text_response
+from gateway.http import JSON, Request, Response, error_response, json_response, text_response
 from gateway.hub import Hub
 from gateway.pages import Pages
-from gateway.protocol import CloseCode
+from gateway.protocol import CODECS, JSON_SUBPROTOCOL, TOKEN_SUBPROTOCOL_PREFIX, CloseCode, Error
 from gateway.websocket import Receiver, WebSocket
 from scheduler.messages import EngineId, EngineState, ErrorCode, SessionId, SessionState
 from scheduler.store import (
@@ -32,12 +34,13 @@ logger = logging.getLogger("gateway.routes")
 
 API = "/v1/"
 STREAM_PATH = API + "stream"
+TOKENS_PATH = API + "tokens"
+WATCH_TEMPLATE = API + "sessions/{id}/watch"
 DRAIN_PATH = API + "admin/drain"
 MIGRATE_PATH = API + "admin/migrate"
 RETRY_AFTER_S = "2"
 DECISIONS = 50
 """The newest ones, which `/v1/cluster` shows."""
-JSON_TYPE = "application/json"
 NO_SUCH_ENGINE = "there is no such engine; /v1/cluster lists them"
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -46,9 +49,9 @@ Handler = Callable[[Request], Awaitable[Response]]
 class Routes:
     """The gateway's `Application`."""
 
-    PATHS = frozenset(
-        {"/healthz", "/readyz", "/metrics", "/v1/cluster", DRAIN_PATH, MIGRATE_PATH, STREAM_PATH}
-    )
+    ADMIN_PATHS = frozenset({"/metrics", "/v1/cluster", DRAIN_PATH, MIGRATE_PATH})
+    """With authentication they need the scope admin."""
+    PATHS = ADMIN_PATHS | {"/healthz", "/readyz", STREAM_PATH, TOKENS_PATH, WATCH_TEMPLATE}
     """Everything but the page's files."""
 
     def __init__(self, hub: Hub) -> None:
@@ -63,6 +66,8 @@ class Routes:
             DRAIN_PATH: {"POST": self._drain},
             MIGRATE_PATH: {"POST": self._migrate},
             STREAM_PATH: {"GET": self._stream},
+            TOKENS_PATH: {"POST": self._tokens},
+            WATCH_TEMPLATE: {"POST": self._watch},
         }
         assert set(self._handlers) == self.PATHS
 
@@ -72,6 +77,10 @@ class Routes:
         config, host = self._hub.config, request.header("host")
         if not is_host_allowed(host, config):
             return _refusal(request, 403, "this Host name is not served; configure allowed_hosts")
+        retry_after_ms = self._hub.access.count_request(self._hub.access.address_of(request))
+        if retry_after_ms is not None:
+            headers = ("Retry-After", str(-(-retry_after_ms // 1000)))
+            return _refusal(request, 429, "too many requests from this address", headers)
         is_stream = request.path == STREAM_PATH  # closes 4403, which a page can read
         if not is_stream and not is_origin_allowed(request.header("origin"), host, config):
             return _refusal(request, 403, "pages of this Origin may not use this gateway")
@@ -80,11 +89,22 @@ class Routes:
             allow = ", ".join(methods)
             return _refusal(request, 405, f"use {allow}", ("Allow", allow))
         if request.method == "POST" and not _is_json(request):
-            return _refusal(request, 415, f"a POST needs Content-Type: {JSON_TYPE}")
+            return _refusal(request, 415, f"a POST needs Content-Type: {JSON}")
+        return self._check_admin(request)
+
+    def _check_admin(self, request: Request) -> Response | None:
+        if request.path not in self.ADMIN_PATHS:
+            return None
+        try:
+            identity = self._hub.access.identify_request(request)
+        except TokenRefused as exc:
+            return error_response(401, ErrorCode.UNAUTHORISED, str(exc), UNAUTHORISED)
+        if not identity.has(Scope.ADMIN) or identity.session is not None:
+            return error_response(403, ErrorCode.NOT_ALLOWED, "this needs a token with the scope admin")
         return None
 
     async def respond(self, request: Request) -> Response:
-        handlers = self._handlers.get(request.path)
+        handlers = self._handlers.get(_route(request.path))
         if handlers is None and request.path.startswith(API):
             return _refusal(request, 404, "there is nothing here")
         if handlers is None:
@@ -94,17 +114,24 @@ class Routes:
             return await handler(request)
         except StoreUnavailable:
             headers = (("Retry-After", RETRY_AFTER_S),)
-            return _error(503, ErrorCode.UNAVAILABLE, "Redis can't be reached right now", *headers)
+            return error_response(503, ErrorCode.UNAVAILABLE, "Redis can't be reached right now", *headers)
 
     def accept(self, request: Request) -> Receiver | Response:
         if request.path != STREAM_PATH:
             return _refusal(request, 404, f"WebSockets are served at {STREAM_PATH}")
         if not is_origin_allowed(request.header("origin"), request.header("host"), self._hub.config):
-            return _ForeignPage()
-        return ClientConnection(self._hub)
+            return _Refused(CloseCode.ORIGIN, "pages of this origin may not use this gateway")
+        access = self._hub.access
+        visitor, token = Visitor(access, access.address_of(request)), _offered_token(request)
+        if token is None and not access.is_open:
+            return ClientConnection(self._hub, visitor, None)
+        try:
+            return ClientConnection(self._hub, visitor, visitor.identify(token or ""))
+        except TokenRefused as exc:
+            return _Refused(CloseCode.NOT_AUTHORISED, str(exc), ErrorCode.UNAUTHORISED)
 
     def _methods(self, path: str) -> tuple[str, ...]:
-        handlers = self._handlers.get(path, {"GET": None})
+        handlers = self._handlers.get(_route(path), {"GET": None})
         return tuple(m for method in handlers for m in (("GET", "HEAD") if method == "GET" else (method,)))
 
     # --- handlers ------------------------------------------------------------------------------------------
@@ -141,41 +168,55 @@ class Routes:
     async def _drain(self, request: Request) -> Response:
         engine = _string_field(request.body, "engine")
         if engine is None:
-            return _error(400, ErrorCode.BAD_MESSAGE, 'the body must be {"engine": "<id>"}')
+            return error_response(400, ErrorCode.BAD_MESSAGE, 'the body must be {"engine": "<id>"}')
         try:
             await self._hub.store.order_drain(EngineId(engine))
         except NoSuchEngine:
-            return _error(404, ErrorCode.BAD_MESSAGE, NO_SUCH_ENGINE)
+            return error_response(404, ErrorCode.BAD_MESSAGE, NO_SUCH_ENGINE)
         except StoreUnavailable:
             raise
         except StoreError as exc:
-            return _error(409, ErrorCode.BAD_STATE, str(exc))
+            return error_response(409, ErrorCode.BAD_STATE, str(exc))
         return json_response({"engine": engine, "ordered": "drain"}, status=202)
 
     async def _migrate(self, request: Request) -> Response:
         session, engine = _string_field(request.body, "session"), _string_field(request.body, "engine")
         if session is None or engine is None:
             text = 'the body must be {"session": "<id>", "engine": "<id>"}'
-            return _error(400, ErrorCode.BAD_MESSAGE, text)
+            return error_response(400, ErrorCode.BAD_MESSAGE, text)
         try:
             await self._hub.store.order_migration(SessionId(session), EngineId(engine))
         except (NoSuchSession, SessionIsClosed) as exc:
-            return _error(404, ErrorCode.NO_SUCH_SESSION, str(exc))
+            return error_response(404, ErrorCode.NO_SUCH_SESSION, str(exc))
         except NoSuchEngine:
-            return _error(404, ErrorCode.BAD_MESSAGE, NO_SUCH_ENGINE)
+            return error_response(404, ErrorCode.BAD_MESSAGE, NO_SUCH_ENGINE)
         except PlacementRefused as exc:
-            return _error(409, ErrorCode.BAD_STATE, str(exc))
+            return error_response(409, ErrorCode.BAD_STATE, str(exc))
         return json_response({"session": session, "engine": engine, "ordered": "migrate"}, status=202)
+
+    async def _tokens(self, request: Request) -> Response:
+        return mint_for(request, self._hub.access)
+
+    async def _watch(self, request: Request) -> Response:
+        return await let_watch(request, self._hub.store, self._hub.access)
 
     async def _stream(self, request: Request) -> Response:
         return _refusal(request, 426, f"{STREAM_PATH} is a WebSocket", ("Upgrade", "websocket"))
 
 
-class _ForeignPage:
-    """Stands behind the WebSocket of a page that may not use this gateway: says so and closes."""
+class _Refused:
+    """Stands behind a WebSocket that may not be used: says so and closes, which a page can read."""
+
+    def __init__(self, code: CloseCode, reason: str, error: ErrorCode | None = None) -> None:
+        self._code = code
+        self._reason = reason
+        self._error = error
 
     def receive_open(self, socket: WebSocket) -> None:
-        socket.close(CloseCode.ORIGIN, "pages of this origin may not use this gateway")
+        if self._error is not None:
+            codec = CODECS[socket.subprotocol or JSON_SUBPROTOCOL]
+            socket.send(codec.encode_control(Error(code=self._error, message=self._reason)))
+        socket.close(self._code, self._reason)
 
     def receive_frame(self, data: str | bytes) -> None:
         pass
@@ -185,25 +226,30 @@ class _ForeignPage:
 
 
 def _is_json(request: Request) -> bool:
-    return (request.header("content-type") or "").split(";")[0].strip().lower() == JSON_TYPE
+    return (request.header("content-type") or "").split(";")[0].strip().lower() == JSON
 
 
 def _string_field(body: bytes, name: str) -> str | None:
-    try:
-        parsed = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    value = parsed.get(name) if isinstance(parsed, dict) else None
+    value = (parse_object(body) or {}).get(name)
     return value if isinstance(value, str) and 0 < len(value) <= 64 and value.isascii() else None
+
+
+def _route(path: str) -> str:
+    """The key of a path in the table of handlers."""
+    return WATCH_TEMPLATE if WATCH_PATH.fullmatch(path) else path
+
+
+def _offered_token(request: Request) -> str | None:
+    """The token among the subprotocols that a handshake offers."""
+    for item in (request.header("sec-websocket-protocol") or "").split(","):
+        if item.strip().startswith(TOKEN_SUBPROTOCOL_PREFIX):
+            return item.strip().removeprefix(TOKEN_SUBPROTOCOL_PREFIX)
+    return None
 
 
 def _refusal(request: Request, status: int, text: str, *headers: tuple[str, str]) -> Response:
     """In the form of the path: programs get JSON, people a sentence."""
     if not request.path.startswith(API):
         return text_response(status, text, *headers)
-    return _error(status, ErrorCode.NOT_ALLOWED if status == 403 else ErrorCode.UNSUPPORTED, text, *headers)
-
-
-def _error(status: int, code: ErrorCode, text: str, *headers: tuple[str, str]) -> Response:
-    body = json.dumps({"error": {"code": code.value, "message": text}}).encode()
-    return Response(status=status, body=body, content_type=JSON_TYPE, headers=headers)
+    code = {403: ErrorCode.NOT_ALLOWED, 429: ErrorCode.RATE}.get(status, ErrorCode.UNSUPPORTED)
+    return error_response(status, code, text, *headers)

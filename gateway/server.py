@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import ssl
 from collections.abc import Coroutine
 from typing import Any
 
@@ -47,6 +48,7 @@ class Gateway:
             sockets=SocketLimits(
                 ping_interval_s=config.ping_interval_s, send_timeout_s=config.send_timeout_s
             ),
+            tls=_load_tls(config),
         )
 
     async def start(self) -> None:
@@ -55,7 +57,7 @@ class Gateway:
         config = self.hub.config
         port = await self.listener.start(config.host, config.port)
         shown = f"[{config.host}]" if ":" in config.host else config.host
-        self.url = f"http://{shown}:{port}"
+        self.url = f"{'https' if config.tls_cert else 'http'}://{shown}:{port}"
         self._spawn(self._reader.run())
         self._spawn(self._watcher.run())
         self._spawn(self.hub.forgetter.run())
@@ -93,6 +95,15 @@ class Gateway:
 def _log_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (exc := task.exception()) is not None:
         logger.critical("a background task of the gateway failed", exc_info=exc)
+
+
+def _load_tls(config: GatewayConfig) -> ssl.SSLContext | None:
+    """Raises OSError (with ssl.SSLError) when the files can't be used."""
+    if config.tls_cert is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(config.tls_cert, config.tls_key)
+    return context
 
 
 async def serve(config: GatewayConfig) -> None:

@@ -122,6 +122,8 @@ class SessionMachine(EntryRules):
         return False
 
     def _handle(self, message: wire.ClientMessage, now_ms: float) -> None:
+        if not self._admit(message):
+            return
         if isinstance(message, wire.Ping):
             self._send(wire.Pong(t=message.t))
             self._accept(message.id)

@@ -16,8 +16,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Protocol
 
 from gateway import protocol as wire
+from gateway.auth import ANYONE, Identity
 from gateway.catalog import Catalog
 from gateway.flow import Flow
 from gateway.limits import ControlMerger, MessageBucket
@@ -49,6 +51,32 @@ class Draw:
     session: SessionId
     resume: str
     seed: int
+
+
+class Door(Protocol):
+    """What the gateway knows about who may do what."""
+
+    def identify(self, token: str) -> Identity:
+        """What a token says. Raises TokenRefused."""
+
+    def count_start(self, identity: Identity) -> int | None:
+        """None: a session may be started now. Else after how many ms to try again."""
+
+    def quota(self, identity: Identity) -> int | None:
+        """Sessions that the subject may have at once; None: any number."""
+
+
+class OpenDoor:
+    """A gateway without authentication: a token says nothing."""
+
+    def identify(self, token: str) -> Identity:
+        return ANYONE
+
+    def count_start(self, identity: Identity) -> int | None:
+        return None
+
+    def quota(self, identity: Identity) -> int | None:
+        return None
 
 
 class Stage(Enum):
@@ -126,9 +154,19 @@ class Session:
 class SessionCore(abc.ABC):
     """What all session rules share."""
 
-    def __init__(self, *, catalog: Callable[[], Catalog], draw: Callable[[], Draw]) -> None:
+    def __init__(
+        self,
+        *,
+        catalog: Callable[[], Catalog],
+        draw: Callable[[], Draw],
+        door: Door | None = None,
+        identity: Identity | None = ANYONE,
+    ) -> None:
+        """`identity` is what the token in the handshake said; None: a message must bring one."""
         self._catalog = catalog
         self._draw = draw
+        self._door = door or OpenDoor()
+        self._identity = identity
         self._stage = Stage.FRESH
         self._session: Session | None = None
         self._start: wire.Start | None = None

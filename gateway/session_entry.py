@@ -7,6 +7,7 @@ import re
 from collections import deque
 
 from gateway import protocol as wire
+from gateway.auth import TokenRefused
 from gateway.flow import Flow
 from gateway.limits import ControlMerger
 from gateway.session_core import MAX_TOLD_APPLIED, Cause, Session, Stage
@@ -31,6 +32,35 @@ RETRY_AFTER_MS = 2_000
 class EntryRules(FollowRules):
     """How a connection comes to control a session."""
 
+    def _admit(self, message: wire.ClientMessage) -> bool:
+        """May whoever sent this do what it asks for? If not, it has been told."""
+        token = message.token if isinstance(message, wire.Start | wire.Attach | wire.Watch) else None
+        try:
+            if token is not None:
+                self._identity = self._door.identify(token)
+            if self._identity is None:
+                raise TokenRefused("a token is needed, in the subprotocol list or in the first message")
+        except TokenRefused as exc:
+            self._error(ErrorCode.UNAUTHORISED, str(exc), id=message.id)
+            self._leave()
+            self._close(wire.CloseCode.NOT_AUTHORISED, str(exc))
+            return False
+        if isinstance(message, wire.Start | wire.Attach) and not self._identity.may_control():
+            text = f"this token may not {message.type} sessions: it needs the scope control"
+            self._error(ErrorCode.NOT_ALLOWED, text, id=message.id)
+            return False
+        return True
+
+    def _is_within_starts(self, id: str | None) -> bool:
+        """May the subject start one more session now? If not, it has been told."""
+        assert self._identity is not None
+        retry_after_ms = self._door.count_start(self._identity)
+        if retry_after_ms is None:
+            return True
+        text = "this subject starts sessions too often"
+        self._error(ErrorCode.RATE, text, id=id, retry_after_ms=retry_after_ms)
+        return False
+
     def _receive_start(self, message: wire.Start) -> None:
         if self._session is not None:
             text = "this connection has a session: stop it before the next start"
@@ -41,8 +71,9 @@ class EntryRules(FollowRules):
             self._error(ErrorCode.UNSUPPORTED, text, id=message.id)
             return
         model = self._find_model(message.model, message.id)
-        if model is None:
+        if model is None or not self._is_within_starts(message.id):
             return
+        assert self._identity is not None
         drawn = self._draw()
         self._start, self._drawn, self._missed_event = message, drawn, False
         self._move(Cause.START)
@@ -55,6 +86,8 @@ class EntryRules(FollowRules):
                 lead_ms=message.lead_ms,
                 codec=CODEC,
                 resume_hash=hash_resume(drawn.resume),
+                subject=self._identity.subject,
+                max_sessions=self._door.quota(self._identity),
             )
         )
 
@@ -224,6 +257,7 @@ ERROR_OF = {
     FailureKind.LOG_FULL: ErrorCode.UNAVAILABLE,
     FailureKind.BEYOND: ErrorCode.BAD_STATE,
     FailureKind.QUEUE_FULL: ErrorCode.CAPACITY,
+    FailureKind.QUOTA: ErrorCode.NOT_ALLOWED,
 }
 """Codes for failures that are told as they are; the others are `internal`."""
 

@@ -71,6 +71,9 @@ class CreateSession:
     lead_ms: int
     codec: str
     resume_hash: str
+    subject: str = ""
+    max_sessions: int | None = None
+    """Sessions that the subject may have at once; None: any number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +163,7 @@ class FailureKind(Enum):
     CLOSED = "closed"
     TAKEN_OVER = "taken_over"
     QUEUE_FULL = "queue_full"
+    QUOTA = "quota"
     LOG_FULL = "log_full"
     BEYOND = "beyond"
     INTERNAL = "internal"

@@ -24,7 +24,15 @@ async def run(config: ClientConfig) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    work = record(config.url, config.prompt, config.seconds, config.seed, config.output, stop=stop)
+    work = record(
+        config.url,
+        config.prompt,
+        config.seconds,
+        config.seed,
+        config.output,
+        token=config.token,
+        stop=stop,
+    )
     ticker = asyncio.create_task(_show_progress(config)) if sys.stderr.isatty() else None
     start_s = time.monotonic()
     try:

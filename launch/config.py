@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from launch.pods import labels_of
 from scheduler.address import parse_address
@@ -110,6 +110,8 @@ class StatusConfig:
 
     url: str = DEFAULT_URL
     """Address of the cluster's gateway."""
+    token: str | None = field(default=None, repr=False)
+    """Where the cluster asks for one: a token with the scope admin."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +155,8 @@ class ClientConfig:
     """What to show."""
     url: str = DEFAULT_URL
     """Address of the cluster's gateway: http://, https://, ws:// or wss://."""
+    token: str | None = field(default=None, repr=False)
+    """Where the cluster asks for one: a token with the scope control."""
     seconds: float = 5.0
     """Length of the video: the fewest chunks that reach it, all their frames kept."""
     seed: int | None = None

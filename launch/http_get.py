@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -14,22 +15,28 @@ _READ_BYTES: Final = 64 * 1024
 _MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 
 
-async def get(url: str, *, timeout_s: float) -> tuple[int, bytes]:
-    """Status and body of a GET.
+async def get(
+    url: str, *, timeout_s: float, token: str | None = None, check_certificate: bool = True
+) -> tuple[int, bytes]:
+    """Status and body of a GET, with a bearer token if there is one.
+
+    `check_certificate` False is for an address that can only be this machine's own.
 
     Raises:
         OSError: no connection, no answer in time, or what answers doesn't speak HTTP.
     """
     parts = urlsplit(url)
     secure = parts.scheme == "https"
-    request = h11.Request(
-        method="GET",
-        target=parts.path or "/",
-        headers=[("Host", parts.netloc.rpartition("@")[2]), ("Connection", "close")],
-    )
+    headers = [("Host", parts.netloc.rpartition("@")[2]), ("Connection", "close")]
+    if token is not None:
+        headers.append(("Authorization", f"Bearer {token}"))
+    request = h11.Request(method="GET", target=parts.path or "/", headers=headers)
+    tls = ssl.create_default_context() if secure else None
+    if tls is not None and not check_certificate:
+        tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
     async with asyncio.timeout(timeout_s):
         reader, writer = await asyncio.open_connection(
-            parts.hostname, parts.port or (443 if secure else 80), ssl=secure or None
+            parts.hostname, parts.port or (443 if secure else 80), ssl=tls
         )
         try:
             return await _exchange(reader, writer, request)

@@ -40,7 +40,7 @@ __all__ = [
 
 ENVIRONMENT_PREFIX: Final = "TURBOSERVE_"
 FILE_VARIABLE: Final = "TURBOSERVE_CONFIG"
-SECRETS: Final = frozenset({"link_secret"})
+SECRETS: Final = frozenset({"link_secret", "token", "token_secrets"})
 """Never a flag: everybody on the machine can read a command line."""
 _RESERVED: Final = re.compile(r"TURBOSERVE_((GATEWAY|SCHEDULER|ENGINE)_CONFIG|CONFIG|TEST_\w+)")
 

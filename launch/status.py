@@ -23,7 +23,7 @@ async def run(config: StatusConfig) -> int:
     """Print the tables. Returns 0, or 1 when the cluster does not answer."""
     url = config.url.rstrip("/") + "/v1/cluster"
     try:
-        status, body = await get(url, timeout_s=_TIMEOUT_S)
+        status, body = await get(url, timeout_s=_TIMEOUT_S, token=config.token)
         if status != 200:
             raise ConnectionError(f"HTTP status {status}: {body[:200].decode(errors='replace').strip()}")
         cluster = json.loads(body)

@@ -140,7 +140,8 @@ class _Signals:
 
 async def _serve(plan: Plan, console: Console) -> int:
     adopt_orphans()
-    url = url_of(plan.config.host, plan.config.port)
+    scheme = "https" if plan.gateway.tls_cert is not None else "http"
+    url = url_of(plan.config.host, plan.config.port, scheme)
     run_file = RunFile(plan.directory / "run.json", url=url, redis=mask_password(plan.gateway.redis))
     cluster = Cluster(plan, run_file=run_file, console=console, url=url)
     signals = _Signals(cluster, asyncio.Event())
@@ -167,7 +168,7 @@ async def _cancel(task: asyncio.Task[None]) -> None:
     await asyncio.wait((task,))
 
 
-def url_of(host: str, port: int) -> str:
+def url_of(host: str, port: int, scheme: str = "http") -> str:
     """Where a browser on this machine finds a gateway that listens there."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{reachable}:{port}"
+    return f"{scheme}://{reachable}:{port}"

@@ -143,6 +143,8 @@ class SessionRecord:
     """Redis time at which it last changed from one engine to another, or tried to; 0 before."""
     state_bytes: int = 0
     """What a migration sends, as last published; 0 when unknown."""
+    subject: str = ""
+    """Subject of the token that started it; "" without authentication."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

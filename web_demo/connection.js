@@ -4,7 +4,8 @@
 // growing, jittered delay and `attach`; messages that were not yet `accepted` are sent again with the same id,
 // which the server answers without doing them twice.
 
-import { FINAL_CLOSE, NO_CAPACITY, ProtocolError, RATE_LIMITED, SUBPROTOCOL, parseMedia } from "./protocol.js";
+import { FINAL_CLOSE, NOT_AUTHORISED, NO_CAPACITY, ProtocolError, RATE_LIMITED, SUBPROTOCOL, parseMedia } from "./protocol.js";
+import * as storage from "./storage.js";
 
 const FIRST_DELAY_MS = 50;
 const LONGEST_DELAY_MS = 2000;
@@ -17,6 +18,22 @@ const MAX_START_ATTEMPTS = 6;
 /** Errors after which the server closes the connection itself; the close code says more. */
 const CLOSE_FOLLOWS = new Set(["no_such_session", "capacity", "unauthorised"]);
 const ASK_AGAIN_MS = 1000;
+const TOKEN_PREFIX = "turboserve.token.";
+const TOKEN_CHARS = /^[\w.-]+$/; // those of a JWT, all of which a subprotocol item may have
+
+/** The token as an item of the subprotocol list: not in the address, which ends up in logs. */
+function tokenProtocol() {
+  const token = storage.loadToken();
+  return token === null ? [] : [TOKEN_PREFIX + token];
+}
+
+/** Ask the person for a token, once per refusal. Was one given? */
+function askForToken() {
+  const token = window.prompt("This server asks for an access token.")?.trim();
+  if (!token || !TOKEN_CHARS.test(token)) return false;
+  storage.saveToken(token);
+  return true;
+}
 const NEEDS_ACCEPT = new Set(["prompt", "reset"]);
 
 export class Connection {
@@ -82,7 +99,7 @@ export class Connection {
   }
 
   #connect() {
-    const socket = new WebSocket(this.#url, [SUBPROTOCOL]);
+    const socket = new WebSocket(this.#url, [SUBPROTOCOL, ...tokenProtocol()]);
     socket.binaryType = "arraybuffer";
     this.#socket = socket;
     this.#heardMs = performance.now();
@@ -172,6 +189,10 @@ export class Connection {
     clearInterval(this.#pingTimer);
     clearTimeout(this.#retryTimer);
     this.#socket = null;
+    if (code === NOT_AUTHORISED && askForToken()) {
+      this.#connect();
+      return;
+    }
     const isHopeless = this.#identity === null && this.#attempt + 1 >= MAX_START_ATTEMPTS;
     if (!FINAL_CLOSE.has(code) && !isHopeless) {
       this.#retry(code);

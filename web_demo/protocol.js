@@ -21,6 +21,7 @@ export const FINAL_CLOSE = new Map([
   [4503, "Every engine is busy and the line is full."],
 ]);
 
+export const NOT_AUTHORISED = 4401;
 export const IDLE = 4408;
 export const TAKEN_OVER = 4409;
 export const NO_SUCH_SESSION = 4404;

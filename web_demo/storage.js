@@ -1,6 +1,8 @@
-// What a reload needs to go on with the running session, kept in this tab's sessionStorage.
+// What a reload needs to go on with the running session, and the access token, kept in this tab's sessionStorage.
 
 const KEY = "turboserve.session";
+const TOKEN_KEY = "turboserve.token";
+let token = null; // where storage is forbidden
 
 export function load() {
   try {
@@ -22,6 +24,23 @@ export function save(record) {
 export function clear() {
   try {
     sessionStorage.removeItem(KEY);
+  } catch {
+    // See save().
+  }
+}
+
+export function loadToken() {
+  try {
+    return sessionStorage.getItem(TOKEN_KEY) ?? token;
+  } catch {
+    return token;
+  }
+}
+
+export function saveToken(value) {
+  token = value;
+  try {
+    sessionStorage.setItem(TOKEN_KEY, value);
   } catch {
     // See save().
   }

@@ -12,22 +12,29 @@
 -- ARGV[9]  gateway
 -- ARGV[10] queue_limit, sessions
 -- ARGV[11] retry_after_ms to state when the queue is full, ms
--- Derived  queue:<model> (zset), queued_models (set), serial (string), sessions (zset),
+-- ARGV[12] subject that it belongs to, or ''
+-- ARGV[13] sessions that the subject may have at once, '' for any number
+-- Derived  subject:<name> (set), queue:<model> (zset), queued_models (set), serial (string), sessions (zset),
 --          session:<id>:inputs (stream), session:<id>:ids (hash), session:<id>:id_order (list)
 -- Returns  id of the prompt's log entry
--- Errors   QUEUE_FULL <retry_after_ms>, REFUSED
+-- Errors   QUEUE_FULL <retry_after_ms>, QUOTA, REFUSED
 -- Events   session_queued
 
 local session, model, id = ARGV[1], ARGV[2], ARGV[4]
 if redis.call('EXISTS', KEYS[1]) == 1 then
   return fail('REFUSED', 'the session exists already')
 end
+local subject, quota = ARGV[12], tonumber(ARGV[13])
+if quota and redis.call('SCARD', key('subject', subject)) >= quota then
+  return fail('QUOTA', 'this subject may have ' .. ARGV[13] .. ' sessions at once: stop one first')
+end
 if redis.call('ZCARD', key('queue', model)) >= tonumber(ARGV[10]) then
   return fail('QUEUE_FULL', ARGV[11])
 end
 
 put_queued(session, model, {created_ms = string.format('%.0f', now_ms()), seed = ARGV[5], lead_ms = ARGV[6],
-  codec = ARGV[7], resume_hash = ARGV[8], gateway = ARGV[9]})
+  codec = ARGV[7], resume_hash = ARGV[8], gateway = ARGV[9],
+  subject = subject})
 local entry = redis.call('XADD', key('inputs', session), '*', 'm', ARGV[3])
 if id ~= '' then
   remember(session, id, entry)

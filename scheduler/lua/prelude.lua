@@ -177,6 +177,13 @@ local function enqueue(session, model, is_returner)
   return text
 end
 
+-- A session counts against the quota of whom it belongs to, '' for nobody, until it is closed.
+local function count_for_subject(session, subject)
+  if subject ~= '' then
+    redis.call('SADD', key('subject', subject), session)
+  end
+end
+
 -- Write the record of a session that never had an owner, and put it in the queue. `facts`: what is its own.
 local function put_queued(session, model, facts)
   local order = enqueue(session, model, false)
@@ -184,8 +191,10 @@ local function put_queued(session, model, facts)
     'opened', 0, 'active', 1, 'paused', 0, 'seed', facts.seed, 'lead_ms', facts.lead_ms, 'codec', facts.codec,
     'resume_hash', facts.resume_hash, 'controller_epoch', 1, 'gateway', facts.gateway, 'next_seq', 0,
     'next_frame', 0, 'rev', 0, 'last_applied', '0-0', 'slack_ms', 0, 'created_ms', facts.created_ms,
-    'active_ms', facts.created_ms, 'reason', '', 'queue_order', order, 'left_ms', '', 'residence', 'stored')
+    'active_ms', facts.created_ms, 'reason', '', 'queue_order', order, 'left_ms', '', 'residence', 'stored',
+    'subject', facts.subject)
   redis.call('ZADD', key('sessions'), facts.created_ms, session)
+  count_for_subject(session, facts.subject)
 end
 
 -- A placed session loses its owner and waits at the front of the queue.
@@ -227,6 +236,9 @@ local function close(session, s, reason, closer)
   detach(session, s)
   redis.call('ZREM', key('queue', s.model), session)
   redis.call('ZREM', key('sessions'), session)
+  if s.subject and s.subject ~= '' then
+    redis.call('SREM', key('subject', s.subject), session)
+  end
   drop_checkpoint(session)
   redis.call('DEL', key('inputs', session), key('applied', session), key('ids', session), key('id_order', session))
   if s.engine ~= '' and s.engine ~= closer then

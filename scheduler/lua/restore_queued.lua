@@ -13,6 +13,7 @@
 -- ARGV[10] created_ms, ms of Redis time
 -- ARGV[11] paused, 0 or 1
 -- ARGV[12] JSON list of {entry, JSON Input, message id or ''}: what was accepted since
+-- ARGV[13] subject that it belongs to, or ''
 -- Derived  as create_session
 -- Returns  1 written, 0 there is a record already
 -- Events   session_queued
@@ -22,7 +23,7 @@ if redis.call('EXISTS', KEYS[1]) == 1 then
   return 0
 end
 put_queued(session, ARGV[2], {created_ms = ARGV[10], seed = ARGV[5], lead_ms = ARGV[6], codec = ARGV[7],
-  resume_hash = ARGV[8], gateway = ARGV[9]})
+  resume_hash = ARGV[8], gateway = ARGV[9], subject = ARGV[13]})
 redis.call('HSET', KEYS[1], 'paused', ARGV[11], 'active', 1 - ARGV[11])
 -- Under their first ids: an engine that has them all the same, and says so later, does not apply them again.
 local inputs = key('inputs', session)

@@ -11,6 +11,7 @@ StoreError
 ├── NoSuchSession        no record, or the resume token is wrong (not told apart on purpose)
 ├── SessionIsClosed      `.reason` says why
 ├── QueueFull            `.retry_after_ms` says when to try again
+├── QuotaReached         the subject has as many sessions as it may
 ├── BeyondGenerated      an attach names a chunk that is far from being generated
 ├── InputLogFull         the session's input log holds MAX_INPUT_LOG entries
 ├── PlacementRefused     the world moved on since the plan was made: plan again
@@ -72,6 +73,10 @@ class QueueFull(StoreError):
     def __init__(self, retry_after_ms: int) -> None:
         super().__init__(f"the queue is full, try again in {retry_after_ms / 1000:.0f} s")
         self.retry_after_ms = retry_after_ms
+
+
+class QuotaReached(StoreError):
+    """The subject has as many sessions as it may have at once."""
 
 
 class InputLogFull(StoreError):

@@ -38,13 +38,17 @@ class GatewayStore(StoreReader):
         resume_hash: str,
         gateway: GatewayId,
         queue_limit: int,
+        subject: str = "",
+        max_sessions: int | None = None,
     ) -> SessionRecord:
         """Write a new session, queued, controller_epoch 1, its prompt the first entry of its input log.
 
         queue_limit (≥ 1) counts sessions of the model that wait, those about to be placed at once included.
+        `subject` owns it, "" nobody; max_sessions counts its open sessions, None: it may have any number.
 
         Raises:
             QueueFull: queue_limit sessions wait already.
+            QuotaReached: the subject has max_sessions already.
         """
         await self._redis.run(
             "create_session",
@@ -60,6 +64,8 @@ class GatewayStore(StoreReader):
             gateway,
             queue_limit,
             await self.queue_eta_ms(1, model=model),
+            subject,
+            "" if max_sessions is None else max_sessions,
         )
         return await self._written(session)
 

@@ -63,6 +63,7 @@ def session_record(session: SessionId, h: Mapping[str, str]) -> SessionRecord:
         move_until_ms=int(h.get("move_until_ms", 0)),
         moved_ms=int(h.get("moved_ms", 0)),
         state_bytes=int(h.get("state_bytes", 0)),
+        subject=h.get("subject", ""),
     )
 
 

@@ -35,6 +35,7 @@ class ScriptError(Enum):
     NO_SUCH_SESSION = "NO_SUCH_SESSION"
     SESSION_CLOSED = "SESSION_CLOSED"
     QUEUE_FULL = "QUEUE_FULL"
+    QUOTA = "QUOTA"
     INPUT_LOG_FULL = "INPUT_LOG_FULL"
     BEYOND = "BEYOND"
     REFUSED = "REFUSED"
@@ -51,6 +52,7 @@ _EXCEPTIONS: Mapping[ScriptError, Callable[[str], errors.StoreError]] = {
     ScriptError.NO_SUCH_SESSION: errors.NoSuchSession,
     ScriptError.SESSION_CLOSED: errors.SessionIsClosed,
     ScriptError.QUEUE_FULL: lambda detail: errors.QueueFull(int(detail)),
+    ScriptError.QUOTA: errors.QuotaReached,
     ScriptError.INPUT_LOG_FULL: errors.InputLogFull,
     ScriptError.BEYOND: errors.BeyondGenerated,
     ScriptError.REFUSED: errors.PlacementRefused,

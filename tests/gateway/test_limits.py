@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.limits import MAX_REFUSED, MESSAGE_BURST, ControlMerger, MessageBucket, Verdict
+from gateway.limits import MAX_REFUSED, MESSAGE_BURST, ControlMerger, MessageBucket, RateBuckets, Verdict
 from gateway.protocol import Control
 
 
@@ -63,3 +63,35 @@ def test_twenty_entries_per_second_at_most() -> None:
         merger.push(Control(axes={"x": now_ms / 1000}))
         entries += merger.pop(now_ms) is not None
     assert entries == 20
+
+
+def test_buckets_by_name() -> None:
+    """Each name has its own: a burst at once, then the rate, and the wait that is told is enough."""
+    buckets = RateBuckets(rate_per_s=2, burst=3)
+    assert [buckets.spend("a", 0) for _ in range(3)] == [None, None, None]
+    wait_ms = buckets.spend("a", 0)
+    assert wait_ms is not None and 500 <= wait_ms <= 501
+    assert buckets.spend("b", 0) is None
+    assert buckets.spend("a", wait_ms) is None
+    assert buckets.spend("a", wait_ms) is not None
+
+
+def test_a_punished_bucket_is_emptied_but_owes_nothing() -> None:
+    """However often: after one second one token is there again."""
+    buckets = RateBuckets(rate_per_s=1, burst=3)
+    for _ in range(5):
+        buckets.punish("a", 0, cost=2)
+    assert buckets.spend("a", 0) is not None
+    assert buckets.spend("a", 1000) is None
+
+
+def test_buckets_are_bounded() -> None:
+    """Full ones are forgotten, and beyond the bound the least lately used."""
+    buckets = RateBuckets(rate_per_s=1, burst=1)
+    buckets.spend("old", 0)
+    buckets.spend("new", 10_000)
+    assert len(buckets) == 1
+    for number in range(RateBuckets.MAX_NAMES + 5):
+        buckets.spend(str(number), 10_000)
+    assert len(buckets) == RateBuckets.MAX_NAMES
+    assert buckets.spend("9999", 10_000) is not None

@@ -1,0 +1,181 @@
+"""A gateway that asks for tokens, on real sockets and a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import ssl
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from websockets.asyncio.client import connect as dial
+
+from gateway import protocol as wire
+from gateway.access import Access
+from gateway.auth import Identity, Scope, mint_token
+from gateway.client import ServerError, connect
+from gateway.config import GatewayConfig
+from gateway.http import Request
+from gateway.metrics import Metrics
+from gateway.protocol import TOKEN_SUBPROTOCOL_PREFIX, CloseCode
+from launch.http_get import get
+from scheduler.messages import ErrorCode, SessionId
+from tests.gateway.gateway_fixtures import World, begin, client_of
+from tests.gateway.test_routes import ask
+
+SECRET = "a secret of at least 32 characters"
+KEY = "the key of a shop"
+SETTINGS: dict[str, object] = {
+    "auth": "token",
+    "token_secrets": (SECRET,),
+    "api_keys": (f"shop:control+view:{hashlib.sha256(KEY.encode()).hexdigest()}",),
+}
+JSON_TYPE = {"content_type": "application/json"}
+
+
+def token_for(*scopes: Scope, subject: str = "alice", ttl_s: float = 60, **more: object) -> str:
+    identity = Identity(subject=subject, scopes=frozenset(scopes), **more)  # type: ignore[arg-type]
+    return mint_token(identity, SECRET, now_s=time.time(), ttl_s=ttl_s)
+
+
+async def test_sessions_and_their_quota(world: World) -> None:
+    """A token in the subprotocol list is not echoed; two gateways together keep a subject to its quota."""
+    token = token_for(Scope.CONTROL, max_sessions=1)
+    async with (
+        world.engine() as engine,
+        world.gateway(**SETTINGS) as first,
+        world.gateway(**SETTINGS) as second,
+        client_of(first) as client,
+        client_of(second) as other,
+    ):
+        session = await begin(client, engine, token=token)
+        await other.send(wire.Start(prompt="x", token=token, id="1"))
+        error = await other.expect(wire.Error)
+        assert (error.code, error.id) == (ErrorCode.NOT_ALLOWED, "1")
+        await world.store.close_session(SessionId(session.session), "stopped")
+        await other.send(wire.Start(prompt="x", id="2"))
+        assert (await other.expect(wire.Session)).session != session.session
+
+
+async def test_refused_handshakes(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """The Python client hears unauthorised; 4401 follows; the token is in no log."""
+    caplog.set_level(logging.DEBUG)
+    expired = token_for(Scope.CONTROL, ttl_s=-60)
+    async with world.engine(), world.gateway(**SETTINGS) as gateway:
+        for token in (expired, None):
+            async with connect(gateway.url, token) as client:
+                with pytest.raises(ServerError) as caught:
+                    await client.start("x")
+                assert caught.value.code == "unauthorised"
+        url = gateway.url.replace("http", "ws") + "/v1/stream"
+        offer = [wire.JSON_SUBPROTOCOL, TOKEN_SUBPROTOCOL_PREFIX + expired]
+        async with dial(url, subprotocols=offer, proxy=None) as ws:  # type: ignore[arg-type]
+            assert ws.subprotocol == wire.JSON_SUBPROTOCOL
+            assert "unauthorised" in str(await ws.recv())
+            await ws.wait_closed()
+            assert ws.close_code == CloseCode.NOT_AUTHORISED
+        assert b"turboserve_gateway_auth_failures_total 2.0" in gateway.hub.metrics.page()
+    ours = [r.getMessage() for r in caplog.records if r.name.startswith(("gateway", "scheduler"))]
+    assert not any(expired in text for text in ours)
+
+
+async def test_admin_paths(world: World) -> None:
+    """They need the scope admin; health does not; the API says what is wrong."""
+    bad = {"none": {}, "forged": {"authorization": "Bearer x.y.z"}, "basic": {"authorization": "Basic eDp5"}}
+    async with world.gateway(**SETTINGS) as gateway:
+        assert (await ask(gateway, "/healthz"))[0] == 200
+        for headers in bad.values():
+            status, answer, body = await ask(gateway, "/v1/cluster", **headers)
+            assert status == 401 and answer["www-authenticate"] == "Bearer"
+            assert json.loads(body)["error"]["code"] == "unauthorised"
+        drain = json.dumps({"engine": "e_00000001"}).encode()
+        for token, allowed in ((token_for(Scope.CONTROL, Scope.VIEW), False), (token_for(Scope.ADMIN), True)):
+            bearer = {"authorization": f"Bearer {token}"}
+            assert (await ask(gateway, "/v1/cluster", **bearer))[0] == (200 if allowed else 403)
+            assert (await ask(gateway, "/metrics", **bearer))[0] == (200 if allowed else 403)
+            answer = await ask(gateway, "/v1/admin/drain", "POST", drain, **JSON_TYPE, **bearer)
+            assert answer[0] == (404 if allowed else 403)
+
+
+async def test_minting(world: World) -> None:
+    """A server's key mints tokens that work, within its scopes; anything else is refused."""
+
+    async def mint(wish: object, key: str | None = KEY) -> tuple[int, dict[str, object]]:
+        bearer = {} if key is None else {"authorization": f"Bearer {key}"}
+        body = json.dumps(wish).encode()
+        status, _, answer = await ask(gateway, "/v1/tokens", "POST", body, **JSON_TYPE, **bearer)
+        return status, json.loads(answer)
+
+    async with world.engine() as engine, world.gateway(**SETTINGS) as gateway, client_of(gateway) as client:
+        status, answer = await mint({"subject": "carol", "ttl_s": 30, "max_sessions": 1})
+        assert status == 200 and answer["scopes"] == ["control", "view"] and answer["expires_in_s"] == 30
+        await begin(client, engine, token=answer["token"])
+        assert (await mint({"subject": "x"}, None))[0] == (await mint({"subject": "x"}, "other"))[0] == 401
+        assert (await mint({"subject": "x", "scopes": ["admin"]}))[0] == 403
+        for wish in (
+            [], {}, {"subject": ""}, {"subject": 5}, {"subject": "x", "scopes": "control"},
+            {"subject": "x", "scopes": []}, {"subject": "x", "scopes": ["root"]},
+            {"subject": "x", "ttl_s": 0}, {"subject": "x", "ttl_s": 1e9}, {"subject": "x", "ttl_s": "1"},
+            {"subject": "x", "max_sessions": -1}, {"subject": "x", "session": "5"},
+        ):  # fmt: skip
+            assert (await mint(wish))[0] == 400, wish
+    async with world.gateway() as gateway:
+        assert (await mint({"subject": "x"}))[0] == 409
+
+
+async def test_tls(world: World, tmp_path: Path) -> None:
+    """https and wss with a certificate from files."""
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    name = ("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1")
+    new = ("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    command = [*new, "-days", "2", "-keyout", str(key), "-out", str(cert), *name]
+    await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True, timeout=30)
+    trust = ssl.create_default_context(cafile=str(cert))
+    async with (
+        world.engine() as engine,
+        world.gateway(tls_cert=str(cert), tls_key=str(key)) as gateway,
+        client_of(gateway, ssl=trust) as client,
+    ):
+        assert gateway.url.startswith("https://")
+        session = await begin(client, engine)
+        await engine.send_chunk(SessionId(session.session), 0)
+        assert await client.expect(wire.ChunkHeader, skip=(wire.Queued, wire.Applied))
+        assert (await get(f"{gateway.url}/healthz", timeout_s=5, check_certificate=False))[0] == 200
+        with pytest.raises(OSError, match="certificate"):
+            await get(f"{gateway.url}/healthz", timeout_s=5)
+
+
+def test_addresses() -> None:
+    """An address has a budget; loopback has none; a proxy is believed only where it is said to be there."""
+
+    def access(**settings: object) -> Access:
+        values: dict[str, object] = {"redis": "unix:///x", "link_secret": "s", "address_requests_per_s": 1}
+        return Access(GatewayConfig(**(values | settings)), Metrics())  # type: ignore[arg-type]
+
+    def request(peer: str, forwarded: str) -> Request:
+        return Request(method="GET", target="/", headers={"x-forwarded-for": forwarded}, peer=peer)
+
+    limited = access()
+    assert [limited.count_request("192.0.2.1") is None for _ in range(11)] == [True] * 10 + [False]
+    assert limited.count_request("192.0.2.2") is None
+    assert all(limited.count_request("127.0.0.1") is None for _ in range(50))
+    assert limited.address_of(request("192.0.2.1", "10.0.0.1")) == "192.0.2.1"
+    behind = access(trust_proxy=True)
+    assert behind.address_of(request("127.0.0.1", "10.0.0.1, 198.51.100.7")) == "198.51.100.7"
+
+
+async def test_too_many_requests_are_429(world: World) -> None:
+    """With Retry-After, for requests and handshakes alike; refused tokens cost more."""
+    settings = SETTINGS | {"trust_proxy": True, "address_requests_per_s": 3}
+    forged = {"authorization": "Bearer x", "x_forwarded_for": "198.51.100.7"}
+    async with world.gateway(**settings) as gateway:
+        statuses = [(await ask(gateway, "/v1/cluster", **forged))[0] for _ in range(3)]
+        assert statuses == [401, 401, 429]
+        status, headers, body = await ask(gateway, "/v1/stream", x_forwarded_for="198.51.100.7")
+        assert status == 429 and int(headers["retry-after"]) >= 1
+        assert json.loads(body)["error"]["code"] == "rate"
+        assert (await ask(gateway, "/healthz", x_forwarded_for="198.51.100.8"))[0] == 200
