@@ -123,8 +123,13 @@ class Emitter:
         if hosted.link is not None and made.seq >= hosted.start_seq:
             chunk = hosted.replay.since(made.seq)[0]
             hosted.link.send_media(data, self.on_delivered(hosted, chunk, made) if last else None)
-        elif last:  # nobody takes it now: it is done when it lies in the replay window
-            hosted.handed_ms = self._clock()
+            viewers = hosted.watchers - {hosted.link}
+        else:
+            viewers = hosted.watchers
+            if last:  # nobody takes it now: it is done when it lies in the replay window
+                hosted.handed_ms = self._clock()
+        for link in viewers:
+            link.send_media(data)
         if last:
             self._refresh(hosted)
 

@@ -65,6 +65,8 @@ from scheduler.messages import (
     Subscribed,
     Superseded,
     Unsubscribe,
+    Unwatch,
+    Watch,
 )
 from scheduler.store import AppliedRecord
 
@@ -306,7 +308,7 @@ class Host:
                 engine=command.engine,
                 next_seq=hosted.replay.next_seq,
             )
-            hosted.say(moved)
+            hosted.announce(moved)
             self._remove(hosted)
 
     def lose(self, session: SessionId) -> None:
@@ -315,14 +317,14 @@ class Host:
         if hosted is not None:
             _log.warning("%s is no longer owned at epoch %d: dropped", session, hosted.epoch)
             next_seq = hosted.replay.next_seq
-            hosted.say(Moved(session=session, epoch=hosted.epoch, engine=None, next_seq=next_seq))
+            hosted.announce(Moved(session=session, epoch=hosted.epoch, engine=None, next_seq=next_seq))
             self._remove(hosted)
 
     def close(self, session: SessionId, reason: str) -> None:
         """The session's record is closed: drop it and say why."""
         hosted = self.sessions.get(session)
         if hosted is not None:
-            hosted.say(Closed(session=session, epoch=hosted.epoch, reason=reason))
+            hosted.announce(Closed(session=session, epoch=hosted.epoch, reason=reason))
             self._remove(hosted)
 
     def _end(self, hosted: Hosted, reason: str) -> None:
@@ -352,6 +354,9 @@ class Host:
         if isinstance(request, Subscribe):
             self._subscribe(hosted, link, request)
             return
+        if isinstance(request, Watch | Unwatch):
+            self._watch(hosted, link, request)
+            return
         if link is not hosted.link or request.controller_epoch != hosted.controller_epoch:
             return
         if hosted.held is not None and isinstance(request, Pause | Resume | Stop):
@@ -379,8 +384,18 @@ class Host:
     def receive_link_lost(self, link: Link) -> None:
         """Its sessions have no subscriber until a gateway subscribes again."""
         for hosted in list(self.sessions.values()):
+            hosted.watchers.discard(link)
             if hosted.link is link:
                 self._leave(hosted)
+
+    def _watch(self, hosted: Hosted, link: Link, request: Watch | Unwatch) -> None:
+        if isinstance(request, Unwatch):
+            hosted.watchers.discard(link)
+        elif request.epoch == hosted.epoch:  # else the gateway is about to hear of this owner, and asks again
+            hosted.watchers.add(link)
+            link.send(
+                StateChanged(session=hosted.id, epoch=hosted.epoch, state=hosted.state, reason=hosted.reason)
+            )
 
     def _subscribe(self, hosted: Hosted, link: Link, request: Subscribe) -> None:
         if request.epoch != hosted.epoch:
@@ -517,7 +532,7 @@ class Host:
             hosted.active_since_ms = now_ms
         hosted.active, hosted.reason = active, reason
         _log.info("%s is %s %s", hosted.id, hosted.state.value, reason)
-        hosted.say(
+        hosted.announce(
             StateChanged(session=hosted.id, epoch=hosted.epoch, state=hosted.state, reason=reason),
         )
         self._ledger.changed()

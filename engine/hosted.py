@@ -107,6 +107,8 @@ class Hosted:
     loading: bool = False
     """Is its past being read?"""
     link: Link | None = None
+    watchers: set[Link] = field(default_factory=set)
+    """Links of gateways that have viewers of it."""
     subscription: int = 0
     """Grows by one at each Subscribe, so that what was sent for an older one no longer counts."""
     start_seq: int = 0
@@ -136,6 +138,12 @@ class Hosted:
         """Tell the subscriber, if there is one."""
         if self.link is not None:
             self.link.send(message)
+
+    def announce(self, message: LinkReply) -> None:
+        """Tell the subscriber and the viewers' gateways."""
+        self.say(message)
+        for link in self.watchers - {self.link}:
+            link.send(message)
 
     @property
     def is_recovered(self) -> bool:

@@ -42,7 +42,7 @@ from gateway.steps import (
     Unfollow,
 )
 from gateway.websocket import WebSocket
-from scheduler.messages import ChunkPart, EngineId, Event, LinkReply, SessionId
+from scheduler.messages import ChunkPart, EngineId, Event, LinkReply, LinkRequest, SessionId, Unwatch
 from scheduler.store import draw_id
 
 logger = logging.getLogger("gateway.connection")
@@ -110,7 +110,11 @@ class ClientConnection:
         self._do(self.machine.receive_link(reply, self._now_ms()))
 
     def receive_chunk(self, engine: EngineId, part: ChunkPart, payload: memoryview, arrived_s: float) -> None:
-        outputs = self.machine.receive_chunk(part, payload)
+        if self.machine.is_watching():
+            queued_bytes = self._socket.queued_bytes if self._socket is not None else 0
+            outputs = self.machine.receive_viewed(part, payload, queued_bytes)
+        else:
+            outputs = self.machine.receive_chunk(part, payload)
         self._do(outputs)
         if any(isinstance(output, SendChunk) for output in outputs):
             self._count_part(len(payload), arrived_s)
@@ -165,7 +169,7 @@ class ClientConnection:
             case Unfollow():
                 self._unfollow()
             case Ask(request=request):
-                if self._followed is not None:
+                if self._followed is not None and not self._is_watched_by_others(request):
                     self._hub.relay.send(self._followed[0], request)
             case Forget():
                 self._hub.forgetter.push(output)
@@ -175,6 +179,12 @@ class ClientConnection:
                 self._calls.push(output)
             case _:
                 assert_never(output)
+
+    def _is_watched_by_others(self, request: LinkRequest) -> bool:
+        """Would this take away what other viewers at this gateway watch?"""
+        return isinstance(request, Unwatch) and any(
+            other is not self and other.machine.is_watching() for other in self._hub.of(request.session)
+        )
 
     def _send(self, data: str | bytes) -> None:
         if self._socket is not None:

@@ -2,12 +2,13 @@
 
 In come client messages, answers of the store, events and link messages; out comes a list of
 `gateway.steps.Output`, which `gateway/connection.py` carries out. Everything that decides what a client
-is told lives in four files, each built on the one before; which chunk parts are relayed is decided in
+is told lives in five files, each built on the one before; which chunk parts are relayed is decided in
 `gateway/flow.py`:
 
     session_core.py     stages, the session, helpers
     session_follow.py   its owner: events and the link
     session_entry.py    start and attach
+    session_watch.py    viewers
     session.py          all other client messages, rates, answers of the store
 
 There is no clock: `now_ms` is an argument (monotonic), and the shell calls `receive_tick` at `deadline_ms()`.
@@ -24,6 +25,7 @@ from gateway.limits import MESSAGES_PER_S, Verdict
 from gateway.session_core import LOST_AFTER_MS, MAX_HELD_INPUTS, Cause, Draw, Session, Stage
 from gateway.session_entry import ERROR_OF, RETRY_AFTER_MS, EntryRules, hash_resume
 from gateway.session_follow import RELOAD_MS
+from gateway.session_watch import WatchRules
 from gateway.steps import (
     AppendInput,
     Call,
@@ -51,7 +53,7 @@ STOP_TIMEOUT_MS = 5_000
 """An engine that does not confirm a stop by then is bypassed."""
 
 
-class SessionMachine(EntryRules):
+class SessionMachine(WatchRules):
     """One client connection. Every `receive_*` returns what is to be done, in order."""
 
     # --- from the client -------------------------------------------------------------------------------
@@ -95,6 +97,10 @@ class SessionMachine(EntryRules):
 
     def receive_tick(self, now_ms: float) -> list[Output]:
         """A deadline has come, or any other moment."""
+        v = self._viewer
+        if v is not None and v.reload_ms is not None and now_ms >= v.reload_ms:
+            v.reload_ms = None
+            self._reload(v)
         s = self._session
         if s is None:
             return self._take()
@@ -121,14 +127,14 @@ class SessionMachine(EntryRules):
                 pass
         return False
 
-    def _handle(self, message: wire.ClientMessage, now_ms: float) -> None:
+    def _handle(self, message: wire.ClientMessage, now_ms: float) -> None:  # noqa: C901 - one arm per kind
         if not self._admit(message):
             return
         if isinstance(message, wire.Ping):
             self._send(wire.Pong(t=message.t))
             self._accept(message.id)
-        elif isinstance(message, wire.Watch):
-            self._error(ErrorCode.UNSUPPORTED, "watching sessions is not served yet", id=message.id)
+        elif self._viewer is not None:
+            self._handle_viewing(message, now_ms)
         elif isinstance(message, wire.Ack) and self._is_late_ack():
             self._accept(message.id)
         elif self._stage in (Stage.STARTING, Stage.ATTACHING, Stage.STOPPING):
@@ -139,6 +145,8 @@ class SessionMachine(EntryRules):
             self._receive_start(message)
         elif isinstance(message, wire.Attach):
             self._receive_attach(message)
+        elif isinstance(message, wire.Watch):
+            self._receive_watch(message)
         elif self._session is None:
             text = f"there is no session on this connection: send start or attach before {message.type}"
             self._error(ErrorCode.BAD_STATE, text, id=message.id)
@@ -300,6 +308,9 @@ class SessionMachine(EntryRules):
             case TakeControl():
                 assert isinstance(result, Taken)
                 self._receive_taken(call, result, now_ms)
+            case LoadSession(session=session) if self._viewer is not None and session == self._viewer.session:
+                assert result is None or isinstance(result, SessionRecord)
+                self._receive_watched(self._viewer, result)
             case _ if self._session is None or self._session.id != call.session:
                 pass  # the session ended meanwhile
             case AppendInput():
@@ -362,6 +373,9 @@ class SessionMachine(EntryRules):
                 return
             case TakeControl():
                 self._receive_take_failure(failure, now_ms)
+                return
+            case LoadSession() if self._viewer is not None:
+                self._viewer.reload_ms = now_ms + RELOAD_MS
                 return
         s = self._session
         if s is None or s.id != call.session:

@@ -1,6 +1,6 @@
 """State of one client connection: its stage, the session it controls, and what is said to the client. Pure.
 
-The first of the four files of the session rules (see `gateway/session.py`): the tables and the helpers
+The first of the five files of the session rules (see `gateway/session.py`): the tables and the helpers
 that the others use. `_move` is the only place that writes the stage.
 
     FRESH       no session                         RUNNING     controls a session

@@ -198,7 +198,7 @@ class EntryRules(FollowRules):
             told_applied=deque(maxlen=MAX_TOLD_APPLIED),
         )
         s.pause_ids.extend(pause_ids)
-        self._send(_session_message(record, info, resume))
+        self._send(session_message(record, info, resume))
         self._follow_record(s, record)
         if attach is None or flow.is_waiting():
             self._accept(id)
@@ -267,7 +267,8 @@ def hash_resume(resume: str) -> str:
     return hashlib.sha256(resume.encode()).hexdigest()
 
 
-def _session_message(record: SessionRecord, info: ModelInfo, resume: str) -> wire.Session:
+def session_message(record: SessionRecord, info: ModelInfo, resume: str) -> wire.Session:
+    """The first answer to `start`, `attach` and `watch`."""
     return wire.Session(
         session=record.id,
         resume=resume,

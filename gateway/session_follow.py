@@ -113,7 +113,7 @@ class FollowRules(SessionCore):
             return self._take()
         match s.flow.receive_part(part):
             case PartVerdict.RELAY:
-                header = _chunk_header(part, s.flow.engine or EngineId(""))
+                header = chunk_header(part, s.flow.engine or EngineId(""))
                 self._out.append(SendChunk(header=header, payload=payload))
             case PartVerdict.RESUBSCRIBE:
                 self._ask(s.flow.resubscribe())
@@ -217,7 +217,8 @@ class FollowRules(SessionCore):
         self._out.append(Unfollow())
 
 
-def _chunk_header(part: link.ChunkPart, engine: EngineId) -> wire.ChunkHeader:
+def chunk_header(part: link.ChunkPart, engine: EngineId) -> wire.ChunkHeader:
+    """A part as clients see it."""
     return wire.ChunkHeader(
         session=part.session,
         seq=part.seq,

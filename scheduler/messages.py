@@ -384,7 +384,28 @@ class Stop:
     id: MessageId | None = None
 
 
-LinkRequest = Subscribe | Unsubscribe | Credit | Pause | Resume | Stop
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """Send what is made from now on to this gateway too, whoever controls the session: it has viewers.
+
+    Answered by StateChanged or Refused. Viewers cost an engine one more copy on the link, none where the
+    controller's connection is at the same gateway.
+    """
+
+    type: ClassVar[str] = "watch"
+    session: SessionId
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unwatch:
+    """The gateway's last viewer of the session is gone."""
+
+    type: ClassVar[str] = "unwatch"
+    session: SessionId
+
+
+LinkRequest = Subscribe | Unsubscribe | Credit | Pause | Resume | Stop | Watch | Unwatch
 LINK_REQUESTS: Mapping[str, type[LinkRequest]] = {c.type: c for c in get_args(LinkRequest)}
 
 

@@ -58,6 +58,8 @@ from scheduler.messages import (
     Subscribed,
     Superseded,
     Unsubscribe,
+    Unwatch,
+    Watch,
 )
 from scheduler.store import AppliedRecord
 from tests.engine.edges import S1, SPEC, RecordedLink, made
@@ -704,3 +706,22 @@ async def test_checkpoints_are_offered_with_what_the_client_has(world: World) ->
 def made_checkpoint(seq: int) -> ExportedState:
     scalars = replace(SCALARS, seq=seq, frame=seq * SPEC.chunk_frames, last_applied="1-0", rev=0)
     return ExportedState(header=replace(HEADER, scalars=scalars, buffers=()))
+
+
+async def test_viewers_get_one_copy_per_gateway(world: World) -> None:
+    """Their link gets what is made from then on, with a controller or without; no link gets anything twice."""
+    hosted, viewers, stale = world.open(), RecordedLink(), RecordedLink()
+    world.subscribe()
+    await world.make(0)
+    world.ask(Watch(session=S1, epoch=1), viewers)
+    world.ask(Watch(session=S1, epoch=1))
+    world.ask(Watch(session=S1, epoch=2), stale)
+    await world.make(1)
+    assert [cast(ChunkPart, part).seq for part in world.link.of(ChunkPart)] == [0, 1]
+    world.host.receive_link_lost(cast(Link, world.link))
+    await world.make(2)
+    world.ask(Unwatch(session=S1), viewers)
+    await world.make(3)
+    assert kinds(viewers) == ["state_changed", "chunk", "chunk"] and not stale.sent
+    assert [cast(ChunkPart, part).seq for part in viewers.of(ChunkPart)] == [1, 2]
+    assert not hosted.watchers

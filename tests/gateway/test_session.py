@@ -150,7 +150,6 @@ def test_a_given_seed_is_kept() -> None:
         (wire.Start(prompt="", accept=("vp9",)), ErrorCode.UNSUPPORTED),
         (wire.Start(prompt="", model="nope"), ErrorCode.UNSUPPORTED),
         (wire.Start(prompt="", model="later"), ErrorCode.UNAVAILABLE),
-        (wire.Watch(session=S), ErrorCode.UNSUPPORTED),
         (wire.Prompt(text=""), ErrorCode.BAD_STATE),
         (wire.Ack(seq=-1, buffer_ms=0), ErrorCode.BAD_STATE),
         (wire.Stop(), ErrorCode.BAD_STATE),
