@@ -709,7 +709,7 @@ def made_checkpoint(seq: int) -> ExportedState:
 
 
 async def test_viewers_get_one_copy_per_gateway(world: World) -> None:
-    """Their link gets what is made from then on, with a controller or without; no link gets anything twice."""
+    """Their link gets what is made from then on, controlled or not; no link gets anything twice."""
     hosted, viewers, stale = world.open(), RecordedLink(), RecordedLink()
     world.subscribe()
     await world.make(0)
