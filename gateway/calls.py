@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import assert_never
 
+from gateway.prompt_hook import PromptHook
 from gateway.session_core import LOST_AFTER_MS
 from gateway.session_entry import RETRY_AFTER_MS
 from gateway.steps import (
@@ -153,12 +154,18 @@ class CallQueue:
     """The calls of one connection, carried out one after the other. The machine bounds how many there are."""
 
     def __init__(
-        self, store: Store, gateway: GatewayId, queue_limit: int, on_result: Callable[[Call, object], None]
+        self,
+        store: Store,
+        gateway: GatewayId,
+        queue_limit: int,
+        on_result: Callable[[Call, object], None],
+        hook: PromptHook | None = None,
     ) -> None:
         self._store = store
         self._gateway = gateway
         self._queue_limit = queue_limit
         self._on_result = on_result
+        self._hook = hook
         self._calls: deque[Call] = deque()
         self._closing = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
@@ -180,6 +187,8 @@ class CallQueue:
             self._on_result(call, result)
 
     async def _call(self, call: Call) -> object:
+        if self._hook is not None and (refusal := await self._hook.judge(call)) is not None:
+            return refusal
         backoff_s, missing_s = FIRST_BACKOFF_S, None
         now_s = asyncio.get_running_loop().time
         while True:

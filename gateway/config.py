@@ -51,6 +51,12 @@ class GatewayConfig:
     """PEM file with the certificate's private key."""
     insecure: bool = False
     """Allow an address beyond loopback although there is no authentication."""
+    prompt_hook: str | None = None
+    """Asked about every prompt: an async callable "package.module:name", or an http(s) address."""
+    prompt_hook_timeout_s: float = 2.0
+    """Its deadline."""
+    prompt_hook_fail_open: bool = False
+    """Let prompts pass when it fails or is late; else they are refused with error unavailable."""
     model: str | None = None
     """Model of a `start` that names none; None: the first that the cluster serves."""
     queue_limit: int = 64
@@ -89,6 +95,7 @@ class GatewayConfig:
             "send_timeout_s",
             "ping_interval_s",
             "token_ttl_s",
+            "prompt_hook_timeout_s",
         ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be more than 0 seconds")

@@ -58,7 +58,9 @@ class ClientConnection:
         self.machine = SessionMachine(
             catalog=lambda: hub.catalog, draw=_draw, door=visitor, identity=identity
         )
-        self._calls = CallQueue(hub.store, hub.gateway, hub.config.queue_limit, self._receive_result)
+        self._calls = CallQueue(
+            hub.store, hub.gateway, hub.config.queue_limit, self._receive_result, hub.prompt_hook
+        )
         self._codec = CODECS[JSON_SUBPROTOCOL]
         self._socket: WebSocket | None = None
         self._registered: SessionId | None = None

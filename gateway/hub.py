@@ -10,6 +10,7 @@ from gateway.calls import Forgetter
 from gateway.catalog import Catalog
 from gateway.config import GatewayConfig
 from gateway.metrics import Metrics
+from gateway.prompt_hook import PromptHook, load_hook
 from gateway.relay import Relay
 from scheduler.messages import GatewayId, SessionId
 from scheduler.store import Store
@@ -27,6 +28,7 @@ class Hub:
         self.store = store
         self.metrics = metrics
         self.access = Access(config, metrics)
+        self.prompt_hook = _load_prompt_hook(config)
         self.relay = Relay(store, config.link_secret, metrics)
         self.forgetter = Forgetter(store)
         self.catalog = Catalog(default=config.model)
@@ -47,6 +49,13 @@ class Hub:
     def of(self, session: SessionId) -> tuple[ClientConnection, ...]:
         """The connections that want news of this session."""
         return tuple(self._by_session.get(session, ()))
+
+
+def _load_prompt_hook(config: GatewayConfig) -> PromptHook | None:
+    if config.prompt_hook is None:
+        return None
+    hook = load_hook(config.prompt_hook)
+    return PromptHook(hook, timeout_s=config.prompt_hook_timeout_s, fail_open=config.prompt_hook_fail_open)
 
 
 def _do_nothing() -> None:

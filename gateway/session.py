@@ -23,7 +23,7 @@ from typing import assert_never
 from gateway import protocol as wire
 from gateway.limits import MESSAGES_PER_S, Verdict
 from gateway.session_core import LOST_AFTER_MS, MAX_HELD_INPUTS, Cause, Draw, Session, Stage
-from gateway.session_entry import ERROR_OF, RETRY_AFTER_MS, EntryRules, hash_resume
+from gateway.session_entry import ERROR_OF, RETRY_AFTER_MS, hash_resume
 from gateway.session_follow import RELOAD_MS
 from gateway.session_watch import WatchRules
 from gateway.steps import (

@@ -258,6 +258,7 @@ ERROR_OF = {
     FailureKind.BEYOND: ErrorCode.BAD_STATE,
     FailureKind.QUEUE_FULL: ErrorCode.CAPACITY,
     FailureKind.QUOTA: ErrorCode.NOT_ALLOWED,
+    FailureKind.NOT_ALLOWED: ErrorCode.NOT_ALLOWED,
 }
 """Codes for failures that are told as they are; the others are `internal`."""
 

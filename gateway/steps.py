@@ -164,6 +164,7 @@ class FailureKind(Enum):
     TAKEN_OVER = "taken_over"
     QUEUE_FULL = "queue_full"
     QUOTA = "quota"
+    NOT_ALLOWED = "not_allowed"
     LOG_FULL = "log_full"
     BEYOND = "beyond"
     INTERNAL = "internal"

@@ -1,0 +1,89 @@
+"""What a prompt hook lets pass, what it refuses, and what counts when it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from gateway import protocol as wire
+from gateway.prompt_hook import AWAY, REFUSED, Answer, PromptHook, Question, load_hook
+from gateway.steps import AppendInput, FailureKind
+from scheduler.messages import ErrorCode, PromptInput, ResetInput, SessionId
+from tests.gateway.gateway_fixtures import World, begin, client_of
+
+S = SessionId("s_0000000000000001")
+
+
+def prompt(text: str) -> AppendInput:
+    return AppendInput(session=S, controller_epoch=1, message=PromptInput(text=text), ids=())
+
+
+async def no_cats(question: Question) -> Answer:
+    """An example of a hook."""
+    match question.text:
+        case "a cat":
+            return "no cats here"
+        case "two cats":
+            return False
+        case "a broken cat":
+            raise RuntimeError("meow")
+        case "a slow cat":
+            await asyncio.Event().wait()
+    return None
+
+
+@pytest.mark.parametrize("fail_open", [False, True])
+async def test_judgements(fail_open: bool) -> None:
+    """Refusals say why; a hook that fails or is late counts as the setting says; a reset is no prompt."""
+    hook = PromptHook(no_cats, timeout_s=0.02, fail_open=fail_open)
+    assert await hook.judge(prompt("a dog")) is None
+    reset = AppendInput(session=S, controller_epoch=1, message=ResetInput(), ids=())
+    assert await hook.judge(reset) is None
+    for text, sentence in (("a cat", "no cats here"), ("two cats", REFUSED)):
+        refusal = await hook.judge(prompt(text))
+        assert refusal is not None and (refusal.kind, refusal.message) == (FailureKind.NOT_ALLOWED, sentence)
+    for text in ("a broken cat", "a slow cat"):
+        refusal = await hook.judge(prompt(text))
+        assert (refusal is None) is fail_open
+        assert refusal is None or (refusal.kind, refusal.message) == (FailureKind.UNAVAILABLE, AWAY)
+
+
+@pytest.mark.parametrize("name", ["nowhere.at.all:f", "json:nothing", "json:__name__", "json", ""])
+def test_hooks_that_cannot_be(name: str) -> None:
+    """The gateway does not start with them."""
+    with pytest.raises(ValueError, match="prompt_hook"):
+        load_hook(name)
+
+
+async def test_a_hook_over_http(world: World) -> None:
+    """A start is refused with its sentence; what passes, passes; a broken answer refuses."""
+    seen: list[dict[str, str]] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+        seen.append(question := json.loads(await reader.readexactly(length)))
+        allowed = "cat" not in question["text"]
+        body = json.dumps({"allowed": allowed, "message": "no cats here"}).encode()
+        status = "500 Oops" if "broken" in question["text"] else "200 OK"
+        writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/judge"
+        async with (
+            world.engine() as engine,
+            world.gateway(prompt_hook=url) as gateway,
+            client_of(gateway) as client,
+        ):
+            await client.send(wire.Start(prompt="a cat", id="1"))
+            refused = wire.Error(code=ErrorCode.NOT_ALLOWED, message="no cats here", id="1")
+            assert await client.expect(wire.Error) == refused
+            session = await begin(client, engine)
+            await client.send(wire.Prompt(text="a broken dog", id="2"), wire.Prompt(text="a dog", id="3"))
+            assert (await client.expect(wire.Error)).code is ErrorCode.UNAVAILABLE
+            assert await client.expect(wire.Accepted) == wire.Accepted(id="3")
+    assert [question["text"] for question in seen] == ["a cat", "a red ball", "a broken dog", "a dog"]
+    assert seen[1] == {"session": session.session, "subject": "", "text": "a red ball"}
