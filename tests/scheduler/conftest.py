@@ -118,6 +118,8 @@ async def create(
     id: str | None = None,
     queue_limit: int = 64,
     model: str = "shapes",
+    subject: str = "",
+    max_sessions: int | None = None,
 ) -> SessionRecord:
     """A queued session."""
     return await store.create_session(
@@ -130,6 +132,8 @@ async def create(
         resume_hash=HASH,
         gateway=GATEWAY,
         queue_limit=queue_limit,
+        subject=subject,
+        max_sessions=max_sessions,
     )
 
 

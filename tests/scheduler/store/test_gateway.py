@@ -27,6 +27,7 @@ from scheduler.store import (
     NoSuchSession,
     PlacementRefused,
     QueueFull,
+    QuotaReached,
     SessionIsClosed,
     StaleController,
     Store,
@@ -71,6 +72,17 @@ async def test_queue_limit_refuses_with_a_time(store: Store) -> None:
         await create(store, S2, queue_limit=1)
     assert refusal.value.retry_after_ms == await store.queue_eta_ms(1, model="shapes")
     assert await store.get_session(S2) is None
+
+
+async def test_a_quota_counts_the_open_sessions_of_a_subject(store: Store) -> None:
+    """Beyond it nothing is written; another subject is not hindered, and a closed session counts no more."""
+    await create(store, S1, subject="alice", max_sessions=1)
+    with pytest.raises(QuotaReached, match="1 sessions"):
+        await create(store, S2, subject="alice", max_sessions=1)
+    assert await store.get_session(S2) is None
+    assert (await create(store, S3, subject="bob", max_sessions=1)).subject == "bob"
+    await store.close_session(S1, "stopped")
+    await create(store, S2, subject="alice", max_sessions=1)
 
 
 async def test_queue_position_counts_per_model(store: Store) -> None:
