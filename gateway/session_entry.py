@@ -141,6 +141,7 @@ class EntryRules(FollowRules):
                 lead_ms=call.lead_ms,
                 codec=call.codec,
                 resume_hash=call.resume_hash,
+                subject=call.subject,
                 created_ms=record.created_ms,
                 inputs=[],
             )

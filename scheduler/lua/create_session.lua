@@ -33,8 +33,7 @@ if redis.call('ZCARD', key('queue', model)) >= tonumber(ARGV[10]) then
 end
 
 put_queued(session, model, {created_ms = string.format('%.0f', now_ms()), seed = ARGV[5], lead_ms = ARGV[6],
-  codec = ARGV[7], resume_hash = ARGV[8], gateway = ARGV[9],
-  subject = subject})
+  codec = ARGV[7], resume_hash = ARGV[8], gateway = ARGV[9], subject = subject})
 local entry = redis.call('XADD', key('inputs', session), '*', 'm', ARGV[3])
 if id ~= '' then
   remember(session, id, entry)

@@ -86,6 +86,7 @@ class GatewayStore(StoreReader):
             copy.created_ms,
             int(copy.paused),
             records.inputs_json(copy.inputs),
+            copy.subject,
         )
 
     async def append_input(

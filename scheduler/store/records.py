@@ -75,7 +75,7 @@ def owned_fields(r: SessionRecord) -> list[str | int]:
         *("resume_hash", r.resume_hash, "controller_epoch", r.controller_epoch, "gateway", r.gateway or ""),
         *("next_seq", r.next_seq, "next_frame", r.next_frame, "rev", r.rev, "last_applied", r.last_applied),
         *("slack_ms", r.slack_ms, "created_ms", r.created_ms, "residence", r.residence.value),
-        *("state_bytes", r.state_bytes),
+        *("state_bytes", r.state_bytes, "subject", r.subject),
     ]
 
 

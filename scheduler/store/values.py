@@ -95,6 +95,7 @@ class QueuedCopy:
     lead_ms: int
     codec: str
     resume_hash: str
+    subject: str = ""
     created_ms: int
     """Redis time."""
     paused: bool = False

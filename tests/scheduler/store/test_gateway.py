@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from scheduler.messages import (
@@ -18,6 +20,7 @@ from scheduler.messages import (
     SessionClosed,
     SessionId,
     SessionQueued,
+    SessionRecord,
 )
 from scheduler.store import (
     START,
@@ -26,13 +29,27 @@ from scheduler.store import (
     NoSuchEngine,
     NoSuchSession,
     PlacementRefused,
+    QueuedCopy,
     QueueFull,
     QuotaReached,
+    SessionCopy,
     SessionIsClosed,
     StaleController,
     Store,
 )
-from tests.scheduler.conftest import E1, GATEWAY, HASH, S1, S2, S3, create, lead, placed, ready
+from tests.scheduler.conftest import (
+    E1,
+    GATEWAY,
+    HASH,
+    S1,
+    S2,
+    S3,
+    create,
+    forget_everything,
+    lead,
+    placed,
+    ready,
+)
 
 OTHER = GatewayId("g_00000002")
 
@@ -300,3 +317,40 @@ async def test_who_left_and_made_room_is_not_in_the_line(store: Store) -> None:
     assert await store.queue_position(S2) == 1
     await store.take_control(S1, gateway=GatewayId("g_2"), resume_hash=HASH)
     assert (await store.queue_position(S1), await store.queue_position(S2)) == (1, 2)
+
+
+@pytest.mark.parametrize("was_placed", [False, True])
+async def test_a_session_written_again_still_counts_against_its_quota(store: Store, was_placed: bool) -> None:
+    """Redis came back empty: whoever knows the session writes it again, with the subject it belongs to."""
+    await (placed if was_placed else create)(store)
+    record = replace(await _known(store, S1), subject="alice")
+    await forget_everything(store)
+    if was_placed:
+        await ready(store, E1)
+        await store.restore_session(E1, SessionCopy(record=record, left_age_ms=None, position=START))
+    else:
+        await store.restore_queued(_queued_copy(record), gateway=GATEWAY)
+    assert (await _known(store, S1)).subject == "alice"
+    with pytest.raises(QuotaReached):
+        await create(store, S2, subject="alice", max_sessions=1)
+
+
+async def _known(store: Store, session: SessionId) -> SessionRecord:
+    record = await store.get_session(session)
+    assert record is not None
+    return record
+
+
+def _queued_copy(record: SessionRecord) -> QueuedCopy:
+    return QueuedCopy(
+        session=record.id,
+        model=record.model,
+        prompt=PromptInput(text="a red ball"),
+        seed=record.seed,
+        lead_ms=record.lead_ms,
+        codec=record.codec,
+        resume_hash=record.resume_hash,
+        subject=record.subject,
+        created_ms=record.created_ms,
+        inputs=[],
+    )
