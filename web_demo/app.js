@@ -1,25 +1,96 @@
-// The page: connects what a person does with the session, and the session with what the page shows.
+// The studio page: connects what a person does with the stream, and the stream with what the page shows.
 
-import { whyUnsupported } from "./decoder.js";
 import { HeldKeys } from "./keys.js";
-import { MAX_PROMPT_CHARS } from "./protocol.js";
-import { Session } from "./session.js";
+import { MAX_PROMPT_CHARS, Stream, whyUnsupported } from "./turboserve.js";
 import { View } from "./view.js";
 
 const REFRESH_MS = 250;
 const LARGEST_SEED = Number.MAX_SAFE_INTEGER;
 const RANDOM_SEEDS = 1_000_000; // short enough to note down
+const THUMB_AFTER_FRAMES = 6;
+const NEWS_MS = 6000;
+const TOKEN_KEY = "turboserve.token";
 
-const view = new View();
+const view = new View(submit);
 const { elements } = view;
+const link = readLink();
 let unsupported = null;
+let thumbFor = null; // {id, frames}: the prompt whose picture is to be kept, and in how many frames
+let news = null; // {text, tone, untilMs}: what just happened, in the picture's corner
 
-const session = new Session(elements.screen, {
-  notify: render,
-  note: (text, tone) => view.steering(text, tone),
-  drawn: () => view.glow(),
-  sized: (width, height) => view.size(width, height),
+const stream = new Stream({ canvas: elements.screen, token: savedToken, remember: true });
+
+stream.on("change", render);
+stream.on("size", ({ width, height }) => view.size(width, height));
+stream.on("prompt", told);
+stream.on("refused", ({ message }) => view.steering(message, "bad"));
+stream.on("restarted", () => view.steering("Started over", "good"));
+stream.on("gone", () => view.steering("The session of before is over. Start a new one."));
+stream.on("phase", ({ phase }) => {
+  if (["ended", "failed", "full", "taken"].includes(phase)) {
+    view.steering("");
+    if (stream.isRecording) saveRecording(); // what there is must not be lost with the session
+  }
 });
+stream.on("mark", ({ kind }) => {
+  if (kind === "moved") tell("Moved to another engine, nothing lost", "good");
+  if (kind === "recovered") tell("Recovered on another engine", "good");
+  if (kind === "gap") tell("Some video had to be left out", "busy");
+});
+stream.on("frame", () => {
+  view.glow();
+  if (thumbFor === null || --thumbFor.frames > 0) return;
+  view.thumb(thumbFor.id);
+  thumbFor = null;
+});
+
+/** A link to watch: #watch=s_…&token=…, behind the # so that it is in nobody's log. */
+function readLink() {
+  const parts = new URLSearchParams(location.hash.slice(1));
+  const token = parts.get("token");
+  if (!parts.has("watch") && token !== null) {
+    saveToken(token);
+    history.replaceState(null, "", location.pathname);
+  }
+  return parts.has("watch") ? { session: parts.get("watch"), token: token ?? undefined } : null;
+}
+
+function savedToken() {
+  try {
+    return link?.token ?? sessionStorage.getItem(TOKEN_KEY);
+  } catch {
+    return null;
+  }
+}
+
+function saveToken(token) {
+  try {
+    sessionStorage.setItem(TOKEN_KEY, token);
+  } catch {
+    // Storage may be forbidden. Then it is asked for again.
+  }
+}
+
+/** What became of a prompt, in a sentence. */
+function told({ entry, isFirst }) {
+  if (entry.state === "shown") thumbFor = { id: entry.id, frames: THUMB_AFTER_FRAMES };
+  if (isFirst && entry.state !== "shown") return;
+  const isNewest = entry === stream.history.entries.at(-1);
+  if (entry.state === "shown") {
+    const seconds = entry.latencyMs === null ? "" : ` ${(entry.latencyMs / 1000).toFixed(1)} s after Enter`;
+    view.steering(`${isFirst && seconds !== "" ? "First picture" : "On screen"}${seconds}`, "good");
+  } else if (!isNewest) {
+    return;
+  } else if (entry.state === "applied") {
+    view.steering(`Applied at chunk ${entry.seq}, about to show`, "busy");
+  } else if (entry.state === "sent" || entry.state === "accepted") {
+    view.steering(stream.isPaused ? "Pending until you resume" : "Pending…", "busy");
+  }
+}
+
+function tell(text, tone) {
+  news = { text, tone, untilMs: performance.now() + NEWS_MS };
+}
 
 /** The seed in the field: a number, null for "random", undefined if it is not a seed. */
 function readSeed() {
@@ -42,65 +113,77 @@ function submit(text) {
     return;
   }
   elements.prompt.value = prompt;
-  if (session.isLive) {
-    session.prompt(prompt);
+  if (stream.isLive) {
+    stream.prompt(prompt, { blendChunks: Number(elements.blend.value) });
     return;
   }
   const seed = readSeed();
   if (seed === undefined) return;
   view.steering("");
-  session.start(prompt, seed ?? Math.floor(Math.random() * RANDOM_SEEDS));
+  view.forgetThumbs();
+  stream.start({ prompt, seed: seed ?? Math.floor(Math.random() * RANDOM_SEEDS) });
+}
+
+/** The phase as the page words it: waiting to go on is not waiting to begin. */
+function shownPhase() {
+  if (unsupported !== null) return "unsupported";
+  return stream.phase === "queued" && stream.reason !== "" ? "returning" : stream.phase;
 }
 
 function detail() {
-  const { phase } = session;
-  if (phase === "queued" && session.idleReason !== "") {
+  if (unsupported !== null) return unsupported;
+  const { phase } = stream;
+  if (phase === "queued" && stream.reason === "engine_lost") {
     return "Its engine is gone. The video goes on by itself as soon as another one is free.";
   }
-  if (phase === "queued" && session.queue !== null) {
-    const eta = session.queue.eta_ms > 0 ? `About ${Math.ceil(session.queue.eta_ms / 1000)} s to go. ` : "";
+  if (phase === "queued" && stream.reason !== "") {
+    return "Its place was given to others meanwhile. The video goes on by itself as soon as one is free.";
+  }
+  if (phase === "queued" && stream.queue !== null) {
+    const eta = stream.queue.eta_ms > 0 ? `About ${Math.ceil(stream.queue.eta_ms / 1000)} s to go. ` : "";
     return `${eta}The video starts by itself as soon as an engine is free.`;
   }
-  if (phase === "connecting" && session.waiting !== null) return `${session.waiting} (done for you)`;
-  if (phase === "connecting" && session.attempts > 0) return "The server does not answer yet. Trying again.";
-  return session.end?.sentence ?? "";
+  if (phase === "connecting" && stream.waiting !== null) return `${stream.waiting} (done for you)`;
+  if (phase === "connecting" && stream.attempts > 0) return "The server does not answer yet. Trying again.";
+  if (phase === "locked") return "Paste an access token. It stays in this tab.";
+  return stream.end?.sentence ?? "";
 }
 
 function statusText() {
-  if (session.phase === "queued" && session.queue !== null) return `Queued, place ${session.queue.position} in line`;
+  if (stream.phase === "queued" && stream.reason === "" && stream.queue !== null) return `Queued, place ${stream.queue.position} in line`;
   return null;
 }
 
-function render() {
-  if (unsupported !== null) {
-    view.phase("unsupported", { detail: unsupported });
-    return;
-  }
-  view.phase(session.phase, { detail: detail(), status: statusText() });
-  view.history(session.history, submit);
-  view.pad(session.isLive && session.takesControls && !session.isPaused);
-  view.caption(session.isLive && session.player.drawn !== null ? (session.history.current?.text ?? null) : null);
-  view.seed(session.seed === null ? "random" : String(session.seed));
-  if (session.isLive) showStats();
+function badge() {
+  const nowMs = performance.now();
+  if (news !== null && news.untilMs > nowMs) return [news.text, news.tone];
+  if (stream.isRecording) return ["Recording", "rec"];
+  if (stream.phase === "lost") return ["Reconnecting…", "busy"];
+  if (stream.phase === "stalled") return ["Catching up…", "busy"];
+  if (stream.phase === "paused") return ["Paused", "quiet"];
+  if (stream.isViewer && stream.phase === "generating") return ["Watching live", "quiet"];
+  return [null];
 }
 
-function showStats() {
-  const { player } = session;
-  view.stats({
-    fps: player.fps,
-    latencyMs: session.latencyMs,
-    bufferMs: player.bufferMs(performance.now()),
-    genMs: player.genMs,
-    engine: session.engine,
-  });
+function render() {
+  view.phase(shownPhase(), { detail: detail(), status: statusText(), isViewer: stream.isViewer });
+  if (unsupported !== null) return;
+  view.history(stream.history);
+  view.pad(stream.isLive && stream.takesControls && !stream.isPaused);
+  view.caption(stream.isLive && stream.player.drawn !== null ? (stream.history.current?.text ?? null) : null);
+  view.badge(...badge());
+  view.seed(stream.seed === null ? "random" : String(stream.seed));
+  view.recording(stream.recording);
+  view.time(stream);
+  if (stream.isLive) view.stats({ ...stream.stats, chunkPlaysMs: stream.player.chunkMs });
 }
 
 function isTyping(target) {
-  return target.closest("textarea, input, button, a") !== null;
+  return target.closest("textarea, input, button, a, summary, dialog") !== null;
 }
 
 function hasCursor(target) {
-  return target.closest("textarea, input") !== null;
+  return target.closest("textarea, input, dialog") !== null;
 }
 
 function listen() {
@@ -115,42 +198,120 @@ function listen() {
   });
   elements.seed.addEventListener("input", () => view.badSeed(false));
   elements.seed.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && !session.isLive) submit(elements.prompt.value);
+    if (event.key === "Enter" && !stream.isLive) submit(elements.prompt.value);
   });
-  elements.pause.addEventListener("click", () => session.setPaused(!session.isPaused));
-  elements.reset.addEventListener("click", () => {
-    const seed = readSeed();
-    if (seed !== undefined) session.reset(seed);
-  });
-  elements.stop.addEventListener("click", () => {
-    session.stop();
-    view.action.focus({ preventScroll: true }); // the button that had the focus is disabled now
-  });
+  const showBlend = () => view.blend(Number(elements.blend.value), stream.player.chunkMs);
+  elements.blend.addEventListener("input", showBlend);
+  showBlend();
+  for (const chip of elements.chips.children) chip.addEventListener("click", () => submit(chip.dataset.prompt));
+  for (const chip of elements.edits.children) chip.addEventListener("click", () => submit(chip.textContent));
   view.action.addEventListener("click", act);
-  document.addEventListener("keydown", (event) => {
-    if (event.key !== " " || isTyping(event.target) || !session.isLive) return;
+  elements.tokenForm.addEventListener("submit", (event) => {
     event.preventDefault();
-    session.setPaused(!session.isPaused);
+    saveToken(elements.token.value.trim());
+    elements.token.value = "";
+    act();
   });
-  new HeldKeys(elements.pad, { changed: (keys) => session.hold(keys), isTyping: hasCursor });
-  for (const chip of elements.chips.children) chip.addEventListener("click", () => submit(chip.textContent));
+  listenToTransport();
 }
 
-/** The button on the picture: start again, or take the session back from another window. */
+function listenToTransport() {
+  elements.pause.addEventListener("click", () => stream.setPaused(!stream.isPaused));
+  elements.reset.addEventListener("click", () => {
+    const seed = readSeed();
+    if (seed === undefined) return;
+    stream.reset({ seed: seed ?? undefined });
+    view.steering("Starting over with the same prompt…", "busy");
+  });
+  elements.stop.addEventListener("click", () => {
+    stream.stop();
+    view.action.focus({ preventScroll: true }); // the button that had the focus is disabled now
+  });
+  elements.record.addEventListener("click", () => (stream.isRecording ? saveRecording() : stream.startRecording()));
+  elements.share.addEventListener("click", share);
+  elements.shareCopy.addEventListener("click", copyLink);
+  elements.shareClose.addEventListener("click", () => elements.shareDialog.close());
+  elements.fullscreen.addEventListener("click", toggleFullScreen);
+  document.addEventListener("keydown", (event) => {
+    if (isTyping(event.target) || event.altKey || event.ctrlKey || event.metaKey) return;
+    if (event.key === "f") toggleFullScreen();
+    if (event.key !== " " || !stream.isLive) return;
+    event.preventDefault();
+    stream.setPaused(!stream.isPaused);
+  });
+  new HeldKeys(elements.pad, {
+    changed: (keys) => {
+      stream.control(keys);
+      view.held(keys);
+    },
+    isTyping: hasCursor,
+  });
+}
+
+function toggleFullScreen() {
+  const changed = document.fullscreenElement === null ? elements.theatre.requestFullscreen?.() : document.exitFullscreen();
+  changed?.catch(() => tell("This browser does not allow full screen here", "busy"));
+}
+
+function saveRecording() {
+  const file = stream.stopRecording();
+  if (file === null) return;
+  const anchor = document.createElement("a");
+  anchor.href = URL.createObjectURL(file);
+  anchor.download = `turboserve-${stream.id}.mp4`;
+  anchor.click();
+  setTimeout(() => URL.revokeObjectURL(anchor.href), 60_000); // the browser has taken it long before
+  tell("Saved as an MP4 file", "good");
+}
+
+async function share() {
+  const { shareDialog, shareLink, shareText, shareCopy } = elements;
+  shareLink.value = "";
+  shareCopy.textContent = "Copy";
+  shareText.textContent = "Asking the server…";
+  shareDialog.showModal();
+  try {
+    const { session, token } = await stream.share();
+    const parts = new URLSearchParams({ watch: session, ...(token === null ? {} : { token }) });
+    shareLink.value = new URL(`/#${parts}`, location.href).href;
+    shareText.textContent = "Whoever has this link sees the video and can't steer it.";
+    shareLink.select();
+  } catch (error) {
+    shareText.textContent = error.message;
+  }
+  shareCopy.disabled = shareLink.hidden = shareLink.value === "";
+}
+
+async function copyLink() {
+  elements.shareLink.select();
+  try {
+    await navigator.clipboard.writeText(elements.shareLink.value);
+  } catch {
+    document.execCommand("copy"); // on addresses that are not secure
+  }
+  elements.shareCopy.textContent = "Copied";
+}
+
+/** The button on the picture: start again, watch again, or take the session back from another window. */
 function act() {
-  if (session.phase === "taken" && session.continueSaved()) return;
-  const text = elements.prompt.value.trim() || session.history.current?.text || elements.prompt.placeholder;
-  session.leave();
+  if (link !== null) {
+    stream.watch(link);
+    return;
+  }
+  if (["taken", "locked"].includes(stream.phase) && stream.continue()) return;
+  const text = elements.prompt.value.trim() || stream.history.current?.text || elements.prompt.placeholder;
+  stream.leave();
+  render();
   submit(text);
 }
 
 /** A read-only look inside, for the console and for tests. */
 function publish() {
-  const { player } = session;
+  const { player } = stream;
   const read = {
-    state: () => (unsupported !== null ? "unsupported" : session.phase),
-    session: () => session.id,
-    engine: () => session.engine,
+    state: () => (unsupported !== null ? "unsupported" : stream.phase),
+    session: () => stream.id,
+    engine: () => stream.engine,
     seq: () => player.drawn?.seq ?? null,
     rev: () => player.drawn?.rev ?? null,
     ptsMs: () => player.drawn?.ptsMs ?? null,
@@ -161,31 +322,37 @@ function publish() {
     gaps: () => player.gaps,
     fps: () => player.fps,
     bufferMs: () => player.bufferMs(performance.now()),
-    latencyMs: () => session.latencyMs,
+    latencyMs: () => stream.stats.steerMs,
     rate: () => player.clock.rate,
     stalls: () => player.clock.stalls,
+    marks: () => stream.marks.map(({ kind }) => kind),
     mediaMs: () => player.clock.mediaMs(performance.now()),
     playedMs: () => player.clock.totals(performance.now()).playedMs,
     stalledMs: () => player.clock.totals(performance.now()).stalledMs,
   };
-  const view = Object.defineProperties(
+  const look = Object.defineProperties(
     {},
     Object.fromEntries(Object.entries(read).map(([name, get]) => [name, { get, enumerable: true }])),
   );
-  Object.defineProperty(window, "turboserve", { value: Object.freeze(view) });
+  Object.defineProperty(window, "turboserve", { value: Object.freeze(look) });
 }
 
 async function main() {
   unsupported = await whyUnsupported();
   publish();
   listen();
-  if (unsupported === null && session.continueSaved()) {
-    const { current, underWay } = session.history;
+  if (unsupported === null && link !== null) {
+    stream.watch(link);
+  } else if (unsupported === null && stream.continue()) {
+    const { current, underWay } = stream.history;
     elements.prompt.value = (current ?? underWay)?.text ?? "";
   }
   render();
-  setInterval(render, REFRESH_MS);
-  if (!session.isLive) elements.prompt.focus({ preventScroll: true });
+  setInterval(() => {
+    stream.refresh();
+    render();
+  }, REFRESH_MS);
+  if (!stream.isLive) elements.prompt.focus({ preventScroll: true });
 }
 
 await main();

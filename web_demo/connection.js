@@ -4,8 +4,7 @@
 // growing, jittered delay and `attach`; messages that were not yet `accepted` are sent again with the same id,
 // which the server answers without doing them twice.
 
-import { FINAL_CLOSE, NOT_AUTHORISED, NO_CAPACITY, ProtocolError, RATE_LIMITED, SUBPROTOCOL, parseMedia } from "./protocol.js";
-import * as storage from "./storage.js";
+import { FINAL_CLOSE, NO_CAPACITY, ProtocolError, RATE_LIMITED, parseMedia } from "./protocol.js";
 
 const FIRST_DELAY_MS = 50;
 const LONGEST_DELAY_MS = 2000;
@@ -18,47 +17,33 @@ const MAX_START_ATTEMPTS = 6;
 /** Errors after which the server closes the connection itself; the close code says more. */
 const CLOSE_FOLLOWS = new Set(["no_such_session", "capacity", "unauthorised"]);
 const ASK_AGAIN_MS = 1000;
-const TOKEN_PREFIX = "turboserve.token.";
-const TOKEN_CHARS = /^[\w.-]+$/; // those of a JWT, all of which a subprotocol item may have
-
-/** The token as an item of the subprotocol list: not in the address, which ends up in logs. */
-function tokenProtocol() {
-  const token = storage.loadToken();
-  return token === null ? [] : [TOKEN_PREFIX + token];
-}
-
-/** Ask the person for a token, once per refusal. Was one given? */
-function askForToken() {
-  const token = window.prompt("This server asks for an access token.")?.trim();
-  if (!token || !TOKEN_CHARS.test(token)) return false;
-  storage.saveToken(token);
-  return true;
-}
 const NEEDS_ACCEPT = new Set(["prompt", "reset"]);
 
 export class Connection {
   roundTripMs = null;
-  #url;
+  #openSocket;
   #handlers;
   #socket = null;
   #opening = null; // the start or attach message to send on connect
   #identity = null; // {session, resume}
+  #watching = null; // a viewer's message
   #unaccepted = new Map(); // id -> message
   #wanted = null; // the newest of pause and resume, sent again after an attach
   #attempt = 0;
   #retryTimer = 0;
   #pingTimer = 0;
   #heardMs = 0;
+  #wasOpen = false;
   #isSettled = false; // has the opening been answered with `session` on this socket?
   #refusal = null; // newest error message, to explain a close
 
   /**
-   * Handlers: message(object), media({header, units}), lost(attempt), waiting(sentence) when the server asks
+   * openSocket() -> a promise of a new WebSocket. Handlers: message(object), media({header, units}), lost(attempt), waiting(sentence) when the server asks
    * to try again in a moment (done here), ended({code, sentence, retryAfterMs}), nextSeq() -> the chunk to
    * continue from.
    */
-  constructor(url, handlers) {
-    this.#url = url;
+  constructor(openSocket, handlers) {
+    this.#openSocket = openSocket;
     this.#handlers = handlers;
   }
 
@@ -69,6 +54,12 @@ export class Connection {
   attach(identity) {
     this.#identity = identity;
     this.#open(null);
+  }
+
+  /** A viewer has no identity: it asks again from the next chunk on. */
+  watch(target) {
+    this.#watching = { type: "watch", ...target };
+    this.#open(() => this.#watching);
   }
 
   /** Send a control message now, or after the next attach if the connection is down. */
@@ -98,8 +89,19 @@ export class Connection {
     this.#connect();
   }
 
-  #connect() {
-    const socket = new WebSocket(this.#url, [SUBPROTOCOL, ...tokenProtocol()]);
+  async #connect() {
+    const opening = this.#opening;
+    let socket;
+    try {
+      socket = await this.#openSocket();
+    } catch (error) {
+      if (opening === this.#opening && opening !== null) this.#closed(1006, `No token could be had: ${error.message}`);
+      return;
+    }
+    if (opening !== this.#opening || opening === null) { // left, or begun anew, in the meantime
+      socket.close(1000);
+      return;
+    }
     socket.binaryType = "arraybuffer";
     this.#socket = socket;
     this.#heardMs = performance.now();
@@ -164,12 +166,13 @@ export class Connection {
   }
 
   #established(message) {
-    this.#isSettled = true;
+    this.#isSettled = this.#wasOpen = true;
+    this.#attempt = 0;
+    this.#transmit({ type: "ping", t: performance.now() });
+    if (this.#watching !== null) return;
     const isReturn = this.#identity?.session === message.session;
     this.#identity = { session: message.session, resume: message.resume };
-    this.#attempt = 0;
     this.#opening = () => ({ type: "attach", ...this.#identity, next_seq: this.#handlers.nextSeq() });
-    this.#transmit({ type: "ping", t: performance.now() });
     if (!isReturn) return;
     for (const unaccepted of this.#unaccepted.values()) this.#transmit(unaccepted);
     if (this.#wanted !== null) this.#transmit(this.#wanted);
@@ -189,11 +192,7 @@ export class Connection {
     clearInterval(this.#pingTimer);
     clearTimeout(this.#retryTimer);
     this.#socket = null;
-    if (code === NOT_AUTHORISED && askForToken()) {
-      this.#connect();
-      return;
-    }
-    const isHopeless = this.#identity === null && this.#attempt + 1 >= MAX_START_ATTEMPTS;
+    const isHopeless = this.#identity === null && !this.#wasOpen && this.#attempt + 1 >= MAX_START_ATTEMPTS;
     if (!FINAL_CLOSE.has(code) && !isHopeless) {
       this.#retry(code);
       return;

@@ -5,10 +5,10 @@ const MAX_ENTRIES = 30;
 const UNDER_WAY = ["sent", "accepted", "applied"];
 
 export class PromptHistory {
-  entries = []; // {id, text, state, seq, rev, sentMs, latencyMs}
+  entries = []; // {id, text, state, blendChunks, seq, rev, ptsMs, sentMs, latencyMs}
 
-  add(id, text, nowMs) {
-    const entry = { id, text, state: "sent", seq: null, rev: null, sentMs: nowMs, latencyMs: null };
+  add(id, text, nowMs, blendChunks = 0) {
+    const entry = { id, text, state: "sent", blendChunks, seq: null, rev: null, ptsMs: null, sentMs: nowMs, latencyMs: null };
     this.entries.push(entry);
     if (this.entries.length > MAX_ENTRIES) this.entries.shift();
     return entry;
@@ -46,13 +46,14 @@ export class PromptHistory {
   }
 
   /**
-   * A picture of revision `rev` was drawn. Returns the entry that became visible with it, or null. Entries
+   * A picture of revision `rev` at media time ptsMs was drawn. Returns the entry that became visible with it, or null. Entries
    * overtaken by a later prompt before anything was drawn with them are marked as such.
    */
-  drawn(rev, nowMs) {
+  drawn(rev, nowMs, ptsMs) {
     const open = this.entries.filter((entry) => entry.state === "applied" && entry.rev <= rev);
     const shown = open.at(-1) ?? null; // also if a reset raised the revision once more
     for (const entry of open) entry.state = entry === shown ? "shown" : "unseen";
+    if (shown !== null) shown.ptsMs = ptsMs;
     if (shown !== null && shown.sentMs !== null) shown.latencyMs = nowMs - shown.sentMs;
     return shown;
   }

@@ -19,6 +19,7 @@ export class Player {
   framesSkipped = 0;
   chunks = 0;
   gaps = 0;
+  chunkMs = 750; // what a chunk plays
   drawn = null; // {seq, rev, ptsMs, endMs} of the picture on the canvas
   #canvas;
   #context;
@@ -33,6 +34,7 @@ export class Player {
   #newestEndMs = null; // media time at the end of the newest complete chunk
   #chunkEndMs = null; // where the next part of the chunk being received goes on
   #cutRev = null;
+  #blendRev = null; // a revision that the picture turns into slowly: nothing is cut for it
   #genMs = []; // what the last chunks took to make
   #paused = false;
   #loop = 0;
@@ -57,6 +59,7 @@ export class Player {
   open(session, nextSeq) {
     this.close();
     this.#frameMs = 1000 / session.fps;
+    this.chunkMs = session.chunk_frames * this.#frameMs;
     this.#sequence = new ChunkSequence(nextSeq);
     this.#resize(session.width, session.height);
     this.#paused = false;
@@ -75,7 +78,7 @@ export class Player {
     this.#begunSeq = null;
     this.#firstMs = null;
     this.#newestEndMs = null;
-    this.#cutRev = null;
+    this.#cutRev = this.#blendRev = null;
     this.#genMs = [];
   }
 
@@ -115,11 +118,11 @@ export class Player {
     if (!paused) this.#run();
   }
 
-  /** Take one media message. */
+  /** Take one media message. False if it is a repeat. */
   part({ header, units }) {
     const nowMs = performance.now();
     const verdict = this.#sequence.accept(header);
-    if (verdict === "skip") return;
+    if (verdict === "skip") return false;
     if (verdict === "begin") this.#begin(header);
     this.tick(nowMs);
     const isComplete = header.part === header.parts - 1;
@@ -130,10 +133,16 @@ export class Player {
       const tag = { seq: header.seq, rev: header.rev, ptsMs, endMs: this.#chunkEndMs, life: this.#life };
       this.#decoder.decode(unit, index === 0 && header.key === true, tag, nowMs);
     });
-    if (!isComplete) return;
+    if (!isComplete) return true;
     this.chunks += 1;
     this.#newestEndMs = this.#chunkEndMs;
     this.#handlers.complete(header);
+    return true;
+  }
+
+  /** The chunks from this revision on go over from what is shown: play all that is queued. */
+  blendInto(rev) {
+    this.#blendRev = rev;
   }
 
   /** The server will not send chunks up to toSeq. */
@@ -218,7 +227,7 @@ export class Player {
    */
   #cutTo(tag) {
     const playingRev = this.drawn?.rev ?? tag.rev;
-    if (tag.rev <= playingRev || tag.rev === this.#cutRev) return;
+    if (tag.rev <= playingRev || tag.rev === this.#cutRev || tag.rev === this.#blendRev) return;
     this.#cutRev = tag.rev;
     const chunkMs = this.#chunkEndMs - tag.ptsMs;
     const spareMs = 1.25 * Math.max(0, ...this.#genMs) - chunkMs;

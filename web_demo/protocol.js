@@ -2,6 +2,7 @@
 // The full description is docs/protocol.md.
 
 export const SUBPROTOCOL = "turboserve.v1+json";
+export const TOKEN_SUBPROTOCOL_PREFIX = "turboserve.token.";
 export const PATH = "/v1/stream";
 export const MAX_PROMPT_CHARS = 2000;
 export const MAX_HEADER_BYTES = 65536;
@@ -21,7 +22,7 @@ export const FINAL_CLOSE = new Map([
   [4503, "Every engine is busy and the line is full."],
 ]);
 
-export const NOT_AUTHORISED = 4401;
+export const UNAUTHORISED = 4401;
 export const IDLE = 4408;
 export const TAKEN_OVER = 4409;
 export const NO_SUCH_SESSION = 4404;

@@ -1,0 +1,586 @@
+// TurboServe in a browser: one live session as an object. See README.md beside this file.
+//
+//   import { Stream } from "./turboserve.js";
+//   const stream = new Stream({ canvas: document.querySelector("canvas") });
+//   stream.start({ prompt: "a red ball bouncing on a blue background" });
+//   stream.prompt("make it night");
+
+import { Connection } from "./connection.js";
+import { whyUnsupported } from "./decoder.js";
+import { PromptHistory } from "./history.js";
+import { Recorder } from "./mp4.js";
+import { Player } from "./player.js";
+import { IDLE, MAX_PROMPT_CHARS, NO_CAPACITY, NO_SUCH_SESSION, PATH, SUBPROTOCOL, TAKEN_OVER, TOKEN_SUBPROTOCOL_PREFIX, UNAUTHORISED } from "./protocol.js";
+import * as storage from "./storage.js";
+
+export { MAX_PROMPT_CHARS, whyUnsupported };
+
+/**
+ * @typedef {string | (() => string | null | Promise<string | null>) | null} TokenSource
+ *   A token, or a function that is asked for one before each connection (short-lived tokens).
+ * @typedef {"ready" | "connecting" | "queued" | "preparing" | "generating" | "stalled" | "paused" | "lost" | "taken"
+ *   | "full" | "locked" | "ended" | "failed"} Phase
+ * @typedef {object} PromptEntry
+ * @property {string} id
+ * @property {string} text
+ * @property {"sent" | "accepted" | "applied" | "shown" | "unseen" | "refused"} state
+ * @property {number} blendChunks  0 for a cut
+ * @property {number | null} seq  the first chunk made with it
+ * @property {number | null} rev
+ * @property {number | null} ptsMs  media time of the first picture made with it
+ * @property {number | null} latencyMs  from `prompt()` to that picture
+ * @typedef {{kind: "moved" | "recovered" | "paused" | "restarted" | "gap", ptsMs: number, text: string}} Mark
+ * @typedef {object} Stats
+ * @property {number} fps  pictures drawn per second, over the last two
+ * @property {number | null} ttfcMs  from `start()` to the first part of the first chunk
+ * @property {number | null} steerMs  from the newest prompt to the first picture made with it
+ * @property {number} bufferMs  received and not yet shown
+ * @property {number | null} chunkMs  latency of the newest chunk at the engine
+ * @property {number[]} chunkLatenciesMs  of the newest 60, oldest first
+ * @property {number | null} roundTripMs
+ * @property {string | null} codec
+ * @property {string | null} engine
+ * @property {number} lengthMs  media time shown
+ * @property {number} stalls
+ * @property {number | null} playRatio  played / (played + stalled)
+ * @property {number} receivedBytes
+ * @property {{width: number, height: number, fps: number, model: string} | null} video
+ */
+
+// One chunk is 0.75 s of video. With a second of lead a chunk may take that long to make before the picture
+// stops; a new prompt does not wait for it, because the player cuts what is queued of the old one.
+const LEAD_MS = 1000;
+const ACK_EVERY_MS = 500;
+const STALL_SHOWN_AFTER_MS = 400;
+const LATENCIES = 60;
+const MAX_MARKS = 60;
+
+let idCount = 0;
+const ENDINGS = new Map([[1000, "ended"], [IDLE, "ended"], [TAKEN_OVER, "taken"], [NO_CAPACITY, "full"], [UNAUTHORISED, "locked"]]);
+
+const idPrefix = Math.random().toString(36).slice(2, 10);
+const newId = () => `${idPrefix}-${++idCount}`;
+
+/** The token that a source gives now, or null. @param {TokenSource} source @returns {Promise<string | null>} */
+async function tokenOf(source) {
+  return (typeof source === "function" ? await source() : source) || null;
+}
+
+/**
+ * The one place that opens a socket. A browser can't set headers on it, so a token travels as a subprotocol.
+ * @param {string} url @param {TokenSource} token @returns {Promise<WebSocket>}
+ */
+export async function openSocket(url, token = null) {
+  const jwt = await tokenOf(token);
+  return new WebSocket(url, jwt === null ? [SUBPROTOCOL] : [SUBPROTOCOL, TOKEN_SUBPROTOCOL_PREFIX + jwt]);
+}
+
+/**
+ * The one place that asks over HTTP.
+ * @param {string} path @param {{token?: TokenSource, method?: string, body?: object, signal?: AbortSignal}} [options]
+ * @returns {Promise<Response>}
+ */
+export async function request(path, { token = null, method = "GET", body, signal } = {}) {
+  const jwt = await tokenOf(token);
+  const headers = {};
+  if (jwt !== null) headers.Authorization = `Bearer ${jwt}`;
+  if (body !== undefined) headers["Content-Type"] = "application/json";
+  return fetch(path, { method, headers, signal, body: body === undefined ? undefined : JSON.stringify(body) });
+}
+
+/**
+ * A session: starts, plays on a canvas, is steered, survives lost connections.
+ *
+ * Events, by `on(name, handler)`: `change` (anything below is other than before), `phase` ({phase, before}),
+ * `prompt` ({entry, isFirst}: it changed its state), `frame` ({seq, rev, ptsMs, endMs}: it was drawn),
+ * `chunk` (the header of each complete chunk), `size` ({width, height}), `mark` (a Mark), `restarted` (after
+ * `reset` the new beginning is on the canvas), `refused` ({code, message, id}: the server's error), `gone` (the
+ * remembered session no longer exists).
+ */
+export class Stream {
+  history = new PromptHistory();
+  /** @type {string | null} */ id = null;
+  /** @type {string | null} */ engine = null;
+  /** @type {number | null} revision of the prompts on the canvas */ rev = null;
+  /** @type {number | null} */ seed = null;
+  /** @type {Mark[]} what else happened, by media time */ marks = [];
+  /** Has this page no say in the session? */ isViewer = false;
+  /** Does the model follow held keys? */ takesControls = false;
+  /** @type {{position: number, eta_ms: number} | null} */ queue = null;
+  /** Why it is idle or queued again, in the server's word. */ reason = "";
+  /** @type {string | null} why the server can't take the session yet */ waiting = null;
+  /** @type {{kind: Phase, sentence: string} | null} */ end = null;
+  /** Connection attempts since the last one that worked. */ attempts = 0;
+  #link = "none"; // none, connecting, open, lost
+  #serverState = null; // queued, active, idle
+  #video = null; // the server's `session` message
+  #resume = null;
+  #url;
+  #token;
+  #remembers;
+  #connection = null;
+  #player;
+  #recorder = null;
+  #handlers = new Map();
+  #ackTimer = 0;
+  #wantsPause = null; // null: whatever the server says
+  #dryMs = null;
+  #phase = "ready";
+  #savedSeq = null;
+  #startedMs = null;
+  #ttfcMs = null;
+  #steerMs = null;
+  #latencies = [];
+  #bytes = 0;
+  #lengthMs = 0;
+
+  /**
+   * @param {object} options
+   * @param {HTMLCanvasElement} options.canvas  where to draw; its width and height are set here
+   * @param {string} [options.url]  of the gateway, http(s) or ws(s); default: where the page came from
+   * @param {TokenSource} [options.token]
+   * @param {boolean} [options.remember]  keep the session's key in sessionStorage, for `continue()` after a reload
+   */
+  constructor({ canvas, url = location.href, token = null, remember = false }) {
+    const stream = new URL(PATH, url);
+    stream.protocol = ["https:", "wss:"].includes(stream.protocol) ? "wss:" : "ws:";
+    this.#url = stream.href;
+    this.#token = token;
+    this.#remembers = remember;
+    this.#player = new Player(canvas, {
+      complete: (header) => this.#completed(header),
+      drawn: (info) => this.#drew(info),
+      failed: () => this.#finish("failed", "This browser could not decode the video. Another browser may."),
+    });
+  }
+
+  /** Call `handler` at each event of that name. Returns a function that ends it. */
+  on(name, handler) {
+    const handlers = this.#handlers.get(name) ?? new Set();
+    this.#handlers.set(name, handlers.add(handler));
+    return () => handlers.delete(handler);
+  }
+
+  #emit(name, detail) {
+    for (const handler of this.#handlers.get(name) ?? []) handler(detail);
+  }
+
+  /** Tell about a change; the phase may have changed with it. */
+  #notify() {
+    this.refresh();
+    this.#emit("change");
+  }
+
+  get player() {
+    return this.#player;
+  }
+
+  /** Is there a session that this object follows? */
+  get isLive() {
+    return this.#link !== "none";
+  }
+
+  get isPaused() {
+    return this.#wantsPause ?? (this.#serverState === "idle" && this.reason === "paused");
+  }
+
+  get isRecording() {
+    return this.#recorder !== null;
+  }
+
+  /** One word for where things stand. @returns {Phase} */
+  get phase() {
+    if (this.end !== null) return this.end.kind;
+    if (this.#link === "none") return "ready";
+    const hasPicture = this.#player.drawn !== null;
+    if (this.#link === "lost") return hasPicture ? "lost" : "connecting";
+    if (this.#link === "connecting") return "connecting";
+    if (this.#serverState === "queued") return "queued";
+    if (this.isPaused) return "paused";
+    if (!hasPicture) return "preparing";
+    return this.#isStalled() ? "stalled" : "generating";
+  }
+
+  /** See whether time alone changed the phase (a stall). Call it a few times a second. */
+  refresh() {
+    const before = this.#phase;
+    this.#phase = this.phase;
+    if (this.#phase !== before) this.#emit("phase", { phase: this.#phase, before });
+  }
+
+  /** @returns {Stats} */
+  get stats() {
+    const nowMs = performance.now();
+    const { playedMs, stalledMs } = this.#player.clock.totals(nowMs);
+    const video = this.#video;
+    return {
+      fps: this.#player.fps,
+      ttfcMs: this.#ttfcMs,
+      steerMs: this.#steerMs,
+      bufferMs: this.#player.bufferMs(nowMs),
+      chunkMs: this.#latencies.at(-1) ?? this.#player.genMs,
+      chunkLatenciesMs: [...this.#latencies],
+      roundTripMs: this.#connection?.roundTripMs ?? null,
+      codec: video?.codec ?? null,
+      engine: this.engine,
+      lengthMs: this.#lengthMs,
+      stalls: this.#player.clock.stalls,
+      playRatio: playedMs + stalledMs > 0 ? playedMs / (playedMs + stalledMs) : null,
+      receivedBytes: this.#bytes,
+      video: video && { width: video.width, height: video.height, fps: video.fps, model: video.model },
+    };
+  }
+
+  /** A new session. @param {{prompt: string, seed?: number, model?: string, leadMs?: number}} options */
+  start({ prompt, seed, model, leadMs = LEAD_MS }) {
+    this.leave();
+    this.seed = seed ?? null;
+    this.history.clear();
+    const id = newId();
+    this.#asked(this.history.add(id, prompt, performance.now()));
+    this.#startedMs = performance.now();
+    this.#begin();
+    this.#connection.start({ type: "start", id, prompt, seed, model, lead_ms: leadMs });
+    this.#notify();
+  }
+
+  /** Go on with the session that this tab had before a reload. False if there was none. */
+  continue() {
+    const saved = storage.load();
+    if (saved === null) return false;
+    this.leave();
+    this.seed = saved.seed ?? null;
+    this.marks = saved.marks ?? [];
+    // Their times are those of the page before the reload.
+    this.history.entries = (saved.history ?? []).map((entry) => ({ ...entry, sentMs: null }));
+    this.#wantsPause = saved.paused ? true : null;
+    this.#begin(Math.max(0, saved.seq ?? 0));
+    this.#connection.attach({ session: saved.session, resume: saved.resume });
+    this.#notify();
+    return true;
+  }
+
+  /** Look at somebody's session without a say in it. @param {{session: string, token?: string}} options */
+  watch({ session, token }) {
+    this.leave();
+    this.history.clear();
+    this.isViewer = true;
+    this.#begin();
+    this.#connection.watch({ session, token });
+    this.#notify();
+  }
+
+  /**
+   * Steer the running video. @param {string} text
+   * @param {{blendChunks?: number}} [options]  chunks over which the old prompt turns into the new one; 0 cuts
+   * @returns {PromptEntry}
+   */
+  prompt(text, { blendChunks = 0 } = {}) {
+    const entry = this.history.add(newId(), text, performance.now(), blendChunks);
+    const how = blendChunks > 0 ? { transition: "blend", blend_chunks: blendChunks } : { transition: "cut" };
+    const isSent = this.#connection?.send({ type: "prompt", id: entry.id, text, ...how }) ?? false;
+    if (!isSent) {
+      this.history.refused(entry.id);
+      this.#emit("refused", { code: "unavailable", message: "Too many prompts are waiting for the server. Try again in a moment.", id: entry.id });
+    }
+    this.#asked(entry);
+    this.#notify();
+    return entry;
+  }
+
+  /** Which keys are held now. A state, not an event: what is lost with a connection is not said again. */
+  control(keys) {
+    if (this.#link === "open" && this.takesControls) this.#connection.send({ type: "control", keys });
+  }
+
+  /** @param {boolean} paused */
+  setPaused(paused) {
+    if (!this.isLive || this.isViewer) return;
+    this.#wantsPause = paused;
+    this.#player.setPaused(paused);
+    this.#connection.send({ type: paused ? "pause" : "resume", id: newId() });
+    if (paused) this.#mark("paused", "paused");
+    this.#save();
+    this.#notify();
+  }
+
+  /** Forget the past, keep the prompt. @param {{seed?: number}} [options] */
+  reset({ seed } = {}) {
+    if (seed !== undefined) this.seed = seed;
+    this.#connection.send({ type: "reset", id: newId(), seed });
+  }
+
+  /** End the session. */
+  stop() {
+    if (this.isViewer) {
+      this.leave();
+      this.#notify();
+      return;
+    }
+    this.#connection.send({ type: "stop", id: newId() });
+    this.#finish("ended", "You stopped it.");
+  }
+
+  /** Drop connection and playback without ending the session on the server. */
+  leave() {
+    clearInterval(this.#ackTimer);
+    this.#connection?.close();
+    this.#connection = null;
+    this.#player.close();
+    this.#link = "none";
+    Object.assign(this, { id: null, engine: null, rev: null, queue: null, waiting: null, end: null, marks: [], reason: "", attempts: 0 });
+    Object.assign(this, { takesControls: false, isViewer: false });
+    this.#serverState = this.#wantsPause = this.#dryMs = this.#video = this.#recorder = null;
+    this.#startedMs = this.#ttfcMs = this.#steerMs = null;
+    this.#latencies = [];
+    this.#bytes = this.#lengthMs = 0;
+  }
+
+  /** What another page needs to `watch` this session: asks the gateway for a view token. */
+  async share() {
+    const path = new URL(`/v1/sessions/${this.id}/watch`, this.#url.replace(/^ws/, "http"));
+    const answer = await request(path, { token: this.#token, method: "POST", body: { resume: this.#resume } });
+    if (answer.status === 404 || answer.status === 405) throw new Error("This server does not take viewers.");
+    const said = await answer.json().catch(() => ({}));
+    if (!answer.ok) throw new Error(said.error?.message ?? `The server answered ${answer.status}.`);
+    return { session: this.id, token: said.token ?? null };
+  }
+
+  /** Keep the video from the next chunk on, as it came, until `stopRecording`. */
+  startRecording() {
+    if (this.#video !== null) this.#recorder = new Recorder(this.#video);
+    this.#notify();
+  }
+
+  /** {durationMs, bytes} of the recording under way, or null. */
+  get recording() {
+    return this.#recorder;
+  }
+
+  /** The recording as an MP4 file, or null if no chunk came in the meantime. @returns {Blob | null} */
+  stopRecording() {
+    const recorder = this.#recorder;
+    this.#recorder = null;
+    this.#notify();
+    return recorder === null ? null : recorder.file();
+  }
+
+  #begin(nextSeq = 0) {
+    let isOpened = false; // the player keeps its pictures when only the connection was lost
+    this.#connection = new Connection(() => openSocket(this.#url, this.#token), {
+      nextSeq: () => (isOpened ? this.#player.nextSeq : nextSeq),
+      message: (message) => {
+        if (message.type === "session" && !isOpened) {
+          isOpened = true;
+          this.#player.open(message, nextSeq);
+          this.#player.setPaused(this.isPaused);
+          this.#emit("size", { width: message.width, height: message.height });
+        }
+        this.#heard(message);
+      },
+      media: (media) => this.#received(media),
+      lost: (attempts) => {
+        this.#link = "lost";
+        this.attempts = attempts;
+        this.#notify();
+      },
+      waiting: (sentence) => {
+        this.waiting = sentence;
+        this.#notify();
+      },
+      ended: (ending) => this.#disconnected(ending),
+    });
+    this.#link = "connecting";
+    this.#ackTimer = setInterval(() => this.#ack(), ACK_EVERY_MS);
+  }
+
+  #received(media) {
+    if (this.#startedMs !== null) {
+      this.#ttfcMs = performance.now() - this.#startedMs;
+      this.#startedMs = null;
+    }
+    for (const unit of media.units) this.#bytes += unit.length;
+    const isNew = this.#player.part(media);
+    if (isNew && this.#recorder !== null) this.#recorder.part(media);
+  }
+
+  #heard(message) {
+    switch (message.type) {
+      case "session":
+        this.#link = "open";
+        this.waiting = null;
+        this.attempts = 0;
+        this.#video = message;
+        this.id = message.session;
+        this.takesControls = message.controls === true && !this.isViewer;
+        this.#resume = message.resume ?? null;
+        this.#save();
+        break;
+      case "queued":
+        this.#serverState = "queued";
+        this.queue = message;
+        break;
+      case "state":
+        this.#stateChanged(message);
+        break;
+      case "stats":
+        this.#latencies.push(message.latency_ms);
+        if (this.#latencies.length > LATENCIES) this.#latencies.shift();
+        break;
+      case "accepted":
+        this.history.accepted(message.id);
+        this.#asked(this.history.find(message.id));
+        this.#save();
+        break;
+      case "applied":
+        this.#applied(message);
+        break;
+      case "gap":
+        this.#player.gap(message.to_seq);
+        this.#mark("gap", "some video was left out");
+        break;
+      case "error":
+        this.history.refused(message.id);
+        this.#emit("refused", { ...message, message: message.message || message.code });
+        break;
+      case "closed":
+        this.#finish("ended", sentenceFor(message.reason));
+        break;
+    }
+    this.#notify();
+  }
+
+  #stateChanged({ state, engine, reason }) {
+    if (state === "closed") return; // `closed` follows, with the reason
+    const wasLost = this.#serverState === "queued" && this.reason !== "";
+    this.#serverState = state;
+    this.reason = reason ?? "";
+    if (state === "queued") {
+      this.engine = null;
+      return;
+    }
+    if (this.engine !== null && engine && engine !== this.engine) this.#mark("moved", `moved from ${this.engine} to ${engine}`);
+    else if (wasLost && engine) this.#mark("recovered", `continued on ${engine}`);
+    this.engine = engine ?? null;
+    this.queue = null;
+    if (state === "active" && this.#wantsPause === false) this.#wantsPause = null;
+    this.#player.setPaused(this.isPaused);
+  }
+
+  #applied({ id, rev, seq }) {
+    if (id === undefined) return; // keys that were held: the picture says it
+    this.history.applied(id, rev, seq);
+    const entry = this.history.find(id);
+    if (entry !== null && entry.blendChunks > 0) this.#player.blendInto(rev);
+    this.#asked(entry);
+    this.#save();
+  }
+
+  #asked(entry) {
+    if (entry !== null) this.#emit("prompt", { entry, isFirst: this.rev === null });
+  }
+
+  #mark(kind, text) {
+    const mark = { kind, text, ptsMs: this.#lengthMs };
+    this.marks.push(mark);
+    if (this.marks.length > MAX_MARKS) this.marks.shift();
+    this.#emit("mark", mark);
+  }
+
+  #completed(header) {
+    const first = this.history.entries[0];
+    if (first !== undefined && first.rev === null && ["sent", "accepted"].includes(first.state)) {
+      this.history.applied(first.id, header.rev, header.seq); // the prompt that came with `start`
+    }
+    if (this.engine === null && typeof header.engine === "string") this.engine = header.engine;
+    this.#ack();
+    this.#emit("chunk", header);
+  }
+
+  #drew(info) {
+    const isNewChunk = this.#savedSeq !== info.seq;
+    this.#lengthMs = info.endMs;
+    if (info.rev !== this.rev) this.#revisionShown(info);
+    if (isNewChunk) this.#save();
+    this.#emit("frame", info);
+  }
+
+  #revisionShown({ rev, ptsMs }) {
+    const isFirst = this.rev === null;
+    const entry = this.history.drawn(rev, performance.now(), ptsMs);
+    if (entry !== null && entry.latencyMs !== null) this.#steerMs = entry.latencyMs;
+    if (entry !== null) this.#asked(entry);
+    else if (!isFirst) {
+      this.#mark("restarted", "started over");
+      this.#emit("restarted");
+    }
+    this.rev = rev;
+    this.#notify();
+  }
+
+  #disconnected({ code, sentence, retryAfterMs }) {
+    const kind = ENDINGS.get(code) ?? "failed";
+    if (code === NO_SUCH_SESSION && this.id === null && this.#remembers && !this.isViewer && storage.load() !== null) {
+      this.leave(); // the session of before the reload is gone: nothing to alarm anybody about
+      storage.clear();
+      this.history.clear();
+      this.#emit("gone");
+      this.#notify();
+      return;
+    }
+    const wait = retryAfterMs === null ? "" : ` Worth trying again in ${Math.ceil(retryAfterMs / 1000)} s.`;
+    this.#finish(kind, sentence + wait);
+  }
+
+  #finish(kind, sentence) {
+    if (this.end !== null) return;
+    const connection = this.#connection;
+    this.#connection = null; // close() sends what `stop` still has in the socket's buffer first
+    connection?.close();
+    clearInterval(this.#ackTimer);
+    this.#player.close();
+    this.#link = "none";
+    this.end = { kind, sentence };
+    this.history.finish(["failed", "full", "locked"].includes(kind) ? "refused" : "unseen");
+    if (!["taken", "locked"].includes(kind) && this.#remembers && !this.isViewer) storage.clear();
+    this.#notify();
+  }
+
+  #ack() {
+    if (this.#link !== "open" || this.isViewer) return;
+    const bufferMs = Math.round(this.#player.bufferMs(performance.now()));
+    this.#connection?.send({ type: "ack", seq: this.#player.newestSeq, buffer_ms: bufferMs });
+  }
+
+  #isStalled() {
+    const nowMs = performance.now();
+    if (this.#player.clock.running) this.#dryMs = null;
+    else this.#dryMs ??= nowMs;
+    return this.#dryMs !== null && nowMs - this.#dryMs > STALL_SHOWN_AFTER_MS;
+  }
+
+  #save() {
+    if (!this.#remembers || this.isViewer || this.id === null || this.#resume === null) return;
+    this.#savedSeq = this.#player.drawn?.seq ?? null;
+    storage.save({
+      session: this.id,
+      resume: this.#resume,
+      seq: this.#savedSeq ?? this.#player.nextSeq,
+      seed: this.seed,
+      paused: this.#wantsPause === true,
+      marks: this.marks,
+      history: this.history.entries.filter(({ state }) => state !== "sent"),
+    });
+  }
+}
+
+function sentenceFor(reason) {
+  const known = {
+    stopped: "It was stopped.",
+    idle: "It was paused for a long time.",
+    disconnected: "It waited too long for its connection to come back.",
+    lost: "The server does not know it any more.",
+    engine_crashed: "Engines crashed three times in a row while they had it. It may be what crashes them.",
+  };
+  return known[reason] ?? "It is over.";
+}
