@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from gateway.access import Access
 from gateway.calls import Forgetter
 from gateway.catalog import Catalog
+from gateway.cluster_feed import ClusterFeed
 from gateway.config import GatewayConfig
 from gateway.metrics import Metrics
 from gateway.prompt_hook import PromptHook, load_hook
@@ -31,6 +32,7 @@ class Hub:
         self.prompt_hook = _load_prompt_hook(config)
         self.relay = Relay(store, config.link_secret, metrics)
         self.forgetter = Forgetter(store)
+        self.cluster_feed = ClusterFeed(store)
         self.catalog = Catalog(default=config.model)
         self.connections: set[ClientConnection] = set()
         self.queue_changed: Callable[[], None] = _do_nothing

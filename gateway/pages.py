@@ -30,6 +30,8 @@ SECURITY_HEADERS = (
     ("Cross-Origin-Opener-Policy", "same-origin"),
     ("Cross-Origin-Resource-Policy", "same-origin"),
 )
+NAMES = {"/": "index.html", "/cluster": "cluster.html"}
+"""Pages that have an address of their own."""
 CACHING = ("Cache-Control", "no-cache")
 """Browsers ask each time and get 304 while the file is the same."""
 
@@ -41,7 +43,7 @@ class Pages:
         self._root = root.resolve()
 
     def respond(self, request: Request) -> Response:
-        """The file that the path names, `/` being index.html; 404 for everything else."""
+        """The file that the path names or stands for (`NAMES`); 404 for everything else."""
         path = self._find(request.path)
         if path is None:
             return text_response(404, "there is nothing here")
@@ -53,7 +55,7 @@ class Pages:
         return Response(body=body, content_type=CONTENT_TYPES[path.suffix], headers=headers)
 
     def _find(self, url_path: str) -> Path | None:
-        relative = "index.html" if url_path == "/" else url_path.lstrip("/")
+        relative = NAMES.get(url_path, url_path.lstrip("/"))
         if "\0" in relative or "\\" in relative or any(p.startswith(".") for p in relative.split("/")):
             return None
         try:

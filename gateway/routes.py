@@ -36,6 +36,8 @@ API = "/v1/"
 STREAM_PATH = API + "stream"
 TOKENS_PATH = API + "tokens"
 WATCH_TEMPLATE = API + "sessions/{id}/watch"
+CLUSTER_PATH = API + "cluster"
+WATCH_CLUSTER_PATH = CLUSTER_PATH + "/stream"
 DRAIN_PATH = API + "admin/drain"
 MIGRATE_PATH = API + "admin/migrate"
 RETRY_AFTER_S = "2"
@@ -49,7 +51,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 class Routes:
     """The gateway's `Application`."""
 
-    ADMIN_PATHS = frozenset({"/metrics", "/v1/cluster", DRAIN_PATH, MIGRATE_PATH})
+    ADMIN_PATHS = frozenset({"/metrics", CLUSTER_PATH, WATCH_CLUSTER_PATH, DRAIN_PATH, MIGRATE_PATH})
     """With authentication they need the scope admin."""
     PATHS = ADMIN_PATHS | {"/healthz", "/readyz", STREAM_PATH, TOKENS_PATH, WATCH_TEMPLATE}
     """Everything but the page's files."""
@@ -62,7 +64,8 @@ class Routes:
             "/healthz": {"GET": self._health},
             "/readyz": {"GET": self._ready},
             "/metrics": {"GET": self._metrics},
-            "/v1/cluster": {"GET": self._cluster},
+            CLUSTER_PATH: {"GET": self._cluster},
+            WATCH_CLUSTER_PATH: {"GET": self._watch_cluster},
             DRAIN_PATH: {"POST": self._drain},
             MIGRATE_PATH: {"POST": self._migrate},
             STREAM_PATH: {"GET": self._stream},
@@ -164,6 +167,9 @@ class Routes:
         engines, sessions = await store.list_engines(), await store.list_sessions()
         info, decisions = await store.cluster_info(), await store.decisions(DECISIONS)
         return json_response(describe_cluster(engines, sessions, info, decisions))
+
+    async def _watch_cluster(self, _request: Request) -> Response:
+        return self._hub.cluster_feed.respond()
 
     async def _drain(self, request: Request) -> Response:
         engine = _string_field(request.body, "engine")

@@ -61,12 +61,14 @@ class Gateway:
         self._spawn(self._reader.run())
         self._spawn(self._watcher.run())
         self._spawn(self.hub.forgetter.run())
+        self._spawn(self.hub.cluster_feed.run())
         self._spawn(beat(self.hub, self.url))
         logger.info("%s listens at %s", self.hub.gateway, self.url)
 
     async def close(self) -> None:
         """Send every client away with 1012, hang up the links, tell the store."""
         self.listener.stop_accepting()
+        self.hub.cluster_feed.close()
         connections = tuple(self.hub.connections)
         for connection in connections:
             connection.receive_shutdown()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gateway.cluster_feed import sample
 from gateway.server import Gateway
-from scheduler.messages import EngineId, SessionId
+from scheduler.messages import EngineId, EngineRecord, EngineState, SessionId
 from scheduler.store import Store
+from scheduler.store.values import ClusterInfo
 from tests.gateway.gateway_fixtures import World, begin, client_of
 from tests.gateway.scripted_engine import MODEL
 from tests.scheduler.conftest import RedisServer, own_redis  # noqa: F401 - fixture
@@ -232,3 +235,72 @@ async def test_without_redis(own_redis: RedisServer) -> None:  # noqa: F811
         assert status == 503 and headers["retry-after"]
         assert json.loads(body)["error"]["code"] == "unavailable"
     await store.close()
+
+
+async def test_cluster_stream(world: World) -> None:
+    """The history first, then the cluster as it is and again as it changes; the gateway's end ends it."""
+    async with world.engine() as engine, world.gateway() as gateway, client_of(gateway) as client:
+        port = int(gateway.url.rsplit(":", 1)[1])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(f"GET /v1/cluster/stream HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\n\r\n".encode())
+
+        async def next_event() -> tuple[str, dict[str, Any]]:
+            while not (line := await asyncio.wait_for(reader.readline(), 10)).startswith(b"event: "):
+                assert line, "the stream ended"
+            data = await reader.readline()
+            return line[7:].decode().strip(), json.loads(data.removeprefix(b"data: "))
+
+        name, history = await next_event()
+        assert name == "history" and "budget" in history["columns"]
+        name, cluster = await next_event()
+        assert name == "cluster" and cluster["sessions"] == [] and cluster["t_ms"] > 0
+        session = (await begin(client, engine)).session
+        while not cluster["sessions"]:
+            name, cluster = await next_event()
+        assert cluster["sessions"][0]["id"] == session
+        asked = json.loads((await ask(gateway, "/v1/cluster"))[2])
+        assert set(cluster) == {"t_ms", *asked}
+        await gateway.close()
+        assert (await asyncio.wait_for(reader.read(), 10)).endswith(b"0\r\n\r\n")
+        writer.close()
+
+
+async def test_cluster_stream_is_bounded(world: World) -> None:
+    """More than 32 readers are refused with a sentence."""
+    async with world.gateway() as gateway:
+        port = int(gateway.url.rsplit(":", 1)[1])
+        writers = []
+        for _ in range(32):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(f"GET /v1/cluster/stream HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\n\r\n".encode())
+            await reader.readuntil(b"event: history")
+            writers.append(writer)
+        assert (await ask(gateway, "/v1/cluster/stream"))[0] == 503
+        for writer in writers:
+            writer.close()
+
+
+def test_sample() -> None:
+    """Engines that start count for nothing, idle ones not for the worst latency."""
+    engines = [
+        make_engine("e_00000001", EngineState.READY, load=0.5, chunk_ms=300.0, sessions=2),
+        make_engine("e_00000002", EngineState.DRAINING, load=0.1, chunk_ms=900.0, sessions=0),
+        make_engine("e_00000003", EngineState.STARTING, load=0.0, chunk_ms=0.0, sessions=0),
+    ]
+    info = ClusterInfo(policy="slack", budget=3, queue=4, release_interval_ms=1, term=1)
+    assert sample(7, engines, info) == (7, 3, 0.3, 300.0, 2, 4)
+
+
+def make_engine(id: str, state: EngineState, *, load: float, chunk_ms: float, sessions: int) -> EngineRecord:
+    return EngineRecord(
+        id=EngineId(id),
+        state=state,
+        url="ws://h:1/link",
+        model=MODEL,
+        capacity=8,
+        sessions=sessions,
+        load=load,
+        chunk_ms=chunk_ms,
+        started_ms=0,
+        heartbeat_ms=0,
+    )
