@@ -1,6 +1,6 @@
 """The cluster as a stream of server-sent events: one reader of the store for all who watch.
 
-A watcher gets `history` once (samples of the last ten minutes), then `cluster` whenever something changed: what
+A watcher gets `history` once (samples of the last ten minutes), then `cluster` twice a second: what
 `/v1/cluster` answers, and `t_ms`, Redis time. Nothing is queued: who reads slowly gets the newest state next.
 """
 
@@ -11,15 +11,15 @@ import json
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 from gateway.cluster_view import describe_cluster
 from gateway.http import Response, text_response
-from scheduler.messages import EngineRecord, EngineState
-from scheduler.store import Store, StoreError
-from scheduler.store.values import ClusterInfo
+from scheduler.messages import EngineRecord, EngineState, SessionRecord
+from scheduler.store import StoreError
+from scheduler.store.values import ClusterInfo, Decision
 
-__all__ = ["ClusterFeed", "describe_history", "event"]
+__all__ = ["ClusterFeed", "ClusterSource", "describe_history", "event"]
 
 logger = logging.getLogger("gateway.cluster_feed")
 
@@ -38,11 +38,22 @@ Sample = tuple[int, int, float, float, int, int]
 """(Redis time in ms, budget, mean load 0 to 1, worst chunk latency in ms, sessions, queue)."""
 
 
+class ClusterSource(Protocol):
+    """Where the state comes from: the store, or a simulation. Its methods may raise StoreError."""
+
+    async def now_ms(self) -> int: ...
+    async def list_engines(self) -> list[EngineRecord]: ...
+    async def list_sessions(self) -> list[SessionRecord]: ...
+    async def cluster_info(self) -> ClusterInfo: ...
+    async def decisions(self, count: int) -> list[Decision]: ...
+
+
 class ClusterFeed:
     """`run` in the background; `respond` for each watcher."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, source: ClusterSource, *, sample_s: float = SAMPLE_S) -> None:
+        self._source = source
+        self._sample_s = sample_s
         self._history: deque[Sample] = deque(maxlen=round(HISTORY_S / SAMPLE_S))
         self._newest = b""
         self._version = 0
@@ -55,9 +66,7 @@ class ClusterFeed:
     def respond(self) -> Response:
         """A stream that lasts until the watcher leaves or `close`; 503 when too many watch."""
         if self._watchers >= MAX_WATCHERS or self._is_closed:
-            return text_response(
-                503, "too many watch the cluster here; try again later", ("Retry-After", "5")
-            )
+            return text_response(503, "too many watch the cluster here", ("Retry-After", "5"))
         headers = (("Cache-Control", "no-store"), ("X-Accel-Buffering", "no"))
         return Response(body=self._stream(), content_type=EVENT_STREAM, headers=headers)
 
@@ -73,7 +82,7 @@ class ClusterFeed:
         while True:
             try:
                 if loop.time() >= sample_at:
-                    sample_at = loop.time() + SAMPLE_S
+                    sample_at = loop.time() + self._sample_s
                     self._history.append(await self._sample())
                 if self._watchers:
                     await self._read()
@@ -92,16 +101,19 @@ class ClusterFeed:
             pass
 
     async def _sample(self) -> Sample:
-        now_ms, info = await self._store.now_ms(), await self._store.cluster_info()
-        return sample(now_ms, await self._store.list_engines(), info)
+        now_ms, info = await self._source.now_ms(), await self._source.cluster_info()
+        return sample(now_ms, await self._source.list_engines(), info)
 
     async def _read(self) -> None:
-        store = self._store
-        engines, sessions = await store.list_engines(), await store.list_sessions()
-        info, decisions = await store.cluster_info(), await store.decisions(DECISIONS)
-        cluster = describe_cluster(engines, sessions, info, decisions)
-        self._newest = event("cluster", {"t_ms": await store.now_ms(), **cluster})
+        self._newest = event("cluster", {"t_ms": await self._source.now_ms(), **await self.describe()})
         self._tell()
+
+    async def describe(self) -> dict[str, object]:
+        """What `/v1/cluster` answers. Raises StoreError."""
+        source = self._source
+        engines, sessions = await source.list_engines(), await source.list_sessions()
+        info, decisions = await source.cluster_info(), await source.decisions(DECISIONS)
+        return describe_cluster(engines, sessions, info, decisions)
 
     def _tell(self) -> None:
         self._version += 1

@@ -12,7 +12,6 @@ import web_demo
 from gateway.access import Visitor
 from gateway.admission import UNAUTHORISED, WATCH_PATH, let_watch, mint_for, parse_object
 from gateway.auth import Scope, TokenRefused
-from gateway.cluster_view import describe_cluster
 from gateway.connection import ClientConnection
 from gateway.guard import is_host_allowed, is_origin_allowed
 from gateway.http import JSON, Request, Response, error_response, json_response, text_response
@@ -41,8 +40,7 @@ WATCH_CLUSTER_PATH = CLUSTER_PATH + "/stream"
 DRAIN_PATH = API + "admin/drain"
 MIGRATE_PATH = API + "admin/migrate"
 RETRY_AFTER_S = "2"
-DECISIONS = 50
-"""The newest ones, which `/v1/cluster` shows."""
+JSON_TYPE = "application/json"
 NO_SUCH_ENGINE = "there is no such engine; /v1/cluster lists them"
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -163,10 +161,7 @@ class Routes:
         return Response(body=hub.metrics.page(), content_type=CONTENT_TYPE_LATEST)
 
     async def _cluster(self, _request: Request) -> Response:
-        store = self._hub.store
-        engines, sessions = await store.list_engines(), await store.list_sessions()
-        info, decisions = await store.cluster_info(), await store.decisions(DECISIONS)
-        return json_response(describe_cluster(engines, sessions, info, decisions))
+        return json_response(await self._hub.cluster_feed.describe())
 
     async def _watch_cluster(self, _request: Request) -> Response:
         return self._hub.cluster_feed.respond()

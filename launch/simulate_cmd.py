@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import math
 import time
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from launch import simulate_serve
 from launch.settings import SettingsError
 from launch.supervisor import StartError
 from launch.trace_file import load_trace
@@ -18,6 +20,7 @@ from scheduler.results import flat
 from scheduler.sim.failures import draw_failures
 from scheduler.sim.profile import PROFILES, Profile, by_chunk, find_profile, read_profile
 from scheduler.sim.simulate import Scenario, simulate
+from scheduler.trace import Trace
 
 __all__ = ["load_profile", "main", "parse_range"]
 
@@ -74,6 +77,8 @@ def main(arguments: Sequence[str]) -> int:
         stopwatch_ms=lambda: time.perf_counter_ns() / 1e6,
         is_real_time=options.real_planning,
     )
+    if options.serve is not None:
+        return _serve(trace, scenario, options)
     began_s = time.perf_counter()
     results = simulate(trace, scenario).results()
     took_s = time.perf_counter() - began_s
@@ -98,14 +103,25 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _serve(trace: Trace, scenario: Scenario, options: argparse.Namespace) -> int:
+    try:
+        asyncio.run(simulate_serve.serve(trace, scenario, port=options.serve, speed=options.speed))
+    except OSError as exc:
+        raise StartError(f"port {options.serve} can't be used: {exc.strerror or exc}") from exc
+    return 0
+
+
 def _check(options: argparse.Namespace) -> None:
     positive = [("--speeds", speed) for speed in options.speeds]
+    positive.append(("--speed", options.speed))
     positive += [] if options.mtbf_s is None else [("--mtbf-s", options.mtbf_s)]
     for flag, value in positive:
         if not 0 < value < math.inf:
             raise SettingsError(f"{flag} must be above 0, got {value:g}")
     if options.start_s is not None and not 0 <= options.start_s < math.inf:
         raise SettingsError(f"--start-s must not be negative, got {options.start_s:g}")
+    if options.serve is not None and not 0 <= options.serve <= 65_535:
+        raise SettingsError(f"--serve must be a port, 0 to 65535, got {options.serve}")
     if options.seed < 0:
         raise SettingsError(f"--seed must not be negative, got {options.seed}")
 
@@ -159,4 +175,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--real-planning", action="store_true", help="delay each plan by what it takes here (not repeatable)"
     )
+    parser.add_argument(
+        "--serve", type=int, metavar="PORT", help="play it on the cluster page instead, over and over"
+    )
+    parser.add_argument("--speed", type=float, default=1.0, metavar="X", help="of --serve")
     return parser

@@ -22,7 +22,7 @@ from scheduler.sim.engine import BOUNDARY, CHUNK_DUE, Figures, SimSession
 from scheduler.sim.profile import Profile
 from scheduler.trace import EventKind, Trace
 
-__all__ = ["Result", "Scenario", "simulate"]
+__all__ = ["Result", "Scenario", "Simulation", "simulate"]
 
 TRACE: Final = 20
 PLAN: Final = 21
@@ -140,14 +140,18 @@ class Result:
 
 def simulate(trace: Trace, scenario: Scenario) -> Result:
     """Run it to the trace's last event, at which everybody leaves."""
-    return _Simulation(trace, scenario).run()
+    simulation = Simulation(trace, scenario)
+    simulation.advance(trace.duration_s)
+    return simulation.finish()
 
 
-class _Simulation:
+class Simulation:
+    """One that can be looked at on its way: `advance` as often as wanted, then `finish`."""
+
     def __init__(self, trace: Trace, scenario: Scenario) -> None:
         self._trace, self._scenario = trace, scenario
         self._config = scenario.config()
-        self._cluster = cluster = SimCluster(scenario.profile, scenario.speeds)
+        self.cluster = cluster = SimCluster(scenario.profile, scenario.speeds)
         self._memory = Memory()
         self._ids = [EngineId(f"e_{n:08x}") for n in range(1, scenario.max_engines + 1)]
         """Not used yet; refilled as they go."""
@@ -167,14 +171,13 @@ class _Simulation:
         self._end_ms = START_MS + 1000.0 * trace.duration_s
         self._next_event(0)
 
-    def run(self) -> Result:
-        cluster = self._cluster
-        heap, end_ms = cluster.agenda.heap, self._end_ms
+    def advance(self, until_s: float) -> None:
+        """Play up to this second of the trace, at most to its end."""
+        cluster = self.cluster
+        heap, until_ms = cluster.agenda.heap, min(self._end_ms, START_MS + 1000.0 * until_s)
         events = 0
-        while heap:
+        while heap and heap[0][0] <= until_ms:
             at_ms, _, kind, subject, token = heappop(heap)
-            if at_ms > end_ms:
-                break
             events += 1
             cluster.now_ms = at_ms
             if kind == BOUNDARY:
@@ -192,24 +195,29 @@ class _Simulation:
             else:
                 cluster.handle(kind, subject, token)
             self._ask(at_ms)
-        cluster.now_ms = end_ms
-        cluster.close()
-        return self._summary(events)
+        cluster.now_ms = until_ms
+        self._result.events += events
+
+    def finish(self) -> Result:
+        """Everybody leaves; what came of it. The last call."""
+        self.cluster.now_ms = self._end_ms
+        self.cluster.close()
+        return self._summary()
 
     def _ask(self, at_ms: float) -> None:
         """Have a plan made if there is news and none is being made."""
-        if self._cluster.is_changed and not self._is_planning:
+        if self.cluster.is_changed and not self._is_planning:
             self._is_planning = True
-            self._cluster.agenda.add(at_ms + self._scenario.react_ms, PLAN)
+            self.cluster.agenda.add(at_ms + self._scenario.react_ms, PLAN)
 
     def _rest(self, sessions: list[SimSession]) -> None:
         for session in sessions:
             if session.wants_rest:
-                self._cluster.rest(session)
+                self.cluster.rest(session)
         sessions.clear()
 
     def _handle(self, kind: int, subject: Any, token: int) -> None:
-        cluster = self._cluster
+        cluster = self.cluster
         if kind == TRACE:
             self._play(token)
         elif kind == PLAN:
@@ -226,7 +234,7 @@ class _Simulation:
             self._fail(subject)
 
     def _look(self) -> None:
-        cluster, latencies_ms = self._cluster, self._result.figures.latency_ms
+        cluster, latencies_ms = self.cluster, self._result.figures.latency_ms
         self._result.moments.append(
             Moment(
                 at_s=(cluster.now_ms - START_MS) / 1000,
@@ -243,26 +251,26 @@ class _Simulation:
     def _next_event(self, number: int) -> None:
         if number < len(self._trace.events):
             at_ms = START_MS + 1000.0 * self._trace.events[number].t
-            self._cluster.agenda.add(at_ms, TRACE, None, number)
+            self.cluster.agenda.add(at_ms, TRACE, None, number)
 
     def _play(self, number: int) -> None:
         event = self._trace.events[number]
         session = SessionId(event.session)
         match event.event:
             case EventKind.ARRIVE:
-                self._cluster.arrive(session)
+                self.cluster.arrive(session)
             case EventKind.IDLE:
-                self._cluster.pause(session)
+                self.cluster.pause(session)
             case EventKind.ACTIVE:
-                self._cluster.resume(session)
+                self.cluster.resume(session)
             case EventKind.DEPART:
-                self._cluster.leave(session)
+                self.cluster.leave(session)
             case EventKind.PROMPT:
                 pass  # it changes the picture, and costs what a chunk costs
         self._next_event(number + 1)
 
     def _fail(self, number: int) -> None:
-        cluster = self._cluster
+        cluster = self.cluster
         ready = [
             id
             for id in sorted(cluster.engines)
@@ -274,7 +282,7 @@ class _Simulation:
     # --- the control loop
 
     def _plan(self) -> None:
-        cluster, scenario = self._cluster, self._scenario
+        cluster, scenario = self.cluster, self._scenario
         cluster.is_changed = False
         changes = self._changes()
         began_ms = scenario.stopwatch_ms() if scenario.stopwatch_ms else 0.0
@@ -291,7 +299,7 @@ class _Simulation:
         cluster.agenda.add(cluster.now_ms + took_ms, APPLY, actions)
 
     def _changes(self) -> Changes:
-        cluster = self._cluster
+        cluster = self.cluster
         changes = Changes(
             gone=tuple(cluster.gone),
             released=cluster.released,
@@ -327,9 +335,8 @@ class _Simulation:
 
     # --- the books
 
-    def _summary(self, events: int) -> Result:
-        cluster, result = self._cluster, self._result
-        result.events = events
+    def _summary(self) -> Result:
+        cluster, result = self.cluster, self._result
         for session in cluster.ended:
             result.unserved += session.dry_ms is None
             ratio = play_ratio(session.played_ms, session.stalled_ms)

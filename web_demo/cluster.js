@@ -1,0 +1,170 @@
+// The cluster page: one stream of states in; lanes, charts and the log of decisions out.
+
+import { follow } from "./feed.js";
+import { Floor } from "./floor.js";
+import { sparkPaths } from "./spark.js";
+import { request } from "./turboserve.js";
+
+const WINDOW_MS = 600_000;
+const SAMPLE_MS = 5_000;
+const SLOTS = WINDOW_MS / SAMPLE_MS;
+const CHART = { width: 240, height: 52, slots: SLOTS };
+const STREAM = "/v1/cluster/stream";
+
+const byId = (id) => document.getElementById(id);
+const floor = new Floor(byId("lanes"), { chosen: showHint, move });
+let samples = []; // {t_ms, budget, load, chunk_ms}, oldest first, one per SAMPLE_MS
+let newest = null;
+let newestDecision = null;
+let renderMs = 0;
+
+function savedToken() {
+  try {
+    return sessionStorage.getItem("turboserve.token");
+  } catch {
+    return null;
+  }
+}
+
+follow(STREAM, savedToken, {
+  event: (name, data) => {
+    if (name === "history") samples = data.samples.map((row) => Object.fromEntries(data.columns.map((column, i) => [column, row[i]])));
+    if (name === "cluster") show(data);
+  },
+  lost: (sentence) => {
+    document.body.dataset.feed = "lost";
+    status(sentence, "busy");
+  },
+});
+
+function show(cluster) {
+  newest = cluster;
+  document.body.dataset.feed = "live";
+  const running = cluster.engines.filter(({ state }) => state !== "starting");
+  const load = running.length > 0 ? running.reduce((sum, engine) => sum + engine.load, 0) / running.length : 0;
+  const chunkMs = Math.max(0, ...running.filter(({ sessions }) => sessions > 0).map(({ chunk_ms }) => chunk_ms));
+  const now = { t_ms: cluster.t_ms, budget: cluster.budget, load, chunk_ms: chunkMs };
+  if (samples.length === 0 || cluster.t_ms - samples.at(-1).t_ms >= SAMPLE_MS) samples.push(now);
+  samples = samples.filter(({ t_ms }) => t_ms > cluster.t_ms - WINDOW_MS).slice(-SLOTS);
+  const began = performance.now();
+  floor.render(cluster);
+  renderMs = performance.now() - began;
+  charts(cluster, now);
+  decisions(cluster.decisions ?? []);
+  const active = cluster.sessions.filter(({ state }) => state === "active").length;
+  status(`${plural(cluster.sessions.length, "session")}, ${active} active, ${cluster.policy || "no"} policy`, "good");
+}
+
+const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
+
+function status(text, tone) {
+  const line = byId("status");
+  if (line.textContent !== text) line.textContent = text;
+  line.parentElement.dataset.tone = tone;
+}
+
+function charts(cluster, now) {
+  const series = [...samples, now];
+  const column = (name) => series.map((sample) => sample[name]);
+  const states = (state) => cluster.engines.filter((engine) => engine.state === state).length;
+  const waiting = cluster.queue > 0 ? `, ${cluster.queue} waiting` : "";
+  const others = [["starting", states("starting")], ["draining", states("draining")]].filter(([, count]) => count > 0);
+  figure("budget", column("budget"), cluster.budget, cluster.budget === 1 ? "engine" : "engines", others.map(([word, count]) => `${count} ${word}`).join(", "));
+  figure("load", column("load"), Math.round(now.load * 100), "%", `${plural(cluster.sessions.length, "session")}${waiting}`, 1);
+  const peak = Math.max(...column("chunk_ms"));
+  figure("latency", column("chunk_ms"), Math.round(now.chunk_ms), "ms", peak > 0 ? `peak ${Math.round(peak)} ms` : "");
+  let engineMs = 0;
+  const cost = series.map((sample, i) => (engineMs += i === 0 ? 0 : series[i - 1].budget * Math.max(0, sample.t_ms - series[i - 1].t_ms)) / 60_000);
+  figure("cost", cost, cost.at(-1).toFixed(1), "engine-min", "last 10 min");
+}
+
+function figure(name, values, value, unit, note, top = Math.max(1e-9, ...values) * 1.2) {
+  const node = byId(`figure-${name}`);
+  const number = node.querySelector(".value");
+  if (number.dataset.value !== String(value)) {
+    number.dataset.value = String(value);
+    const small = document.createElement("small");
+    small.textContent = ` ${unit}`;
+    number.replaceChildren(String(value), small);
+  }
+  node.querySelector(".note").textContent = note;
+  const { line, area } = sparkPaths(values, { ...CHART, top });
+  node.querySelector(".line").setAttribute("d", line);
+  node.querySelector(".area").setAttribute("d", area);
+}
+
+/** Newest first; only what is new is added. */
+function decisions(entries) {
+  const key = ({ t_ms, text }) => `${t_ms} ${text}`;
+  const list = byId("decisions");
+  if (entries.length === 0) {
+    if (list.children.length === 0) list.append(emptyRow());
+    return;
+  }
+  if (newestDecision === key(entries[0])) return;
+  const known = newestDecision === null ? -1 : entries.findIndex((entry) => key(entry) === newestDecision);
+  const fresh = known >= 0 ? entries.slice(0, known) : entries;
+  const isFirst = newestDecision === null;
+  if (known < 0) list.replaceChildren();
+  list.prepend(...fresh.map((entry) => decisionRow(entry, !isFirst)));
+  while (list.children.length > entries.length) list.lastChild.remove();
+  newestDecision = key(entries[0]);
+}
+
+function decisionRow({ t_ms, text }, isNew) {
+  const row = document.createElement("li");
+  if (isNew) row.dataset.new = "";
+  const time = document.createElement("time");
+  time.textContent = new Date(t_ms).toLocaleTimeString([], { hour12: false });
+  const words = document.createElement("span");
+  for (const part of text.split(/(\b[es]_?[0-9a-f]{6,16}\b)/)) {
+    const node = document.createElement(/^[es]_?[0-9a-f]{6,16}$/.test(part) ? "b" : "span");
+    node.textContent = part;
+    words.append(node);
+  }
+  row.append(time, words);
+  return row;
+}
+
+function emptyRow() {
+  const row = document.createElement("li");
+  row.className = "empty";
+  row.textContent = "Nothing was decided yet.";
+  return row;
+}
+
+function showHint(session) {
+  const hint = byId("hint");
+  delete hint.dataset.tone;
+  hint.textContent = session === null ? "" : `${session}: choose the engine that it should move to`;
+}
+
+async function move(session, engine) {
+  const answer = await request("/v1/admin/migrate", { token: savedToken, method: "POST", body: { session, engine } }).catch(() => null);
+  const said = answer === null || answer.ok ? {} : await answer.json().catch(() => ({}));
+  const hint = byId("hint");
+  hint.dataset.tone = answer?.ok ? "good" : "bad";
+  hint.textContent = answer?.ok ? `${session} is on its way to ${engine}` : `Not moved: ${said.error?.message ?? "the server did not answer"}`;
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") floor.choose(null);
+});
+
+/** A read-only look inside, for the console and for tests. */
+Object.defineProperty(window, "turboserve", {
+  value: Object.freeze({
+    get cluster() {
+      return newest;
+    },
+    get moves() {
+      return floor.moves;
+    },
+    get renderMs() {
+      return renderMs;
+    },
+    get feed() {
+      return document.body.dataset.feed ?? "connecting";
+    },
+  }),
+});

@@ -1,0 +1,49 @@
+// The cluster's state as it comes: server-sent events over fetch, because an EventSource can't carry a token.
+
+import { request } from "./turboserve.js";
+
+const FIRST_DELAY_MS = 300;
+const LONGEST_DELAY_MS = 5000;
+
+/** Split a text of server-sent events: {events: [{name, data}], rest} with what is not complete yet. Pure. */
+export function parseEvents(text) {
+  const blocks = text.split("\n\n");
+  const rest = blocks.pop();
+  const events = [];
+  for (const block of blocks) {
+    const fields = new Map();
+    for (const line of block.split("\n")) {
+      const at = line.indexOf(":");
+      if (at > 0) fields.set(line.slice(0, at), line.slice(at + 1).trimStart());
+    }
+    if (fields.has("data")) events.push({ name: fields.get("event") ?? "message", data: JSON.parse(fields.get("data")) });
+  }
+  return { events, rest };
+}
+
+/**
+ * Follow a stream for ever, over lost connections.
+ * Handlers: event(name, data), lost(sentence) when it broke and is tried again.
+ */
+export async function follow(path, token, handlers) {
+  for (let attempt = 0; ; attempt++) {
+    try {
+      const answer = await request(path, { token });
+      if (!answer.ok) throw new Error(answer.status === 401 || answer.status === 403 ? "An admin token is needed to see the cluster" : `The server answered ${answer.status}`);
+      const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+      let rest = "";
+      for (;;) {
+        const { value, done } = await reader.read();
+        if (done) break;
+        const found = parseEvents(rest + value);
+        rest = found.rest;
+        for (const { name, data } of found.events) handlers.event(name, data);
+        attempt = 0;
+      }
+      handlers.lost("Connection lost, retrying…");
+    } catch (error) {
+      handlers.lost(error instanceof TypeError ? "No connection, retrying…" : error.message);
+    }
+    await new Promise((done) => setTimeout(done, Math.min(LONGEST_DELAY_MS, FIRST_DELAY_MS * 2 ** attempt)));
+  }
+}

@@ -1,0 +1,282 @@
+// Engines as lanes and sessions as chips that keep their identity: who moves is seen moving.
+//
+// Everything is placed by `transform` on one layer, so a change costs the compositor, not the layout; only what
+// changed is written. 64 engines and 500 sessions are about 600 elements.
+
+const GAP = 12;
+const HEAD = 34;
+const PAD = 11;
+const CHIP_GAP = 5;
+const MOVING_MS = 1300;
+const GONE_MS = 700;
+const QUEUE = "queue";
+
+/** A colour that a session keeps everywhere. */
+export function hueOf(id) {
+  let hash = 2166136261;
+  for (let i = 0; i < id.length; i++) hash = Math.imul(hash ^ id.charCodeAt(i), 16777619);
+  return ((hash >>> 0) * 137.508) % 360;
+}
+
+/** How many lanes side by side, how wide, how large the chips: for `lanes` lanes of at most `most` chips. Pure. */
+export function arrange(width, lanes, most) {
+  const wanted = lanes <= 4 ? 1 : lanes <= 10 ? 2 : lanes <= 24 ? 3 : Math.floor(width / 190);
+  const columns = Math.max(1, Math.min(wanted, Math.floor((width + GAP) / (150 + GAP))));
+  const laneWidth = (width - GAP * (columns - 1)) / columns;
+  const chip = [28, 22, 18, 14, 11].find((size) => perRow(laneWidth, size) * (size > 18 ? 2 : 3) >= most) ?? 9;
+  const rows = Math.max(1, Math.ceil(most / perRow(laneWidth, chip)));
+  return { columns, laneWidth, chip, laneHeight: HEAD + rows * (chip + CHIP_GAP) + PAD };
+}
+
+const perRow = (laneWidth, chip) => Math.max(1, Math.floor((laneWidth - 2 * PAD + CHIP_GAP) / (chip + CHIP_GAP)));
+
+export class Floor {
+  #root;
+  #lanes = new Map(); // id -> {node, parts, slots: [session id or null], order}
+  #order = []; // lane ids in the order of the grid; null where one has gone and none has come
+  #chips = new Map(); // id -> {node, lane, slot, state}
+  #chosen = null;
+  #handlers;
+  #width = 0;
+  #isNarrow = false;
+  #last = null;
+  moves = 0;
+
+  /** Handlers: chosen(session or null), move(session, engine). */
+  constructor(root, handlers) {
+    this.#root = root;
+    this.#handlers = handlers;
+    root.addEventListener("click", (event) => this.#clicked(event));
+    new ResizeObserver(([{ contentRect }]) => {
+      if (contentRect.width === this.#width) return;
+      this.#width = contentRect.width;
+      if (this.#last !== null) this.render(this.#last);
+    }).observe(root);
+  }
+
+  /** Show a state of the cluster. */
+  render(cluster) {
+    this.#last = cluster;
+    if (this.#width === 0) return;
+    this.#meetLanes(cluster);
+    this.#meetChips(cluster.sessions);
+    this.#place();
+    for (const engine of cluster.engines) this.#describe(engine);
+    this.#describeQueue();
+  }
+
+  choose(session) {
+    this.#chips.get(this.#chosen)?.node.removeAttribute("data-chosen");
+    this.#chosen = session;
+    const chip = this.#chips.get(session);
+    chip?.node.setAttribute("data-chosen", "");
+    this.#root.toggleAttribute("data-choosing", session !== null);
+    for (const [id, lane] of this.#lanes) lane.node.toggleAttribute("data-target", session !== null && id !== QUEUE && id !== chip?.lane);
+    this.#handlers.chosen(session);
+  }
+
+  #clicked({ target }) {
+    const chip = target.closest(".chip")?.dataset.id;
+    const lane = target.closest(".lane[data-target]")?.dataset.id;
+    if (chip !== undefined) this.choose(chip === this.#chosen ? null : chip);
+    else if (lane !== undefined && this.#chosen !== null) {
+      this.#handlers.move(this.#chosen, lane);
+      this.choose(null);
+    } else if (this.#chosen !== null) this.choose(null);
+  }
+
+  // --- who is there ---------------------------------------------------------------------------------
+
+  #meetLanes({ engines, sessions }) {
+    const wanted = new Set(engines.map(({ id }) => id));
+    if (sessions.some(({ engine }) => engine === null || engine === "")) wanted.add(QUEUE);
+    for (const id of wanted) if (!this.#lanes.has(id)) this.#openLane(id);
+    for (const [id, { node }] of this.#lanes) {
+      if (wanted.has(id)) continue;
+      node.setAttribute("data-gone", "");
+      setTimeout(() => node.remove(), GONE_MS);
+      this.#lanes.delete(id);
+      if (id !== QUEUE) this.#order[this.#order.indexOf(id)] = null;
+    }
+    for (const { id } of engines) if (!this.#order.includes(id)) this.#takeCell(id);
+    const held = this.#order.filter((id) => id !== null);
+    while (this.#order.at(-1) === null) this.#order.pop();
+    if (this.#order.length > 4 && held.length < this.#order.length * 0.6) this.#order = held; // too many holes
+  }
+
+  /** Lanes keep their place: a new one goes where one has gone. */
+  #takeCell(id) {
+    const free = this.#order.indexOf(null);
+    if (free >= 0) this.#order[free] = id;
+    else this.#order.push(id);
+  }
+
+  #openLane(id) {
+    const node = element("div", "lane");
+    node.dataset.id = id;
+    node.setAttribute("role", "group");
+    if (id === QUEUE) node.dataset.queue = "";
+    const head = element("div", "lane-head");
+    const parts = { id: element("span", "lane-id"), state: element("span", "lane-state"), count: element("span", "lane-count"), load: element("i", "lane-load") };
+    parts.id.textContent = id === QUEUE ? "Waiting for a place" : id;
+    parts.state.hidden = true;
+    head.append(parts.id, parts.state, parts.count);
+    node.append(head, parts.load);
+    this.#root.append(node);
+    this.#lanes.set(id, { node, parts, slots: [] });
+  }
+
+  #meetChips(sessions) {
+    const seen = new Set();
+    const waiting = [];
+    for (const session of sessions) {
+      const lane = session.engine || QUEUE;
+      if (!this.#lanes.has(lane)) continue; // its engine is gone and nobody has noticed yet: it stays where it was
+      seen.add(session.id);
+      const chip = this.#chips.get(session.id) ?? this.#newChip(session.id);
+      if (chip.lane !== lane) this.#goTo(session.id, chip, lane);
+      if (lane === QUEUE) waiting.push(session.id);
+      setData(chip.node, "state", session.state);
+      chip.node.toggleAttribute("data-short", session.state === "active" && session.seq >= 0 && session.slack_ms <= 0);
+      chip.node.title = `${session.id}: ${session.state}, chunk ${session.seq}, ${(session.slack_ms / 1000).toFixed(1)} s ahead`;
+    }
+    for (const [id, chip] of this.#chips) if (!seen.has(id)) this.#dismiss(id, chip);
+    const line = this.#lanes.get(QUEUE);
+    if (line === undefined) return;
+    line.slots = waiting; // in line, oldest first
+    waiting.forEach((id, slot) => (this.#chips.get(id).slot = slot));
+  }
+
+  #newChip(id) {
+    const node = element("div", "chip");
+    node.dataset.id = id;
+    node.dataset.fresh = "";
+    node.style.color = `hsl(${hueOf(id).toFixed(0)} 72% 60%)`;
+    node.append(element("i", ""));
+    this.#root.append(node);
+    const chip = { node, lane: null, slot: 0, x: -1, y: -1 };
+    this.#chips.set(id, chip);
+    return chip;
+  }
+
+  #goTo(id, chip, lane) {
+    const before = chip.lane;
+    this.#vacate(chip);
+    chip.lane = lane;
+    const { slots, node } = this.#lanes.get(lane);
+    if (lane !== QUEUE) {
+      const free = slots.indexOf(null);
+      chip.slot = free >= 0 ? free : slots.length;
+      slots[chip.slot] = id;
+    }
+    if (before === null) return;
+    chip.node.setAttribute("data-moving", "");
+    clearTimeout(chip.timer);
+    chip.timer = setTimeout(() => chip.node.removeAttribute("data-moving"), MOVING_MS);
+    if (before === QUEUE || lane === QUEUE) return;
+    this.moves += 1;
+    node.setAttribute("data-arrived", "");
+    setTimeout(() => node.removeAttribute("data-arrived"), MOVING_MS);
+  }
+
+  #vacate(chip) {
+    const slots = this.#lanes.get(chip.lane)?.slots;
+    if (slots === undefined || chip.lane === QUEUE) return;
+    slots[chip.slot] = null;
+    while (slots.length > 0 && slots.at(-1) === null) slots.pop();
+  }
+
+  #dismiss(id, chip) {
+    this.#vacate(chip);
+    this.#chips.delete(id);
+    if (this.#chosen === id) this.choose(null);
+    chip.node.setAttribute("data-gone", "");
+    setTimeout(() => chip.node.remove(), GONE_MS);
+  }
+
+  // --- where it goes --------------------------------------------------------------------------------
+
+  #place() {
+    const engines = this.#order;
+    const most = Math.max(1, ...engines.map((id) => this.#lanes.get(id)?.slots.length ?? 0));
+    const { columns, laneWidth, laneHeight, chip } = arrange(this.#width, engines.length, most);
+    this.#isNarrow = laneWidth < 220;
+    this.#root.style.setProperty("--chip", `${chip}px`);
+    let top = 0;
+    const queue = this.#lanes.get(QUEUE);
+    if (queue !== undefined) {
+      const rows = Math.max(1, Math.ceil(queue.slots.length / perRow(this.#width, chip)));
+      const height = HEAD + rows * (chip + CHIP_GAP) + PAD;
+      this.#put(queue, 0, 0, this.#width, height, chip);
+      top = height + GAP;
+    }
+    engines.forEach((id, index) => {
+      if (id === null) return;
+      const x = (index % columns) * (laneWidth + GAP);
+      const y = top + Math.floor(index / columns) * (laneHeight + GAP);
+      this.#put(this.#lanes.get(id), x, y, laneWidth, laneHeight, chip);
+    });
+    const rows = Math.ceil(engines.length / columns);
+    this.#root.style.height = `${top + rows * (laneHeight + GAP)}px`;
+  }
+
+  #put(lane, x, y, width, height, chip) {
+    const key = `${x} ${y} ${width} ${height}`;
+    if (lane.key !== key) {
+      lane.key = key;
+      lane.node.style.transform = `translate(${x}px, ${y}px)`;
+      lane.node.style.width = `${width}px`;
+      lane.node.style.height = `${height}px`;
+    }
+    const inRow = perRow(width, chip);
+    lane.slots.forEach((id, slot) => {
+      if (id === null) return;
+      const left = x + PAD + (slot % inRow) * (chip + CHIP_GAP);
+      const top = y + HEAD + Math.floor(slot / inRow) * (chip + CHIP_GAP);
+      this.#moveChip(this.#chips.get(id), left, top);
+    });
+  }
+
+  #moveChip(chip, x, y) {
+    if (chip.x !== x || chip.y !== y) {
+      chip.x = x;
+      chip.y = y;
+      chip.node.style.transform = `translate(${x.toFixed(1)}px, ${y.toFixed(1)}px)`;
+    }
+    if ("fresh" in chip.node.dataset) requestAnimationFrame(() => chip.node.removeAttribute("data-fresh"));
+  }
+
+  // --- what it says ---------------------------------------------------------------------------------
+
+  #describe(engine) {
+    const { node, parts } = this.#lanes.get(engine.id);
+    setData(node, "state", engine.state);
+    parts.state.hidden = engine.state === "ready";
+    setText(parts.state, engine.state);
+    const latency = engine.chunk_ms > 0 ? `  ·  ${Math.round(engine.chunk_ms)} ms` : "";
+    const count = this.#isNarrow ? String(engine.sessions) : `${engine.sessions} session${engine.sessions === 1 ? "" : "s"}${latency}`;
+    setText(parts.count, engine.state === "starting" ? "" : count);
+    node.title = `${engine.id}: ${engine.sessions} sessions, ${engine.capacity} slots, load ${Math.round(engine.load * 100)} %${latency}`;
+    parts.load.style.transform = `scaleX(${Math.min(1, engine.load).toFixed(3)})`;
+    node.setAttribute("aria-label", `${engine.id}, ${engine.state}: ${engine.sessions} sessions of ${engine.capacity}, load ${Math.round(engine.load * 100)} %`);
+  }
+
+  #describeQueue() {
+    const lane = this.#lanes.get(QUEUE);
+    if (lane !== undefined) setText(lane.parts.count, String(lane.slots.length));
+  }
+}
+
+function element(name, className) {
+  const node = document.createElement(name);
+  node.className = className;
+  return node;
+}
+
+function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+function setData(node, name, value) {
+  if (node.dataset[name] !== value) node.dataset[name] = value;
+}
