@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import web_demo
-from gateway.cluster_feed import SAMPLE_S, ClusterFeed
+from gateway.cluster_feed import SAMPLE_S, ClusterFeed, ClusterSource
 from gateway.config import GatewayConfig
 from gateway.guard import is_host_allowed, is_origin_allowed
 from gateway.http import Request, Response, json_response, text_response
@@ -48,7 +48,7 @@ from scheduler.store.values import ClusterInfo, Decision
 from scheduler.trace import Trace
 from scheduler.view import LOADS, View
 
-__all__ = ["SimulatedCluster", "serve"]
+__all__ = ["ClusterOnly", "SimulatedCluster", "serve"]
 
 HOST: Final = "127.0.0.1"
 STEP_S: Final = 0.1
@@ -173,11 +173,11 @@ def _as_now(session: SimSession, now_ms: float) -> SessionRecord:
     return replace(record, active=session.active, next_seq=made, slack_ms=int(session.slack_ms(now_ms)))
 
 
-class _Application:
-    """The page, `/v1/cluster` and its stream; nothing can be changed."""
+class ClusterOnly:
+    """The page, `/v1/cluster` and its stream on a source; nothing can be changed."""
 
-    def __init__(self, cluster: SimulatedCluster, *, speed: float) -> None:
-        self.feed = ClusterFeed(cluster, sample_s=SAMPLE_S / speed)
+    def __init__(self, source: ClusterSource, *, sample_s: float = SAMPLE_S) -> None:
+        self.feed = ClusterFeed(source, sample_s=sample_s)
         self._pages = Pages(Path(web_demo.__path__[0]))
         self._config = GatewayConfig(redis="unix:///simulated", link_secret="simulated")
 
@@ -215,7 +215,7 @@ async def serve(trace: Trace, scenario: Scenario, *, port: int, speed: float) ->
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     cluster = SimulatedCluster(trace, scenario, began_ms=round(time.time() * 1000))
-    application = _Application(cluster, speed=speed)
+    application = ClusterOnly(cluster, sample_s=SAMPLE_S / speed)
     listener = Listener(application)
     bound = await listener.start(HOST, port)
     feed = loop.create_task(application.feed.run())

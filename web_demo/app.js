@@ -279,7 +279,7 @@ async function share() {
   } catch (error) {
     shareText.textContent = error.message;
   }
-  shareCopy.disabled = shareLink.hidden = shareLink.value === "";
+  shareCopy.hidden = shareLink.hidden = shareLink.value === "";
 }
 
 async function copyLink() {

@@ -101,7 +101,7 @@ export class Floor {
     for (const { id } of engines) if (!this.#order.includes(id)) this.#takeCell(id);
     const held = this.#order.filter((id) => id !== null);
     while (this.#order.at(-1) === null) this.#order.pop();
-    if (this.#order.length > 4 && held.length < this.#order.length * 0.6) this.#order = held; // too many holes
+    if (this.#order.length > 4 && held.length < this.#order.length * 0.75) this.#order = held; // too many holes
   }
 
   /** Lanes keep their place: a new one goes where one has gone. */

@@ -339,7 +339,8 @@ export class Stream {
   /** What another page needs to `watch` this session: asks the gateway for a view token. */
   async share() {
     const path = new URL(`/v1/sessions/${this.id}/watch`, this.#url.replace(/^ws/, "http"));
-    const answer = await request(path, { token: this.#token, method: "POST", body: { resume: this.#resume } });
+    const answer = await request(path, { token: this.#token, method: "POST", body: { resume: this.#resume } }).catch(() => null);
+    if (answer === null) throw new Error("The server does not answer.");
     if (answer.status === 404 || answer.status === 405) throw new Error("This server does not take viewers.");
     const said = await answer.json().catch(() => ({}));
     if (!answer.ok) throw new Error(said.error?.message ?? `The server answered ${answer.status}.`);
@@ -492,7 +493,7 @@ export class Stream {
     if (first !== undefined && first.rev === null && ["sent", "accepted"].includes(first.state)) {
       this.history.applied(first.id, header.rev, header.seq); // the prompt that came with `start`
     }
-    if (this.engine === null && typeof header.engine === "string") this.engine = header.engine;
+    if (this.engine === null && this.#serverState !== "queued" && typeof header.engine === "string") this.engine = header.engine;
     this.#ack();
     this.#emit("chunk", header);
   }

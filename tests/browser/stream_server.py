@@ -108,6 +108,7 @@ class Session:
     socket: ServerConnection | None = None
     encoder: Encoder = field(default_factory=Encoder)
     messages: list[dict[str, Any]] = field(default_factory=list)
+    viewers: list[ServerConnection] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -130,6 +131,8 @@ class Faults:
     overlap_chunks: int = 0
     """Send so many chunks before `next_seq` again after an attach."""
     refuse_connections: bool = False
+    part_gap_s: float = 0
+    """Wait so long before each part: a thin network."""
     ignore_pauses: bool = False
     """Never answer a pause."""
 
@@ -208,6 +211,8 @@ class StreamServer:
                     session = await self._start(socket, message)
                 elif message["type"] == "attach":
                     session = await self._attach(socket, message)
+                elif message["type"] == "watch":
+                    await self._watch(socket, message)
                 elif message["type"] == "ping":
                     await say(socket, type="pong", t=message["t"])
                 elif session is not None and session.socket is socket:
@@ -266,6 +271,15 @@ class StreamServer:
         session.socket = socket
         session.changed.set()
         return session
+
+    async def _watch(self, socket: ServerConnection, message: dict[str, Any]) -> None:
+        session = self.sessions.get(message["session"])
+        if session is None:
+            await say(socket, type="error", code="unsupported", message="this server takes no viewers")
+            return
+        await say_session(socket, session, resume="")
+        await say_state(socket, session)
+        session.viewers.append(socket)
 
     def _is_queued(self) -> bool:
         return self.faults.queue is not None and not self.faults.queue.is_set()
@@ -331,6 +345,8 @@ class StreamServer:
         chunk = Chunk(seq, session.rev, session.encoder.encode(pictures))
         session.chunks.append(chunk)
         await self._tell()
+        for viewer in session.viewers:
+            await self._send_chunk(session, viewer, chunk, parts=1)
         if session.socket is None:
             return
         if self.faults.gap_at == seq:
@@ -347,6 +363,7 @@ class StreamServer:
             units = [units[0][:60] + bytes(len(units[0]) - 60), *units[1:]]
         groups = [list(group) for group in np.array_split(np.arange(len(units)), parts)]
         for part, group in enumerate(groups):
+            await asyncio.sleep(self.faults.part_gap_s)
             header = make_header(session, chunk, part, parts, [units[i] for i in group], int(group[0]))
             await say_media(socket, header, b"".join(units[i] for i in group))
             if self.faults.cut_in_chunk == chunk.seq and part == 0 and parts > 1:
@@ -404,12 +421,12 @@ async def say_media(socket: ServerConnection, header: dict[str, Any], payload: b
         pass
 
 
-async def say_session(socket: ServerConnection, session: Session) -> None:
+async def say_session(socket: ServerConnection, session: Session, resume: str | None = None) -> None:
     await say(
         socket,
         type="session",
         session=session.id,
-        resume=session.resume,
+        resume=session.resume if resume is None else resume,
         model="test",
         width=SIDE,
         height=SIDE,
@@ -421,12 +438,12 @@ async def say_session(socket: ServerConnection, session: Session) -> None:
     )
 
 
-async def say_state(socket: ServerConnection, session: Session) -> None:
+async def say_state(socket: ServerConnection, session: Session, engine: str = "e_test") -> None:
     await say(
         socket,
         type="state",
         state="idle" if session.paused else "active",
-        engine="e_test",
+        engine=engine,
         reason="paused" if session.paused else "",
     )
 

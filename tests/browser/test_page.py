@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
+import av
 import pytest
 from playwright.async_api import Browser, Page
 
-from tests.browser.driver import NARROW, WIDE, ask, pixels, share, stats, tab, until
+from tests.browser.driver import NARROW, WIDE, ask, listen, pixels, share, stats, tab, until
 from tests.browser.stream_server import FPS, StreamServer, say, say_state
 from tests.cluster import until as until_here
 
@@ -218,8 +220,135 @@ async def test_a_lost_engine_is_named_as_the_reason_to_wait(browser: Browser, se
         await until(page, "turboserve.state === 'queued'")
         text = await page.text_content("#veil-text") or ""
         assert "engine is gone" in text and "30 s" not in text
-        await say_state(socket, server.only)
+        await say_state(socket, server.only, engine="e_other")
+        await until(page, "turboserve.state === 'generating' && turboserve.marks.includes('recovered')")
+        assert "Recovered" in (await page.text_content("#badge") or "")
+
+
+async def test_a_move_between_engines_is_told_and_interrupts_nothing(
+    browser: Browser, server: StreamServer
+) -> None:
+    """The corner of the picture and the timeline say that it moved; the phase stays what it was."""
+    async with tab(browser, server.url) as (page, _):
+        await begin(page)
+        assert server.only.socket is not None
+        await say_state(server.only.socket, server.only, engine="e_other")
+        await until(page, "turboserve.marks.includes('moved') && turboserve.engine === 'e_other'")
+        assert (await stats(page))["state"] in ("generating", "stalled")
+        assert "Moved" in (await page.text_content("#badge") or "")
+        assert await page.locator(".tick[data-kind=moved]").count() == 1
+
+
+async def test_a_session_that_lost_its_place_says_so(browser: Browser, server: StreamServer) -> None:
+    """Suspended while idle and queued again: neither an error nor a new start."""
+    async with tab(browser, server.url) as (page, _):
+        await begin(page)
+        assert server.only.socket is not None
+        await say(server.only.socket, type="state", state="queued", engine=None, reason="returned")
+        await until(page, "turboserve.state === 'queued'")
+        assert "given to others" in (await page.text_content("#veil-text") or "")
+        await say_state(server.only.socket, server.only)
         await until(page, "turboserve.state === 'generating'")
+
+
+async def test_a_thin_network_is_called_catching_up(browser: Browser, server: StreamServer) -> None:
+    """Parts that come more slowly than they play stall the picture with a word; it ends by itself."""
+    server.faults.parts = 2
+    async with tab(browser, server.url) as (page, _):
+        await begin(page)
+        server.faults.part_gap_s = 1.2
+        await until(page, "document.getElementById('status').textContent === 'Catching up…'")
+        server.faults.part_gap_s = 0
+        seq = (await stats(page))["newestSeq"]
+        await until(page, f"turboserve.state === 'generating' && turboserve.seq >= {seq + 2}")
+        assert (await stats(page))["gaps"] == 0
+
+
+async def test_recording_is_the_stream_itself(browser: Browser, server: StreamServer, tmp_path: Path) -> None:
+    """Record, then save: an MP4 file with whole chunks, frame by frame what the server sent."""
+    async with tab(browser, server.url) as (page, _):
+        await begin(page, frames=1)
+        await page.click("#record")
+        await until(page, "document.getElementById('record-label').textContent === 'Save 0:02'")
+        async with page.expect_download() as download:
+            await page.click("#record")
+        path = tmp_path / "saved.mp4"
+        await (await download.value).save_as(path)
+    with av.open(str(path)) as file:
+        frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+    numbers = [sum(1 << bit for bit in range(12) if frame[3, bit * 8 + 4].mean() > 128) for frame in frames]
+    assert len(frames) % 12 == 0 and len(frames) >= 24
+    assert numbers == list(range(numbers[0], numbers[0] + len(frames)))
+
+
+async def test_the_slider_turns_a_cut_into_a_blend(browser: Browser, server: StreamServer) -> None:
+    """What the slider says is what the prompt asks for."""
+    async with tab(browser, server.url) as (page, _):
+        await begin(page)
+        await page.focus("#blend")
+        await page.keyboard.press("ArrowRight")
+        await page.keyboard.press("ArrowRight")
+        assert await page.text_content("#blend-value") == "over 1.5 s"
+        await page.click("#edits button >> nth=0")
+        await until(page, "turboserve.rev === 1")
+        (prompt,) = [m for m in server.only.messages if m["type"] == "prompt"]
+        assert (prompt["text"], prompt["transition"], prompt["blend_chunks"]) == ("make it night", "blend", 2)
+
+
+async def test_a_link_lets_others_watch_and_not_steer(browser: Browser, server: StreamServer) -> None:
+    """A viewer sees the running video from the next chunk on, has no controls, and asks for nothing."""
+    async with tab(browser, server.url) as (page, _):
+        await begin(page)
+        link = f"{server.url}/#watch={server.only.id}&token=abc"
+        sent = len(server.only.messages)
+        async with tab(browser, link) as (other, complaints):
+            await until(other, "turboserve.framesDrawn >= 20")
+            assert not await other.is_visible("#form") and not await other.is_visible("#pause")
+            assert await other.text_content("#status") == "Watching"
+            assert share(await pixels(other), 2) > 0.5
+            assert complaints == []
+            await until(page, f"turboserve.newestSeq >= {(await stats(page))['newestSeq'] + 1}")
+        assert {m["type"] for m in server.only.messages[sent:]} == {"ack"}
+        async with tab(browser, f"{server.url}/#watch=s_0000000000000000") as (other, _):
+            await until(other, "turboserve.state === 'failed'")
+            assert "takes no viewers" in (await other.text_content("#veil-text") or "")
+
+
+async def test_a_token_is_asked_for_and_travels_as_a_subprotocol(
+    browser: Browser, server: StreamServer
+) -> None:
+    """4401 is a question, not an error; the answer goes with the next connection and nowhere else."""
+    error = {"type": "error", "code": "unauthorised", "message": "a valid token is needed"}
+    server.faults.close_on_start = (4401, error)
+    async with tab(browser, server.url) as (page, _):
+        await ask(page, RED_ON_BLUE)
+        await until(page, "turboserve.state === 'locked'")
+        server.faults.close_on_start = None
+        await page.fill("#token", "eyJ.abc.def")
+        await page.press("#token", "Enter")
+        await until(page, "turboserve.framesDrawn >= 5")
+        assert server.only.socket is not None and server.only.socket.request is not None
+        offered = server.only.socket.request.headers["Sec-WebSocket-Protocol"]
+        assert "turboserve.token.eyJ.abc.def" in offered
+        assert "eyJ" not in page.url
+
+
+async def test_the_example_of_twenty_lines_plays(browser: Browser, server: StreamServer) -> None:
+    """`example.html` as the README shows it: start, then steer."""
+    context = await browser.new_context()
+    try:
+        page = await context.new_page()
+        complaints = listen(page)
+        await page.goto(f"{server.url}/example.html")
+        await page.click("button")
+        await server.until(lambda: len(server.sessions) == 1 and server.only.acked_seq >= 1)
+        assert await page.text_content("p") == "generating"
+        await page.fill("input", GREEN_ON_BLACK)
+        await page.click("button")
+        await server.until(lambda: server.only.rev == 1)
+        assert complaints == []
+    finally:
+        await context.close()
 
 
 async def test_session_taken_over_by_another_tab_does_not_fight_back(
