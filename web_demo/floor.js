@@ -9,6 +9,7 @@ const PAD = 11;
 const CHIP_GAP = 5;
 const MOVING_MS = 1300;
 const GONE_MS = 700;
+const MOST_SLOTS = 16; // drawn one by one
 const QUEUE = "queue";
 
 /** A colour that a session keeps everywhere. */
@@ -60,6 +61,7 @@ export class Floor {
     if (this.#width === 0) return;
     this.#meetLanes(cluster);
     this.#meetChips(cluster.sessions);
+    for (const { id, capacity } of cluster.engines) this.#seat(this.#lanes.get(id).slots, capacity);
     this.#place();
     for (const engine of cluster.engines) this.#describe(engine);
     this.#describeQueue();
@@ -117,11 +119,11 @@ export class Floor {
     node.setAttribute("role", "group");
     if (id === QUEUE) node.dataset.queue = "";
     const head = element("div", "lane-head");
-    const parts = { id: element("span", "lane-id"), state: element("span", "lane-state"), count: element("span", "lane-count"), load: element("i", "lane-load") };
+    const parts = { id: element("span", "lane-id"), state: element("span", "lane-state"), count: element("span", "lane-count"), load: element("i", "lane-load"), slots: element("div", "lane-slots") };
     parts.id.textContent = id === QUEUE ? "Waiting for a place" : id;
     parts.state.hidden = true;
     head.append(parts.id, parts.state, parts.count);
-    node.append(head, parts.load);
+    node.append(head, parts.slots, parts.load);
     this.#root.append(node);
     this.#lanes.set(id, { node, parts, slots: [] });
   }
@@ -145,6 +147,19 @@ export class Floor {
     if (line === undefined) return;
     line.slots = waiting; // in line, oldest first
     waiting.forEach((id, slot) => (this.#chips.get(id).slot = slot));
+  }
+
+  /** Who is active has a slot: chips beyond the engine's slots change places with idle ones or holes in them. */
+  #seat(slots, capacity) {
+    const isActive = (id) => id !== null && this.#chips.get(id).node.dataset.state === "active";
+    for (let from = capacity; from < slots.length; from++) {
+      if (!isActive(slots[from])) continue;
+      const to = slots.findIndex((id, slot) => slot < capacity && !isActive(id));
+      if (to < 0) return;
+      [slots[to], slots[from]] = [slots[from], slots[to]];
+      for (const slot of [to, from]) if (slots[slot] !== null) this.#chips.get(slots[slot]).slot = slot;
+    }
+    while (slots.length > 0 && slots.at(-1) === null) slots.pop();
   }
 
   #newChip(id) {
@@ -257,6 +272,8 @@ export class Floor {
     const count = this.#isNarrow ? String(engine.sessions) : `${engine.sessions} session${engine.sessions === 1 ? "" : "s"}${latency}`;
     setText(parts.count, engine.state === "starting" ? "" : count);
     node.title = `${engine.id}: ${engine.sessions} sessions, ${engine.capacity} slots, load ${Math.round(engine.load * 100)} %${latency}`;
+    const slots = engine.capacity <= MOST_SLOTS && engine.state !== "starting" ? engine.capacity : 0;
+    if (parts.slots.children.length !== slots) parts.slots.replaceChildren(...Array.from({ length: slots }, () => element("i", "")));
     parts.load.style.transform = `scaleX(${Math.min(1, engine.load).toFixed(3)})`;
     node.setAttribute("aria-label", `${engine.id}, ${engine.state}: ${engine.sessions} sessions of ${engine.capacity}, load ${Math.round(engine.load * 100)} %`);
   }

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.policy.registry import ALL
+from scheduler.sim.cluster import START_MS
 from scheduler.sim.profile import PROFILES, Profile
-from scheduler.sim.simulate import Result, Scenario, simulate
+from scheduler.sim.simulate import Result, Scenario, Simulation, simulate
 from scheduler.trace import EventKind, Trace, TraceEvent
 
 MIB = 1 << 20
@@ -204,3 +205,18 @@ def test_who_must_leave_its_slot_finishes_its_chunk() -> None:
     result = run(events, "fixed", (1, 1), replace(PROFILE, capacity=1))
     # a at 507 and 1007; told to b's engine within 7 ms, five passes of 100 ms: 1514, for b since 100.
     assert latencies(result) == [507.0, 500.0, 1_414.0]
+
+
+def test_looking_on_the_way_changes_nothing() -> None:
+    """Advanced in steps of any length, a simulation comes out as in one go."""
+    events = trace(
+        (0, "a", "arrive"), (3, "b", "arrive"), (4, "a", "idle"), (9, "a", "active"), (20, "b", "depart")
+    )
+    scenario = Scenario(policy=ALL["slack"], profile=PROFILE, min_engines=1, max_engines=3)
+    simulation = Simulation(events, scenario)
+    for at_s in (0.0, 0.1, 3.0, 3.001, 11.0, 99.0):
+        simulation.advance(at_s)
+        assert simulation.cluster.now_ms - START_MS == min(at_s, 20.0) * 1000
+    stepped, whole = simulation.finish(), simulate(events, scenario)
+    assert latencies(stepped) == latencies(whole) != []
+    assert stepped.results() == whole.results()
