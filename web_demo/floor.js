@@ -154,7 +154,8 @@ export class Floor {
     const isActive = (id) => id !== null && this.#chips.get(id).node.dataset.state === "active";
     for (let from = capacity; from < slots.length; from++) {
       if (!isActive(slots[from])) continue;
-      const to = slots.findIndex((id, slot) => slot < capacity && !isActive(id));
+      const held = slots.slice(0, capacity);
+      const to = held.includes(null) ? held.indexOf(null) : held.findIndex((id) => !isActive(id));
       if (to < 0) return;
       [slots[to], slots[from]] = [slots[from], slots[to]];
       for (const slot of [to, from]) if (slots[slot] !== null) this.#chips.get(slots[slot]).slot = slot;
