@@ -43,12 +43,13 @@ from scheduler.policy.base import (
 )
 from scheduler.sim.cluster import START_MS
 from scheduler.sim.engine import SimSession
+from scheduler.sim.record import SimRecord
 from scheduler.sim.simulate import Scenario, Simulation
 from scheduler.store.values import ClusterInfo, Decision
 from scheduler.trace import Trace
 from scheduler.view import LOADS, View
 
-__all__ = ["ClusterOnly", "SimulatedCluster", "serve"]
+__all__ = ["ClusterOnly", "SimulatedCluster", "serve", "session_record"]
 
 HOST: Final = "127.0.0.1"
 STEP_S: Final = 0.1
@@ -168,9 +169,39 @@ def _with_load(record: EngineRecord, placed: int, active: int) -> EngineRecord:
 
 
 def _as_now(session: SimSession, now_ms: float) -> SessionRecord:
-    record: SessionRecord = session.record
     made = round(session.got_ms / session.play_ms)
-    return replace(record, active=session.active, next_seq=made, slack_ms=int(session.slack_ms(now_ms)))
+    record = session_record(session.record, next_seq=made)
+    return replace(record, active=session.active, slack_ms=int(session.slack_ms(now_ms)))
+
+
+def session_record(record: SimRecord, *, next_seq: int = 0) -> SessionRecord:
+    """What the store would know of it."""
+    return SessionRecord(
+        id=record.id,
+        model=record.model,
+        phase=record.phase,
+        epoch=record.epoch,
+        engine=record.engine,
+        opened=record.opened,
+        active=record.active,
+        paused=False,
+        seed=0,
+        lead_ms=0,
+        codec="",
+        resume_hash="",
+        controller_epoch=1,
+        gateway=None,
+        next_seq=next_seq,
+        next_frame=0,
+        rev=0,
+        last_applied="0-0",
+        slack_ms=record.slack_ms,
+        created_ms=record.created_ms,
+        active_ms=record.active_ms,
+        reason="",
+        queue_order=record.queue_order,
+        residence=record.residence,
+    )
 
 
 class ClusterOnly:

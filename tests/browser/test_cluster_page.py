@@ -11,7 +11,7 @@ import pytest
 from playwright.async_api import Browser, Page
 
 from gateway.listener import Listener
-from launch.simulate_serve import ClusterOnly
+from launch.simulate_serve import ClusterOnly, session_record
 from scheduler.domain import EngineId, EngineRecord, EngineState, Phase, SessionId, SessionRecord
 from scheduler.sim.profile import find_profile
 from scheduler.sim.record import new_engine, new_session
@@ -38,7 +38,7 @@ class ScriptedSource:
         self.engines[id] = replace(record, state=state, load=0.5, chunk_ms=300.0)
 
     def session(self, id: str, engine: EngineId | None, *, active: bool = True) -> None:
-        record = new_session(SessionId(id), "paper", 0, len(self.sessions))
+        record = session_record(new_session(SessionId(id), "paper", 0, len(self.sessions)))
         phase = Phase.QUEUED if engine is None else Phase.PLACED
         self.sessions[SessionId(id)] = replace(record, engine=engine, phase=phase, active=active)
 
