@@ -154,6 +154,7 @@ class SimulatedCluster:
             budget=len(cluster.engines),
             queue=waiting,
             release_interval_ms=0,
+            start_ms=0,
             term=1,
         )
 

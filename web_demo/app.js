@@ -1,6 +1,7 @@
 // The studio page: connects what a person does with the stream, and the stream with what the page shows.
 
 import { HeldKeys } from "./keys.js";
+import * as storage from "./storage.js";
 import { MAX_PROMPT_CHARS, Stream, whyUnsupported } from "./turboserve.js";
 import { View } from "./view.js";
 
@@ -9,7 +10,6 @@ const LARGEST_SEED = Number.MAX_SAFE_INTEGER;
 const RANDOM_SEEDS = 1_000_000; // short enough to note down
 const THUMB_AFTER_FRAMES = 6;
 const NEWS_MS = 6000;
-const TOKEN_KEY = "turboserve.token";
 
 const view = new View(submit);
 const { elements } = view;
@@ -49,26 +49,14 @@ function readLink() {
   const parts = new URLSearchParams(location.hash.slice(1));
   const token = parts.get("token");
   if (!parts.has("watch") && token !== null) {
-    saveToken(token);
+    storage.saveToken(token);
     history.replaceState(null, "", location.pathname);
   }
   return parts.has("watch") ? { session: parts.get("watch"), token: token ?? undefined } : null;
 }
 
 function savedToken() {
-  try {
-    return link?.token ?? sessionStorage.getItem(TOKEN_KEY);
-  } catch {
-    return null;
-  }
-}
-
-function saveToken(token) {
-  try {
-    sessionStorage.setItem(TOKEN_KEY, token);
-  } catch {
-    // Storage may be forbidden. Then it is asked for again.
-  }
+  return link?.token ?? storage.loadToken();
 }
 
 /** What became of a prompt, in a sentence. */
@@ -208,7 +196,7 @@ function listen() {
   view.action.addEventListener("click", act);
   elements.tokenForm.addEventListener("submit", (event) => {
     event.preventDefault();
-    saveToken(elements.token.value.trim());
+    storage.saveToken(elements.token.value.trim());
     elements.token.value = "";
     act();
   });

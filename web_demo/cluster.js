@@ -3,6 +3,7 @@
 import { follow } from "./feed.js";
 import { Floor } from "./floor.js";
 import { sparkPaths } from "./spark.js";
+import * as storage from "./storage.js";
 import { request } from "./turboserve.js";
 
 const WINDOW_MS = 600_000;
@@ -18,15 +19,7 @@ let newest = null;
 let newestDecision = null;
 let renderMs = 0;
 
-function savedToken() {
-  try {
-    return sessionStorage.getItem("turboserve.token");
-  } catch {
-    return null;
-  }
-}
-
-follow(STREAM, savedToken, {
+follow(STREAM, storage.loadToken, {
   event: (name, data) => {
     if (name === "history") samples = data.samples.map((row) => Object.fromEntries(data.columns.map((column, i) => [column, row[i]])));
     if (name === "cluster") show(data);
@@ -140,7 +133,7 @@ function showHint(session) {
 }
 
 async function move(session, engine) {
-  const answer = await request("/v1/admin/migrate", { token: savedToken, method: "POST", body: { session, engine } }).catch(() => null);
+  const answer = await request("/v1/admin/migrate", { token: storage.loadToken, method: "POST", body: { session, engine } }).catch(() => null);
   const said = answer === null || answer.ok ? {} : await answer.json().catch(() => ({}));
   const hint = byId("hint");
   hint.dataset.tone = answer?.ok ? "good" : "bad";
