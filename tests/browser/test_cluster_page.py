@@ -56,7 +56,7 @@ class ScriptedSource:
     async def cluster_info(self) -> ClusterInfo:
         waiting = sum(s.phase is Phase.QUEUED for s in self.sessions.values())
         return ClusterInfo(
-            policy="slack", budget=len(self.engines), queue=waiting, release_interval_ms=1, term=1
+            policy="slack", budget=len(self.engines), queue=waiting, release_interval_ms=1, start_ms=1, term=1
         )
 
     async def decisions(self, count: int) -> list[Decision]:

@@ -287,7 +287,7 @@ def test_sample() -> None:
         make_engine("e_00000002", EngineState.DRAINING, load=0.1, chunk_ms=900.0, sessions=0),
         make_engine("e_00000003", EngineState.STARTING, load=0.0, chunk_ms=0.0, sessions=0),
     ]
-    info = ClusterInfo(policy="slack", budget=3, queue=4, release_interval_ms=1, term=1)
+    info = ClusterInfo(policy="slack", budget=3, queue=4, release_interval_ms=1, start_ms=1, term=1)
     assert sample(7, engines, info) == (7, 3, 0.3, 300.0, 2, 4)
 
 
