@@ -10,6 +10,7 @@
 local floor = tonumber(ARGV[1])
 if tonumber(redis.call('GET', KEYS[1]) or '0') < floor then
   redis.call('SET', KEYS[1], ARGV[1])
+  redis.call('DEL', key('settled'))  -- the next leader won't see from the term that data was lost
 end
 local changed = 0
 local leading = redis.call('HGET', key('lease'), 'term')

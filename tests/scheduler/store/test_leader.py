@@ -52,6 +52,18 @@ async def test_term_is_above_the_floor(store: Store) -> None:
     assert await store.acquire_lease("a", 60_000, floor=41) == 42
 
 
+async def test_who_leads_after_a_raised_term_waits_for_engines(store: Store) -> None:
+    """Redis came back older and without a leader, and a provisioner notices first: engines must speak again."""
+    term = await lead(store)
+    await store.mark_settled(term)
+    await store.release_lease("test", term)
+    await store.raise_term(term)
+    assert await store.is_settled()  # nothing was lost
+    await store.raise_term(term + 4)
+    assert not await store.is_settled()
+    assert await store.acquire_lease("b", 60_000, floor=term + 4) == term + 5
+
+
 Write = Callable[[Store, int], Awaitable[object]]
 LEADER_WRITES: dict[str, Write] = {
     "place": lambda store, term: store.place_session(S2, E1, expect_epoch=0, term=term),
