@@ -54,8 +54,9 @@ class Scheduler:
         """What was done and is not in the decisions stream: the lease ended, or Redis was away, before."""
         self._tick_s = 0.0
         self._resync_s = 0.0
-        self._settles_ms: int | None = None
-        """Redis lost its data: until then engines say what they have, and nothing is decided."""
+        self._settles_s: float | None = None
+        """Redis lost its data: until then, by the own clock, engines say what they have, and nothing is
+        decided."""
         self._prepared_term: int | None = None
         """Term for which memory and view were read."""
         self._offset_ms: float | None = None
@@ -138,9 +139,9 @@ class Scheduler:
             len(view.engines),
             len(view.sessions),
         )
-        self._settles_ms = None
+        self._settles_s = None
         if not await self._store.is_settled():
-            self._settles_ms = view.read_ms + settling_ms(self._config)
+            self._settles_s = self._clock() + settling_ms(self._config) / 1000
             log.warning(
                 "Redis is new or lost its data: engines have %d ms to say what they have",
                 settling_ms(self._config),
@@ -150,14 +151,14 @@ class Scheduler:
     async def _is_settled(self) -> bool:
         """May this leader decide? Not before engines that outlived a loss of data could say what they have:
         a set of engines without them would have them stopped."""
-        if self._settles_ms is None:
+        if self._settles_s is None:
             return True
         assert self._lease.term is not None
-        if self._feed.view.read_ms < self._settles_ms:
+        if self._clock() < self._settles_s:
             return False
         await self._feed.rebuild()
         await self._store.mark_settled(self._lease.term)
-        self._settles_ms = None
+        self._settles_s = None
         view = self._feed.view
         log.info("%d engines and %d sessions are here", len(view.engines), len(view.sessions))
         return True

@@ -33,7 +33,9 @@ def note_demand(view: View, changes: Changes, memory: Memory, now_ms: int, model
     """Memory after this moment's demand and the start-up times seen."""
     at_s, demand = now_ms // 1_000, demand_of(view, model)
     window = memory.window
-    if window and window[-1].at_s >= at_s:
+    while window and window[-1].at_s > at_s:  # Redis time was set back
+        window = window[:-1]
+    if window and window[-1].at_s == at_s:
         last = window[-1]
         sample = Sample(at_s=last.at_s, demand=demand, arrivals=last.arrivals + changes.arrivals)
         window = (*window[:-1], sample) if sample != last else window
@@ -70,7 +72,7 @@ def steer(
     if target >= len(ready) + starting:
         memory = _remember(memory, surplus_ms=0)
         return memory, Steering(num_engines=target, closing=(), release=())
-    since_ms = memory.surplus_ms or now_ms
+    since_ms = min(memory.surplus_ms or now_ms, now_ms)  # Redis time may have been set back
     memory = _remember(memory, surplus_ms=since_ms, closing=memory.closing)
     if now_ms - since_ms < hold_ms:
         return memory, Steering(num_engines=len(ready) + starting, closing=(), release=())

@@ -174,6 +174,8 @@ def requeue_orphans(view: View) -> list[Action]:
 def note_changes(view: View, changes: Changes, memory: Memory, now_ms: int) -> Memory:
     """Memory after the changes: pacing of restarts, interval between releases."""
     desired = {engine.id for engine in view.desired} if changes.gone else set()
+    if memory.retry_ms > now_ms + MAX_PAUSE_MS:  # Redis time was set back
+        memory = replace(memory, retry_ms=now_ms + pause_ms(memory.failures))
     if memory.failures and now_ms > memory.retry_ms + FORGIVE_MS:
         memory = replace(memory, failures=0)
     for gone in changes.gone:

@@ -30,6 +30,7 @@ from scheduler.messages import (
     StopEngine,
 )
 from scheduler.policy.registry import ALL
+from scheduler.policy.upkeep import settling_ms
 from scheduler.store import START, EngineGone, Store, StoreUnavailable
 from tests.scheduler.conftest import E1, E2, S1, S2, S3, RedisServer, create, forget_everything, ready
 
@@ -444,6 +445,28 @@ async def test_a_step_of_the_redis_clock_loses_no_engine(
         await scheduler.step()
     engine = await store.get_engine(E1)
     assert engine is not None and engine.state is EngineState.READY
+
+
+async def test_redis_time_set_back_while_engines_may_speak(
+    store: Store, config: SchedulerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The leader decides when the wait is over by its own clock, not an hour later."""
+    await store._redis.client.delete(store._key("settled"))
+    clock_s = 1_000.0
+    config = replace(config, tick_ms=10, lease_ttl_ms=600_000, heartbeat_timeout_ms=2_000)
+    scheduler = Scheduler(store, config, clock=lambda: clock_s)
+    await scheduler.step()
+    assert not await store.is_settled()
+    real = store.now_ms
+
+    async def earlier() -> int:
+        return await real() - 3_600_000
+
+    monkeypatch.setattr(store, "now_ms", earlier)
+    for _ in range(2):
+        clock_s += settling_ms(config) / 1000
+        await scheduler.step()
+    assert await store.is_settled()
 
 
 async def test_static_engines_are_taken_as_they_come(store: Store, config: SchedulerConfig) -> None:

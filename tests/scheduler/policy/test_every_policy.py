@@ -310,3 +310,26 @@ def test_nobody_is_moved_for_balance_by_checkpoint(policy: Policy) -> None:
     crowded = [session(f"s_{n}", "e_1") for n in range(4)]
     engines = [engine(f"e_{n}", capacity=4, transfer="") for n in (1, 2)]
     assert Cluster(*engines, *crowded).step(policy, CONFIG) == []
+
+
+@POLICIES
+def test_redis_time_set_back_by_an_hour_delays_no_engine(policy: Policy) -> None:
+    """A replacement that was due then comes now, and demand is watched on."""
+    cluster = Cluster(engine("e_1"))
+    sample = Sample(at_s=NOW_MS // 1000, demand=0, arrivals=0)
+    cluster.memory = Memory(retry_ms=NOW_MS, window=(sample,))
+    cluster.now_ms -= 3_600_000
+    found = cluster.step(policy, replace(CONFIG, engines=2, max_engines=2))
+    assert [type(action) for action in found] == [SetDesired]
+    if policy in MIGRATING:
+        assert [sample.at_s for sample in cluster.memory.window] == [cluster.now_ms // 1000]
+
+
+@pytest.mark.parametrize("policy", MIGRATING, ids=lambda policy: policy.name)
+def test_redis_time_set_back_by_an_hour_keeps_no_surplus(policy: Policy) -> None:
+    """The hold of a scale-in begins anew, at the new time."""
+    cluster = Cluster(engine("e_1"), engine("e_2"))
+    cluster.memory = Memory(surplus_ms=NOW_MS)
+    cluster.now_ms -= 3_600_000
+    cluster.step(policy, AUTOSCALED)
+    assert cluster.memory.surplus_ms == cluster.now_ms
