@@ -107,8 +107,8 @@ def empty_engines(board: Board, engines: Collection[int], choose: Choose) -> tup
     no target, and are to be seated as if they waited).
 
     Who generates migrates, as many at a time as the links bear; the others wait for that or for their turn.
-    Who can't migrate, because its engine can't or because that failed before, goes by its checkpoint. Who is
-    idle in a slot leaves it first: its state then moves without needing a slot elsewhere.
+    Who can't migrate, because its engine or none with room can or because that failed before, goes by its
+    checkpoint. Who is idle in a slot leaves it first: its state then moves without needing a slot elsewhere.
     """
     sessions, states = board.view.sessions, board.view.engines["state"]
     actions: list[Moves] = []
@@ -134,7 +134,11 @@ def empty_engines(board: Board, engines: Collection[int], choose: Choose) -> tup
             if states[source] == DRAINING:
                 rest.append(row)
             continue
-        fits &= board.transfers & (board.moves < MAX_MOVES_PER_ENGINE)
+        fits &= board.transfers
+        if not fits.any():
+            rest.append(row)
+            continue
+        fits &= board.moves < MAX_MOVES_PER_ENGINE
         if len(board.moved) < MAX_MOVES and board.can_move(source) and fits.any():
             target = choose(board, fits)
             actions.append(board.migrate(row, target, f"leaves {board.view.engines.ids[source]}, which goes"))

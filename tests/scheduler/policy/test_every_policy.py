@@ -284,20 +284,21 @@ def test_who_returns_keeps_its_state_for_an_engine_that_is_soon_there(
 
 @pytest.mark.parametrize("policy", MIGRATING, ids=lambda policy: policy.name)
 @pytest.mark.parametrize(
-    ("failed_moves", "transfer", "action"),
+    ("failed_moves", "transfer", "others", "action"),
     [
-        pytest.param(0, "-", Migrate, id="it migrates"),
-        pytest.param(MAX_FAILED_MOVES, "-", Place, id="its migrations failed before"),
-        pytest.param(0, "", Place, id="its engine can't migrate sessions"),
+        pytest.param(0, "-", "-", Migrate, id="it migrates"),
+        pytest.param(MAX_FAILED_MOVES, "-", "-", Place, id="its migrations failed before"),
+        pytest.param(0, "", "-", Place, id="its engine can't migrate sessions"),
+        pytest.param(0, "-", "", Place, id="no other engine can"),
     ],
 )
 def test_who_can_not_migrate_leaves_by_its_checkpoint(
-    policy: Policy, failed_moves: int, transfer: str, action: type[Action]
+    policy: Policy, failed_moves: int, transfer: str, others: str, action: type[Action]
 ) -> None:
     """Else a draining engine would wait for it for ever."""
     cluster = Cluster(
         engine("e_1", EngineState.DRAINING, transfer=transfer),
-        engine("e_2"),
+        engine("e_2", transfer=others),
         session("s_a", "e_1", failed_moves=failed_moves),
     )
     moved = [a for a in cluster.step(policy, CONFIG) if isinstance(a, Migrate | Place)]
