@@ -1,5 +1,5 @@
 """torchrun, with an exit status that says how the first rank that failed ended: its own, or 128 + the signal
-that killed it. torchrun alone exits with 1 whatever it was.
+that killed it, or that ended this agent. torchrun alone exits with 1 whatever it was.
 
     python -m launch.agent ARGUMENTS_OF_TORCHRUN
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main
 
@@ -18,6 +19,8 @@ def run() -> int:
     """Until every rank has ended."""
     try:
         main()
+    except SignalException as exc:
+        return SIGNALLED + exc.sigval
     except ChildFailedError as exc:
         sys.stderr.write(f"{exc}\n")
         _, failure = exc.get_first_failure()
