@@ -35,6 +35,9 @@ class Engine(Protocol):
     async def write_checkpoint(self, session: SessionId, pointer: CheckpointPointer, data: bytes) -> None:
         """Raises StoreUnavailable, StaleEpoch, CheckpointRefused."""
 
+    def ended(self, hosted: Hosted, reason: str) -> None:
+        """Have the session's record closed."""
+
 
 class Ownership:
     """Belongs to the event loop. Methods raise StoreUnavailable."""
@@ -79,6 +82,10 @@ class Ownership:
             record = await self._store.get_session(hosted.id)
             if record is not None and self._side.host.sessions.get(hosted.id) is hosted:
                 self._drop(hosted, record)
+            return
+        if self._side.host.sessions.get(hosted.id) is not hosted:
+            # It ended meanwhile, and Redis may have refused to close what it did not have.
+            self._side.ended(hosted, "ended")
             return
         _log.warning("Redis had lost %s at epoch %d: written again", hosted.id, hosted.epoch)
         hosted.published = ()

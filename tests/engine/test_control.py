@@ -41,7 +41,14 @@ from scheduler.messages import (
     Subscribe,
     encode_json,
 )
-from scheduler.store import AppliedRecord, CheckpointPointer, EngineGone, Store, open_checkpoints
+from scheduler.store import (
+    AppliedRecord,
+    CheckpointPointer,
+    EngineGone,
+    SessionCopy,
+    Store,
+    open_checkpoints,
+)
 from tests.engine.edges import S1, RecordedLink, made, until
 from tests.engine.process import config, place
 from tests.scheduler.conftest import RedisServer, forget_everything, lead
@@ -340,6 +347,27 @@ async def test_redis_that_comes_back_empty_gets_everything_again(world: World) -
     assert isinstance(fed, Feed) and [entry.message for entry in fed.entries] == [PromptInput(text="q")]
     (engine,) = await store.list_engines()
     assert (engine.id, engine.state, engine.sessions) == (E1, EngineState.READY, 1)
+
+
+async def test_a_session_that_ends_while_it_is_written_again_stays_ended(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis refuses to close what it has lost; then it must not get it back for ever."""
+    await opened(world)
+    await world.event(SessionOpened)
+    restore, hosted = world.store.restore_session, world.host.sessions[S1]
+
+    async def end_first(engine: EngineId, copy: SessionCopy) -> None:
+        if S1 in world.host.sessions:
+            world.host.close(S1, "stopped")
+            world.control.ended(hosted, "stopped")
+            await world.control._flush_ended()
+        await restore(engine, copy)
+
+    monkeypatch.setattr(world.store, "restore_session", end_first)
+    await forget_everything(world.store)
+    assert await world.event(SessionClosed) == SessionClosed(session=S1, reason="ended")
+    assert world.host.sessions == {}
 
 
 async def test_the_same_placement_ordered_twice_keeps_the_session(world: World) -> None:

@@ -53,7 +53,7 @@ async def test_term_is_above_the_floor(store: Store) -> None:
 
 
 async def test_who_leads_after_a_raised_term_waits_for_engines(store: Store) -> None:
-    """Redis came back older and without a leader, and a provisioner notices first: engines must speak again."""
+    """Redis came back older, and a provisioner notices before anybody leads: engines must speak again."""
     term = await lead(store)
     await store.mark_settled(term)
     await store.release_lease("test", term)
