@@ -150,7 +150,10 @@ class Relief:
         return left_s * 1000 / max(1.0, float(view.engines["play_ms"][source]))
 
     def _least_disturbed(self, source: int) -> int | None:
-        """The rested session whose stall would be shortest, then the smallest, then who holds most video."""
+        """The rested session whose stall would be shortest, then the smallest, then who holds most video.
+
+        One that moved later than now has rested: Redis time was set back.
+        """
         view, s = self._board.view, self._board.view.sessions
         base_ms = float(view.engines["move_ms"][source])
         link = float(view.engines["link_bytes_per_ms"][source])
@@ -160,7 +163,7 @@ class Relief:
         rows = [
             row
             for row in view.members[source] - self._board.moved
-            if movable[row] and active[row] and moved_ms[row] <= rested_ms
+            if movable[row] and active[row] and not rested_ms < moved_ms[row] <= self._now_ms
         ]
         return min(
             rows,
