@@ -28,7 +28,10 @@ def is_origin_allowed(origin: str | None, host: str | None, config: GatewayConfi
     """May a page of this origin use us? Without the header it is no page. Same origin, or configured."""
     if origin is None or origin in config.allowed_origins:
         return True
-    parts = urlsplit(origin)
+    try:
+        parts = urlsplit(origin)
+    except ValueError:
+        return False
     return parts.scheme in ("http", "https") and parts.netloc.lower() == (host or "").lower()
 
 

@@ -30,8 +30,11 @@ class Request:
 
     @property
     def path(self) -> str:
-        """The decoded path without query."""
-        return unquote(urlsplit(self.target).path)
+        """The decoded path without query; empty, which nothing has, when the target is malformed."""
+        try:
+            return unquote(urlsplit(self.target).path)
+        except ValueError:
+            return ""
 
     def header(self, name: str) -> str | None:
         return self.headers.get(name)

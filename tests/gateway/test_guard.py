@@ -47,6 +47,8 @@ def test_hosts(host: str | None, local: bool, open: bool) -> None:
         ("file://localhost:8080", False),
         ("null", False),
         ("", False),
+        ("http://[", False),
+        ("http://[::1", False),
     ],
 )
 def test_origins(origin: str | None, allowed: bool) -> None:
