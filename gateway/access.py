@@ -22,7 +22,7 @@ from gateway.auth import (
 )
 from gateway.config import LOOPBACK, GatewayConfig
 from gateway.http import Request
-from gateway.limits import RateBuckets
+from gateway.limits import RateBuckets, who_shares
 from gateway.metrics import Metrics
 
 FAILURE_COST = 20.0
@@ -61,11 +61,11 @@ class Access:
     # --- addresses -------------------------------------------------------------------------------------
 
     def address_of(self, request: Request) -> str:
-        """Where a request comes from, as far as settings say that it can be known."""
+        """Where a request comes from (`who_shares`), as far as settings say that it can be known."""
         forwarded = request.header("x-forwarded-for")
         if self._config.trust_proxy and forwarded:
-            return forwarded.rpartition(",")[2].strip()
-        return request.peer
+            return who_shares(forwarded.rpartition(",")[2].strip())
+        return who_shares(request.peer)
 
     def count_request(self, address: str) -> int | None:
         """None: go on. Else this address asks too often, and shall wait so many ms."""

@@ -86,13 +86,14 @@ class ClientConnection:
         self._silence = self._loop.call_later(timeout_s, self._receive_silence)
 
     def receive_frame(self, data: str | bytes) -> None:
-        self._cancel_silence()
         try:
             message = self._codec.decode_control(CLIENT_MESSAGES, data)
         except MessageError as exc:
             self._do(self.machine.receive_bad(exc, self._now_ms()))
-            return
-        self._do(self.machine.receive_message(message, self._now_ms()))
+        else:
+            self._do(self.machine.receive_message(message, self._now_ms()))
+        if self.machine.is_identified():  # else bad messages would keep the place of nobody for ever
+            self._cancel_silence()
 
     def receive_lost(self) -> None:
         self._cancel_silence()

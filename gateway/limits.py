@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from enum import Enum
 
 from gateway.protocol import Control
@@ -97,6 +98,19 @@ class RateBuckets:
 
     def __len__(self) -> int:
         return len(self._buckets)
+
+
+def who_shares(address: str) -> str:
+    """The name under which an address has its bucket: of IPv6 the /64 that one customer gets."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(ip, ipaddress.IPv4Address) or ip.is_loopback:
+        return str(ip)
+    if ip.ipv4_mapped is not None:
+        return str(ip.ipv4_mapped)
+    return f"{ipaddress.IPv6Address(int(ip) >> 64 << 64)}/64"
 
 
 class ControlMerger:

@@ -190,6 +190,10 @@ class SessionCore(abc.ABC):
     def stage(self) -> Stage:
         return self._stage
 
+    def is_identified(self) -> bool:
+        """Is it known who this is? Where there is no authentication, always."""
+        return self._identity is not None
+
     @property
     def session_id(self) -> SessionId | None:
         """Whose events and link messages this connection wants: also while start or attach is under way."""

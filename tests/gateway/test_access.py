@@ -83,6 +83,17 @@ async def test_refused_handshakes(world: World, caplog: pytest.LogCaptureFixture
     assert not any(expired in text for text in ours)
 
 
+async def test_bad_messages_keep_no_place_without_a_token(world: World) -> None:
+    """Who never says who it is is sent away in time, whatever else it says."""
+    async with (
+        world.gateway(**SETTINGS, first_message_timeout_s=0.3) as gateway,
+        client_of(gateway) as client,
+    ):
+        await client.ws.send("nonsense")
+        assert (await client.expect(wire.Error)).code is ErrorCode.BAD_MESSAGE
+        assert await client.close_code() == CloseCode.IDLE
+
+
 async def test_admin_paths(world: World) -> None:
     """They need the scope admin; health does not; the API says what is wrong."""
     bad = {"none": {}, "forged": {"authorization": "Bearer x.y.z"}, "basic": {"authorization": "Basic eDp5"}}
@@ -120,9 +131,13 @@ async def test_minting(world: World) -> None:
             [], {}, {"subject": ""}, {"subject": 5}, {"subject": "x", "scopes": "control"},
             {"subject": "x", "scopes": []}, {"subject": "x", "scopes": ["root"]},
             {"subject": "x", "ttl_s": 0}, {"subject": "x", "ttl_s": 1e9}, {"subject": "x", "ttl_s": "1"},
+            {"subject": "x", "ttl_s": 10**400}, {"subject": "x", "ttl_s": float("nan")},
             {"subject": "x", "max_sessions": -1}, {"subject": "x", "session": "5"},
         ):  # fmt: skip
             assert (await mint(wish))[0] == 400, wish
+        for wish in ({}, {"resume": 5}, {"resume": "\ud800"}, {"resume": "x", "ttl_s": 10**400}):
+            path, body = "/v1/sessions/s_0000000000000001/watch", json.dumps(wish).encode()
+            assert (await ask(gateway, path, "POST", body, **JSON_TYPE))[0] == 400, wish
     async with world.gateway() as gateway:
         assert (await mint({"subject": "x"}))[0] == 409
 
@@ -166,6 +181,10 @@ def test_addresses() -> None:
     assert limited.address_of(request("192.0.2.1", "10.0.0.1")) == "192.0.2.1"
     behind = access(trust_proxy=True)
     assert behind.address_of(request("127.0.0.1", "10.0.0.1, 198.51.100.7")) == "198.51.100.7"
+    # Whoever has one IPv6 address has 2^64; a socket for both kinds shows IPv4 addresses as IPv6.
+    assert limited.address_of(request("2001:db8:1:2:3::4", "")) == "2001:db8:1:2::/64"
+    assert limited.address_of(request("::ffff:192.0.2.1", "")) == "192.0.2.1"
+    assert limited.address_of(request("::1", "")) == "::1"
 
 
 async def test_too_many_requests_are_429(world: World) -> None:
