@@ -60,7 +60,10 @@ class PromptHook:
         try:
             async with asyncio.timeout(self._timeout_s):
                 answer = await self._hook(question)
-        except Exception as exc:  # whatever somebody else's code raises
+        except (Exception, asyncio.CancelledError) as exc:  # whatever somebody else's code raises
+            task = asyncio.current_task()
+            if isinstance(exc, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise  # it is this task that is cancelled, not something that the hook waited for
             logger.warning("the prompt hook failed: %s", type(exc).__name__)
             if self._fail_open:
                 return None

@@ -29,6 +29,8 @@ async def no_cats(question: Question) -> Answer:
             return False
         case "a broken cat":
             raise RuntimeError("meow")
+        case "a cancelled cat":
+            raise asyncio.CancelledError
         case "a slow cat":
             await asyncio.Event().wait()
     return None
@@ -44,10 +46,20 @@ async def test_judgements(fail_open: bool) -> None:
     for text, sentence in (("a cat", "no cats here"), ("two cats", REFUSED)):
         refusal = await hook.judge(prompt(text))
         assert refusal is not None and (refusal.kind, refusal.message) == (FailureKind.NOT_ALLOWED, sentence)
-    for text in ("a broken cat", "a slow cat"):
+    for text in ("a broken cat", "a cancelled cat", "a slow cat"):
         refusal = await hook.judge(prompt(text))
         assert (refusal is None) is fail_open
         assert refusal is None or (refusal.kind, refusal.message) == (FailureKind.UNAVAILABLE, AWAY)
+
+
+async def test_who_asks_can_be_cancelled() -> None:
+    """That is no failure of the hook."""
+    hook = PromptHook(no_cats, timeout_s=60, fail_open=True)
+    task = asyncio.create_task(hook.judge(prompt("a slow cat")))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 @pytest.mark.parametrize("name", ["nowhere.at.all:f", "json:nothing", "json:__name__", "json", ""])
