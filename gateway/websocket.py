@@ -162,7 +162,8 @@ class WebSocket:
             return
         if frame.opcode is not Opcode.CONT:
             self._text = frame.opcode is Opcode.TEXT
-        self._fragments.append(bytes(frame.data))
+        if frame.data:  # of empty ones there may be any number: they count nothing towards a message's size
+            self._fragments.append(bytes(frame.data))
         if not frame.fin:
             return
         message = b"".join(self._fragments)

@@ -299,6 +299,22 @@ async def test_a_message_of_64_kib_is_taken() -> None:
         assert await ws.recv() == "a" * 1000 + "b" * 1000
 
 
+async def test_empty_fragments_are_not_kept() -> None:
+    """They count nothing towards the size of a message, so there may be any number."""
+    async with listening() as (app, port), connect(f"ws://127.0.0.1:{port}/ws") as ws:
+        ws.transport.write(b"\x01\x80\0\0\0\0" + b"\x00\x80\0\0\0\0" * 1000)
+        await (await ws.ping())
+        assert len(app.echoes[0].socket._fragments) == 0
+        ws.transport.write(b"\x80\x82\0\0\0\0hi")
+        assert await ws.recv() == "hi"
+
+
+def test_a_malformed_target_has_no_path() -> None:
+    """Nothing is served there, and nobody stumbles over it."""
+    for target in ("//[", "//[x]/v1/cluster", "http://[/metrics"):
+        assert Request(method="GET", target=target, headers={}).path == ""
+
+
 async def test_text_that_is_not_utf8_closes_1007() -> None:
     """The WebSocket protocol asks for it."""
     async with listening() as (_app, port), connect(f"ws://127.0.0.1:{port}/ws") as ws:
