@@ -298,6 +298,7 @@ class SessionMachine(WatchRules):
 
     def receive_result(self, call: Call, result: object, now_ms: float) -> list[Output]:
         """The answer to a call: its value, or a Failure."""
+        self._loads -= isinstance(call, LoadSession)
         if isinstance(result, Failure):
             self._receive_failure(call, result, now_ms)
             return self._take()

@@ -178,6 +178,8 @@ class SessionCore(abc.ABC):
         self._backlog: deque[wire.ClientMessage] = deque()
         self._bucket = MessageBucket()
         self._bad_messages = 0
+        self._loads = 0
+        """Records that are being read; while Redis is away they wait."""
         self._out: list[Output] = []
 
     @abc.abstractmethod
@@ -273,6 +275,7 @@ class SessionCore(abc.ABC):
     def _load(self, s: Session) -> None:
         if not s.is_loading:
             s.is_loading = True
+            self._loads += 1
             self._out.append(LoadSession(session=s.id, copy=self._copy(s)))
 
     @staticmethod

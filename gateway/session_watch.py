@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from gateway import protocol as wire
 from gateway.auth import ANYONE
-from gateway.session_entry import SESSION_ID, EntryRules, session_message
+from gateway.session_entry import RETRY_AFTER_MS, SESSION_ID, EntryRules, session_message
 from gateway.session_follow import RELOAD_MS, chunk_header
 from gateway.steps import Ask, Follow, LoadSession, Output, SendChunk, Unfollow
 from scheduler import messages as link
@@ -20,6 +20,8 @@ from scheduler.messages import EngineId, ErrorCode, Phase, SessionId, SessionRec
 MAX_VIEWER_QUEUE_BYTES = 4 * 1024 * 1024
 """A viewer for whom more waits gets no further chunk until less does."""
 MAX_VIEWER_QUEUE_CHUNKS = 2
+MAX_LOADS = 8
+"""Who goes on watching one session after the other while no record can be read is told to wait."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,6 +71,9 @@ class WatchRules(EntryRules):
         elif not (self._identity or ANYONE).may_watch(message.session):
             text = "this token may not watch that session: it needs the scope view"
             self._error(ErrorCode.NOT_ALLOWED, text, id=message.id)
+        elif self._loads >= MAX_LOADS:
+            text = f"{MAX_LOADS} sessions are being looked for already; try again later"
+            self._error(ErrorCode.UNAVAILABLE, text, id=message.id, retry_after_ms=RETRY_AFTER_MS)
         else:
             self._viewer = Viewer(session=SessionId(message.session), id=message.id)
             self._had_session = True
@@ -125,6 +130,7 @@ class WatchRules(EntryRules):
         return self._take()
 
     def _reload(self, v: Viewer) -> None:
+        self._loads += 1
         self._out.append(LoadSession(session=v.session))
 
     def _receive_watched(self, v: Viewer, record: SessionRecord | None) -> None:

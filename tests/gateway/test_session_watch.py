@@ -12,7 +12,7 @@ from gateway.auth import Identity, Scope
 from gateway.protocol import CloseCode
 from gateway.session import SessionMachine
 from gateway.session_follow import RELOAD_MS
-from gateway.session_watch import MAX_VIEWER_QUEUE_BYTES
+from gateway.session_watch import MAX_LOADS, MAX_VIEWER_QUEUE_BYTES
 from gateway.steps import Ask, Close, CreateSession, Follow, LoadSession, Output, SendChunk, Unfollow
 from scheduler import messages as link
 from scheduler.messages import ErrorCode, Phase, SessionId, SessionState
@@ -124,6 +124,19 @@ def test_nothing_to_watch(record: link.SessionRecord | None) -> None:
     outputs = machine.receive_result(only(machine.receive_message(WATCH, 0), LoadSession), record, 0)
     assert error_of(outputs).code is ErrorCode.NO_SUCH_SESSION
     assert only(outputs, Close).code is CloseCode.NO_SUCH_SESSION
+
+
+def test_few_records_are_looked_for_at_once() -> None:
+    """Calls wait while Redis is away: who watches and stops over and over must not pile them up."""
+    machine = make_machine()
+    loads = []
+    for _ in range(MAX_LOADS):
+        loads.append(only(machine.receive_message(WATCH, 0), LoadSession))
+        machine.receive_message(wire.Stop(), 0)
+    outputs = machine.receive_message(WATCH, 0)
+    assert error_of(outputs).code is ErrorCode.UNAVAILABLE and len(outputs) == 1
+    machine.receive_result(loads[0], PLACED, 0)
+    assert only(machine.receive_message(WATCH, 0), LoadSession)
 
 
 def test_who_may_watch() -> None:
