@@ -197,6 +197,7 @@ function listen() {
   elements.tokenForm.addEventListener("submit", (event) => {
     event.preventDefault();
     storage.saveToken(elements.token.value.trim());
+    if (link !== null) link.token = undefined; // it was refused
     elements.token.value = "";
     act();
   });

@@ -72,6 +72,7 @@ async function tokenOf(source) {
  */
 export async function openSocket(url, token = null) {
   const jwt = await tokenOf(token);
+  if (jwt !== null && !/^[\w.-]+$/.test(jwt)) throw new Error("it has characters that no token has"); // the browser's error would show it
   return new WebSocket(url, jwt === null ? [SUBPROTOCOL] : [SUBPROTOCOL, TOKEN_SUBPROTOCOL_PREFIX + jwt]);
 }
 
