@@ -25,6 +25,8 @@ from websockets.server import ServerProtocol
 logger = logging.getLogger("gateway.websocket")
 
 MAX_CLOSE_REASON_BYTES = 123
+MAX_UNREAD_PONGS = 256
+"""Answers to pings that may wait for a peer that does not read; beyond, the socket is aborted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,7 @@ class WebSocket:
         self._failed = False
         """Broken by the peer: what it sent behind that does not count."""
         self._heard = True
+        self._unread_pongs = 0
         self._send_timer: asyncio.TimerHandle | None = None
         self._close_timer: asyncio.TimerHandle | None = None
         self._ping_timer = self._loop.call_later(limits.ping_interval_s, self._keep_alive)
@@ -141,6 +144,7 @@ class WebSocket:
 
     def resume_writing(self) -> None:
         self._writable = True
+        self._unread_pongs = 0
         self._cancel_send_timer()
         self._pump()
 
@@ -158,6 +162,12 @@ class WebSocket:
                 self._end()
 
     def _handle_frame(self, frame: Frame) -> None:
+        if (
+            frame.opcode is Opcode.PING and not self._writable
+        ):  # `websockets` answers each, into the transport
+            self._unread_pongs += 1
+            if self._unread_pongs > MAX_UNREAD_PONGS:
+                self.abort("pings whose answers are not read")
         if frame.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
             return
         if frame.opcode is not Opcode.CONT:

@@ -356,6 +356,23 @@ async def _lost(app: App) -> None:
     await app.echoes[0].lost.wait()
 
 
+async def test_pings_of_a_peer_that_does_not_read_do_not_pile_up() -> None:
+    """Each answer waits in the transport, which has no limit of its own: the connection is dropped."""
+    async with listening(sockets=SocketLimits(send_timeout_s=60)) as (app, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+        writer.write(HANDSHAKE)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        echo = app.echoes[0]
+        sent_bytes = 0
+        while not echo.lost.is_set() and sent_bytes < BIG_BYTES // 4:
+            writer.write((b"\x89\xfd\0\0\0\0" + bytes(125)) * 500)
+            sent_bytes += 500 * 131
+            await asyncio.sleep(0)
+        assert echo.lost.is_set()
+        writer.transport.abort()
+
+
 async def test_a_dead_peer_is_noticed_by_ping() -> None:
     """Half a frame and then nothing: no pong can come, so the keepalive ends the connection."""
     async with listening(sockets=SocketLimits(ping_interval_s=0.2)) as (app, port):
