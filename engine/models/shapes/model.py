@@ -79,7 +79,8 @@ class ShapesConfig:
     codec: CodecConfig = field(default_factory=CodecConfig)
     fps: int = 16
     sink_frames: int = 0
-    sigmas: tuple[float, ...] = shifted_sigmas(4)
+    sigmas: tuple[float, ...] = tuple(shifted_sigmas(8)[i] for i in (0, 2, 5, 7))
+    """Down to a low level: most of a later chunk is known from the past, but edges are drawn last."""
     first_sigmas: tuple[float, ...] = shifted_sigmas(8)
 
 

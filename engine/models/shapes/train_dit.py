@@ -22,6 +22,7 @@ _CONTEXT_NOISE = 0.15  # largest deviation added to the clean context, against d
 _START_SHARE = 0.5  # share of batches whose first chunk is a session's first
 _FIRST_WEIGHT = 2.0  # of that chunk: it decides shape and number, later ones follow what they see
 _SELF_FROM = 0.55  # from this part of the run on, half of the batches see the model's own chunks as context
+_SMALL_COVER = 0.03  # share of the picture below which objects stop gaining weight
 _EMA = 0.998
 
 
@@ -194,17 +195,27 @@ def _draw(clips: Clips, job: Job, generator: torch.Generator, *, first_noisy: in
     frame_index = begin[:, None] * span + torch.arange(chunks * span)
     latents = clips.latents[rows[:, None], frame_index].float().to(device)
     mask = clips.masks[rows[:, None], frame_index].float().to(device) / 255
-    weight = 1 + 4 * (mask > 0.02).float() + 4 * mask
+    weight = _weight(mask, latents)
     deviation = _CONTEXT_NOISE * torch.rand(_BATCH, 1, 1, 1, 1, device=device)
     clean = latents[:, :-span]
     return _Batch(
         clean=clean + deviation * torch.randn_like(clean),
         target=latents[:, first_noisy * span :],
-        weight=(weight / weight.mean())[:, first_noisy * span :, None],
+        weight=weight[:, first_noisy * span :, None],
         tokens=_tokens(clips.ids[rows[:, None], chunk_index].long()).to(device),
         actions=clips.actions[rows[:, None], frame_index].float().to(device),
         first_noisy=first_noisy,
     )
+
+
+def _weight(mask: Tensor, latents: Tensor) -> Tensor:
+    """Weights [R, K·F, h, w] of mean 1: what the objects cover counts most, small ones no less than large,
+    pale ones (white on white) no less than bright ones."""
+    cover = (mask > 0.02).float() + mask
+    weight = 0.4 + 0.6 * cover / (cover.mean(dim=(1, 2, 3), keepdim=True) + _SMALL_COVER)
+    contrast = latents.var(dim=(1, 3, 4)).mean(dim=1).sqrt()[:, None, None, None]
+    weight = weight * (contrast.mean() / contrast).clamp(0.6, 2.5)
+    return weight / weight.mean()
 
 
 def _tokens(ids: Tensor) -> Tensor:

@@ -82,7 +82,9 @@ def test_bfloat16_pools_work() -> None:
 def test_schedules_fall_from_one() -> None:
     """Four steps at shift 5 are the published levels; ours end nearer to the picture."""
     assert shifted_sigmas(4, shift=5.0) == pytest.approx((1.0, 0.9375, 0.8333333, 0.625))
-    assert SHAPES.sigmas == pytest.approx((1.0, 0.9, 0.75, 0.5))
+    assert SHAPES.sigmas == pytest.approx((1.0, 0.9, 0.642857, 0.3)) and set(SHAPES.sigmas) <= set(
+        SHAPES.first_sigmas
+    )
     assert SHAPES.first_sigmas[0] == SHAPES.sigmas[0] == 1.0
 
 
