@@ -103,10 +103,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--sessions", default="2,4,6")
     parser.add_argument("--starts", type=int, default=20)
+    parser.add_argument("--model", default="shapes")
     options = parser.parse_args()
     counts = [int(count) for count in options.sessions.split(",")]
     print(f"machine: {machine()}")
-    with running_cluster(engines=ENGINES, capacity=max(counts)) as cluster:
+    with running_cluster("--model", options.model, engines=ENGINES, capacity=max(counts)) as cluster:
         asyncio.run(time_to_first_chunk(cluster.url, 0))  # warm-up
         ttfc = [asyncio.run(time_to_first_chunk(cluster.url, seed)) for seed in range(options.starts)]
         held = {count: asyncio.run(view_many(cluster.url, count, options.seconds)) for count in counts}
@@ -119,6 +120,7 @@ def main() -> None:
     print_json(
         {
             "bench": "slice",
+            "model": options.model,
             "cluster_ready_s": round(cluster.started_s, 2),
             "ttfc_ms": {"p50": round(percentile(ttfc, 0.5)), "p99": round(percentile(ttfc, 0.99))},
             "gateway_added_ms_p99": relay,
