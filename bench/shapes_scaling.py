@@ -1,19 +1,19 @@
-"""How large should the transformer of `shapes` be? Judge's score against size, at equal compute.
+"""How large should the transformer of `shapes` be? Judge's score against size, at equal wall time.
 
-All sizes are trained from nothing at the same time on the same clips, one thread each, so that other load
-hits them alike; then `shapes_quality` judges each on the same unseen prompts, and a chunk of each is
-timed (five passes, full window, one session), in turn, the median of the rounds.
+    train   all sizes from nothing at the same time on the same clips, one thread each, so that other load
+            hits them alike; OUT/<size> gets the checkpoint
+    judge   `shapes_quality` on the same unseen prompts, and a chunk of each timed on one core (five passes,
+            full window, one session), in turn, the median of the rounds
 
-CLIPS holds `codec.pt` and `clips-*.pt` (`python -m engine.models.shapes.train codec`, then `encode`).
-Bounded by the CPU: `--minutes` is wall time, shared by all sizes.
+The stages can run on two machines. OUT holds `codec.pt` and `clips-*.pt` (`python -m
+engine.models.shapes.train codec`, then `encode`). Bounded by the CPU or the GPU, which all sizes share.
 
-    .venv/bin/python -m bench.shapes_scaling --clips CLIPS --minutes 60
+    .venv/bin/python -m bench.shapes_scaling train judge --out OUT --minutes 60
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -42,18 +42,29 @@ def config_of(size: str) -> ShapesConfig:
     return replace(SHAPES, dit=dit)
 
 
-def train_and_judge(size: str, out: Path, minutes: float, prompts: int) -> dict[str, Any]:
-    """In a process of its own: train one size, then judge it."""
+def train(size: str, args: argparse.Namespace) -> None:
+    """In a process of its own: train one size."""
     torch.set_num_threads(1)
-    job = Job(config=config_of(size), out=out, minutes=minutes, device=torch.device("cpu"))
-    weights = train_dit(job)
-    steps = torch.load(out / "dit.pt", weights_only=True)["steps"]
+    out = args.out / size
+    out.mkdir(exist_ok=True)
+    for path in (args.out / "codec.pt", *args.out.glob("clips-*.pt")):
+        (out / path.name).unlink(missing_ok=True)
+        (out / path.name).symlink_to(path.resolve())
+    device = torch.device(args.device)
+    train_dit(Job(config=config_of(size), out=out, minutes=args.minutes, device=device, batch=args.batch))
+
+
+def judge(size: str, args: argparse.Namespace) -> dict[str, Any]:
+    """In a process of its own: what the judge says of one size."""
+    weights = args.out / size / "shapes.safetensors"
+    steps = max(int(path.stem.split("-")[1]) for path in weights.parent.glob("sheet-*.png"))
+    config = config_of(size)
     tasks = [
-        Task(kind="prompt", number=n, config=job.config, weights=weights, long_chunks=0)
-        for n in range(prompts)
+        Task(kind="prompt", number=n, config=config, weights=weights, long_chunks=0)
+        for n in range(args.prompts)
     ]
-    table = merge([run(task) for task in tasks])
-    return {"net": size, "steps": steps, **{name: table["start"][name]["model"] for name in ATTRIBUTES}}
+    start = merge([run(task) for task in tasks])["start"]
+    return {"net": size, "steps": steps, **{name: start[name]["model"] for name in ATTRIBUTES}}
 
 
 def chunk_ms(sizes: Sequence[str], rounds: int) -> dict[str, float]:
@@ -70,29 +81,11 @@ def chunk_ms(sizes: Sequence[str], rounds: int) -> dict[str, float]:
     return {size: count * percentile(values, 0.5) for size, values in times.items()}
 
 
-def main() -> None:
-    """Train, judge, time; print the table and one JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--clips", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--sizes", default="96x4,128x6,192x6,256x8")
-    parser.add_argument("--prompts", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=15)
-    args = parser.parse_args()
-    sizes = args.sizes.split(",")
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        ProcessPoolExecutor(len(sizes), mp_context=get_context("spawn")) as pool,
-    ):
-        jobs = []
-        for size in sizes:
-            out = Path(folder, size)
-            out.mkdir()
-            for path in (args.clips / "codec.pt", *args.clips.glob("clips-*.pt")):
-                (out / path.name).symlink_to(path.resolve())
-            jobs.append(pool.submit(train_and_judge, size, out, args.minutes, args.prompts))
-        rows = [job.result() for job in jobs]
-    cost = chunk_ms(sizes, args.rounds)
+def judge_all(args: argparse.Namespace) -> None:
+    """Judge and time every size; print the table and one JSON line."""
+    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
+        rows = list(pool.map(judge, args.sizes, [args] * len(args.sizes)))
+    cost = chunk_ms(args.sizes, args.rounds)
     for row in rows:
         transformer = ShapesNet(config_of(row["net"])).dit
         row["million"] = round(sum(p.numel() for p in transformer.parameters()) / 1e6, 2)
@@ -100,7 +93,27 @@ def main() -> None:
     print(machine())
     columns = ("net", "million", "chunk_ms", "steps", *ATTRIBUTES)
     print_table(columns, [[row[column] for column in columns] for row in rows])
-    print_json({"minutes": args.minutes, "prompts": args.prompts, "rows": rows})
+    print_json({"prompts": args.prompts, "rows": rows})
+
+
+def main() -> None:
+    """Do the stages asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("stages", nargs="+", choices=("train", "judge"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=60.0, help="wall time of the training")
+    parser.add_argument("--device", default="cpu", help="of the training")
+    parser.add_argument("--batch", type=int, default=8, help="clips per step")
+    parser.add_argument("--sizes", type=lambda text: text.split(","), default="96x4,128x6,192x6,256x8")
+    parser.add_argument("--prompts", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--jobs", type=int, default=2, help="sizes judged at a time")
+    args = parser.parse_args()
+    if "train" in args.stages:
+        with ProcessPoolExecutor(len(args.sizes), mp_context=get_context("spawn")) as pool:
+            list(pool.map(train, args.sizes, [args] * len(args.sizes)))
+    if "judge" in args.stages:
+        judge_all(args)
 
 
 if __name__ == "__main__":

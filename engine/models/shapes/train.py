@@ -50,11 +50,19 @@ def main() -> None:
     parser.add_argument("--preset", choices=("shapes", "shapes-large"), default="shapes")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--batch", type=int, help="clips per step of encode and dit, and per process; 8, on a GPU 192"
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     shares = {args.stage: 1.0} if args.stage != "all" else _SHARES
     job = Job(
-        config=PRESETS[args.preset], out=args.out, minutes=args.minutes, device=args.device, seed=args.seed
+        config=PRESETS[args.preset],
+        out=args.out,
+        minutes=args.minutes,
+        device=args.device,
+        seed=args.seed,
+        batch=args.batch or (8 if args.device.type == "cpu" else 192),
     )
     if args.weights is not None and Peers().rank == 0:
         import_weights(job, args.weights)

@@ -23,7 +23,6 @@ from engine.models.shapes.world import (
 __all__ = ["Clips", "encode_clips", "load_clips", "load_codec"]
 
 CLIP_CHUNKS = 8
-_BATCH = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,20 +61,20 @@ def encode_clips(job: Job) -> Path:
     progress = Progress("encode", job.minutes)
     parts: list[tuple[Tensor, ...]] = []
     while not progress.is_done():
-        ids = sample_scenes(_BATCH, CLIP_CHUNKS, generator)
-        actions = sample_actions(_BATCH, CLIP_CHUNKS * CHUNK_FRAMES // FRAMES_PER_LATENT, generator)
+        ids = sample_scenes(job.batch, CLIP_CHUNKS, generator)
+        actions = sample_actions(job.batch, CLIP_CHUNKS * CHUNK_FRAMES // FRAMES_PER_LATENT, generator)
         rgb, mask = draw(simulate(ids, generator, actions), side=side, device=job.device)
         with autocast(job.device):
             raw = encoder(rgb).float()
         latents = decoder.normalise(raw)
         pooled = (
             fn.adaptive_avg_pool2d(mask.flatten(0, 1), raw.shape[-1])
-            .unflatten(0, (_BATCH, -1, FRAMES_PER_LATENT))
+            .unflatten(0, (job.batch, -1, FRAMES_PER_LATENT))
             .amax(dim=2)[:, :, 0]
         )
         pooled = (pooled * 255).to(torch.uint8).cpu()
         parts.append((latents.half().cpu(), pooled, actions.half(), ids.to(torch.uint8)))
-        progress.update(clips=float(_BATCH * len(parts)))
+        progress.update(clips=float(job.batch * len(parts)))
     latents, masks, pushes, labels = (torch.cat(part) for part in zip(*parts, strict=True))
     path = job.out / f"clips-{seed}.pt"
     torch.save({"latents": latents, "masks": masks, "actions": pushes, "ids": labels}, path)
@@ -83,9 +82,11 @@ def encode_clips(job: Job) -> Path:
     return path
 
 
-def load_clips(out: Path) -> Clips:
-    """All clips written to `out` so far."""
-    files = [torch.load(path, weights_only=True) for path in sorted(out.glob("clips-*.pt"))]
+def load_clips(out: Path, device: torch.device) -> Clips:
+    """All clips written to `out` so far, kept on `device`."""
+    files = [
+        torch.load(path, weights_only=True, map_location=device) for path in sorted(out.glob("clips-*.pt"))
+    ]
     if not files:
         raise SystemExit(f"no clips in {out}: run the encode stage first")
     keys = ("latents", "masks", "actions", "ids")

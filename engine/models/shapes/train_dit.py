@@ -16,7 +16,6 @@ from engine.models.shapes.train_util import Job, MuonAdam, Peers, Progress, auto
 
 __all__ = ["train_dit"]
 
-_BATCH = 8
 _PEAK_LR = 2e-3
 _CONTEXT_NOISE = 0.15  # largest deviation added to the clean context, against drift
 _START_SHARE = 0.5  # share of batches whose first chunk is a session's first
@@ -50,7 +49,7 @@ def train_dit(job: Job) -> Path:
     """
     torch.manual_seed(job.seed)
     peers = Peers()
-    clips = load_clips(job.out)
+    clips = load_clips(job.out, job.device)
     run = _Run(job, peers)
     draws = torch.Generator().manual_seed(job.seed + 7919 * run.steps + peers.rank)
     torch.manual_seed(job.seed + 7919 * run.steps + peers.rank)
@@ -81,7 +80,7 @@ class _Run:
         }
         self._optimizer = _make_optimizer(self._net)
         if (job.out / "dit.pt").exists():
-            self._resume(torch.load(job.out / "dit.pt", weights_only=True))
+            self._resume(torch.load(job.out / "dit.pt", weights_only=True, map_location=job.device))
 
     def _resume(self, saved: dict[str, object]) -> None:
         self.steps = int(str(saved["steps"]))
@@ -94,8 +93,8 @@ class _Run:
         """Scale the peak learning rate."""
         self._optimizer.set_lr(_PEAK_LR * factor)
 
-    def step(self, batch: _Batch, *, own_context: bool) -> dict[str, float]:
-        """One update; returns losses of the first and of the other chunks."""
+    def step(self, batch: _Batch, *, own_context: bool) -> dict[str, Tensor]:
+        """One update; returns losses of the first and of the other chunks, each []."""
         if own_context:
             batch = self._with_own_context(batch)
         sigma = _sigmas(batch, self._config)
@@ -116,8 +115,8 @@ class _Run:
         self.steps += 1
         parts = error.detach()
         if batch.first_noisy == 0:
-            return {"first": parts[0].item(), "next": parts[1:].mean().item()}
-        return {"later": parts.mean().item()}
+            return {"first": parts[0], "next": parts[1:].mean()}
+        return {"later": parts.mean()}
 
     def _forward(self, batch: _Batch, sigma: Tensor) -> Tensor:
         span = self._config.dit.chunk_frames
@@ -134,7 +133,8 @@ class _Run:
     def _with_own_context(self, batch: _Batch) -> _Batch:
         """Replace the clean chunks by what the model itself makes of them in its last denoising step."""
         count = batch.target.shape[1] // self._config.dit.chunk_frames
-        made = self._forward(batch, torch.full((len(batch.target), count), self._config.sigmas[-1]))
+        last = batch.target.new_full((len(batch.target), count), self._config.sigmas[-1])
+        made = self._forward(batch, last)
         known = batch.first_noisy * self._config.dit.chunk_frames
         clean = torch.cat([batch.clean[:, :known], made], dim=1)[:, : batch.clean.shape[1]]
         return replace(batch, clean=clean)
@@ -142,9 +142,8 @@ class _Run:
     @torch.no_grad()
     def _follow(self) -> None:
         decay = min(_EMA, (1 + self.steps) / (20 + self.steps))
-        for name, parameter in self._net.named_parameters():
-            if name in self._average:
-                self._average[name].lerp_(parameter, 1 - decay)
+        current = [p.data for name, p in self._net.named_parameters() if name in self._average]
+        torch._foreach_lerp_(list(self._average.values()), current, 1 - decay)
 
     def save(self) -> Path:
         """Write the resumable state, the averaged weights and a sample sheet; returns the weights' path."""
@@ -189,14 +188,14 @@ def _draw(clips: Clips, job: Job, generator: torch.Generator, *, first_noisy: in
     span, window = dit.chunk_frames, dit.window_frames // dit.chunk_frames
     total = clips.ids.shape[1]
     chunks = window + first_noisy
-    rows = torch.randint(len(clips.ids), (_BATCH,), generator=generator)
-    begin = torch.randint(total - chunks + 1, (_BATCH,), generator=generator) * min(first_noisy, 1)
+    rows = torch.randint(len(clips.ids), (job.batch,), generator=generator)
+    begin = torch.randint(total - chunks + 1, (job.batch,), generator=generator) * min(first_noisy, 1)
     chunk_index = begin[:, None] + torch.arange(chunks)
     frame_index = begin[:, None] * span + torch.arange(chunks * span)
     latents = clips.latents[rows[:, None], frame_index].float().to(device)
     mask = clips.masks[rows[:, None], frame_index].float().to(device) / 255
     weight = _weight(mask, latents)
-    deviation = _CONTEXT_NOISE * torch.rand(_BATCH, 1, 1, 1, 1, device=device)
+    deviation = _CONTEXT_NOISE * torch.rand(job.batch, 1, 1, 1, 1, device=device)
     clean = latents[:, :-span]
     return _Batch(
         clean=clean + deviation * torch.randn_like(clean),

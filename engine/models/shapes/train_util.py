@@ -33,6 +33,8 @@ class Job:
     """Wall time to spend."""
     device: torch.device
     seed: int = 0
+    batch: int = 8
+    """Clips per step and process."""
 
 
 class Progress:
@@ -43,7 +45,7 @@ class Progress:
         self._name = name
         self._budget_s = minutes * 60
         self._begin = self._line = self._checkpoint = time.monotonic()
-        self._means: dict[str, float] = {}
+        self._means: dict[str, Tensor | float] = {}
 
     def fraction(self) -> float:
         """Share of the budget that is spent, 0…1."""
@@ -53,15 +55,18 @@ class Progress:
         """Has the budget run out?"""
         return self.fraction() >= 1.0
 
-    def update(self, **values: float) -> None:
-        """Count one step; running means of `values` go on the line."""
+    def update(self, **values: Tensor | float) -> None:
+        """Count one step; running means of `values`, numbers or tensors of one, go on the line.
+
+        A tensor is read for the line only: a GPU need not be waited for at every step.
+        """
         self.steps += 1
         for key, value in values.items():
             self._means[key] = 0.98 * self._means.get(key, value) + 0.02 * value
         now = time.monotonic()
         if now - self._line >= _LINE_S and Peers().rank == 0:
             self._line = now
-            rest = "  ".join(f"{key} {value:.4f}" for key, value in self._means.items())
+            rest = "  ".join(f"{key} {float(value):.4f}" for key, value in self._means.items())
             speed = (now - self._begin) / self.steps
             print(
                 f"{self._name} {self.fraction():6.1%}  step {self.steps}  {speed:.3f} s/step  {rest}",
