@@ -219,6 +219,6 @@ def _weight(mask: Tensor, latents: Tensor) -> Tensor:
 
 def _tokens(ids: Tensor) -> Tensor:
     """Slot indices [R, K, S] → concept tokens [R, K, T], as concepts.scene_tokens does for one."""
-    sizes = torch.tensor([0] + [len(slot) for slot in SLOTS[:-1]])
+    sizes = torch.tensor([0] + [len(slot) for slot in SLOTS[:-1]], device=ids.device)
     tokens = ids + 1 + sizes.cumsum(0)
     return nn.functional.pad(tokens, (0, TEXT_LEN - ids.shape[-1]))
