@@ -28,7 +28,9 @@ class BenchCluster:
 
 
 @contextmanager
-def running_cluster(*arguments: str, engines: int, capacity: int, threads: int = 1) -> Iterator[BenchCluster]:
+def running_cluster(
+    *arguments: str, engines: int, capacity: int, threads: int = 1, device: str = "cpu"
+) -> Iterator[BenchCluster]:
     """A ready cluster on a free port, stopped at the end. arguments: more of `turboserve up`.
 
     Raises:
@@ -40,7 +42,7 @@ def running_cluster(*arguments: str, engines: int, capacity: int, threads: int =
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="ts-bench-") as folder:
         began = time.monotonic()
-        command = [sys.executable, "-m", "launch", "up", "--engines", str(engines), "--device", "cpu"]
+        command = [sys.executable, "-m", "launch", "up", "--engines", str(engines), "--device", device]
         command += ["--port", str(port), "--dir", folder, "--capacity", str(capacity)]
         command += ["--threads", str(threads), *arguments]
         log_path = Path(folder) / "bench-up.log"

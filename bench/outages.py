@@ -32,7 +32,7 @@ from pathlib import Path
 
 from bench.chaos import PROMPTS, Viewer, watch
 from bench.cluster import running_cluster
-from bench.plugin import PACED, install, python_path
+from bench.plugin import PACED, plugged_in
 from bench.stats import machine, print_json, print_table
 from gateway.protocol import Applied
 from launch import redis_server
@@ -221,10 +221,7 @@ def main() -> None:
     options = parser.parse_args()
     print(f"machine: {machine()}")
     capacity = max(4, options.viewers)
-    with running_redis() as redis, tempfile.TemporaryDirectory(prefix="ts-site-") as site:
-        if options.model == "paced":
-            install(PACED, Path(site))
-            os.environ |= python_path(Path(site))
+    with running_redis() as redis, plugged_in(PACED):
         arguments = ("--redis", redis.url, "--model", options.model)
         with running_cluster(*arguments, engines=ENGINES, capacity=capacity) as cluster:
             asyncio.run(run(cluster.url, cluster.folder, redis, options))

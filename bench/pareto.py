@@ -18,17 +18,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.cluster import running_cluster
-from bench.plugin import PACED, install, python_path
+from bench.plugin import PACED, plugged_in
 from bench.stats import machine, print_json, print_table
 from launch.evaluation.grid import BASELINES, Case, trace_of
 from launch.loadtest.report import page
@@ -220,9 +218,7 @@ def main() -> None:
     print(f"machine: {machine()}", flush=True)
     options.dir.mkdir(parents=True, exist_ok=True)
     bench = Bench(options.dir, make_trace(options.dir, options))
-    with tempfile.TemporaryDirectory(prefix="ts-paced-") as site:
-        install(PACED, Path(site))
-        os.environ.update(python_path(Path(site)))
+    with plugged_in(PACED):
         verdicts = measure(bench, options.size, options.seconds, options.baselines)
     rows = [[name, *(_shown(f[n]) for n in FIGURES)] for name, (_, f) in bench.done.items()]
     print_table(["run", *FIGURES], rows)

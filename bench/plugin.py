@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["PACED", "install", "python_path"]
+__all__ = ["PACED", "RANDOM_WAN", "install", "plugged_in", "python_path"]
 
 PACED = Path(__file__).parent / "paced"
+RANDOM_WAN = Path(__file__).parent / "random_wan"
 
 
 def install(package: Path, into: Path) -> None:
@@ -30,6 +33,21 @@ def install(package: Path, into: Path) -> None:
 def python_path(folder: Path) -> dict[str, str]:
     """The variable with which Python also finds what is installed in `folder`."""
     return {"PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(folder)]))}
+
+
+@contextmanager
+def plugged_in(package: Path) -> Iterator[None]:
+    """Processes started meanwhile find the package."""
+    with tempfile.TemporaryDirectory(prefix="ts-site-") as site:
+        install(package, Path(site))
+        before = os.environ.get("PYTHONPATH")
+        os.environ |= python_path(Path(site))
+        try:
+            yield
+        finally:
+            del os.environ["PYTHONPATH"]
+            if before is not None:
+                os.environ["PYTHONPATH"] = before
 
 
 def _lines(table: Mapping[str, str]) -> str:

@@ -1,7 +1,7 @@
 """The first slice end to end: time to first chunk, what the gateway adds, sessions held in real time.
 
-A real cluster (two CPU engines of one thread each) and real WebSocket clients, all on this machine: the
-clients take their share of the same cores, so the figures are on the safe side.
+A real cluster (two CPU engines of one thread each, if not told otherwise) and real WebSocket clients, all on
+this machine: the clients take their share of the same cores, so the figures are on the safe side.
 
     TTFC             `start` to the first complete chunk at the client, one session at a time, warm engines
     gateway          link receive to socket write of each chunk part, from the gateway's own histogram: the
@@ -11,6 +11,7 @@ clients take their share of the same cores, so the figures are on the safe side.
 
 Bounded by the engines' compute; read it together with the cost per chunk that `stats` reports (`gen_ms`).
 Run: make bench, or .venv/bin/python -m bench.slice [--seconds 60] [--sessions 2,4,6]
+     … --device cuda --engines 1 --model wan-1.3b-random      # real shape, random weights (bench/random_wan)
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import urllib.request
 from dataclasses import dataclass
 
 from bench.cluster import running_cluster
+from bench.plugin import RANDOM_WAN, plugged_in
 from bench.stats import machine, percentile, print_json, print_table
 from gateway.client import connect
 from scheduler.results import play_ratio
@@ -33,7 +35,6 @@ PROMPTS = (
     "a small yellow square drifting left on grey",
     "a white triangle orbiting on a blue background",
 )
-ENGINES = 2
 BUCKET = re.compile(r'^turboserve_gateway_relay_seconds_bucket\{.*?le="([^"]+)".*?\} (\S+)$', re.MULTILINE)
 
 
@@ -104,10 +105,23 @@ def main() -> None:
     parser.add_argument("--sessions", default="2,4,6")
     parser.add_argument("--starts", type=int, default=20)
     parser.add_argument("--model", default="shapes")
+    parser.add_argument("--engines", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="of each engine")
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     counts = [int(count) for count in options.sessions.split(",")]
     print(f"machine: {machine()}")
-    with running_cluster("--model", options.model, engines=ENGINES, capacity=max(counts)) as cluster:
+    with (
+        plugged_in(RANDOM_WAN),
+        running_cluster(
+            "--model",
+            options.model,
+            engines=options.engines,
+            capacity=max(counts),
+            threads=options.threads,
+            device=options.device,
+        ) as cluster,
+    ):
         asyncio.run(time_to_first_chunk(cluster.url, 0))  # warm-up
         ttfc = [asyncio.run(time_to_first_chunk(cluster.url, seed)) for seed in range(options.starts)]
         held = {count: asyncio.run(view_many(cluster.url, count, options.seconds)) for count in counts}
