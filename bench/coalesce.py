@@ -14,7 +14,7 @@ time. Read the ratios, not the milliseconds.
                decoded, time to first chunk, share of time stalled. Idle time is skipped, not waited for
 
 Shapes of model (random weights, which cost the same): `shapes` is what ships; `small` is d128 with 48 tokens
-per chunk, where coalescing pays; `wan` has width, depth and tokens of Wan2.1-1.3B at 480p and needs a GPU.
+per chunk, where coalescing pays; `wan` is Wan 2.1 1.3B at 480p and needs a GPU.
 
 Run: .venv/bin/python -m bench.coalesce [--shape shapes] [--device cpu] [--sessions 1,2,4,8,16]
 """
@@ -32,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bench.random_wan.turboserve_random_wan import load as load_random_wan
 from bench.stats import machine, percentile, print_json, print_table
 from engine.compute import ComputeLoop
 from engine.compute_messages import ComputeEvent, Open, PartMade, Wish
@@ -64,25 +65,29 @@ def always(ready: Iterable[ReadyRow], costs: CostTable, now_ms: float) -> Batch:
 PLANNERS: dict[str, Planner] = {"one": one, "always": always, "ours": plan}
 
 
-def _config(shape: str) -> ShapesConfig:
-    if shape == "shapes":
-        return SHAPES
-    small = shape == "small"
-    side = 8 if small else 80  # 80·80/4 = 1,600 tokens per latent frame; Wan has 1,560 of another aspect
-    dit = CausalDiTConfig(
-        dim=128 if small else 1536,
-        ffn_dim=512 if small else 8960,
-        heads=4 if small else 12,
-        layers=6 if small else 30,
-        latent_shape=(8 if small else 16, side, side),
+SMALL = ShapesConfig(
+    dit=CausalDiTConfig(
+        dim=128,
+        ffn_dim=512,
+        heads=4,
+        layers=6,
+        latent_shape=(8, 8, 8),
         patch=2,
         chunk_frames=3,
         window_frames=12,
         text_shape=(TEXT_LEN, 64),
         spatial_embedding=True,
-    )
-    codec = CodecConfig(channels=dit.latent_shape[0], side=side)
-    return ShapesConfig(dit=dit, codec=codec)
+    ),
+    codec=CodecConfig(channels=8, side=8),
+)
+
+
+def random_model(shape: str, device: torch.device) -> CausalVideoModel:
+    if shape == "wan":
+        return load_random_wan(device, None)
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    config = SHAPES if shape == "shapes" else SMALL
+    return ShapesModel.random(0, config=config, device=device, dtype=dtype)
 
 
 def cpu_ms() -> float:
@@ -309,8 +314,7 @@ def ratio(contest: dict[str, Run], other: str) -> float:
 def measure(options: argparse.Namespace, counts: Sequence[int]) -> dict[str, object]:
     torch.set_num_threads(1)
     device = torch.device(options.device)
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    model = ShapesModel.random(0, config=_config(options.shape), device=device, dtype=dtype)
+    model = random_model(options.shape, device)
     trial = SlabPool(model, slots=min(max(counts), 16))
     measured = measure_costs(model, trial, _clock(model))
     print(f"machine: {machine()}; shape {options.shape} on {options.device}")

@@ -11,8 +11,9 @@ Both targets are claims about GPUs, where copies run on the DMA engines and on a
 a copy takes a core and memory bandwidth from the passes: such a run proves that the logic works, no more.
 Copies run all the time here; an engine makes one when a session becomes idle.
 
-The state is that of `shapes`, or with --mib a slab of that size. Bounded by the bus (CUDA) or memory.
-Run: .venv/bin/python -m bench.offload [--device cuda] [--mib 256] [--pairs 20]
+The state is the model's, or with --mib a slab of that size. `--model wan` is Wan 2.1 1.3B with random
+weights, for GPUs. Bounded by the bus (CUDA) or memory.
+Run: .venv/bin/python -m bench.offload [--device cuda] [--model wan] [--mib 256] [--pairs 20]
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from bench.random_wan.turboserve_random_wan import load as load_random_wan
 from bench.stats import machine, percentile, print_json, print_table
 from engine.kv_pool import SlabPool
 from engine.models.base import CausalVideoModel, ModelSpec, PassBatch, PassRow
@@ -150,11 +153,11 @@ class Passes:
         )
 
     def run(self) -> float:
-        """Seconds of PASSES passes."""
+        """Seconds of PASSES passes, one after the other: a copy waits for what was queued before it."""
         began = time.perf_counter()
         for _ in range(PASSES):
             self._model.run_pass(self._batch)
-        synchronise(self._model.device)
+            synchronise(self._model.device)
         return time.perf_counter() - began
 
 
@@ -220,13 +223,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--model", choices=("shapes", "wan"), default="shapes")
     parser.add_argument("--mib", type=float, default=None)
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--rows", type=int, default=4)
     options = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device(options.device)
-    model = load_model("shapes", device=device, weights=None)
+    load = partial(load_model, "shapes") if options.model == "shapes" else load_random_wan
+    model = load(device=device, weights=None)
     spec = model.spec
     if options.mib is not None:
         per_token = slab_bytes(model) / spec.tokens_per_frame
@@ -249,6 +254,7 @@ def main() -> None:
         {
             "bench": "offload",
             "device": str(device),
+            "model": options.model,
             "state_mib": round(way.state.num_bytes / 2**20, 1),
             "bandwidth_ratio": {d: round(speeds[d] / speeds[f"plain {d}"], 3) for d in ("out", "back")},
             "gbps": {name: round(speed, 2) for name, speed in speeds.items()},
