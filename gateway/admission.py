@@ -14,6 +14,7 @@ from scheduler.messages import ErrorCode, Phase, SessionId
 from scheduler.store import Store
 
 WATCH_PATH = re.compile(rf"/v1/sessions/({SESSION_ID.pattern})/watch")
+RECORDING_PATH = re.compile(rf"/v1/sessions/({SESSION_ID.pattern})/recording\.mp4")
 UNAUTHORISED = ("WWW-Authenticate", "Bearer")
 
 

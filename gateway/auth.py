@@ -36,7 +36,7 @@ class Scope(Enum):
     CONTROL = "control"
     """Start and attach."""
     VIEW = "view"
-    """Watch."""
+    """Watch the token's session, or those of its subject."""
     ADMIN = "admin"
     """See and change the whole cluster over HTTP."""
 
@@ -59,12 +59,20 @@ class Identity:
     def has(self, scope: Scope) -> bool:
         return scope in self.scopes
 
-    def may_watch(self, session: str) -> bool:
-        return self.has(Scope.VIEW) and self.session in (None, session)
+    def may_watch(self, session: str, owner: str) -> bool:
+        """The session of subject `owner`. A token that names no session shows only its own subject's, unless
+        it is an administrator's: ids alone grant nothing."""
+        if self.session is not None:
+            return self.has(Scope.VIEW) and self.session == session
+        return self.has(Scope.VIEW) and (self.subject == owner or self.has(Scope.ADMIN))
 
     def may_control(self) -> bool:
         """Start and attach: a token for watching one session can't."""
         return self.has(Scope.CONTROL) and self.session is None
+
+    def may_download(self, session: str, owner: str) -> bool:
+        """The session's recording: who may see it, or could have started it."""
+        return self.may_watch(session, owner) or (self.may_control() and self.subject == owner)
 
 
 ANYONE = Identity(subject="", scopes=frozenset(Scope))

@@ -71,6 +71,12 @@ class GatewayConfig:
     """A message that a client does not take in this time aborts its connection."""
     ping_interval_s: float = 20.0
     """WebSocket keepalive."""
+    recordings: str | None = None
+    """Folder for recordings of sessions; gateways that share one serve each other's. Unset: none are made."""
+    recording_mib: int = 256
+    """Of one session, in MiB; beyond it its oldest video goes. 0: nothing is recorded."""
+    recordings_mib: int = 4096
+    """Of all sessions in that folder, in MiB; beyond it the oldest video of any of them goes."""
     web_root: str | None = None
     """Folder of the page; None: the installed web demo."""
 
@@ -80,6 +86,8 @@ class GatewayConfig:
         if not self.link_secret:
             raise ValueError("link_secret must not be empty")
         self._check_auth()
+        if not 0 <= self.recording_mib <= self.recordings_mib:
+            raise ValueError(f"recording_mib must be 0 to recordings_mib, got {self.recording_mib}")
         for name in (
             "queue_limit",
             "max_connections",

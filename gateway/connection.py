@@ -23,6 +23,7 @@ from gateway.protocol import (
     MessageError,
     Stats,
 )
+from gateway.recorder import Take
 from gateway.session import Draw, SessionMachine, Stage
 from gateway.steps import (
     AppendInput,
@@ -66,6 +67,8 @@ class ClientConnection:
         self._registered: SessionId | None = None
         self._followed: tuple[EngineId, SessionId] | None = None
         self._announced_epoch = 0
+        self._take: Take | None = None
+        """Where the controlled session is recorded."""
         self._was_queued = False
         self._started_s: float | None = None
         self._tick: asyncio.TimerHandle | None = None
@@ -165,6 +168,8 @@ class ClientConnection:
                 self._send(self._codec.encode_control(message))
             case SendChunk(header=header, payload=payload):
                 self._send(self._codec.encode_media(header, payload))
+                if self._take is not None:
+                    self._take.add(header, payload)
             case Close(code=code, reason=reason):
                 self._close(code, reason)
             case Follow(engine=engine):
@@ -219,6 +224,8 @@ class ClientConnection:
                 self._hub.register(session, self)
             self._registered = session
             self._announced_epoch = 0
+            recorder = self._hub.recorder if session is not None and not self.machine.is_watching() else None
+            self._take = recorder.begin(session) if recorder is not None and session is not None else None
         epoch = self.machine.controller_epoch
         if session is not None and epoch > self._announced_epoch:
             self._announced_epoch = epoch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway.access import Access
@@ -12,6 +13,7 @@ from gateway.cluster_feed import ClusterFeed
 from gateway.config import GatewayConfig
 from gateway.metrics import Metrics
 from gateway.prompt_hook import PromptHook, load_hook
+from gateway.recorder import MIB, Recorder
 from gateway.relay import Relay
 from scheduler.messages import GatewayId, SessionId
 from scheduler.store import Store
@@ -33,6 +35,7 @@ class Hub:
         self.relay = Relay(store, config.link_secret, metrics)
         self.forgetter = Forgetter(store)
         self.cluster_feed = ClusterFeed(store)
+        self.recorder = _make_recorder(config, store, metrics)
         self.catalog = Catalog(default=config.model)
         self.connections: set[ClientConnection] = set()
         self.queue_changed: Callable[[], None] = _do_nothing
@@ -58,6 +61,18 @@ def _load_prompt_hook(config: GatewayConfig) -> PromptHook | None:
         return None
     hook = load_hook(config.prompt_hook)
     return PromptHook(hook, timeout_s=config.prompt_hook_timeout_s, fail_open=config.prompt_hook_fail_open)
+
+
+def _make_recorder(config: GatewayConfig, store: Store, metrics: Metrics) -> Recorder | None:
+    if config.recordings is None or config.recording_mib == 0:
+        return None
+    return Recorder(
+        Path(config.recordings),
+        store,
+        metrics,
+        session_bytes=config.recording_mib * MIB,
+        total_bytes=config.recordings_mib * MIB,
+    )
 
 
 def _do_nothing() -> None:

@@ -49,6 +49,17 @@ class Metrics:
         self.auth_failures = Counter(
             "turboserve_gateway_auth_failures", "Refused tokens and API keys.", registry=r
         )
+        self.recordings = Gauge(
+            "turboserve_gateway_recordings_bytes", "On disk, of all sessions.", registry=r
+        )
+        self.recording_bytes = Counter(
+            "turboserve_gateway_recorded_bytes", "Bytes added to recordings.", registry=r
+        )
+        self.recording_drops = Counter(
+            "turboserve_gateway_recording_dropped_chunks",
+            "Chunks left out of recordings: the disk was too slow, or refused them.",
+            registry=r,
+        )
         self.redis_up = Gauge("turboserve_gateway_redis_up", "1 while Redis answers.", registry=r)
 
     def page(self) -> bytes:

@@ -27,10 +27,12 @@ class Mp4Writer:
     `gap`) leave their time open: the picture before them stands still.
     """
 
-    def __init__(self, path: Path, fps: int) -> None:
+    def __init__(self, path: Path, fps: int, *, index_first: bool = False) -> None:
+        """`index_first`: the file can be played while it is still being fetched."""
         self.num_frames = 0
         self._fps = fps
-        self._container: OutputContainer = av.open(str(path), "w", format="mp4")
+        options = {"movflags": "+faststart"} if index_first else {}
+        self._container: OutputContainer = av.open(str(path), "w", format="mp4", options=options)
         self._stream: VideoStream | None = None
         self._first_index = 0
         self._next_index = 0

@@ -10,9 +10,17 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 import web_demo
 from gateway.access import Visitor
-from gateway.admission import UNAUTHORISED, WATCH_PATH, let_watch, mint_for, parse_object
+from gateway.admission import (
+    RECORDING_PATH,
+    UNAUTHORISED,
+    WATCH_PATH,
+    let_watch,
+    mint_for,
+    parse_object,
+)
 from gateway.auth import Scope, TokenRefused
 from gateway.connection import ClientConnection
+from gateway.downloads import send_recording
 from gateway.guard import is_host_allowed, is_origin_allowed
 from gateway.http import JSON, Request, Response, error_response, json_response, text_response
 from gateway.hub import Hub
@@ -35,6 +43,7 @@ API = "/v1/"
 STREAM_PATH = API + "stream"
 TOKENS_PATH = API + "tokens"
 WATCH_TEMPLATE = API + "sessions/{id}/watch"
+RECORDING_TEMPLATE = API + "sessions/{id}/recording.mp4"
 CLUSTER_PATH = API + "cluster"
 WATCH_CLUSTER_PATH = CLUSTER_PATH + "/stream"
 DRAIN_PATH = API + "admin/drain"
@@ -51,7 +60,14 @@ class Routes:
 
     ADMIN_PATHS = frozenset({"/metrics", CLUSTER_PATH, WATCH_CLUSTER_PATH, DRAIN_PATH, MIGRATE_PATH})
     """With authentication they need the scope admin."""
-    PATHS = ADMIN_PATHS | {"/healthz", "/readyz", STREAM_PATH, TOKENS_PATH, WATCH_TEMPLATE}
+    PATHS = ADMIN_PATHS | {
+        "/healthz",
+        "/readyz",
+        STREAM_PATH,
+        TOKENS_PATH,
+        WATCH_TEMPLATE,
+        RECORDING_TEMPLATE,
+    }
     """Everything but the page's files."""
 
     def __init__(self, hub: Hub) -> None:
@@ -69,6 +85,7 @@ class Routes:
             STREAM_PATH: {"GET": self._stream},
             TOKENS_PATH: {"POST": self._tokens},
             WATCH_TEMPLATE: {"POST": self._watch},
+            RECORDING_TEMPLATE: {"GET": self._recording},
         }
         assert set(self._handlers) == self.PATHS
 
@@ -201,6 +218,10 @@ class Routes:
     async def _watch(self, request: Request) -> Response:
         return await let_watch(request, self._hub.store, self._hub.access)
 
+    async def _recording(self, request: Request) -> Response:
+        hub = self._hub
+        return await send_recording(request, hub.store, hub.access, hub.recorder)
+
     async def _stream(self, request: Request) -> Response:
         return _refusal(request, 426, f"{STREAM_PATH} is a WebSocket", ("Upgrade", "websocket"))
 
@@ -237,7 +258,10 @@ def _string_field(body: bytes, name: str) -> str | None:
 
 def _route(path: str) -> str:
     """The key of a path in the table of handlers."""
-    return WATCH_TEMPLATE if WATCH_PATH.fullmatch(path) else path
+    for template, pattern in ((WATCH_TEMPLATE, WATCH_PATH), (RECORDING_TEMPLATE, RECORDING_PATH)):
+        if pattern.fullmatch(path):
+            return template
+    return path
 
 
 def _offered_token(request: Request) -> str | None:

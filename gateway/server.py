@@ -62,6 +62,8 @@ class Gateway:
         self._spawn(self._watcher.run())
         self._spawn(self.hub.forgetter.run())
         self._spawn(self.hub.cluster_feed.run())
+        if self.hub.recorder is not None:
+            self._spawn(self.hub.recorder.run())
         self._spawn(beat(self.hub, self.url))
         logger.info("%s listens at %s", self.hub.gateway, self.url)
 
@@ -79,6 +81,8 @@ class Gateway:
             task.cancel()
         calls = [c.calls_task for c in connections if c.calls_task is not None]
         await asyncio.gather(*self._tasks, *calls, return_exceptions=True)
+        if self.hub.recorder is not None:
+            await self.hub.recorder.close()
         with contextlib.suppress(StoreError):
             await self.hub.store.remove_gateway(self.hub.gateway)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gateway import protocol as wire
-from gateway.auth import ANYONE
+from gateway.auth import ANYONE, Scope
 from gateway.session_entry import RETRY_AFTER_MS, SESSION_ID, EntryRules, session_message
 from gateway.session_follow import RELOAD_MS, chunk_header
 from gateway.steps import Ask, Follow, LoadSession, Output, SendChunk, Unfollow
@@ -68,7 +68,7 @@ class WatchRules(EntryRules):
             self._error(ErrorCode.BAD_STATE, text, id=message.id)
         elif not SESSION_ID.fullmatch(message.session):
             self._refuse_watch("there is no such session", message.id)
-        elif not (self._identity or ANYONE).may_watch(message.session):
+        elif not self._may_ever_watch(message.session):
             text = "this token may not watch that session: it needs the scope view"
             self._error(ErrorCode.NOT_ALLOWED, text, id=message.id)
         elif self._loads >= MAX_LOADS:
@@ -78,6 +78,11 @@ class WatchRules(EntryRules):
             self._viewer = Viewer(session=SessionId(message.session), id=message.id)
             self._had_session = True
             self._reload(self._viewer)
+
+    def _may_ever_watch(self, session: str) -> bool:
+        """Whose session it is, its record tells: `_receive_watched` asks again."""
+        identity = self._identity or ANYONE
+        return identity.has(Scope.VIEW) and identity.session in (None, session)
 
     def _handle_viewing(self, message: wire.ClientMessage, now_ms: float) -> None:
         """Any message but `ping` while watching."""
@@ -141,6 +146,11 @@ class WatchRules(EntryRules):
             else:
                 text = "there is no such session" if record is None else f"it was closed: {record.reason}"
                 self._refuse_watch(text, v.id)
+            return
+        if not v.is_known and not (self._identity or ANYONE).may_watch(record.id, record.subject):
+            text = "this token may not watch that session: it is another subject's"
+            self._error(ErrorCode.NOT_ALLOWED, text, id=v.id)
+            self._viewer = None
             return
         info = self._catalog().models.get(record.model)
         if not v.is_known and info is None:

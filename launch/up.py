@@ -94,13 +94,15 @@ def _make_plan(values: Mapping[str, Value]) -> Plan:
     engine = build(EngineConfig, values, engine_id=_ANY_ENGINE, redis=redis, link_secret=secret)
     if gpus and engine.ranks > len(gpus):
         raise SettingsError(f"ranks is {engine.ranks}, but this machine shows {len(gpus)} GPUs")
+    directory = Path(config.dir).absolute()
+    recordings = None if "recordings" in values else str(directory / "recordings")
     return Plan(
         config=config,
-        directory=Path(config.dir).absolute(),
+        directory=directory,
         redis_command=None,
         redis_folder=None,
         gpus=gpus,
-        gateway=build(GatewayConfig, values, redis=redis, link_secret=secret),
+        gateway=build(GatewayConfig, values, redis=redis, link_secret=secret, recordings=recordings),
         scheduler=build(SchedulerConfig, values, redis=redis),
         engine=engine,
     )

@@ -16,6 +16,7 @@ const { elements } = view;
 const link = readLink();
 let unsupported = null;
 let thumbFor = null; // {id, frames}: the prompt whose picture is to be kept, and in how many frames
+let isFetching = false; // the recording, from the server
 let news = null; // {text, tone, untilMs}: what just happened, in the picture's corner
 
 const stream = new Stream({ canvas: elements.screen, token: savedToken, remember: true });
@@ -162,6 +163,7 @@ function render() {
   view.badge(...badge());
   view.seed(stream.seed === null ? "random" : String(stream.seed));
   view.recording(stream.recording);
+  elements.download.disabled = isFetching || stream.id === null;
   view.time(stream);
   if (stream.isLive) view.stats({ ...stream.stats, chunkPlaysMs: stream.player.chunkMs });
 }
@@ -217,6 +219,7 @@ function listenToTransport() {
     view.action.focus({ preventScroll: true }); // the button that had the focus is disabled now
   });
   elements.record.addEventListener("click", () => (stream.isRecording ? saveRecording() : stream.startRecording()));
+  elements.download.addEventListener("click", download);
   elements.share.addEventListener("click", share);
   elements.shareCopy.addEventListener("click", copyLink);
   elements.shareClose.addEventListener("click", () => elements.shareDialog.close());
@@ -244,10 +247,27 @@ function toggleFullScreen() {
 
 function saveRecording() {
   const file = stream.stopRecording();
-  if (file === null) return;
+  if (file !== null) save(file, `turboserve-${stream.id}.mp4`);
+}
+
+async function download() {
+  const name = `turboserve-${stream.id}.mp4`;
+  isFetching = true;
+  tell("Fetching the recording…", "busy");
+  render();
+  try {
+    save(await stream.download(), name);
+  } catch (error) {
+    tell(error.message, "bad");
+  }
+  isFetching = false;
+  render();
+}
+
+function save(file, name) {
   const anchor = document.createElement("a");
   anchor.href = URL.createObjectURL(file);
-  anchor.download = `turboserve-${stream.id}.mp4`;
+  anchor.download = name;
   anchor.click();
   setTimeout(() => URL.revokeObjectURL(anchor.href), 60_000); // the browser has taken it long before
   tell("Saved as an MP4 file", "good");

@@ -337,6 +337,19 @@ export class Stream {
     this.#bytes = this.#lengthMs = 0;
   }
 
+  /**
+   * The session from its beginning as an MP4 file, from the server; after its end for ten minutes. Rejects with a sentence.
+   * @returns {Promise<Blob>}
+   */
+  async download() {
+    const path = new URL(`/v1/sessions/${this.id}/recording.mp4`, this.#url.replace(/^ws/, "http"));
+    const answer = await request(path, { token: this.#resume || this.#token }).catch(() => null);
+    if (answer === null) throw new Error("The server does not answer.");
+    if (answer.ok) return answer.blob();
+    const said = await answer.json().catch(() => ({}));
+    throw new Error(said.error?.message ?? `The server answered ${answer.status}.`);
+  }
+
   /** What another page needs to `watch` this session: asks the gateway for a view token. */
   async share() {
     const path = new URL(`/v1/sessions/${this.id}/watch`, this.#url.replace(/^ws/, "http"));

@@ -37,7 +37,7 @@ const PHASES = {
 };
 
 const NAMES = ["theatre", "glow", "screen", "veil", "veil-art", "spinner", "status", "caption", "badge", "form", "prompt", "send", "steering",
-  "chips", "edits", "pause", "reset", "stop", "seed", "blend", "blend-value", "history", "pad", "length", "record", "share",
+  "chips", "edits", "pause", "reset", "stop", "seed", "blend", "blend-value", "history", "pad", "length", "record", "download", "share",
   "fullscreen", "drawer", "token-form", "token", "share-dialog", "share-link", "share-text", "share-copy", "share-close"];
 const camel = (name) => name.replace(/-(\w)/g, (_, letter) => letter.toUpperCase());
 

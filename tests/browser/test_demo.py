@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 from typing import Protocol
 
+import av
 import pytest
 from playwright.async_api import Browser, Page
 
@@ -95,8 +96,11 @@ def kill(cluster: Cluster, prefix: str) -> None:
 
 
 @pytest.mark.faults
-async def test_killed_gateway_and_engine_are_survived(browser: Browser, restored_cluster: Cluster) -> None:
-    """kill -9 of the gateway, then of an engine: the page goes on with the same session, every chunk once."""
+async def test_killed_gateway_and_engine_are_survived(
+    browser: Browser, restored_cluster: Cluster, tmp_path: Path
+) -> None:
+    """kill -9 of the gateway, then of an engine: the page goes on with the same session, every chunk once;
+    what it downloads at the end is the whole session, but for what the killed gateway had not yet written."""
     async with tab(browser, restored_cluster.url) as (page, _):
         await begin(page, frames=20)
         session = (await stats(page))["session"]
@@ -107,3 +111,15 @@ async def test_killed_gateway_and_engine_are_survived(browser: Browser, restored
         figures = await stats(page)
         assert (figures["session"], figures["gaps"]) == (session, 0)
         assert figures["chunks"] == figures["newestSeq"] + 1
+        async with page.expect_download() as download:
+            await page.click("#download")
+        await (await download.value).save_as(tmp_path / "all.mp4")
+    with av.open(str(tmp_path / "all.mp4")) as file:
+        times = [frame.time for frame in file.decode(video=0)]
+        (stream,) = file.streams.video
+        assert stream.average_rate is not None and stream.duration is not None
+        assert times[0] == 0 and times == sorted(set(times))
+        length_s = float(stream.duration * stream.time_base)
+        assert length_s == pytest.approx(times[-1] + 1 / 16, abs=0.01)
+        assert len(times) >= 16 * length_s - 12
+        assert length_s >= (figures["newestSeq"] + 1) * 0.75 - 0.5

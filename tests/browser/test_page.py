@@ -580,7 +580,7 @@ async def test_keyboard_alone_is_enough(browser: Browser, server: StreamServer) 
                     "(({id, parentElement}) => id || parentElement?.id)(document.activeElement)"
                 )
             )
-        order = ("theme", "pause", "reset", "stop", "record", "share", "fullscreen", "drawer")
+        order = ("theme", "pause", "reset", "stop", "record", "download", "share", "fullscreen", "drawer")
         order += ("prompt", "send", "blend", "seed", "chips", "edits")
         assert list(dict.fromkeys(name for name in seen if name in order)) == list(order)
         await page.focus("#pause")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -91,12 +91,15 @@ class World:
 
 @asynccontextmanager
 async def client_of(
-    gateway: Gateway, subprotocol: str = wire.JSON_SUBPROTOCOL, **options: object
+    gateway: Gateway,
+    subprotocol: str = wire.JSON_SUBPROTOCOL,
+    extra_subprotocols: Sequence[str] = (),
+    **options: object,
 ) -> AsyncIterator[Client]:
     url = gateway.url.replace("http", "ws") + "/v1/stream"
     async with connect(
         url,
-        subprotocols=[subprotocol],
+        subprotocols=[subprotocol, *extra_subprotocols],
         compression=None,
         proxy=None,
         **options,  # type: ignore[arg-type, list-item]

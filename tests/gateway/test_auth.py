@@ -93,12 +93,14 @@ def test_forged_tokens() -> None:
 
 
 def test_what_a_token_for_one_session_may() -> None:
-    """It watches that session, and controls none."""
+    """It watches that session, whoever's it is, and controls none. Others watch their own subject's."""
     bound = check(sign(session="s_1"))
-    assert bound.may_watch("s_1") and not bound.may_watch("s_2") and not bound.may_control()
+    assert bound.may_watch("s_1", "bob") and not bound.may_watch("s_2", "alice") and not bound.may_control()
     free = check(sign())
-    assert free.may_watch("s_2") and free.may_control()
-    assert not check(sign(scope="control")).may_watch("s_1")
+    assert free.may_watch("s_2", "alice") and not free.may_watch("s_2", "bob") and free.may_control()
+    controls = check(sign(scope="control"))
+    assert not controls.may_watch("s_1", "alice") and controls.may_download("s_1", "alice")
+    assert not controls.may_download("s_1", "bob")
     assert not check(sign(scope="view admin")).may_control()
 
 

@@ -153,6 +153,23 @@ def test_who_may_watch() -> None:
         assert allowed or error_of(outputs).code is ErrorCode.NOT_ALLOWED
 
 
+def test_an_id_alone_grants_nothing() -> None:
+    """A token that names no session shows its own subject's sessions, an administrator's any."""
+    view_scope = frozenset({Scope.VIEW})
+    record = replace(PLACED, subject="alice")
+    for identity, allowed in (
+        (Identity(subject="alice", scopes=view_scope), True),
+        (Identity(subject="bob", scopes=view_scope), False),
+        (Identity(subject="bob", scopes=view_scope, session=S), True),
+        (Identity(subject="bob", scopes=view_scope | {Scope.ADMIN}), True),
+    ):
+        machine = make_guarded(identity)
+        call = only(machine.receive_message(WATCH, 0), LoadSession)
+        outputs = machine.receive_result(call, record, 0)
+        assert machine.is_watching() is any(isinstance(output, Follow) for output in outputs) is allowed
+        assert allowed or (error_of(outputs).code, len(outputs)) == (ErrorCode.NOT_ALLOWED, 1)
+
+
 async def test_a_hundred_viewers(world: World) -> None:
     """Each gets every chunk of one stream, also while nobody controls it; the last one's end is told."""
     async with (

@@ -1,0 +1,179 @@
+"""Recordings of this gateway's sessions: what their clients are sent goes to disk as well.
+
+Chunks are written by one thread. What waits for it is bounded; beyond that chunks are left out of the
+recording, not of the stream. `Recorder.run` keeps the folder within its limit and removes recordings whose
+sessions are forgotten; several gateways may share a folder, and then each serves the recordings of all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import weakref
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+from gateway.metrics import Metrics
+from gateway.protocol import ChunkHeader
+from gateway.segments import SegmentWriter, download_path, make_mp4, remove, take_stock
+from scheduler.messages import SessionId
+from scheduler.store import Store, StoreError
+
+logger = logging.getLogger("gateway.recorder")
+
+MIB = 1024 * 1024
+MAX_WAITING_BYTES = 64 * MIB
+"""For the writing thread, all sessions together; beyond it chunks are left out."""
+MAX_DOWNLOADS = 8
+"""At once; each holds a file as large as its recording."""
+PIECE_BYTES = 256 * 1024
+SWEEP_EVERY_S = 10.0
+REST_S = 600.0
+"""No session is open that long without a chunk, unless it is paused: then its record says so."""
+
+
+class Recorder:
+    """One per gateway that has a folder for recordings. All calls come from the event loop."""
+
+    def __init__(
+        self, root: Path, store: Store, metrics: Metrics, *, session_bytes: int, total_bytes: int
+    ) -> None:
+        self._root = root
+        self._store = store
+        self._metrics = metrics
+        self._session_bytes = session_bytes
+        self._total_bytes = total_bytes
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="recorder")
+        self._waiting_bytes = 0
+        self._is_failing = False
+        self._downloads: weakref.WeakSet[Download] = weakref.WeakSet()
+
+    def begin(self, session: SessionId) -> Take:
+        """For one connection that controls the session."""
+        return Take(self, SegmentWriter(self._root / session, self._session_bytes))
+
+    def write(self, writer: SegmentWriter, parts: list[tuple[ChunkHeader, bytes]]) -> None:
+        """Add a whole chunk in the background."""
+        num_bytes = sum(len(payload) for _, payload in parts)
+        if self._waiting_bytes + num_bytes > MAX_WAITING_BYTES:
+            self._metrics.recording_drops.inc()
+            return
+        self._waiting_bytes += num_bytes
+        job = asyncio.get_running_loop().run_in_executor(self._thread, writer.append, parts)
+        job.add_done_callback(partial(self._written, num_bytes))
+
+    def _written(self, num_bytes: int, job: asyncio.Future[int]) -> None:
+        self._waiting_bytes -= num_bytes
+        error = None if job.cancelled() else job.exception()
+        if error is not None:
+            self._metrics.recording_drops.inc()
+        elif not job.cancelled():
+            self._metrics.recording_bytes.inc(job.result())
+        if (error is not None) != self._is_failing:  # once, not once per chunk
+            self._is_failing = error is not None
+            logger.warning("recordings %s", f"can't be written: {error}" if error else "are written again")
+
+    async def written(self) -> None:
+        """Wait until what was handed over up to now lies on disk."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, _nothing)
+
+    # --- reading ---------------------------------------------------------------------------------------
+
+    def is_busy(self) -> bool:
+        """Are as many downloads under way as may be?"""
+        return len(self._downloads) >= MAX_DOWNLOADS
+
+    async def open(self, session: SessionId) -> Download | None:
+        """What is recorded of the session up to now, as an MP4 file; None: nothing. Raises OSError."""
+        download = Download(download_path(self._root))
+        self._downloads.add(download)
+        await asyncio.to_thread(download.make, self._root / session)
+        return download if download.length else None
+
+    # --- limits ----------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Sweep until cancelled."""
+        while True:
+            try:
+                await self.sweep(time.time())
+            except OSError as exc:
+                logger.warning("recordings can't be swept: %s", exc)
+            except StoreError as exc:
+                logger.debug("recordings are swept later: %s", exc)
+            await asyncio.sleep(SWEEP_EVERY_S)
+
+    async def sweep(self, now_s: float) -> None:
+        """Bring the folder within its limit and drop recordings whose sessions nobody knows any more.
+
+        A closed session is known for CLOSED_TTL_S. Raises OSError, StoreUnavailable.
+        """
+        stock = await asyncio.to_thread(
+            take_stock, self._root, limit_bytes=self._total_bytes, now_s=now_s, rest_s=REST_S
+        )
+        self._metrics.recordings.set(stock.num_bytes)
+        records = await self._store.get_sessions(SessionId(name) for name in stock.rested)
+        forgotten = [session for session, record in records.items() if record is None]
+        if forgotten and await self._store.is_settled():
+            for session in forgotten:
+                await asyncio.to_thread(remove, self._root / session)
+
+    async def close(self) -> None:
+        """Finish what was handed over."""
+        await asyncio.to_thread(self._thread.shutdown)
+
+
+class Take:
+    """What one connection adds to its session's recording."""
+
+    def __init__(self, recorder: Recorder, writer: SegmentWriter) -> None:
+        self._recorder = recorder
+        self._writer = writer
+        self._parts: list[tuple[ChunkHeader, bytes]] = []
+
+    def add(self, header: ChunkHeader, payload: bytes | memoryview) -> None:
+        """A part as it was relayed; a repeated part 0 begins its chunk anew."""
+        if header.part == 0:
+            self._parts = []
+        self._parts.append((header, bytes(payload)))
+        if len(self._parts) == header.parts:
+            self._recorder.write(self._writer, self._parts)
+            self._parts = []
+
+
+class Download:
+    """An MP4 file that has no name any more: it is gone with whoever reads it."""
+
+    def __init__(self, path: Path) -> None:
+        self.length = 0
+        self._path = path
+        self._file: BinaryIO | None = None
+
+    def make(self, folder: Path) -> None:
+        """Blocks. Raises OSError."""
+        try:
+            if make_mp4(folder, self._path):
+                self._file = self._path.open("rb")
+                self.length = self._path.stat().st_size
+        finally:
+            self._path.unlink(missing_ok=True)
+
+    async def read(self) -> AsyncGenerator[bytes, None]:
+        """The file, once."""
+        assert self._file is not None, "only for a file that was made"
+        with contextlib.closing(self._file) as file:
+            while piece := await asyncio.to_thread(file.read, PIECE_BYTES):
+                yield piece
+
+    def __del__(self) -> None:
+        if self._file is not None:  # nobody read it: the client was gone
+            self._file.close()
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,194 @@
+"""Recordings over HTTP: real gateways, a real Redis, real H.264."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from gateway import protocol as wire
+from gateway.auth import Identity, Scope, mint_token
+from gateway.recorder import MAX_WAITING_BYTES
+from gateway.server import Gateway
+from scheduler.messages import SessionId, Unsubscribe, encode_json, frame_media
+from tests.browser.stream_server import CHUNK_FRAMES, FPS, Encoder
+from tests.gateway.gateway_fixtures import Client, World, begin, client_of
+from tests.gateway.scripted_engine import ScriptedEngine, make_part
+from tests.gateway.test_client_chunks import encode
+from tests.gateway.test_routes import ask
+from tests.gateway.test_segments import duration_s, numbers_in
+
+SECRET = "s" * 32
+
+
+async def send(engine: ScriptedEngine, session: str, seqs: Sequence[int], encoder: Encoder) -> None:
+    """Real chunks, numbered in their pictures."""
+    for seq in seqs:
+        units = encode(seq, encoder=encoder)
+        header = make_part(SessionId(session), engine.epochs[SessionId(session)], seq)
+        fields = {"sizes": tuple(map(len, units)), "pts_ms": 750.0 * seq, "duration_ms": 750.0}
+        header = type(header)(**{name: getattr(header, name) for name in header.__slots__} | fields)
+        await engine.links[-1].send(frame_media(encode_json(header), b"".join(units)))
+
+
+async def receive(client: Client, seqs: Sequence[int]) -> None:
+    for seq in seqs:
+        assert (await client.expect(wire.ChunkHeader, skip=(wire.State, wire.Accepted))).seq == seq
+
+
+async def fetch(gateway: Gateway, session: str, bearer: str | None) -> tuple[int, dict[str, str], bytes]:
+    headers = {} if bearer is None else {"authorization": f"Bearer {bearer}"}
+    return await ask(gateway, f"/v1/sessions/{session}/recording.mp4", **headers)
+
+
+def token(subject: str, *scopes: Scope, session: str | None = None) -> str:
+    identity = Identity(subject=subject, scopes=frozenset(scopes), session=session)
+    return mint_token(identity, SECRET, now_s=time.time(), ttl_s=60)
+
+
+def names(folder: str | Path) -> list[str]:
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+async def written(gateway: Gateway) -> None:
+    """Until the chunks that were sent lie on disk."""
+    assert gateway.hub.recorder is not None
+    await gateway.hub.recorder.written()
+
+
+async def test_recording_survives_moves_and_gateways(world: World, tmp_path: Path) -> None:
+    """Fetched while it runs and after its end, from a gateway that never served it: every frame that its
+    client was sent, once, though the session changed its engine and its client the gateway."""
+    out, folder = tmp_path / "out.mp4", str(tmp_path / "recordings")
+    async with (
+        world.engine("e_00000001") as first,
+        world.engine("e_00000002") as second,
+        world.gateway(recordings=folder) as here,
+        world.gateway(recordings=folder) as there,
+    ):
+        async with client_of(here) as client:
+            session = await begin(client, first)
+            id = SessionId(session.session)
+            await send(first, id, (0, 1), Encoder())
+            await receive(client, (0, 1))
+            epoch = first.epochs[id]
+            await world.store.requeue_session(id, expect_epoch=epoch, term=world.term, reason="moved")
+            await second.take(id, epoch + 1)
+            await second.accept(id)
+            encoder = Encoder()
+            await send(second, id, (2, 3), encoder)
+            await receive(client, (2, 3))
+            await written(here)
+        status, headers, body = await fetch(there, id, session.resume)
+        assert status == 200 and headers["content-type"] == "video/mp4"
+        assert headers["content-disposition"] == f'attachment; filename="{id}.mp4"'
+        out.write_bytes(body)
+        assert numbers_in(out) == [(n, n) for n in range(4 * CHUNK_FRAMES)]
+
+        async with client_of(there) as client:  # the newest chunk was lost on its way
+            await client.send(wire.Attach(session=id, resume=session.resume, next_seq=3))
+            await client.expect(wire.Session)
+            await second.expect(Unsubscribe)
+            await second.accept(id)
+            await send(second, id, (3, 4), encoder)
+            await receive(client, (3, 4))
+            await written(there)
+        await world.store.close_session(id, "stopped")
+        out.write_bytes((await fetch(here, id, session.resume))[2])
+        assert numbers_in(out) == [(n, n) for n in range(5 * CHUNK_FRAMES)]
+        assert duration_s(out) == pytest.approx(5 * CHUNK_FRAMES / FPS, abs=0.01)
+        assert names(folder) == [id]
+
+
+async def test_who_may_have_it(world: World, tmp_path: Path) -> None:
+    """The session's own key, or a token that may see it; an id alone grants nothing."""
+    settings = {"recordings": str(tmp_path), "auth": "token", "token_secrets": (SECRET,)}
+    bearer = [f"turboserve.token.{token('alice', Scope.CONTROL)}"]
+    async with world.engine() as engine, world.gateway(**settings) as gateway:
+        async with client_of(gateway, extra_subprotocols=bearer) as client:
+            session = await begin(client, engine)
+            id = session.session
+            assert (await fetch(gateway, id, session.resume))[0] == 409
+            await send(engine, id, (0,), Encoder())
+            await receive(client, (0,))
+            await written(gateway)
+        allowed = (
+            session.resume,
+            token("alice", Scope.CONTROL),
+            token("alice", Scope.VIEW),
+            token("a friend", Scope.VIEW, session=id),
+            token("operator", Scope.VIEW, Scope.ADMIN),
+        )
+        for each in allowed:
+            assert (await fetch(gateway, id, each))[0] == 200
+        assert (await fetch(gateway, id, None))[0] == 401
+        assert (await fetch(gateway, id, session.resume[:-1]))[0] == 401
+        refused = (
+            token("bob", Scope.CONTROL, Scope.VIEW),
+            token("alice", Scope.VIEW, session="s_0123456789abcdef"),
+            token("alice", Scope.CONTROL, session=id),
+            token("operator", Scope.ADMIN),
+        )
+        for each in refused:
+            assert (await fetch(gateway, id, each))[0] == 403
+        assert (await fetch(gateway, "s_0123456789abcdef", token("alice", Scope.VIEW)))[0] == 404
+
+
+async def test_gateway_without_recordings_says_so(world: World, tmp_path: Path) -> None:
+    """Nothing is written, and the answer names the setting."""
+    for settings in ({}, {"recordings": str(tmp_path / "none"), "recording_mib": 0}):
+        async with world.gateway(**settings) as gateway:
+            status, _, body = await fetch(gateway, "s_0123456789abcdef", None)
+            assert status == 404 and b"recordings" in body
+    assert names(tmp_path) == []
+
+
+async def test_sweep_forgets_with_redis(world: World, tmp_path: Path) -> None:
+    """A recording stays as long as its session is known, however long it rests; not while Redis may have
+    lost its data."""
+    async with world.engine() as engine, world.gateway(recordings=str(tmp_path)) as gateway:
+        recorder = gateway.hub.recorder
+        assert recorder is not None
+        async with client_of(gateway) as client:
+            session = await begin(client, engine)
+            await send(engine, session.session, (0,), Encoder())
+            await receive(client, (0,))
+            await written(gateway)
+        later_s = time.time() + 10_000
+        unknown = tmp_path / "s_0123456789abcdef"
+        unknown.mkdir()
+        await world.store.raise_term(world.term + 1)  # as a provisioner does that has outlived Redis's data
+        await recorder.sweep(later_s)
+        assert names(tmp_path) == ["s_0123456789abcdef", session.session]
+        await world.store.mark_new()
+        await recorder.sweep(later_s)
+        assert names(tmp_path) == [session.session]
+
+
+async def test_slow_disk_costs_video_not_memory(world: World, tmp_path: Path) -> None:
+    """What waits for the disk is bounded: beyond it chunks are left out, and counted."""
+    async with world.gateway(recordings=str(tmp_path)) as gateway:
+        recorder = gateway.hub.recorder
+        assert recorder is not None
+        take = recorder.begin(SessionId("s_0123456789abcdef"))
+        header = wire.ChunkHeader(
+            session="s_0123456789abcdef",
+            seq=0,
+            part=0,
+            parts=1,
+            key=True,
+            frames=1,
+            sizes=(MAX_WAITING_BYTES + 1,),
+            pts_ms=0.0,
+            duration_ms=1.0,
+            codec="h264",
+            rev=0,
+            engine="e_1",
+        )
+        take.add(header, memoryview(bytes(MAX_WAITING_BYTES + 1)))
+        await written(gateway)
+        _, _, page = await ask(gateway, "/metrics")
+        assert b"turboserve_gateway_recording_dropped_chunks_total 1.0" in page
+        assert names(tmp_path) == []

@@ -1,0 +1,130 @@
+"""Recordings on disk: segments, their limits, and MP4 files of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from gateway.protocol import ChunkHeader
+from gateway.segments import SegmentWriter, download_path, make_mp4, read_chunks, remove, take_stock
+from tests.browser.stream_server import CHUNK_FRAMES, FPS, Encoder
+from tests.gateway.test_client_chunks import encode, part
+
+NAMES = ("s_000000000000000a", "s_000000000000000b")
+LIMIT = 1 << 20
+
+
+def parts_of(seq: int, encoder: Encoder | None = None, parts: int = 1) -> list[tuple[ChunkHeader, bytes]]:
+    units = encode(seq, encoder=encoder)
+    made = (part(seq, number, parts, units) for number in range(parts))
+    return [(header, bytes(payload)) for header, payload in made]
+
+
+def numbers_in(path: Path) -> list[tuple[int, int]]:
+    """(position, the number drawn in the picture) of each frame, decoded from start to end."""
+    with av.open(str(path)) as container:
+        frames = list(container.decode(video=0))
+    weights = 1 << np.arange(12)
+    found = []
+    for frame in frames:
+        bits = frame.to_ndarray(format="gray")[3, 4::8] > 127
+        found.append((round(frame.time * FPS), int(bits @ weights)))
+    return found
+
+
+def duration_s(path: Path) -> float:
+    with av.open(str(path)) as container:
+        assert container.duration is not None
+        return container.duration / 1_000_000
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def test_file_is_what_was_recorded(tmp_path: Path) -> None:
+    """Chunks of several writers and encoders, one of them in parts, some twice, are one video."""
+    folder = tmp_path / NAMES[0]
+    first, second, encoder = SegmentWriter(folder, LIMIT), SegmentWriter(folder, LIMIT), Encoder()
+    for seq in range(4):
+        first.append(parts_of(seq, encoder, parts=1 + seq % 3))
+    other = Encoder()
+    for seq in range(2, 6):  # its client attached elsewhere and had not got 2 and 3
+        second.append(parts_of(seq, other))
+    path = tmp_path / "out.mp4"
+    assert make_mp4(folder, path) == 6 * CHUNK_FRAMES
+    assert numbers_in(path) == [(n, n) for n in range(6 * CHUNK_FRAMES)]
+    assert duration_s(path) == pytest.approx(6 * CHUNK_FRAMES / FPS, abs=0.01)
+
+
+def test_half_a_record_is_not_there(tmp_path: Path) -> None:
+    """What a killed gateway had begun to write spoils nothing, and others go on behind it."""
+    folder = tmp_path / NAMES[0]
+    writer = SegmentWriter(folder, LIMIT)
+    for seq in range(3):
+        writer.append(parts_of(seq))
+    (segment,) = folder.iterdir()
+    os.truncate(segment, segment.stat().st_size - 10)
+    SegmentWriter(folder, LIMIT).append(parts_of(2))
+    assert [chunk.seq for chunk in read_chunks(folder)] == [0, 1, 2]
+
+
+def test_missing_chunk_leaves_its_time_open(tmp_path: Path) -> None:
+    """The picture before it stands still for as long."""
+    folder, path = tmp_path / NAMES[0], tmp_path / "out.mp4"
+    writer = SegmentWriter(folder, LIMIT)
+    for seq in (3, 5):
+        writer.append(parts_of(seq))
+    assert make_mp4(folder, path) == 2 * CHUNK_FRAMES
+    assert [at for at, _ in numbers_in(path)] == [*range(12), *range(24, 36)]
+
+
+def test_nothing_recorded_makes_no_file(tmp_path: Path) -> None:
+    """A session without a chunk has no recording."""
+    path = tmp_path / "out.mp4"
+    assert make_mp4(tmp_path / NAMES[0], path) == 0
+    assert not path.exists()
+
+
+def test_session_keeps_its_newest_video(tmp_path: Path) -> None:
+    """Beyond the limit the oldest segments go; what is left plays from its first chunk."""
+    folder, path = tmp_path / NAMES[0], tmp_path / "out.mp4"
+    one = SegmentWriter(tmp_path / NAMES[1], LIMIT).append(parts_of(0))
+    limit = 8 * 3 * one
+    writer = SegmentWriter(folder, limit)
+    chunks = [parts_of(seq) for seq in range(60)]
+    for chunk in chunks:
+        writer.append(chunk)
+        assert size_of(folder) <= limit
+    kept = [chunk.seq for chunk in read_chunks(folder)]
+    assert kept == list(range(kept[0], 60)) and 0 < kept[0] < 50
+    make_mp4(folder, path)
+    assert numbers_in(path)[0] == (0, kept[0] * CHUNK_FRAMES)
+
+
+def test_all_together_are_limited(tmp_path: Path) -> None:
+    """The oldest video goes first, whoever's it is; what is not a recording is left alone."""
+    for name, changed_s in zip(NAMES, (100, 200), strict=True):
+        SegmentWriter(tmp_path / name, LIMIT).append(parts_of(0))
+        for path in (tmp_path / name).iterdir():
+            os.utime(path, (changed_s, changed_s))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "1.chunks").write_bytes(bytes(100_000))
+    (tmp_path / "film.mp4").write_bytes(bytes(100_000))
+    old, half_made = download_path(tmp_path), download_path(tmp_path)
+    for path, changed_s in ((old, 100), (half_made, 10_000)):
+        path.write_bytes(b"x")
+        os.utime(path, (changed_s, changed_s))
+    limit = size_of(tmp_path / NAMES[1])
+    stock = take_stock(tmp_path, limit_bytes=limit, now_s=10_000, rest_s=600)
+    assert stock.num_bytes == limit and stock.rested == NAMES
+    assert [len(list((tmp_path / name).iterdir())) for name in NAMES] == [0, 1]
+    assert (tmp_path / "photos" / "1.chunks").exists() and (tmp_path / "film.mp4").exists()
+    assert half_made.exists() and not old.exists()
+    remove(tmp_path / NAMES[0])
+    assert not (tmp_path / NAMES[0]).exists()
+    assert take_stock(tmp_path, limit_bytes=limit, now_s=700, rest_s=600).rested == ()
