@@ -327,12 +327,14 @@ class ComputeLoop:
             self._max_rows = max(1, num_rows // 2)
             self._retry_memory_at = self.num_passes + RETRY_MEMORY_PASSES
         self.num_passes, self.num_rows = self.num_passes + 1, self.num_rows + num_rows
+        share_ms = self.costs.pass_ms(num_rows, batch.kv_frames) / num_rows
         for resident, outcome in zip(residents, run.outcomes, strict=True):
             resident.fresh = False
             if isinstance(outcome, Exception):
                 self._fail(resident.state, outcome)
                 continue
             self._count(resident.state, num_rows)
+            resident.used_ms += share_ms
             self._guarded(resident.state, partial(self._after_pass, resident, outcome))
 
     def _kv_frames(self, state: SessionState) -> int:
@@ -382,6 +384,8 @@ class ComputeLoop:
         self._boundary.expire()
         if state.seq >= state.emit_from:
             resident.sending = state.seq
+        else:  # made again after a loss: nobody pays for that
+            resident.used_ms = 0.0
         if self._is_first:
             self._decode(resident)
         state.seq, state.frame = state.seq + 1, state.frame + self._stepper.num_frames(state)
@@ -394,7 +398,9 @@ class ComputeLoop:
         began = self._clock()
         try:
             frames = self._stepper.decode(state)
-            self._boundary.note_decode(self._clock() - began)
+            decode_ms = self._clock() - began
+            self._boundary.note_decode(decode_ms)
+            resident.used_ms += decode_ms
             if resident.sending == state.seq:
                 self._send(resident, frames)
         except Exception as exc:  # the other ranks hear of it at the next boundary, as we do
@@ -431,7 +437,9 @@ class ComputeLoop:
             due_ms=work.due_ms,
             gen_ms=0.0,
             batch=work.num_rows / work.num_passes,
+            engine_ms=resident.used_ms,
         )
+        resident.used_ms = 0.0
         sent = 0
 
         def on_part(encoded: EncodedPart) -> None:

@@ -218,6 +218,8 @@ class PartMade:
     """From the chunk's first pass to this part."""
     batch: float
     """Mean rows of the chunk's passes so far."""
+    engine_ms: float = 0.0
+    """Compute time since the chunk before, a share of each pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -73,7 +73,7 @@ MAX_BACKOFF_S = 2.0
 class _Ended:
     """A session that this engine closed and Redis does not know of yet."""
 
-    epoch: int
+    last: SessionProgress
     reason: str
 
 
@@ -131,7 +131,7 @@ class Control:
 
     def ended(self, hosted: Hosted, reason: str) -> None:
         """Have the session's record closed."""
-        self._ended[hosted.id] = _Ended(epoch=hosted.epoch, reason=reason)
+        self._ended[hosted.id] = _Ended(last=hosted.progress(0), reason=reason)
         self._changed.set()
 
     def changed(self) -> None:
@@ -382,7 +382,7 @@ class Control:
         self._published_costs = None
         for hosted in list(self.host.sessions.values()) if self.registration else ():
             await self._announce(hosted)
-            hosted.published = ()
+            hosted.published = None
         if self.migrations is not None:
             await self.migrations.recheck()
         self._online = True
@@ -523,7 +523,10 @@ class Control:
     async def _flush_ended(self) -> None:
         for session, ended in list(self._ended.items()):
             try:
-                await self._store.end_session(self.engine, session, ended.epoch, ended.reason)
+                await self._store.publish_sessions(
+                    self.engine, [ended.last]
+                )  # its usage is counted to the end
+                await self._store.end_session(self.engine, session, ended.last.epoch, ended.reason)
             except StaleEpoch:
                 _log.info("%s had another owner when it was closed here", session)
             if self._ended.get(session) is ended:  # not a later end under a newer epoch
@@ -542,30 +545,14 @@ class Control:
         news = [
             (hosted, facts)
             for hosted in self.host.sessions.values()
-            if (facts := self._facts(hosted)) != hosted.published
+            if (facts := hosted.news()) != hosted.published
         ]
-        progress = [self._progress_of(hosted) for hosted, _ in news]
+        progress = [hosted.progress(self.host.slack_ms(hosted)) for hosted, _ in news]
         stale = set(await self._store.publish_sessions(self.engine, progress))
         for hosted, facts in news:
             if hosted.id in stale:
                 await self._ownership.disowned(hosted)
             hosted.published = facts
-
-    @staticmethod
-    def _facts(hosted: Hosted) -> tuple[object, ...]:
-        return (hosted.active, hosted.replay.next_seq, hosted.next_frame, hosted.rev, hosted.residence)
-
-    def _progress_of(self, hosted: Hosted) -> SessionProgress:
-        return SessionProgress(
-            session=hosted.id,
-            epoch=hosted.epoch,
-            active=hosted.active,
-            next_seq=hosted.replay.next_seq,
-            next_frame=hosted.next_frame,
-            rev=hosted.rev,
-            slack_ms=self.host.slack_ms(hosted),
-            residence=hosted.residence,
-        )
 
     async def _insist(self, action: Callable[[], Awaitable[None]]) -> None:
         """Do it, again and again while Redis is out of reach. Only for what may be repeated."""

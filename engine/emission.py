@@ -117,6 +117,7 @@ class Emitter:
             gen_ms=round(made.gen_ms, 2) if last else None,
         )
         data = frame_media(encode_json(header), encoded.payload)
+        hosted.media_bytes += len(encoded.payload)
         hosted.replay.add(data, last=last)
         if last:
             self._finish_chunk(hosted, made)
@@ -136,6 +137,7 @@ class Emitter:
     def _finish_chunk(self, hosted: Hosted, made: PartMade) -> None:
         hosted.player = replace(hosted.player, emitted_seq=made.seq + 1)
         hosted.rev = made.rev
+        hosted.engine_ms += made.engine_ms
         hosted.next_frame = made.chunk_frame + made.chunk_frames
         if made.seq == hosted.record.next_seq:  # a recovery right after the first chunk must know of it
             self._first_made()

@@ -294,7 +294,7 @@ class Host:
         hosted = self.sessions.get(session)
         if hosted is not None and hosted.epoch == epoch:
             hosted.life = replace(hosted.life, suspended_ms=self._clock())
-            hosted.published = ()  # also says that it stays, if it does
+            hosted.published = None  # also says that it stays, if it does
             self._ledger.changed()
             self._refresh(hosted)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from engine.compute_messages import PartMade
@@ -24,6 +24,7 @@ from scheduler.messages import (
     SessionState,
 )
 from scheduler.store import AppliedRecord, CheckpointPointer
+from scheduler.store.values import SessionProgress
 
 __all__ = ["Hosted", "Kept", "LogTail", "Place"]
 
@@ -124,8 +125,12 @@ class Hosted:
     """Applied inputs that Redis does not know of yet; grows only while Redis is out of reach, when no new
     inputs arrive, so it is bounded by the pending ones."""
     kept: Kept = field(default_factory=Kept)
-    published: tuple[object, ...] = ()
-    """What Redis was told last."""
+    engine_ms: float = 0.0
+    """Compute time of what was made here."""
+    media_bytes: int = 0
+    """Made here."""
+    published: SessionProgress | None = None
+    """What Redis was told last, without what changes all the time."""
     moving: bool = False
     """Is it being migrated? Then its state stays where it is."""
     held: list[tuple[Link, LinkRequest]] | None = None
@@ -144,6 +149,25 @@ class Hosted:
         self.say(message)
         for link in self.watchers - {self.link}:
             link.send(message)
+
+    def progress(self, slack_ms: int) -> SessionProgress:
+        """What Redis is told of it."""
+        return SessionProgress(
+            session=self.id,
+            epoch=self.epoch,
+            active=self.active,
+            next_seq=self.replay.next_seq,
+            next_frame=self.next_frame,
+            rev=self.rev,
+            slack_ms=slack_ms,
+            residence=self.residence,
+            engine_ms=round(self.engine_ms),
+            media_bytes=self.media_bytes,
+        )
+
+    def news(self) -> SessionProgress:
+        """To compare with `published`: what follows the chunks is not news by itself."""
+        return replace(self.progress(0), engine_ms=0, media_bytes=0)
 
     @property
     def is_recovered(self) -> bool:

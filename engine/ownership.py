@@ -88,7 +88,7 @@ class Ownership:
             self._side.ended(hosted, "ended")
             return
         _log.warning("Redis had lost %s at epoch %d: written again", hosted.id, hosted.epoch)
-        hosted.published = ()
+        hosted.published = None
         if hosted.kept.checkpoint is not None:
             pointer, data = hosted.kept.checkpoint
             try:

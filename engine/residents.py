@@ -83,6 +83,8 @@ class Resident:
     """Is it to rest at its next boundary, until another engine has it or the migration is off?"""
     frozen: bool = False
     """Was it said that it rests?"""
+    used_ms: float = 0.0
+    """Its share of the compute time since it was last sent a chunk of."""
 
     @property
     def is_at_rest(self) -> bool:

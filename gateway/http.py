@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncGenerator, Awaitable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from gateway.websocket import Receiver
 from scheduler.messages import ErrorCode
@@ -35,6 +35,14 @@ class Request:
             return unquote(urlsplit(self.target).path)
         except ValueError:
             return ""
+
+    @property
+    def query(self) -> dict[str, str]:
+        """Parameters behind the path, the last of each name."""
+        try:
+            return dict(parse_qsl(urlsplit(self.target).query, keep_blank_values=True, max_num_fields=16))
+        except ValueError:
+            return {}
 
     def header(self, name: str) -> str | None:
         return self.headers.get(name)

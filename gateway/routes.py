@@ -26,6 +26,7 @@ from gateway.http import JSON, Request, Response, error_response, json_response,
 from gateway.hub import Hub
 from gateway.pages import Pages
 from gateway.protocol import CODECS, JSON_SUBPROTOCOL, TOKEN_SUBPROTOCOL_PREFIX, CloseCode, Error
+from gateway.usage import list_usage
 from gateway.websocket import Receiver, WebSocket
 from scheduler.messages import EngineId, EngineState, ErrorCode, SessionId, SessionState
 from scheduler.store import (
@@ -48,6 +49,7 @@ CLUSTER_PATH = API + "cluster"
 WATCH_CLUSTER_PATH = CLUSTER_PATH + "/stream"
 DRAIN_PATH = API + "admin/drain"
 MIGRATE_PATH = API + "admin/migrate"
+USAGE_PATH = API + "usage"
 RETRY_AFTER_S = "2"
 JSON_TYPE = "application/json"
 NO_SUCH_ENGINE = "there is no such engine; /v1/cluster lists them"
@@ -58,7 +60,9 @@ Handler = Callable[[Request], Awaitable[Response]]
 class Routes:
     """The gateway's `Application`."""
 
-    ADMIN_PATHS = frozenset({"/metrics", CLUSTER_PATH, WATCH_CLUSTER_PATH, DRAIN_PATH, MIGRATE_PATH})
+    ADMIN_PATHS = frozenset(
+        {"/metrics", CLUSTER_PATH, WATCH_CLUSTER_PATH, DRAIN_PATH, MIGRATE_PATH, USAGE_PATH}
+    )
     """With authentication they need the scope admin."""
     PATHS = ADMIN_PATHS | {
         "/healthz",
@@ -82,6 +86,7 @@ class Routes:
             WATCH_CLUSTER_PATH: {"GET": self._watch_cluster},
             DRAIN_PATH: {"POST": self._drain},
             MIGRATE_PATH: {"POST": self._migrate},
+            USAGE_PATH: {"GET": self._usage},
             STREAM_PATH: {"GET": self._stream},
             TOKENS_PATH: {"POST": self._tokens},
             WATCH_TEMPLATE: {"POST": self._watch},
@@ -211,6 +216,9 @@ class Routes:
         except PlacementRefused as exc:
             return error_response(409, ErrorCode.BAD_STATE, str(exc))
         return json_response({"session": session, "engine": engine, "ordered": "migrate"}, status=202)
+
+    async def _usage(self, request: Request) -> Response:
+        return await list_usage(request, self._hub.store)
 
     async def _tokens(self, request: Request) -> Response:
         return mint_for(request, self._hub.access)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import NewType
+from typing import ClassVar, NewType
 
 SessionId = NewType("SessionId", str)
 """`s_` + 16 hex digits."""
@@ -145,6 +145,32 @@ class SessionRecord:
     """What a migration sends, as last published; 0 when unknown."""
     subject: str = ""
     """Subject of the token that started it; "" without authentication."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a session has used, written once, in the step that closes it."""
+
+    type: ClassVar[str] = "usage"
+    session: SessionId
+    subject: str
+    """Of the token that started it; "" without authentication."""
+    model: str
+    reason: str
+    """Why it was closed."""
+    created_ms: int
+    """Redis time, which is Unix time."""
+    closed_ms: int
+    active_ms: int
+    """On an engine and wanting chunks."""
+    resident_ms: int
+    """In a slot of an engine, or entitled to it."""
+    engine_ms: int
+    """Compute time: its share of each pass, by the engine's measured costs, and its decodes."""
+    media_bytes: int
+    """Encoded video that was made."""
+    chunks: int
+    frames: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ The Lua side gets this same table (`scheduler/store/scripts.py` renders it), so 
     memory                       hash     term, data: the policy's memory (JSON, ≤ MAX_MEMORY_BYTES)
     cluster                      hash     policy, budget, release_interval_ms, start_ms: of the leader
     models                       hash     model name → JSON of its newest ModelInfo; outlives the engines
+    usage                        stream   field m: one JSON Usage of each closed session; bounded by MAX_USAGE
     decisions                    stream   field text: what the leader did and why; bounded by MAX_DECISIONS
     events                       stream   field m: one JSON Event; bounded by MAX_EVENTS
     sessions                     zset     sessions that are not closed → created_ms
@@ -19,7 +20,8 @@ The Lua side gets this same table (`scheduler/store/scripts.py` renders it), so 
     session:<id>                 hash     a SessionRecord, plus left_ms, flight_* (in_flight), move_to and
                                           move_until_ms (an order), landed ("migration_id epoch", the newest
                                           committed one), placed_ms and strikes (engines in a row that crashed
-                                          by themselves soon after it came); kept CLOSED_TTL_S after close
+                                          by themselves soon after it came); kept CLOSED_TTL_S after close.
+                                          metered_ms, used_* and epoch_*: what becomes its Usage
     session:<id>:inputs          stream   field m: one JSON Input; at most MAX_INPUT_LOG
     session:<id>:applied         list     JSON AppliedRecord in log order, one per applied input
     session:<id>:ids             hash     message id → "entry", "entry rev seq" once applied, PAUSE_ANSWER
@@ -59,6 +61,8 @@ POISON_MS = 10_000
 """What soon means."""
 MAX_EVENTS = 20_000
 """Entries kept in the events stream (approximate trimming: never fewer)."""
+MAX_USAGE = 50_000
+"""Entries kept in the usage stream (approximate trimming: never fewer); about 20 MB."""
 MAX_DECISIONS = 1_000
 """Entries kept in the decisions stream (approximate trimming: never fewer)."""
 MAX_DECISION_CHARS = 1_000
@@ -93,6 +97,7 @@ PATTERNS: Mapping[str, str] = {
     "models": "models",
     "events": "events",
     "decisions": "decisions",
+    "usage": "usage",
     "sessions": "sessions",
     "subject": "subject:%s",
     "session": "session:%s",

@@ -34,6 +34,7 @@ from scheduler.domain import Residence as Residence
 from scheduler.domain import SessionId as SessionId
 from scheduler.domain import SessionRecord as SessionRecord
 from scheduler.domain import SessionState as SessionState
+from scheduler.domain import Usage as Usage
 from scheduler.schema import Chars as Chars
 from scheduler.schema import DecodeError as DecodeError
 from scheduler.schema import Items as Items

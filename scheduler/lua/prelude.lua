@@ -88,10 +88,38 @@ local function hold_control(session, s, controller_epoch)
   end
 end
 
+-- Count the time since the last look for who pays: as active, placed and wanting chunks; as resident, in a slot.
+-- To be called before phase, active or residence changes.
+local function meter(session, s)
+  local now = now_ms()
+  local passed = now - tonumber(s.metered_ms or now)
+  if s.phase == 'placed' and passed > 0 then
+    if s.active == '1' then
+      redis.call('HINCRBY', key('session', session), 'used_active_ms', passed)
+    end
+    if s.residence == 'resident' or s.residence == 'leaving' then
+      redis.call('HINCRBY', key('session', session), 'used_resident_ms', passed)
+    end
+  end
+  s.metered_ms = now
+  redis.call('HSET', key('session', session), 'metered_ms', now)
+end
+
+-- What the owner has made of a session since it owns it. Of earlier owners the sums are kept.
+local function count_made(session, s, engine_ms, bytes)
+  local hash = key('session', session)
+  if s.used_epoch ~= s.epoch then
+    redis.call('HINCRBY', hash, 'used_engine_ms', s.epoch_engine_ms or 0)
+    redis.call('HINCRBY', hash, 'used_bytes', s.epoch_bytes or 0)
+  end
+  redis.call('HSET', hash, 'used_epoch', s.epoch, 'epoch_engine_ms', engine_ms, 'epoch_bytes', bytes)
+end
+
 -- The single setter of a session's phase: writes `fields` and the phase that SESSION_MOVES names.
 -- The caller has checked that the move is legal.
 local function move_session(session, s, move, fields)
   local phase = SESSION_MOVES[s.phase][move]
+  meter(session, s)
   redis.call('HSET', key('session', session), 'phase', phase, unpack(fields))
   s.phase = phase
 end
@@ -142,6 +170,7 @@ end
 
 -- Say where the state of a placed session is. Tells the leader if that is news.
 local function set_residence(session, s, residence)
+  meter(session, s)
   if residence == 'offloaded' or residence == 'stored' then
     redis.call('SADD', key('away', s.engine), session)
   else
@@ -230,6 +259,18 @@ local function drop_checkpoint(session)
   end
 end
 
+-- What a session has used, once, in the very step that closes it.
+local function record_usage(session, reason)
+  local s = read_hash(key('session', session))
+  redis.call('XADD', key('usage'), 'MAXLEN', '~', MAX_USAGE, '*', 'm', cjson.encode({type = 'usage',
+    session = session, subject = s.subject or '', model = s.model, reason = reason,
+    created_ms = tonumber(s.created_ms), closed_ms = now_ms(),
+    active_ms = tonumber(s.used_active_ms or 0), resident_ms = tonumber(s.used_resident_ms or 0),
+    engine_ms = (s.used_engine_ms or 0) + (s.epoch_engine_ms or 0),
+    media_bytes = (s.used_bytes or 0) + (s.epoch_bytes or 0),
+    chunks = tonumber(s.next_seq), frames = tonumber(s.next_frame)}))
+end
+
 -- Close an open session. `closer` is the engine that does it, '' for anybody else; an owner is told otherwise.
 local function close(session, s, reason, closer)
   call_off(session, s)
@@ -245,6 +286,7 @@ local function close(session, s, reason, closer)
     command(s.engine, {type = 'close', session = session, reason = reason})
   end
   move_session(session, s, 'close', {'engine', '', 'active', 0, 'reason', reason})
+  record_usage(session, reason)
   redis.call('EXPIRE', key('session', session), CLOSED_TTL_S)
   emit({type = 'session_closed', session = session, reason = reason})
 end

@@ -10,6 +10,8 @@
 -- ARGV[7]  rev
 -- ARGV[8]  slack_ms, ms
 -- ARGV[9]  residence
+-- ARGV[10] engine_ms: compute time of what was made under this epoch, ms
+-- ARGV[11] media_bytes made under this epoch
 -- Derived  engine:<id>:away (set)
 -- Returns  1
 -- Errors   STALE_EPOCH
@@ -20,6 +22,8 @@ local bad = check_owner(s, ARGV[2], ARGV[3])
 if bad then
   return bad
 end
+meter(ARGV[1], s)
+count_made(ARGV[1], s, ARGV[10], ARGV[11])
 redis.call('HSET', KEYS[1], 'active', ARGV[4], 'next_seq', ARGV[5], 'next_frame', ARGV[6], 'rev', ARGV[7],
   'slack_ms', ARGV[8])
 if s.active == '1' or ARGV[4] == '1' then

@@ -34,13 +34,14 @@ for i = 8, #ARGV, 2 do
 end
 local controller_epoch = record.controller_epoch
 if s then
+  meter(session, s)
   controller_epoch = math.max(tonumber(controller_epoch), tonumber(s.controller_epoch))
   call_off(session, s)
   detach(session, s)
   redis.call('ZREM', key('queue', s.model), session)
 end
 redis.call('HSET', KEYS[1], 'phase', 'placed', 'opened', 1, 'reason', '', 'queue_order', 0, 'active_ms', now,
-  'placed_ms', now, unpack(ARGV, 8))
+  'placed_ms', now, 'metered_ms', now, unpack(ARGV, 8))
 redis.call('HSET', KEYS[1], 'controller_epoch', controller_epoch,
   'left_ms', ARGV[4] == '' and '' or string.format('%.0f', now - ARGV[4]))
 redis.call('ZADD', key('sessions'), record.created_ms, session)

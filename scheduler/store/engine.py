@@ -276,4 +276,4 @@ class EngineStore(StoreReader):
 
 def _progress_args(engine: EngineId, p: SessionProgress) -> tuple[str | int, ...]:
     numbers = (p.epoch, int(p.active), p.next_seq, p.next_frame, p.rev, p.slack_ms)
-    return (p.session, engine, *numbers, p.residence.value)
+    return (p.session, engine, *numbers, p.residence.value, p.engine_ms, p.media_bytes)

@@ -22,6 +22,7 @@ from scheduler.messages import (
     ModelInfo,
     SessionId,
     SessionRecord,
+    Usage,
     decode_json,
 )
 from scheduler.store import records
@@ -39,6 +40,8 @@ from scheduler.store.values import (
 log = logging.getLogger("scheduler.store")
 
 M = TypeVar("M")
+USAGE_SCAN = 10_000
+"""Entries that one call looks through."""
 START = "0-0"
 """The id before the first entry of any stream."""
 
@@ -202,6 +205,25 @@ class StoreReader:
         async with mapped_errors():
             entries = await self._redis.client.xrevrange(self._key("decisions"), count=count)
         return [Decision(at_ms=int(id.partition("-")[0]), text=fields["text"]) for id, fields in entries]
+
+    async def read_usage(
+        self, after: str, *, subject: str | None = None, count: int = 1_000
+    ) -> tuple[list[Usage], str]:
+        """(records of sessions closed after `after`, oldest first, where to go on next time).
+
+        `after` is what an earlier call returned, or a Redis time in ms; subject None: all. At most `count`
+        records, of at most USAGE_SCAN entries: fewer, or none, do not mean that there are no more.
+        """
+        key = self._key("usage")
+        async with mapped_errors():
+            entries = await self._redis.client.xrange(key, f"({after}", count=USAGE_SCAN)
+        found: list[Usage] = []
+        for id, usage in _decoded({Usage.type: Usage}, entries):
+            if subject is None or usage.subject == subject:
+                found.append(usage)
+            if len(found) == count:
+                return found, id
+        return found, entries[-1][0] if entries else after
 
     # --- events
 

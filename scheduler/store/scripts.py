@@ -88,6 +88,7 @@ def _constants() -> str:
         "POISON_STRIKES": keys.POISON_STRIKES,
         "SHARED_POISON_STRIKES": keys.SHARED_POISON_STRIKES,
         "POISON_MS": keys.POISON_MS,
+        "MAX_USAGE": keys.MAX_USAGE,
         "MAX_DECISIONS": keys.MAX_DECISIONS,
         "MAX_COMMANDS": keys.MAX_COMMANDS,
         "MAX_INPUT_LOG": keys.MAX_INPUT_LOG,

@@ -44,6 +44,10 @@ class SessionProgress:
     rev: int
     slack_ms: int
     residence: Residence = Residence.RESIDENT
+    engine_ms: int = 0
+    """Compute time of what was made under this epoch."""
+    media_bytes: int = 0
+    """Made under this epoch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

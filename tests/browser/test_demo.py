@@ -114,6 +114,19 @@ async def test_killed_gateway_and_engine_are_survived(
         async with page.expect_download() as download:
             await page.click("#download")
         await (await download.value).save_as(tmp_path / "all.mp4")
+        await page.click("#stop")
+        await until(page, "turboserve.state === 'ended'")
+        answer = await page.evaluate(
+            """async (id) => {
+                const {usage} = await (await fetch("/v1/usage")).json();
+                return usage.filter(({session}) => session === id);
+            }""",
+            session,
+        )
+        (usage,) = answer
+        assert usage["reason"] == "stopped" and usage["chunks"] > figures["newestSeq"]
+        assert usage["engine_ms"] > 10 * usage["chunks"] and usage["media_bytes"] > 100 * usage["chunks"]
+        assert usage["closed_ms"] - usage["created_ms"] >= usage["resident_ms"] >= usage["active_ms"] > 1_000
     with av.open(str(tmp_path / "all.mp4")) as file:
         times = [frame.time for frame in file.decode(video=0)]
         (stream,) = file.streams.video

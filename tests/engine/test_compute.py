@@ -9,6 +9,7 @@ from torch import Tensor
 from engine.boundary import MAX_INBOX, InboxFull
 from engine.compute import RETRY_MEMORY_PASSES
 from engine.compute_messages import Drop, InputsTaken, PartMade
+from engine.cost_table import CostTable
 from engine.session_state import Stage
 from scheduler.messages import ControlInput, PromptInput, ResetInput, SessionId
 from tests.engine.harness import BATCHING_COSTS, BATCHING_PAYS, Bench
@@ -84,6 +85,28 @@ def test_frames_leave_before_the_clean_pass() -> None:
     assert bench.model.batches[-1].sigma.tolist() == [[0.0] * bench.model.spec.chunk_latent_frames]
     assert torch.equal(bench.model.batches[-1].x[0], bench.model.latents[0])
     bench.drop(a)
+
+
+class FixedCosts(CostTable):
+    """Costs that nothing observed changes."""
+
+    def observed(self, rows: int, bucket: int, measured_ms: float) -> CostTable:
+        return self
+
+
+def test_compute_time_is_shared_by_who_shares_a_pass() -> None:
+    """What chunks cost adds up to what the passes cost, but for those whose chunk is not yet sent."""
+    bench = Bench(costs=FixedCosts.flat(1.0, 1.2))
+    a = bench.open("s_a")
+    bench.step(2)
+    b = bench.open("s_b", seed=2)
+    bench.chunks(b, 4)
+    rows = [len(batch.rows) for batch in bench.model.batches]
+    assert set(rows) == {1, 2}
+    sent_ms = sum(part.engine_ms for session in (a, b) for part in bench.parts(session))
+    unsent_ms = sum(resident.used_ms for resident in bench.loop._residents.in_slots())
+    assert sent_ms + unsent_ms == pytest.approx(sum((1.0, 1.2)[n - 1] for n in rows))
+    assert min(part.engine_ms for part in bench.parts(a)) > 1.0
 
 
 def test_a_prompt_applies_at_the_next_boundary_and_raises_rev() -> None:

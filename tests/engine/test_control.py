@@ -191,9 +191,24 @@ async def test_progress_is_published(world: World) -> None:
     """After a chunk the record shows next_seq and next_frame."""
     _, command = await opened(world)
     world.host.receive_event(made(0))
-    await until(lambda: world.host.sessions[S1].published != ())
+    await until(lambda: world.host.sessions[S1].published is not None)
     record = await world.record()
     assert (record.next_seq, record.next_frame, record.active) == (1, 12, True)
+
+
+async def test_usage_is_counted_to_the_end(world: World) -> None:
+    """What was made since the last publication is in the record that its end writes."""
+    await opened(world)
+    for seq in range(3):
+        world.host.receive_event(made(seq))
+    hosted = world.host.sessions[S1]
+    await hosted.parts.join()
+    world.control.ended(hosted, "stopped")
+    world.host.close(S1, "stopped")
+    await world.event(SessionClosed)
+    ((usage,), _) = await world.store.read_usage("0")
+    assert (usage.reason, usage.chunks, usage.frames) == ("stopped", 3, 36)
+    assert (usage.engine_ms, usage.media_bytes) == (301, 36)
 
 
 async def test_applied_inputs_are_in_redis_before_the_chunk_leaves(world: World) -> None:
@@ -327,7 +342,7 @@ async def test_redis_that_comes_back_empty_gets_everything_again(world: World) -
     before, history = await world.record(), await store.applied_history(S1)
 
     await forget_everything(store)
-    await until(lambda: world.host.sessions[S1].published != ())
+    await until(lambda: world.host.sessions[S1].published is not None)
     async with asyncio.timeout(20):
         while await store.checkpoint_pointer(S1) is None:  # noqa: ASYNC110 - the last thing written
             await asyncio.sleep(0.02)
@@ -399,7 +414,7 @@ async def test_after_an_outage_progress_is_published_again(own_redis: RedisServe
     async with running(store, own_redis.url, cluster) as world:
         await opened(world)
         world.host.receive_event(made(0))
-        await until(lambda: world.host.sessions[S1].published != ())
+        await until(lambda: world.host.sessions[S1].published is not None)
         await store._redis.client.hset(store._key("session", S1), "next_seq", 0)
         own_redis.kill()
         await until(lambda: not world.control._online)

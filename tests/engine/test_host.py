@@ -655,7 +655,7 @@ async def test_suspended_by_the_leader(world: World, left: bool) -> None:
     world.host.suspend(S1, 1)
     assert isinstance(world.commands[-1], Offload) == left
     assert hosted.residence is (Residence.LEAVING if left else Residence.RESIDENT)
-    assert hosted.published == ()
+    assert hosted.published is None
     if left:
         world.host.receive_event(resided(Residence.OFFLOADED, seq=0))
         world.subscribe(0, controller_epoch=2)

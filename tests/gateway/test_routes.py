@@ -11,7 +11,7 @@ import pytest
 
 from gateway.cluster_feed import sample
 from gateway.server import Gateway
-from scheduler.messages import EngineId, EngineRecord, EngineState, SessionId
+from scheduler.messages import EngineId, EngineRecord, EngineState, SessionId, Usage
 from scheduler.store import Store
 from scheduler.store.values import ClusterInfo
 from tests.gateway.gateway_fixtures import World, begin, client_of
@@ -304,3 +304,20 @@ def make_engine(id: str, state: EngineState, *, load: float, chunk_ms: float, se
         started_ms=0,
         heartbeat_ms=0,
     )
+
+
+async def test_usage(world: World) -> None:
+    """Closed sessions by subject, and where to go on; broken questions are refused."""
+    async with world.engine() as engine, world.gateway() as gateway:
+        async with client_of(gateway) as client:
+            session = await begin(client, engine)
+        await world.store.close_session(SessionId(session.session), "stopped")
+        status, _, body = await ask(gateway, "/v1/usage?subject=")
+        found = json.loads(body)
+        (usage,) = found["usage"]
+        assert status == 200 and usage["session"] == session.session and usage["reason"] == "stopped"
+        assert {"type", *usage} == set(Usage.__dataclass_fields__)
+        for query in ("subject=bob", f"since={found['next']}", f"since={usage['closed_ms'] + 1}"):
+            assert json.loads((await ask(gateway, f"/v1/usage?{query}"))[2])["usage"] == []
+        for query in ("since=yesterday", "since=-", "until=5"):
+            assert (await ask(gateway, f"/v1/usage?{query}"))[0] == 400
