@@ -11,6 +11,7 @@
                 await session.stop()
 
 Lost connections are survived: the session is attached to again, without a gap and without a repeated chunk.
+`client.watch` shows somebody else's session.
 Errors: `gateway/client_errors.py`.
 """
 
@@ -39,7 +40,9 @@ from gateway.client_errors import (
     SessionEnded,
     TakenOver,
 )
-from gateway.client_session import Mode, OnPart, Session
+from gateway.client_session import Mode, Session
+from gateway.client_stream import OnPart
+from gateway.client_viewer import Viewer
 from gateway.protocol import (
     DEFAULT_LEAD_MS,
     JSON_SUBPROTOCOL,
@@ -48,6 +51,7 @@ from gateway.protocol import (
     TOKEN_SUBPROTOCOL_PREFIX,
     Attach,
     Start,
+    Watch,
 )
 from gateway.recording import Mp4Writer
 
@@ -62,6 +66,7 @@ __all__ = [
     "Session",
     "SessionEnded",
     "TakenOver",
+    "Viewer",
     "connect",
     "record",
 ]
@@ -108,7 +113,7 @@ class Client:
         self._flavour = flavour
         self._open_timeout_s = open_timeout_s
         self._give_up_s = give_up_s
-        self._session: Session | None = None
+        self._session: Session | Viewer | None = None
         self._first: ClientConnection | None = None
 
     async def __aenter__(self) -> Self:
@@ -155,16 +160,31 @@ class Client:
         """Go on with a session begun elsewhere, from chunk `next_seq`. The connection it had is closed."""
         return await self._open(Attach(session=session, resume=resume, next_seq=next_seq), mode)
 
+    async def watch(self, session: str, token: str | None = None) -> Viewer:
+        """Look at somebody else's session. `token`: one that may, in place of the client's own.
+
+        Raises ServerError when refused, ConnectionLost, SessionEnded.
+        """
+        socket = await self._take_socket()
+        viewer = Viewer(self._dial, Watch(session=session, token=token), give_up_s=self._give_up_s)
+        await viewer.open(socket)
+        self._session = viewer
+        return viewer
+
     async def _open(self, opening: Start | Attach, mode: Mode, on_part: OnPart | None = None) -> Session:
+        socket = await self._take_socket()
+        session = Session(self._dial, opening, mode=mode, give_up_s=self._give_up_s, on_part=on_part)
+        await session.open(socket)
+        self._session = session
+        return session
+
+    async def _take_socket(self) -> ClientConnection:
         if self._session is not None and not self._session.is_over:
             raise ClientError("this client has a session already; stop it first, or connect once more")
         socket, self._first = self._first, None
         if socket is None or socket.close_code is not None:
             socket = await self._dial_first()
-        session = Session(self._dial, opening, mode=mode, give_up_s=self._give_up_s, on_part=on_part)
-        await session.open(socket)
-        self._session = session
-        return session
+        return socket
 
     async def _dial_first(self) -> ClientConnection:
         try:

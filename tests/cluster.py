@@ -114,8 +114,11 @@ class Cluster:
 
     def get(self, path: str) -> Any:
         """The JSON answer of the gateway, None while it does not answer."""
+        token = os.environ.get("TURBOSERVE_TOKEN")
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         try:
-            with urllib.request.urlopen(f"{self.url}{path}", timeout=5) as answer:
+            request = urllib.request.Request(f"{self.url}{path}", headers=headers)
+            with urllib.request.urlopen(request, timeout=5) as answer:
                 return json.load(answer)
         except (urllib.error.URLError, OSError, ValueError):
             return None

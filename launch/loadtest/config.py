@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from launch.config import DEFAULT_URL
@@ -46,6 +46,8 @@ class LoadtestConfig:
     """The file to write the report to; unset: none."""
     url: str = DEFAULT_URL
     """Address of the cluster's gateway."""
+    token: str | None = field(default=None, repr=False)
+    """Where the cluster asks for one: a token with the scopes control and admin, and a quota for the load."""
     trace: str | None = None
     """Trace to replay (JSON lines); unset: a made-up load."""
     time_scale: float = 1.0

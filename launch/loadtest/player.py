@@ -36,10 +36,17 @@ class Player:
     """Runs once."""
 
     def __init__(
-        self, script: Script, url: str, *, begin_s: float, decode: bool, put: Callable[[Sample], None]
+        self,
+        script: Script,
+        url: str,
+        token: str | None = None,
+        *,
+        begin_s: float,
+        decode: bool,
+        put: Callable[[Sample], None],
     ) -> None:
         """`begin_s`: when the load starts, by the monotonic clock; `put` takes each sample."""
-        self._script, self._url, self._begin_s = script, url, begin_s
+        self._script, self._url, self._token, self._begin_s = script, url, token, begin_s
         self._decode, self._put = decode, put
         self._client = script.client
         self._check = StreamCheck()
@@ -57,7 +64,9 @@ class Player:
         outcome, reason = Outcome.DONE, ""
         await self._until(self._script.steps[0].at_s)
         try:
-            async with connect(self._url, give_up_s=GIVE_UP_S, open_timeout_s=GIVE_UP_S) as client:
+            async with connect(
+                self._url, self._token, give_up_s=GIVE_UP_S, open_timeout_s=GIVE_UP_S
+            ) as client:
                 await self._live(await self._start(client))
         except ServerError as exc:
             outcome, reason = Outcome.REFUSED, exc.code

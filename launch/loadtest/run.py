@@ -60,7 +60,7 @@ async def run(config: LoadtestConfig) -> int:
     )
     if not scripts:
         raise SettingsError("the load has no sessions: give it more viewers, a longer time or another trace")
-    cluster = _ClusterWatch(config.url.rstrip("/") + "/v1/cluster")
+    cluster = _ClusterWatch(config.url.rstrip("/") + "/v1/cluster", config.token)
     await cluster.check()
     tally = Tally()
     with LiveTable(f"load on {config.url}", trace.duration_s) as table:
@@ -128,7 +128,9 @@ async def _workers(
             )
             workers.append(worker)
             assert worker.stdin is not None
-            assignment = Assignment(url=config.url, decode=config.decode, scripts=tuple(share))
+            assignment = Assignment(
+                url=config.url, token=config.token, decode=config.decode, scripts=tuple(share)
+            )
             worker.stdin.write(line(assignment))
         for worker in workers:
             assert worker.stdout is not None
@@ -170,14 +172,20 @@ async def _watch(cluster: _ClusterWatch, begin_s: float, tally: Tally, table: Li
 class _ClusterWatch:
     """Asks the gateway how the cluster is, and this machine how busy its cores are."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, token: str | None) -> None:
         self._url = url
+        self._token = token
         self._cpu = _cpu_times()
 
     async def check(self) -> None:
-        """Raises StartError: no cluster answers."""
+        """Raises StartError: no cluster answers, or it wants another token."""
         try:
             await self._ask()
+        except PermissionError as exc:
+            raise StartError(
+                f"{self._url} answers with {exc}: "
+                "TURBOSERVE_TOKEN must be a token with the scopes control and admin"
+            ) from exc
         except (OSError, ValueError) as exc:
             raise StartError(f"no cluster answers at {self._url}: {exc or 'timeout'}") from exc
 
@@ -199,7 +207,9 @@ class _ClusterWatch:
         )
 
     async def _ask(self) -> dict[str, Any]:
-        status, body = await get(self._url, timeout_s=POLL_TIMEOUT_S)
+        status, body = await get(self._url, timeout_s=POLL_TIMEOUT_S, token=self._token)
+        if status in (401, 403):
+            raise PermissionError(f"HTTP status {status}")
         if status != 200:
             raise ConnectionError(f"HTTP status {status}")
         answer: dict[str, Any] = json.loads(body)

@@ -44,6 +44,7 @@ class Assignment:
 
     type: ClassVar[str] = "assignment"
     url: str
+    token: str | None = None
     decode: bool
     scripts: tuple[Script, ...]
 

@@ -36,7 +36,14 @@ def main() -> int:
 async def _play(assignment: Assignment, begin_s: float, sink: BinaryIO) -> None:
     samples: list[Sample] = []
     players = [
-        Player(script, assignment.url, begin_s=begin_s, decode=assignment.decode, put=samples.append)
+        Player(
+            script,
+            assignment.url,
+            assignment.token,
+            begin_s=begin_s,
+            decode=assignment.decode,
+            put=samples.append,
+        )
         for script in assignment.scripts
     ]
     playing = asyncio.ensure_future(asyncio.gather(*(player.run() for player in players)))

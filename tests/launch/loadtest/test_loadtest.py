@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from gateway.auth import Identity, Scope, mint_token
 from launch import cli
 from tests.cluster import Cluster, running_cluster
 
@@ -24,11 +26,22 @@ TRACE = """
 """
 
 
+SECRET = "s" * 32
+
+
+def token(*scopes: Scope) -> str:
+    identity = Identity(subject="loadtest", scopes=frozenset(scopes), max_sessions=100)
+    return mint_token(identity, SECRET, now_s=time.time(), ttl_s=3600)
+
+
 @pytest.fixture(scope="module")
 def paced_cluster(paced: tuple[str, ...]) -> Iterator[Cluster]:
-    """One engine."""
-    with running_cluster(*paced, engines=1) as cluster:
-        yield cluster
+    """One engine, behind a gateway that asks for tokens."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("TURBOSERVE_TOKEN_SECRETS", SECRET)
+        environment.setenv("TURBOSERVE_TOKEN", token(Scope.CONTROL, Scope.ADMIN))
+        with running_cluster(*paced, "--auth", "token", engines=1) as cluster:
+            yield cluster
 
 
 def test_streams_are_complete_and_the_results_are_written(
@@ -66,6 +79,15 @@ def test_an_objective_that_can_not_hold_is_status_1(
     page = tmp_path / "both.html"
     assert cli.main(["compare", str(out), str(out), "--html", str(page)]) == 0
     assert "chunk latency, ms p99" in capsys.readouterr().out and "<svg" in page.read_text()
+
+
+def test_a_token_that_is_not_enough_is_named(
+    paced_cluster: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anybody plays."""
+    monkeypatch.setenv("TURBOSERVE_TOKEN", token(Scope.CONTROL))
+    assert cli.main(["loadtest", "--url", paced_cluster.url, "--json", "/nowhere/x"]) == 1
+    assert "scopes control and admin" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

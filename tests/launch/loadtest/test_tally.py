@@ -206,5 +206,8 @@ def test_assignments_travel() -> None:
     script = Script(
         client=1, steps=(Step(at_s=0.5, do=Do.START, prompt="p"), Step(at_s=1.0, do=Do.STOP)), seed=7
     )
-    for message in (Assignment(url="http://h", decode=True, scripts=(script,)), Begin(at_s=1.5)):
+    for message in (
+        Assignment(url="http://h", token="a.b.c", decode=True, scripts=(script,)),
+        Begin(at_s=1.5),
+    ):
         assert to_worker(line(message)) == message
