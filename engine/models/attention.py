@@ -5,14 +5,23 @@ Shape letters: as in base.py; K chunks of a training clip, S = F·N tokens of a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as fn
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["Attend", "attend_trainable", "sdpa", "teacher_forcing_attend"]
+__all__ = [
+    "DENSE_KERNELS",
+    "Attend",
+    "Dense",
+    "attend_trainable",
+    "sdpa",
+    "teacher_forcing_attend",
+    "with_kernel",
+]
 
 Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(q, k, v), each [B, F, N, H, D] and rotated already → [B, F, N, H, D]."""
@@ -27,6 +36,32 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask
     )
     return out.transpose(1, 2)
+
+
+class Dense(Protocol):
+    """`sdpa`, or the same by a certain kernel."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor: ...
+
+
+DENSE_KERNELS: Final[Mapping[str, SDPBackend]] = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
+"""What torch can do dense attention with on CUDA. Which is fastest depends on card, shape and version."""
+
+
+def with_kernel(kernel: SDPBackend) -> Dense:
+    """`sdpa` by one kernel; with a mask by whichever torch takes. Raises RuntimeError where it can't run."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is not None:
+            return sdpa(q, k, v, mask)
+        with sdpa_kernel(kernel):
+            return sdpa(q, k, v)
+
+    return attend
 
 
 def attend_trainable(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ to its prompt. They differ in how many kernels that takes and in what is copied 
     grouped  one kernel per KV length; once all windows are full that is one for the whole batch
     padded   one kernel; rows with a shorter KV get a mask (which rules out flash kernels on GPUs)
     varlen   one kernel on exact lengths in place, ragged or not; CUDA, half precision, torch 2.12 or newer
+    graph    as padded, but every index is on the device, so that a CUDA graph of the pass serves any rows
+             (`engine/pass_graphs.py`); without a graph it is padded
 
 Grouped and padded read pool slots that are neighbours in place and gather others into a copy of one layer.
 All indices are computed on the host once per pass; none reads a device value back or keeps anything between
@@ -26,17 +28,18 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from engine.models.attention import sdpa
+from engine.models.attention import Dense, sdpa
 from engine.models.base import AttentionBackend, PassAttention, PassBatch, PassRow
+from engine.models.upload import upload
 
-__all__ = ["SLICES", "ChosenAttention", "available_backends"]
+__all__ = ["GRAPH", "SLICES", "ChosenAttention", "DevicePlaces", "available_backends"]
 
 
 class _Slices:
     """One kernel per row."""
 
-    def __init__(self, batch: PassBatch) -> None:
-        self._batch = batch
+    def __init__(self, batch: PassBatch, dense: Dense = sdpa) -> None:
+        self._batch, self._dense = batch, dense
 
     def attend_pool(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         batch, out = self._batch, torch.empty_like(q)
@@ -45,7 +48,7 @@ class _Slices:
             _store_row(slab[0], row, k[index])
             _store_row(slab[1], row, v[index])
             seen = slab[:, : row.num_valid].flatten(1, 2)  # a view
-            attended = sdpa(q[index].flatten(0, 1)[None], seen[0][None], seen[1][None])
+            attended = self._dense(q[index].flatten(0, 1)[None], seen[0][None], seen[1][None])
             out[index] = attended[0].unflatten(0, q.shape[1:3])
         return out
 
@@ -53,7 +56,7 @@ class _Slices:
         batch, out = self._batch, torch.empty_like(q)
         for index, row in enumerate(batch.rows):
             k, v = batch.prompt_kv[row.slot, layer]
-            attended = sdpa(q[index].flatten(0, 1)[None], k[None], v[None])
+            attended = self._dense(q[index].flatten(0, 1)[None], k[None], v[None])
             out[index] = attended[0].unflatten(0, q.shape[1:3])
         return out
 
@@ -61,12 +64,12 @@ class _Slices:
 class _Batched:
     """What the ways with fewer kernels share: storing with one scatter, prompts with one kernel."""
 
-    def __init__(self, batch: PassBatch) -> None:
-        self._batch = batch
+    def __init__(self, batch: PassBatch, dense: Dense = sdpa) -> None:
+        self._batch, self._dense = batch, dense
         slots, device = [row.slot for row in batch.rows], batch.kv.device
         self._pick = _Pick(slots, device)
-        self._slot_index = torch.tensor(slots, device=device)[:, None]  # [B, 1]
-        self._frame_index = torch.tensor([row.write for row in batch.rows], device=device)  # [B, F]
+        index = upload(torch.tensor([[row.slot, *row.write] for row in batch.rows]), device)
+        self._slot_index, self._frame_index = index[:, :1], index[:, 1:]  # [B, 1], [B, F]
 
     def _store(self, layer: int, k: Tensor, v: Tensor) -> None:
         slabs = self._batch.kv[:, layer]  # [slots, 2, W, N, H, D]
@@ -75,14 +78,14 @@ class _Batched:
 
     def attend_prompts(self, layer: int, q: Tensor) -> Tensor:
         k, v = self._pick(self._batch.prompt_kv[:, layer]).unbind(1)  # [B, T, H, D]
-        return _unflat(sdpa(q.flatten(1, 2), k, v), q)
+        return _unflat(self._dense(q.flatten(1, 2), k, v), q)
 
 
 class _Padded(_Batched):
     """One kernel for all rows."""
 
-    def __init__(self, batch: PassBatch) -> None:
-        super().__init__(batch)
+    def __init__(self, batch: PassBatch, dense: Dense = sdpa) -> None:
+        super().__init__(batch, dense)
         lengths = [row.num_valid for row in batch.rows]
         self._longest = max(lengths)
         self._lengths = None if len(set(lengths)) == 1 else lengths
@@ -92,22 +95,21 @@ class _Padded(_Batched):
         """[B, 1, 1, longest·N]"""
         if self._lengths is None:
             return None
-        device, tokens = self._batch.kv.device, self._batch.kv.shape[4]
-        position = torch.arange(self._longest * tokens, device=device)
-        return (position < tokens * torch.tensor(self._lengths, device=device)[:, None])[:, None, None]
+        lengths = upload(torch.tensor(self._lengths), self._batch.kv.device)
+        return _valid(lengths, self._longest, self._batch.kv.shape[4])
 
     def attend_pool(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self._store(layer, k, v)
         seen = self._pick(self._batch.kv[:, layer, :, : self._longest])  # [B, 2, longest, N, H, D]
         keys, values = seen.flatten(2, 3).unbind(1)
-        return _unflat(sdpa(q.flatten(1, 2), keys, values, self._mask), q)
+        return _unflat(self._dense(q.flatten(1, 2), keys, values, self._mask), q)
 
 
 class _Grouped(_Batched):
     """One kernel per KV length."""
 
-    def __init__(self, batch: PassBatch) -> None:
-        super().__init__(batch)
+    def __init__(self, batch: PassBatch, dense: Dense = sdpa) -> None:
+        super().__init__(batch, dense)
         members: dict[int, list[int]] = {}
         for index, row in enumerate(batch.rows):
             members.setdefault(row.num_valid, []).append(index)
@@ -129,7 +131,7 @@ class _Grouped(_Batched):
 
     def _attend(self, layer: int, q: Tensor, slots: _Pick, length: int) -> Tensor:
         keys, values = slots(self._batch.kv[:, layer, :, :length]).flatten(2, 3).unbind(1)
-        return _unflat(sdpa(q.flatten(1, 2), keys, values), q)
+        return _unflat(self._dense(q.flatten(1, 2), keys, values), q)
 
 
 class _Varlen(_Batched):
@@ -139,8 +141,8 @@ class _Varlen(_Batched):
     kernel is told of ends where the next row's begins, and `seqused_k` says how little of it counts.
     """
 
-    def __init__(self, batch: PassBatch, kernel: Callable[..., Any]) -> None:
-        super().__init__(batch)
+    def __init__(self, batch: PassBatch, kernel: Callable[..., Any], dense: Dense = sdpa) -> None:
+        super().__init__(batch, dense)
         self._kernel = kernel
         device = batch.kv.device
         _, layers, _, window, tokens, heads, dim = batch.kv.shape
@@ -148,12 +150,13 @@ class _Varlen(_Batched):
         self._slab = window * tokens
         order = sorted(range(len(batch.rows)), key=lambda index: batch.rows[index].slot)
         rows = [batch.rows[index] for index in order]
-        self._order = None if order == list(range(len(order))) else torch.tensor(order, device=device)
+        self._order = None if order == list(range(len(order))) else upload(torch.tensor(order), device)
         starts = [2 * layers * row.slot * self._slab for row in rows]
         starts.append(starts[-1] + self._slab)
-        self._starts = torch.tensor(starts, dtype=torch.int32, device=device)
+        self._starts = upload(torch.tensor(starts, dtype=torch.int32), device)
         lengths = [tokens * row.num_valid for row in rows]
-        self._lengths, self._longest = torch.tensor(lengths, dtype=torch.int32, device=device), max(lengths)
+        self._lengths = upload(torch.tensor(lengths, dtype=torch.int32), device)
+        self._longest = max(lengths)
 
     def attend_pool(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self._store(layer, k, v)
@@ -176,13 +179,60 @@ class _Varlen(_Batched):
         return out if order is None else torch.empty_like(out).index_copy_(0, order, out)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevicePlaces:
+    """Where the rows of a batch live, on the device: what a graph reads anew at each replay."""
+
+    slots: Tensor
+    """[B] int64"""
+    write: Tensor
+    """[B, F] int64: ring frames."""
+    num_valid: Tensor | None
+    """[B] int64; None: all windows are full."""
+
+    @property
+    def name(self) -> str:
+        return "device"
+
+    def begin(self, batch: PassBatch) -> PassAttention:
+        """These places count, not the batch's rows."""
+        return _OnDevice(batch, self)
+
+
+class _OnDevice:
+    """One kernel for all rows; no index comes from the host. Copies each layer's K/V of the rows."""
+
+    def __init__(self, batch: PassBatch, places: DevicePlaces) -> None:
+        self._batch, self._places = batch, places
+        _, _, _, window, tokens, _, _ = batch.kv.shape
+        valid = places.num_valid
+        self._mask = None if valid is None else _valid(valid, window, tokens)
+
+    def attend_pool(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        places, slabs = self._places, self._batch.kv[:, layer]  # [slots, 2, W, N, H, D]
+        slabs[:, 0][places.slots[:, None], places.write] = k
+        slabs[:, 1][places.slots[:, None], places.write] = v
+        keys, values = slabs.index_select(0, places.slots).flatten(2, 3).unbind(1)
+        return _unflat(sdpa(q.flatten(1, 2), keys, values, self._mask), q)
+
+    def attend_prompts(self, layer: int, q: Tensor) -> Tensor:
+        k, v = self._batch.prompt_kv[:, layer].index_select(0, self._places.slots).unbind(1)
+        return _unflat(sdpa(q.flatten(1, 2), k, v), q)
+
+
+def _valid(num_valid: Tensor, frames: int, tokens: int) -> Tensor:
+    """num_valid [B] → [B, 1, 1, frames·N]: does a ring position hold K/V?"""
+    position = torch.arange(frames * tokens, device=num_valid.device)
+    return (position < tokens * num_valid[:, None])[:, None, None]
+
+
 class _Pick:
     """Some entries of a tensor's first dimension: a view where they are neighbours, else a copy."""
 
     def __init__(self, entries: Sequence[int], device: torch.device) -> None:
         first, count = entries[0], len(entries)
         self._range = (first, count) if list(entries) == list(range(first, first + count)) else None
-        self._index = None if self._range else torch.tensor(entries, device=device)
+        self._index = None if self._range else upload(torch.tensor(entries), device)
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._range is not None:
@@ -231,26 +281,38 @@ class ChosenAttention:
     def name(self) -> str:
         return "/".join(backend.name for backend in self.by_rows)
 
+    def of(self, rows: int) -> AttentionBackend:
+        """The backend for so many rows."""
+        return self.by_rows[min(rows, len(self.by_rows)) - 1]
+
     def begin(self, batch: PassBatch) -> PassAttention:
-        return self.by_rows[min(len(batch.rows), len(self.by_rows)) - 1].begin(batch)
+        return self.of(len(batch.rows)).begin(batch)
 
 
-def make_varlen(kernel: Callable[..., Any]) -> AttentionBackend:
+def make_varlen(kernel: Callable[..., Any], dense: Dense = sdpa) -> AttentionBackend:
     """The backend `varlen` on a kernel with the arguments and the result of torch's `varlen_attn`."""
-    return _Backend("varlen", lambda batch: _Varlen(batch, kernel))
+    return _Backend("varlen", lambda batch: _Varlen(batch, kernel, dense))
 
 
 SLICES: Final[AttentionBackend] = _Backend("slices", _Slices)
 GROUPED: Final[AttentionBackend] = _Backend("grouped", _Grouped)
 PADDED: Final[AttentionBackend] = _Backend("padded", _Padded)
+GRAPH: Final[AttentionBackend] = _Backend("graph", _Padded)
 
 
-def available_backends(device: torch.device, dtype: torch.dtype) -> tuple[AttentionBackend, ...]:
-    """What can run here, the plainest first."""
+def available_backends(
+    device: torch.device, dtype: torch.dtype, dense: Dense = sdpa
+) -> tuple[AttentionBackend, ...]:
+    """What can run here, the plainest first; `graph` is not among them. `dense` attends without a mask."""
     plain = (SLICES, GROUPED, PADDED)
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return plain
     from torch.nn.attention.varlen import varlen_attn  # a second, which only this case needs
 
+    tuned: tuple[AttentionBackend, ...] = (
+        _Backend("slices", lambda batch: _Slices(batch, dense)),
+        _Backend("grouped", lambda batch: _Grouped(batch, dense)),
+        _Backend("padded", lambda batch: _Padded(batch, dense)),
+    )
     has_lengths = inspect.signature(varlen_attn).parameters.keys() >= {"seqused_k", "num_splits"}
-    return (*plain, make_varlen(varlen_attn)) if has_lengths else plain
+    return (*tuned, make_varlen(varlen_attn, dense)) if has_lengths else tuned

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from engine.models.upload import upload
 
 __all__ = ["Rope", "rope_table", "rotate"]
 
@@ -41,21 +44,20 @@ def rope_table(
     space = head_dim // 6
     time = head_dim // 2 - 2 * space
     at_time = _angles(torch.tensor(frames, dtype=torch.float64), time)  # [B, F, time]
-    at_row = _angles(torch.arange(rows, dtype=torch.float64), space)
-    at_column = _angles(torch.arange(columns, dtype=torch.float64), space)
-    size = (*at_time.shape[:2], rows, columns)
-    angles = torch.cat(
-        [
-            at_time[:, :, None, None, :].expand(*size, time),
-            at_row[:, None, :].expand(*size, space),
-            at_column[None, :, :].expand(*size, space),
-        ],
-        dim=-1,
-    ).flatten(2, 3)[:, :, :, None]
-    return Rope(
-        cos=angles.cos().to(device=device, dtype=torch.float32),
-        sin=angles.sin().to(device=device, dtype=torch.float32),
+    turns = upload(torch.stack([at_time.cos(), at_time.sin()]).float(), device)
+    places = _places(rows, columns, space, device)
+    count = rows * columns
+    cos, sin = (
+        torch.cat(
+            [
+                turn[:, :, None, :].expand(-1, -1, count, -1),
+                place.expand(*at_time.shape[:2], -1, -1),
+            ],
+            dim=-1,
+        )[:, :, :, None]
+        for turn, place in zip(turns, places, strict=True)
     )
+    return Rope(cos=cos, sin=sin)
 
 
 def rotate(x: Tensor, rope: Rope) -> Tensor:
@@ -69,3 +71,14 @@ def _angles(positions: Tensor, pairs: int) -> Tensor:
     """positions [...] float64 → [..., pairs] angles, the first pair turning one radian per position."""
     frequencies = _BASE ** -(torch.arange(pairs, dtype=torch.float64) / pairs)
     return positions[..., None] * frequencies
+
+
+@lru_cache(maxsize=8)
+def _places(rows: int, columns: int, space: int, device: torch.device) -> Tensor:
+    """cos and sin [2, N, 2·space] of every token's place within a frame: they never change."""
+    at_row = _angles(torch.arange(rows, dtype=torch.float64), space)
+    at_column = _angles(torch.arange(columns, dtype=torch.float64), space)
+    size = (rows, columns, space)
+    angles = torch.cat([at_row[:, None, :].expand(size), at_column[None].expand(size)], dim=-1).flatten(0, 1)
+    with torch.inference_mode(False):  # training uses it too
+        return torch.stack([angles.cos(), angles.sin()]).float().to(device)
