@@ -14,10 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from engine.models.rope import Rope
 
 __all__ = [
     "AttentionBackend",
@@ -26,6 +28,7 @@ __all__ = [
     "PassAttention",
     "PassBatch",
     "PassRow",
+    "ReplayableModel",
     "TokenExchange",
 ]
 
@@ -136,6 +139,8 @@ class PassBatch:
     """How to attend; None: the plainest way."""
     exchange: TokenExchange | None = None
     """How to share the pass with other ranks; None: there are none. With k of them, `kv` has H/k heads."""
+    rope: Rope | None = None
+    """Rotations of the rows' tokens where they are known already (in a graph); None: `rows` say."""
 
 
 class PassAttention(Protocol):
@@ -216,3 +221,12 @@ class CausalVideoModel(Protocol):
 
     def decode(self, latents: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Latents [F, C, h, w] → (RGB uint8 [F·frames_per_latent, height, width, 3], next flat state)."""
+
+
+@runtime_checkable
+class ReplayableModel(Protocol):
+    """A model whose `run_pass` takes nothing from `rows` when `attention` and `rope` are given, and can so be
+    replayed from a CUDA graph."""
+
+    def rope(self, rows: Sequence[PassRow]) -> Rope:
+        """The rotations of a pass of these rows."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import torch
 import torch.nn.functional as fn
@@ -23,11 +24,11 @@ from engine.models.attention import (
     attend_trainable,
     teacher_forcing_attend,
 )
-from engine.models.base import PassAttention, PassBatch, TokenExchange
+from engine.models.base import PassAttention, PassBatch, PassRow, TokenExchange
 from engine.models.pool_attention import SLICES
 from engine.models.rope import Rope, rope_table, rotate
 
-__all__ = ["CausalDiT", "CausalDiTConfig"]
+__all__ = ["Attention", "Block", "CausalDiT", "CausalDiTConfig", "InferenceBlocks"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +90,7 @@ class _Norm(nn.RMSNorm):
         return fn.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
-class _Attention(nn.Module):
+class Attention(nn.Module):
     """Projections of self- or cross-attention; q and k are normalised over the full width, as in Wan."""
 
     def __init__(self, config: CausalDiTConfig) -> None:
@@ -114,12 +115,14 @@ class _Attention(nn.Module):
         return k.unflatten(-1, (-1, self.head_dim)), v.unflatten(-1, (-1, self.head_dim))
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
+    """Self-attention, attention to the prompt, feed-forward; the noise level modulates the first and last."""
+
     def __init__(self, config: CausalDiTConfig) -> None:
         super().__init__()
         self.dim, self.eps = config.dim, config.eps
-        self.self_attn = _Attention(config)
-        self.cross_attn = _Attention(config)
+        self.self_attn = Attention(config)
+        self.cross_attn = Attention(config)
         self.norm3 = nn.LayerNorm(config.dim, eps=config.eps)
         self.ffn = nn.Sequential(
             nn.Linear(config.dim, config.ffn_dim),
@@ -162,12 +165,30 @@ def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift, x, 1 + scale)
 
 
+class InferenceBlocks(Protocol):
+    """The blocks in a form for inference alone (`fused_blocks.py`)."""
+
+    def run(
+        self,
+        x: Tensor,
+        e: Tensor,
+        time: Tensor,
+        rope: Rope,
+        attend: Callable[[int, Tensor, Tensor, Tensor], Tensor],
+        attention: PassAttention,
+    ) -> Tensor:
+        """Tokens [B, F, N, d] → normalised and modulated for the head's product."""
+
+
 class CausalDiT(nn.Module):
     """The transformer. Its output is raw: its owner says whether that is a velocity or a sample."""
 
+    fused: InferenceBlocks | None
+    """What `run_pass` uses instead of `blocks`; None: nothing."""
+
     def __init__(self, config: CausalDiTConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.fused = config, None
         dim, patch = config.dim, config.patch
         # A Conv3d for its weight layout (Wan's); applied as a matrix product on patches.
         self.patch_embedding = nn.Conv3d(config.latent_shape[0], dim, (1, patch, patch), (1, patch, patch))
@@ -181,7 +202,7 @@ class CausalDiT(nn.Module):
             if config.action_dim
             else None
         )
-        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.head = _Head(config)
         self.spatial_embedding = (
             nn.Parameter(torch.zeros(config.tokens_per_frame, dim)) if config.spatial_embedding else None
@@ -213,17 +234,24 @@ class CausalDiT(nn.Module):
 
     def run_pass(self, batch: PassBatch) -> Tensor:
         """One streaming forward over the pools; see `CausalVideoModel.run_pass`. Raw [B, F, C, h, w]."""
-        frames = [[row.frame_start + f for f in range(self.config.chunk_frames)] for row in batch.rows]
-        x, time, rope = self._embed(batch.x, batch.sigma, frames, batch.actions)
+        rope = batch.rope if batch.rope is not None else self.rope(batch.rows)
+        x, time = self._embed(batch.x, batch.sigma, batch.actions)
         e = self.time_projection(time).unflatten(-1, (6, -1))
         exchange, attention = batch.exchange, (batch.attention or SLICES).begin(batch)
         if exchange is not None:
             x, rope = exchange.own(x), Rope(cos=exchange.own(rope.cos), sin=exchange.own(rope.sin))
-        for layer, block in enumerate(self.blocks):
-            attend = partial(_attend_pool, exchange, attention, layer)
-            x = block(x, e, rope, attend, partial(attention.attend_prompts, layer))
-        x = self.head(x, time)
+        attend = partial(_attend_pool, exchange, attention)
+        if self.fused is not None:
+            x = self.head.head(self.fused.run(x, e, time, rope, attend, attention))
+        else:
+            for layer, block in enumerate(self.blocks):
+                x = block(x, e, rope, partial(attend, layer), partial(attention.attend_prompts, layer))
+            x = self.head(x, time)
         return self._unpatchify(x if exchange is None else exchange.gather(x))
+
+    def rope(self, rows: Sequence[PassRow]) -> Rope:
+        """The rotations of a pass of these rows."""
+        return self._rope([[row.frame_start + f for f in range(self.config.chunk_frames)] for row in rows])
 
     def predict_clip(
         self,
@@ -248,7 +276,8 @@ class CausalDiT(nn.Module):
             span, dim=1
         )
         pushes = None if actions is None else actions[:, frames]
-        x, time, rope = self._embed(torch.cat([clean, noisy], dim=1), levels, [frames], pushes)
+        rope = self._rope([frames])
+        x, time = self._embed(torch.cat([clean, noisy], dim=1), levels, pushes)
         e = self.time_projection(time).unflatten(-1, (6, -1))
         text = self.text_embedding(embeds[:, [chunk for chunk, _ in chunks]].flatten(0, 1))
         attend = teacher_forcing_attend(chunks, span, self.config.window_frames // span)
@@ -258,13 +287,16 @@ class CausalDiT(nn.Module):
         x, time = x[:, num_clean * span :], time[:, num_clean * span :]
         return self._unpatchify(self.head(x, time))
 
-    def _blocks(self) -> list[_Block]:
-        return [block for block in self.blocks if isinstance(block, _Block)]
+    def _blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
 
-    def _embed(
-        self, x: Tensor, sigma: Tensor, frames: Sequence[Sequence[int]], actions: Tensor | None
-    ) -> tuple[Tensor, Tensor, Rope]:
-        """Latents, noise levels, positions, actions → (tokens [B, F, N, d], time [B, F, d], rotations).
+    def _rope(self, frames: Sequence[Sequence[int]]) -> Rope:
+        rows, columns = self.config.grid
+        device = self.patch_embedding.weight.device
+        return rope_table(frames, rows=rows, columns=columns, head_dim=self.config.head_dim, device=device)
+
+    def _embed(self, x: Tensor, sigma: Tensor, actions: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Latents, noise levels, actions → (tokens [B, F, N, d], time [B, F, d]).
 
         Actions join the noise level, so that they modulate every block frame by frame; None: nothing is held.
         """
@@ -279,9 +311,7 @@ class CausalDiT(nn.Module):
             if actions is None:
                 actions = x.new_zeros(*x.shape[:2], self.config.action_dim)
             time = time + self.action_embedding(actions.to(weight.dtype))
-        rows, columns = self.config.grid
-        rope = rope_table(frames, rows=rows, columns=columns, head_dim=self.config.head_dim, device=x.device)
-        return tokens, time, rope
+        return tokens, time
 
     def _unpatchify(self, x: Tensor) -> Tensor:
         """[B, F, N, p·p·C] → [B, F, C, h, w] float32"""

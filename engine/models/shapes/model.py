@@ -13,8 +13,12 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from engine.models.base import ModelSpec, PassBatch
+from engine.models.base import ModelSpec, PassBatch, PassRow
 from engine.models.causal_dit import CausalDiT, CausalDiTConfig
+from engine.models.fused_blocks import fuse
+from engine.models.fused_ops import available_ops
+from engine.models.linear import plain_linear
+from engine.models.rope import Rope
 from engine.models.shapes.captions import describe, read
 from engine.models.shapes.codec import CodecConfig, Decoder, to_uint8
 from engine.models.shapes.concepts import TEXT_LEN, VOCAB_SIZE, scene_ids, scene_tokens
@@ -140,12 +144,18 @@ class ShapesModel:
         weights_hash: str,
         device: torch.device,
         dtype: torch.dtype,
+        fused: bool | None = None,
     ) -> None:
-        """Takes over `net`, moves it to `device`; K/V and transformer use `dtype`, the decoder float32."""
+        """Takes over `net`, moves it to `device`; K/V and transformer use `dtype`, the decoder float32.
+
+        `fused`: run passes with fused blocks (`fused_blocks.py`)? None: on GPUs.
+        """
         self.device, self.dtype = device, dtype
         self.spec = _spec(config, weights_hash)
         self._net = net.eval().requires_grad_(False).to(device)
         self._net.dit.to(dtype)
+        if device.type == "cuda" if fused is None else fused:
+            fuse(self._net.dit, available_ops(device), plain_linear)
         self._net.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @classmethod
@@ -156,11 +166,13 @@ class ShapesModel:
         config: ShapesConfig = SHAPES,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        fused: bool | None = None,
     ) -> ShapesModel:
         """Random weights, equal for equal seed and config. Leaves torch's own generator untouched."""
         net = _fresh_net(config, seed)
         digest = hashlib.sha256(f"random {seed} {asdict(config)}".encode()).hexdigest()
-        return cls(config, net, weights_hash=digest, device=torch.device(device), dtype=dtype)
+        where = torch.device(device)
+        return cls(config, net, weights_hash=digest, device=where, dtype=dtype, fused=fused)
 
     @classmethod
     def from_tensors(
@@ -215,6 +227,10 @@ class ShapesModel:
         x0 = self._net.dit.run_pass(batch)
         sigma = batch.sigma[:, :, None, None, None]
         return torch.where(sigma > _CLEAN_SIGMA, (batch.x - x0) / sigma.clamp(min=_CLEAN_SIGMA), 0.0)
+
+    def rope(self, rows: Sequence[PassRow]) -> Rope:
+        """See `ReplayableModel`."""
+        return self._net.dit.rope(rows)
 
     def initial_decoder_state(self) -> Tensor:
         """Zeros [decoder_state_numel] float32."""

@@ -62,6 +62,8 @@ class WanConfig:
     decoder_width: int = 64
     """Feature channels of the decoder at full size; the published TAEHV has 64, the Wan VAE 96."""
     fps: int = 16
+    fp8: bool = False
+    """Multiply 8-bit floats in the blocks: faster on cards that can, and a little off (docs/wan.md)."""
     source: str = ""
     """Where the weights are published."""
     licence: str = ""

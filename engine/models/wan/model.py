@@ -21,8 +21,12 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from engine.models.base import ModelSpec, PassBatch
+from engine.models.base import ModelSpec, PassBatch, PassRow
 from engine.models.causal_dit import CausalDiT
+from engine.models.fused_blocks import fuse
+from engine.models.fused_ops import available_ops
+from engine.models.linear import fp8_linear, plain_linear
+from engine.models.rope import Rope
 from engine.models.shapes.codec import to_uint8
 from engine.models.wan import taehv
 from engine.models.wan.config import WanConfig
@@ -66,13 +70,24 @@ class WanModel:
         weights_hash: str,
         device: torch.device,
         dtype: torch.dtype,
+        fused: bool | None = None,
     ) -> None:
-        """Takes over the modules and moves them to `device`; all of them use `dtype`."""
+        """Takes over the modules and moves them to `device`; all of them use `dtype`.
+
+        `fused`: run passes with fused blocks (`fused_blocks.py`)? None: on GPUs, and for FP8.
+        """
         self.device, self.dtype = device, dtype
         self.spec = _spec(config, decoder, weights_hash)
         self._context_sigma = config.context_noise / 1000
         self._dit = dit.eval().requires_grad_(False).to(device=device, dtype=dtype)
         self._decoder = decoder.eval().requires_grad_(False).to(device=device, dtype=dtype)
+        if device.type == "cuda":
+            self._decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if fused is None:
+            fused = device.type == "cuda" or config.fp8
+        if fused:
+            ops = available_ops(device)
+            fuse(self._dit, ops, fp8_linear(device, ops) if config.fp8 else plain_linear)
         self._text = CachedText(text, config.dit.text_shape)
 
     @classmethod
@@ -83,6 +98,7 @@ class WanModel:
         config: WanConfig,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        fused: bool | None = None,
     ) -> WanModel:
         """Random weights, made on the device: on one of a kind equal for equal seed and config."""
         where = torch.device(device)
@@ -93,7 +109,7 @@ class WanModel:
             _make_visible(decoder)
         digest = hashlib.sha256(f"random {seed} {asdict(config)}".encode()).hexdigest()
         text = HashedText(config.dit.text_shape)
-        return cls(config, dit, decoder, text, weights_hash=digest, device=where, dtype=dtype)
+        return cls(config, dit, decoder, text, weights_hash=digest, device=where, dtype=dtype, fused=fused)
 
     @classmethod
     def from_tensors(
@@ -142,6 +158,10 @@ class WanModel:
             sigma = torch.where(batch.sigma > 0, batch.sigma, self._context_sigma)
             batch = replace(batch, sigma=sigma)
         return self._dit.run_pass(batch)
+
+    def rope(self, rows: Sequence[PassRow]) -> Rope:
+        """See `ReplayableModel`."""
+        return self._dit.rope(rows)
 
     def initial_decoder_state(self) -> Tensor:
         """Zeros [decoder_state_numel]."""

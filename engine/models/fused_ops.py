@@ -1,0 +1,145 @@
+"""What lies between the matrix products of a transformer block, each as one step: residual, norm, rotation.
+
+Written out in torch, these steps read and write every token several times; Triton kernels do each in one go.
+Both give the same but for rounding: the kernels compute in float32 and round once.
+
+Shape letters: as in base.py; M tokens of a batch, d model width.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Final, Protocol
+
+import torch
+import torch.nn.functional as fn
+from torch import Tensor
+
+from engine.models.rope import Rope, rotate
+
+__all__ = ["PLAIN", "FusedOps", "available_ops", "plain_quantise", "triton_ops"]
+
+FP8_LARGEST: Final = 448.0
+"""Of float8_e4m3fn."""
+
+
+class FusedOps(Protocol):
+    """One way to do these steps."""
+
+    def add_norm(
+        self,
+        x: Tensor,
+        y: Tensor | None,
+        gate: Tensor | None,
+        scale: Tensor,
+        shift: Tensor,
+        *,
+        plus: float,
+        eps: float,
+    ) -> tuple[Tensor, Tensor]:
+        """x + gate·y (x without y, x + y without gate), and its layer norm times (scale + plus) plus shift.
+
+        x, y [B, F, N, d]; gate, scale and shift are per frame [B, F, d] with equal strides, or scale and
+        shift for all tokens [d].
+        """
+
+    def norm_rotate(self, x: Tensor, weights: Tensor, rope: Rope | None, head_dim: int, eps: float) -> Tensor:
+        """RMS norm over d, then rotation, of P parts: x [B, F, N, ≥ P·d] (its first P·d columns count),
+        weights [P, d] → [P, B, F, N, H, D]."""
+
+    def quantise(self, x: Tensor, *, gelu: bool) -> tuple[Tensor, Tensor]:
+        """Contiguous x [..., d], after a GELU (tanh) if so wished, by token: (float8_e4m3fn [M, d], scale
+        [M, 1] float32), whose product is x."""
+
+
+class _Plain:
+    def add_norm(
+        self,
+        x: Tensor,
+        y: Tensor | None,
+        gate: Tensor | None,
+        scale: Tensor,
+        shift: Tensor,
+        *,
+        plus: float,
+        eps: float,
+    ) -> tuple[Tensor, Tensor]:
+        if y is not None:
+            x = x + (y if gate is None else _per_token(gate) * y)
+        normed = fn.layer_norm(x, x.shape[-1:], eps=eps)
+        factor = scale + plus if plus else scale
+        return x, torch.addcmul(_per_token(shift), normed, _per_token(factor))
+
+    def norm_rotate(self, x: Tensor, weights: Tensor, rope: Rope | None, head_dim: int, eps: float) -> Tensor:
+        width = weights.shape[1]
+        out = []
+        for part, weight in enumerate(weights):
+            normed = fn.rms_norm(x[..., part * width : (part + 1) * width], (width,), weight, eps)
+            heads = normed.unflatten(-1, (-1, head_dim))
+            out.append(heads if rope is None else rotate(heads, rope))
+        return torch.stack(out)
+
+    def quantise(self, x: Tensor, *, gelu: bool) -> tuple[Tensor, Tensor]:
+        return plain_quantise(fn.gelu(x, approximate="tanh") if gelu else x)
+
+
+def plain_quantise(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [..., d] → (float8_e4m3fn [M, d], scale [M, 1] float32)."""
+    rows = x.reshape(-1, x.shape[-1]).float()
+    scale = rows.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / FP8_LARGEST
+    return (rows / scale).clamp(-FP8_LARGEST, FP8_LARGEST).to(torch.float8_e4m3fn), scale
+
+
+class _Triton:
+    def __init__(self, kernels: ModuleType) -> None:
+        self._kernels = kernels
+
+    def add_norm(
+        self,
+        x: Tensor,
+        y: Tensor | None,
+        gate: Tensor | None,
+        scale: Tensor,
+        shift: Tensor,
+        *,
+        plus: float,
+        eps: float,
+    ) -> tuple[Tensor, Tensor]:
+        x, y = x.contiguous(), None if y is None else y.contiguous()
+        out: tuple[Tensor, Tensor] = self._kernels.add_norm(x, y, gate, scale, shift, plus=plus, eps=eps)
+        return out
+
+    def norm_rotate(self, x: Tensor, weights: Tensor, rope: Rope | None, head_dim: int, eps: float) -> Tensor:
+        cos, sin = (None, None) if rope is None else (rope.cos.contiguous(), rope.sin.contiguous())
+        out: Tensor = self._kernels.norm_rotate(x.contiguous(), weights, cos, sin, eps)
+        heads: Tensor = out.unflatten(-1, (-1, head_dim))
+        return heads
+
+    def quantise(self, x: Tensor, *, gelu: bool) -> tuple[Tensor, Tensor]:
+        out: tuple[Tensor, Tensor] = self._kernels.quantise(x.contiguous(), gelu=gelu)
+        return out
+
+
+PLAIN: Final[FusedOps] = _Plain()
+
+
+def available_ops(device: torch.device) -> FusedOps:
+    """The Triton kernels where they run, else plain torch."""
+    if device.type != "cuda" or find_spec("triton") is None:
+        return PLAIN
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return PLAIN
+    return triton_ops()
+
+
+def triton_ops() -> FusedOps:
+    """The Triton kernels. Raises ImportError without triton."""
+    from engine.models import triton_ops as kernels
+
+    return _Triton(kernels)
+
+
+def _per_token(x: Tensor) -> Tensor:
+    """[B, F, d] → [B, F, 1, d]; [d] as it is."""
+    return x if x.ndim == 1 else x.unsqueeze(-2)
