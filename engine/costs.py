@@ -3,17 +3,21 @@ ways to attend, and a decode."""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from engine.cost_table import CostTable
 from engine.kv_pool import SlabPool
 from engine.migration_cost import MoveCost
+from engine.models.attention import DENSE_KERNELS, Dense, sdpa, with_kernel
 from engine.models.base import AttentionBackend, CausalVideoModel, ModelSpec
-from engine.models.pool_attention import ChosenAttention, available_backends
+from engine.models.pool_attention import GRAPH, ChosenAttention, available_backends
+from engine.pass_graphs import can_replay
 from engine.passes import Passes, PassFailed
 from engine.ranks import Alone, Ranks, Verdict
 from engine.sampler import initial_latents
@@ -21,7 +25,9 @@ from engine.session_state import SessionState, Stage
 from engine.steering import Steering
 from scheduler.messages import MAX_BATCH, EngineCosts, SessionId
 
-__all__ = ["Measured", "engine_costs", "measure_costs"]
+__all__ = ["Measured", "engine_costs", "fastest_dense", "measure_costs"]
+
+_log = logging.getLogger("turboserve.engine.costs")
 
 BATCH_SIZES = (1, 2, 4, 8, MAX_BATCH)
 BUDGET_MS = 200.0
@@ -29,6 +35,8 @@ BUDGET_MS = 200.0
 _ROUNDS = 4
 _HOPELESS = 1.25
 """A way to attend that is this much slower than another is not measured again."""
+_GRAPH_BELOW_MS = 15.0
+"""A pass that takes longer has launched everything long before its end: a graph would only cost memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +112,9 @@ class _Bench:
         self.buckets = sorted({_frames(spec, 0), _frames(spec, _steady(spec))}, reverse=True)
         """KV lengths to measure: the full window, then the shortest."""
         self._sizes = sorted({size for size in (*BATCH_SIZES, len(slots)) if size <= len(slots)})
-        ways = available_backends(model.device, model.dtype)
+        ways = available_backends(model.device, model.dtype, fastest_dense(model, pool))
+        if ranks is None and can_replay(model):
+            ways = (*ways, GRAPH)
         self._ways: dict[int, tuple[AttentionBackend, ...]] = dict.fromkeys(self._sizes, ways)
         """size → the ways to attend that are measured: one, once it is chosen."""
         self._ms: dict[tuple[int, int], dict[str, float]] = {
@@ -128,6 +138,8 @@ class _Bench:
         for size in list(self._sizes):
             known = self._ms[bucket, size]
             for way in self._ways[size]:
+                if way is GRAPH and not self._prepare_graph(bucket, size, is_warm_up=is_warm_up):
+                    continue
                 if known.get(way.name, 0.0) > _HOPELESS * min(known.values(), default=math.inf):
                     continue
                 measured_ms = self._pass_ms(bucket, size, way)
@@ -136,6 +148,15 @@ class _Bench:
                     return
                 if not is_warm_up:
                     known[way.name] = min(known.get(way.name, math.inf), measured_ms)
+
+    def _prepare_graph(self, bucket: int, size: int, *, is_warm_up: bool) -> bool:
+        """Is a graph worth a measurement? Then it is there afterwards: the first replay captures it."""
+        known = self._ms[bucket, size]
+        if GRAPH.name in known or len(self._ways[size]) == 1:
+            return True
+        if is_warm_up or min(known.values(), default=math.inf) > _GRAPH_BELOW_MS:
+            return False
+        return self._pass_ms(bucket, size, GRAPH) is not None
 
     def decode_ms(self) -> float:
         spec = self._model.spec
@@ -177,6 +198,34 @@ class _Bench:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return max(self._clock() - began, 1e-3)
+
+
+def fastest_dense(model: CausalVideoModel, pool: SlabPool) -> Dense:
+    """`sdpa` by the kernel that is fastest for one row of the model over a full window; on CPUs as it is."""
+    if model.device.type != "cuda" or model.dtype not in (torch.float16, torch.bfloat16):
+        return sdpa
+    spec, slab = model.spec, torch.randn_like(pool.kv[0, 0].flatten(1, 2))  # [2, W·N, H, D]
+    q = torch.randn_like(slab[:1, : spec.chunk_latent_frames * spec.tokens_per_frame])
+    times = {name: _dense_ms(with_kernel(kernel), q, slab) for name, kernel in DENSE_KERNELS.items()}
+    best = min(times, key=lambda name: times[name])
+    _log.info("dense attention: %s", ", ".join(f"{name} {ms:.3f} ms" for name, ms in times.items()))
+    return with_kernel(DENSE_KERNELS[best]) if math.isfinite(times[best]) else sdpa
+
+
+def _dense_ms(attend: Dense, q: Tensor, slab: Tensor) -> float:
+    """The fastest of some calls, the first to warm up; infinite where the kernel can't run."""
+    times: list[float] = []
+    try:
+        for _ in range(1 + _ROUNDS):
+            began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            began.record()
+            attend(q, slab[:1], slab[1:])
+            ended.record()
+            ended.synchronize()
+            times.append(began.elapsed_time(ended))
+    except RuntimeError:
+        return math.inf
+    return min(times[1:])
 
 
 def _common(clock: Callable[[], float], ranks: Ranks) -> Callable[[], float]:

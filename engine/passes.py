@@ -17,7 +17,9 @@ from torch import Tensor
 
 from engine.kv_pool import SlabPool
 from engine.models.base import AttentionBackend, CausalVideoModel, PassBatch, PassRow, TokenExchange
-from engine.models.pool_attention import SLICES
+from engine.models.pool_attention import GRAPH, SLICES, ChosenAttention
+from engine.models.upload import upload
+from engine.pass_graphs import PassGraphs
 from engine.ranks import Alone, Ranks, RanksLost, Verdict
 from engine.ring import num_valid, write_slots
 from engine.sampler import sigmas_for
@@ -74,6 +76,7 @@ class Passes:
     ) -> None:
         """`agree` turns this rank's verdict into that of all."""
         self._model, self._pool, self._attention = model, pool, attention
+        self._graphs = PassGraphs(model)
         self._ranks = ranks or Alone()
         self._agree = agree or (lambda verdict: self._ranks.meet(verdict).verdict)
 
@@ -101,8 +104,11 @@ class Passes:
         error: Exception | None = None
         exchange = self._ranks.begin_pass(len(states))
         try:
-            batch = make_batch(self._model, self._pool, states, attention or self._attention, exchange)
-            velocity = self._model.run_pass(batch)
+            way = attention or self._attention
+            way = way.of(len(states)) if isinstance(way, ChosenAttention) else way
+            batch = make_batch(self._model, self._pool, states, way, exchange)
+            run = self._graphs.run if way is GRAPH and exchange is None else self._model.run_pass
+            velocity = run(batch)
         except RanksLost:
             raise
         except (MemoryError, torch.OutOfMemoryError) as exc:
@@ -147,7 +153,7 @@ def make_batch(
     spec = model.spec
     latents = [_latents(state) for state in states]
     levels = [_sigma(model, state) for state in states]
-    sigma = torch.tensor(levels, dtype=torch.float32, device=model.device)  # [B]
+    sigma = upload(torch.tensor(levels, dtype=torch.float32), model.device)  # [B]
     return PassBatch(
         rows=tuple(_row(model, state) for state in states),
         x=torch.stack(latents),  # [B, F, C, h, w]

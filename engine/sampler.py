@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.models.base import ModelSpec
+from engine.models.upload import upload
 from engine.noise import gaussian
 
 __all__ = ["denoise", "initial_latents", "sigmas_for"]
@@ -39,4 +40,4 @@ def denoise(spec: ModelSpec, x: Tensor, velocity: Tensor, *, seed: int, index: i
 
 def _noise(spec: ModelSpec, *, seed: int, index: int, step: int, device: torch.device) -> Tensor:
     shape = (spec.chunk_latent_frames, *spec.latent_shape)
-    return torch.from_numpy(gaussian(shape, seed=seed, index=index, step=step)).to(device)
+    return upload(torch.from_numpy(gaussian(shape, seed=seed, index=index, step=step)), device)

@@ -226,7 +226,7 @@ class ShapesModel:
         """
         x0 = self._net.dit.run_pass(batch)
         sigma = batch.sigma[:, :, None, None, None]
-        return torch.where(sigma > _CLEAN_SIGMA, (batch.x - x0) / sigma.clamp(min=_CLEAN_SIGMA), 0.0)
+        return ((batch.x - x0) / sigma.clamp(min=_CLEAN_SIGMA)).masked_fill(sigma <= _CLEAN_SIGMA, 0.0)
 
     def rope(self, rows: Sequence[PassRow]) -> Rope:
         """See `ReplayableModel`."""

@@ -155,8 +155,7 @@ class WanModel:
     def run_pass(self, batch: PassBatch) -> Tensor:
         """See `CausalVideoModel.run_pass`. A clean pass is told the noise level it was trained with."""
         if self._context_sigma:
-            sigma = torch.where(batch.sigma > 0, batch.sigma, self._context_sigma)
-            batch = replace(batch, sigma=sigma)
+            batch = replace(batch, sigma=batch.sigma.masked_fill(batch.sigma <= 0, self._context_sigma))
         return self._dit.run_pass(batch)
 
     def rope(self, rows: Sequence[PassRow]) -> Rope:

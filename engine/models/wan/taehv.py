@@ -52,7 +52,7 @@ class _Memory(nn.Module):
 
     def forward(self, x: Tensor, past: Tensor) -> Tensor:
         """x [G, c, h, w], past [c, h, w]: the input of the frame before x[0]."""
-        before = torch.cat([past[None].to(x.dtype), x[:-1]])
+        before = torch.cat([_laid_out(past[None].to(x.dtype), x), x[:-1]])
         return fn.relu(self.conv(torch.cat([x, before], dim=1)) + x)
 
 
@@ -66,8 +66,23 @@ class _Grow(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[G, c, h, w] → [G·stride, c, h, w]"""
-        out: Tensor = self.conv(x).unflatten(1, (self.stride, -1)).flatten(0, 1)
-        return out
+        out: Tensor = self.conv(x)
+        if self.stride == 1:
+            return out
+        if not _is_channels_last(out):
+            frames: Tensor = out.unflatten(1, (self.stride, -1)).flatten(0, 1)
+            return frames
+        parts: Tensor = out.permute(0, 2, 3, 1).unflatten(3, (self.stride, -1))
+        return parts.permute(0, 3, 1, 2, 4).flatten(0, 1).permute(0, 3, 1, 2)  # one copy, channels last
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def _laid_out(x: Tensor, like: Tensor) -> Tensor:
+    """x with its channels last in memory if those of `like` are: what GPUs want of a convolution."""
+    return x.contiguous(memory_format=torch.channels_last) if _is_channels_last(like) else x
 
 
 def _stage(width: int, outputs: int, grow: int) -> list[nn.Module]:
@@ -102,7 +117,7 @@ class Taehv(nn.Module):
         shapes = memory_shapes(self.width, *latents.shape[2:])
         past = iter(state.split([prod(shape) for shape in shapes]))
         sizes = iter(shapes)
-        x, kept = latents, []
+        x, kept = _laid_out(latents, self.decoder[1].get_parameter("weight")), []
         for layer in self.decoder:
             if isinstance(layer, _Memory):
                 kept.append(x[-1].flatten().to(state.dtype))

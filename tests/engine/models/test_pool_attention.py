@@ -13,6 +13,7 @@ from torch import Tensor
 from engine.models.attention import sdpa
 from engine.models.base import AttentionBackend, PassBatch, PassRow
 from engine.models.pool_attention import (
+    GRAPH,
     GROUPED,
     PADDED,
     SLICES,
@@ -20,6 +21,7 @@ from engine.models.pool_attention import (
     available_backends,
     make_varlen,
 )
+from engine.pass_graphs import on_device
 
 F32_TOLERANCE = 1e-5
 """Largest difference of velocities between two ways in float32: sums in another order."""
@@ -48,7 +50,7 @@ def plain_varlen(
     return out
 
 
-BACKENDS = (GROUPED, PADDED, make_varlen(plain_varlen), ChosenAttention((SLICES, PADDED, GROUPED)))
+BACKENDS = (GROUPED, PADDED, GRAPH, make_varlen(plain_varlen), ChosenAttention((SLICES, PADDED, GROUPED)))
 WINDOW = tuple(range(12))
 BATCHES = {
     "ragged, scattered slots": (
@@ -74,7 +76,12 @@ BATCHES = {
 }
 
 
-def run(pools: Any, rows: tuple[PassRow, ...], backend: AttentionBackend | None) -> Tensor:
+def run(
+    pools: Any,
+    rows: tuple[PassRow, ...],
+    backend: AttentionBackend | None,
+    change: Callable[[PassBatch], PassBatch] = lambda batch: batch,
+) -> Tensor:
     generator = torch.Generator().manual_seed(7)
     spec, device = pools.model.spec, pools.kv.device
     x = torch.randn(len(rows), spec.chunk_latent_frames, *spec.latent_shape, generator=generator)
@@ -87,7 +94,7 @@ def run(pools: Any, rows: tuple[PassRow, ...], backend: AttentionBackend | None)
         prompt_kv=pools.prompt_kv,
         attention=backend,
     )
-    velocity: Tensor = pools.model.run_pass(batch)
+    velocity: Tensor = pools.model.run_pass(change(batch))
     return velocity
 
 
@@ -103,6 +110,19 @@ def test_every_way_equals_the_plainest(
     torch.testing.assert_close(velocity, expected, rtol=0, atol=F32_TOLERANCE)
     torch.testing.assert_close(other.kv, plain.kv, rtol=0, atol=F32_TOLERANCE)
     assert torch.equal(other.prompt_kv, plain.prompt_kv)
+
+
+@pytest.mark.parametrize("rows", BATCHES.values(), ids=BATCHES.keys())
+def test_a_batch_on_the_device_equals_one_of_rows(
+    rows: tuple[PassRow, ...], make_pools: Callable[[], Any]
+) -> None:
+    """What a CUDA graph captures takes nothing from the rows: with wrong ones it gives the same."""
+    plain, other = make_pools(), make_pools()
+    expected = run(plain, rows, None)
+    nonsense = tuple(PassRow(slot=0, frame_start=77, write=(0, 1, 2), num_valid=12) for _ in rows)
+    velocity = run(other, rows, None, lambda batch: replace(on_device(other.model, batch), rows=nonsense))
+    torch.testing.assert_close(velocity, expected, rtol=0, atol=F32_TOLERANCE)
+    torch.testing.assert_close(other.kv, plain.kv, rtol=0, atol=F32_TOLERANCE)
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)

@@ -53,6 +53,17 @@ def test_decoder_streams(kind: DecoderKind) -> None:
     assert not torch.equal(alone[:4], parts[2][:4])
 
 
+def test_channels_last_changes_nothing() -> None:
+    """A decoder laid out for GPUs gives the frames and the state of a plain one."""
+    plain, laid_out = decoder_model("taehv"), decoder_model("taehv")
+    laid_out._decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    latents, start = noise(3, *plain.spec.latent_shape), noise(plain.spec.decoder_state_numel)
+    rgb, state = plain.decode(latents, start)
+    other_rgb, other_state = laid_out.decode(latents, start)
+    assert (rgb.int() - other_rgb.int()).abs().max() <= 1
+    torch.testing.assert_close(state, other_state, rtol=1e-4, atol=1e-4)
+
+
 def test_taehv_state_follows_from_its_tail() -> None:
     """The newest latents that the spec names give the state exactly; one less does not."""
     model = decoder_model("taehv")
