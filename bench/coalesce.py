@@ -196,6 +196,8 @@ class Run:
             while len(self.players) < self.count and self.stopwatch() >= JOIN_MS * len(self.players):
                 self._join()
             self.loop.step()
+        if self.model.device.type == "cuda":  # a pass in work belongs to who began it
+            torch.cuda.synchronize(self.model.device)
         self.turns.append((self._work() - before, self.stopwatch() - began))
         self.stopwatch.run(False)
 
@@ -296,6 +298,7 @@ def saturated(model: CausalVideoModel, measured: Measured, count: int, rounds: i
     for run in contest.values():
         run.forget()
     take_turns(contest, rounds)
+    finish(contest)
     return contest
 
 
@@ -303,7 +306,14 @@ def paced(model: CausalVideoModel, measured: Measured, count: int, seconds: floa
     contest = runs(model, measured, count, paced=True)
     while min(run.stopwatch() for run in contest.values()) < seconds * 1000.0:
         take_turns(contest, 1)
+    finish(contest)
     return contest
+
+
+def finish(contest: dict[str, Run]) -> None:
+    """Give the pools back: with Wan, those of all contests would not fit into one GPU."""
+    for run in contest.values():
+        del run.loop
 
 
 def ratio(contest: dict[str, Run], other: str) -> float:
@@ -317,6 +327,7 @@ def measure(options: argparse.Namespace, counts: Sequence[int]) -> dict[str, obj
     model = random_model(options.shape, device)
     trial = SlabPool(model, slots=min(max(counts), 16))
     measured = measure_costs(model, trial, _clock(model))
+    del trial
     print(f"machine: {machine()}; shape {options.shape} on {options.device}")
     table = measured.costs.ms[-1]
     print("t(B) ms: " + ", ".join(f"{ms:.1f}" for ms in table) + f"; decode {measured.costs.decode_ms:.1f}")

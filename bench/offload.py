@@ -23,6 +23,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -154,10 +155,12 @@ class Passes:
 
     def run(self) -> float:
         """Seconds of PASSES passes, one after the other: a copy waits for what was queued before it."""
+        device = self._model.device
         began = time.perf_counter()
         for _ in range(PASSES):
             self._model.run_pass(self._batch)
-            synchronise(self._model.device)
+            if device.type == "cuda":  # the passes alone, not the copies of other streams
+                torch.cuda.current_stream(device).synchronize()
         return time.perf_counter() - began
 
 
@@ -182,9 +185,12 @@ def slow_down(way: Way, passes: Passes, pairs: int) -> list[float]:
 
 
 def keep_moving(way: Way, stop: threading.Event) -> None:
-    while not stop.is_set():
-        waited(way.out())
-        waited(way.back())
+    # A copy waits for what its caller's stream has been given: here not for the passes, which would be over.
+    device = way.pool.kv.device
+    with torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext():
+        while not stop.is_set():
+            waited(way.out())
+            waited(way.back())
 
 
 def overlap(way: Way, passes: Passes) -> float:

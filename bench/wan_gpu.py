@@ -1,36 +1,65 @@
-"""What does a chunk of Wan cost on a GPU, alone and with sessions sharing its passes?
+"""What does a chunk of Wan cost on a GPU, alone and with sessions sharing its passes, and where does it go?
 
-Random weights of the real shape (they cost the same time): per batch size the passes of one chunk over a full
-window, with every attention backend that runs here, the clean pass included and excluded, and TAEHV's decode
-with the copy of the frames to the host. Beside them the share of the floor: the FLOPs of the passes at 790
-TFLOP/s (one H200, dense bfloat16), the memory that a session takes, and how many sessions are in real time.
+Random weights of the real shape (they cost the same time), 480x832, 4 + 1 passes, full windows, TAEHV:
 
-Bounded by the tensor cores at 480x832; by launches at `--tiny`. Medians of the rounds after one to warm up.
-Offload and its overlap: bench.offload. Graphs and FP8 are not there.
+    ceilings     bf16 matrix products, copies within the device memory
+    layers       products, attention kernels and fused steps of one block, each alone
+    passes       B = 1, 2, 4, 8 x plain blocks, fused ones, best attention kernel, CUDA graphs, FP8
+    chunks       from the first pass to frames in host memory: 4 passes, noise, decode; then the clean pass
+    equality     against float32 and against each other; FP8's error in a pass and in a chunk
+    decode       TAEHV in several layouts
+    memory       of a session, and what the engine's start-up measures and chooses
+    shapes       t(B) of the small model: launches are everything
+    profile      kernels of one pass
+    soak         chunk after chunk (--soak-chunks): does time or memory grow?
 
-    python -m bench.wan_gpu [--device cuda] [--window 12] [--rounds 5]
+Share of the floor: the FLOPs of the passes at 790 TFLOP/s (a Hopper card, dense bfloat16) over their time.
+Medians. Sections fail one by one; `--json` is rewritten after each; after --budget-s none begins.
+
+    python -m bench.wan_gpu [--device cuda] [--window 12] [--json FILE] [--soak-chunks 60]
     python -m bench.wan_gpu --device cpu --tiny       # does the script work?
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as fn
+from torch import Tensor
 
-from bench.stats import machine, percentile, print_json, print_table
+from bench.gpu import Report, device_name, median_ms, settle
+from bench.stats import percentile, print_json
+from engine.costs import fastest_dense, measure_costs
 from engine.kv_pool import SlabPool
 from engine.memory import slot_bytes
-from engine.models.base import AttentionBackend, PassBatch, PassRow
-from engine.models.pool_attention import available_backends
+from engine.models.attention import DENSE_KERNELS, sdpa, with_kernel
+from engine.models.base import AttentionBackend, CausalVideoModel, PassBatch, PassRow
+from engine.models.fused_ops import PLAIN, available_ops
+from engine.models.linear import fp8_linear, has_fp8, plain_linear
+from engine.models.pool_attention import GRAPH, SLICES, available_backends
+from engine.models.rope import rope_table
+from engine.models.shapes.model import SHAPES, ShapesModel
+from engine.models.shapes.model import TINY as TINY_SHAPES
 from engine.models.wan.config import SELF_FORCING, TINY, WanConfig
 from engine.models.wan.model import WanModel
+from engine.pass_graphs import PassGraphs, can_replay
+from engine.passes import Passes
+from engine.sampler import denoise, initial_latents
+from engine.session_state import SessionState, Stage
+from engine.steering import Steering
+from scheduler.messages import SessionId
 
-BATCHES = (1, 2, 4, 8)
 FLOPS_PER_S = 790e12
+FULL = 40
+"""Index of a chunk whose window has long been full."""
 
 
 def pass_flops(config: WanConfig) -> float:
@@ -42,36 +71,594 @@ def pass_flops(config: WanConfig) -> float:
     return float(dit.layers * tokens * (gemm + 4 * keys * dit.dim))
 
 
-def batch_of(model: WanModel, pool: SlabPool, rows: int, backend: AttentionBackend) -> PassBatch:
-    """Sessions with full windows, at one step."""
+def batch_of(
+    model: WanModel | ShapesModel, pool: SlabPool, rows: int, way: AttentionBackend | None = None
+) -> PassBatch:
+    """Sessions with full windows, at one step, always the same."""
     spec, device = model.spec, model.device
     span = spec.chunk_latent_frames
     row = PassRow(slot=0, frame_start=120, write=tuple(range(span)), num_valid=spec.window_frames)
+    noise = [initial_latents(spec, seed=seed, index=FULL, device=device) for seed in range(rows)]
     return PassBatch(
-        rows=tuple(replace(row, slot=slot) for slot in range(rows)),
-        x=torch.randn(rows, span, *spec.latent_shape, device=device),
+        rows=tuple(replace(row, slot=slot, frame_start=120 + 3 * slot) for slot in range(rows)),
+        x=torch.stack(noise),
         sigma=torch.full((rows, span), 0.8, device=device),
         kv=pool.kv,
         prompt_kv=pool.prompt_kv,
-        attention=backend,
+        attention=way,
     )
 
 
-def median_ms(run: Callable[[], object], device: torch.device, rounds: int) -> float:
-    """Of some runs after one to warm up; the device is idle before and after each."""
-    times = []
-    for _ in range(rounds + 1):
-        _settle(device)
+class Runner:
+    """One way to run passes: a model, a way to attend, perhaps a graph."""
+
+    def __init__(self, model: WanModel | ShapesModel, way: AttentionBackend, *, fixed: bool = False) -> None:
+        """`fixed`: capture the way itself with these rows' slots, which an engine could not use."""
+        self.model, self.way, self.fixed = model, way, fixed
+        self._graphs = PassGraphs(model)
+        self._static: tuple[torch.cuda.CUDAGraph, Tensor, PassBatch] | None = None
+        """The graph, what it writes, and what it reads: that must stay where it is."""
+        self._static_batch: PassBatch | None = None
+
+    def __call__(self, batch: PassBatch) -> Tensor:
+        if self.way is GRAPH:
+            return self._graphs.run(batch)
+        if self.fixed:
+            return self._fixed(batch)
+        return self.model.run_pass(replace(batch, attention=self.way))
+
+    @torch.inference_mode()
+    def _fixed(self, batch: PassBatch) -> Tensor:
+        if self._static is None or self._static_batch is not batch:
+            self._static_batch = batch
+            given = replace(batch, attention=self.way, rope=self.model.rope(batch.rows))
+            for _ in range(2):
+                self.model.run_pass(given)
+            settle(self.model.device)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self._static = (graph, self.model.run_pass(given), given)
+        graph, out, _ = self._static
+        graph.replay()
+        return out
+
+
+class Wan:
+    """The models that are compared: equal weights, one pool of full windows."""
+
+    def __init__(self, report: Report, args: argparse.Namespace) -> None:
+        self.report, self.args = report, args
+        self.device = torch.device(args.device)
+        self.is_cuda = self.device.type == "cuda"
+        base = TINY if args.tiny else SELF_FORCING
+        self.config = replace(base, dit=replace(base.dit, window_frames=args.window), sink_frames=0)
+        self.dtype = torch.bfloat16 if self.is_cuda else torch.float32
+        self.plain = self.make(fused=False)
+        self.fused = self.make(fused=True)
+        self.pool = SlabPool(cast(CausalVideoModel, self.fused), slots=max(args.batches))
+        torch.manual_seed(1)
+        for slot in range(self.pool.num_slots):
+            self.pool.kv[slot].normal_()
+            self.pool.prompt_kv[slot].normal_()
+        self.dense = fastest_dense(cast(CausalVideoModel, self.fused), self.pool)
+        self.tuned = {way.name: way for way in available_backends(self.device, self.dtype, self.dense)}
+        self._fp8: WanModel | None = None
+
+    def make(self, *, fused: bool, fp8: bool = False, dtype: torch.dtype | None = None) -> WanModel:
+        config = replace(self.config, fp8=fp8)
+        return WanModel.random(0, config=config, device=self.device, dtype=dtype or self.dtype, fused=fused)
+
+    @property
+    def fp8(self) -> WanModel:
+        if self._fp8 is None:
+            self._fp8 = self.make(fused=True, fp8=True)
+        return self._fp8
+
+    def floor_ms(self) -> float:
+        return 1000 * pass_flops(self.config) / FLOPS_PER_S
+
+    def runners(self) -> dict[str, Callable[[], Runner]]:
+        """name → how to make it; the plainest first."""
+        slices, grouped = self.tuned["slices"], self.tuned["grouped"]
+        made: dict[str, Callable[[], Runner]] = {
+            "plain": lambda: Runner(self.plain, SLICES),
+            "fused": lambda: Runner(self.fused, SLICES),
+            "fused, best kernel, slices": lambda: Runner(self.fused, slices),
+            "fused, best kernel, grouped": lambda: Runner(self.fused, grouped),
+        }
+        if "varlen" in self.tuned:
+            made["fused, varlen"] = lambda: Runner(self.fused, self.tuned["varlen"])
+        if can_replay(cast(CausalVideoModel, self.fused)):
+            made["graph"] = lambda: Runner(self.fused, GRAPH)
+            made["graph, fixed slots"] = lambda: Runner(self.fused, slices, fixed=True)
+        if has_fp8(self.device) or not self.is_cuda:
+            made["fp8"] = lambda: Runner(self.fp8, slices)
+        if has_fp8(self.device):
+            made["fp8, graph, fixed slots"] = lambda: Runner(self.fp8, slices, fixed=True)
+        return made
+
+    # --- sections ------------------------------------------------------------------------------------
+
+    def ceilings(self) -> dict[str, Any]:
+        size, count = (8192, 2**30) if self.is_cuda else (256, 2**20)
+        a, b = (torch.randn(size, size, device=self.device, dtype=self.dtype) for _ in range(2))
+        matmul_ms = median_ms(lambda: a @ b, self.device, 7)
+        source = torch.empty(count, dtype=torch.float32, device=self.device).normal_()
+        target = torch.empty_like(source)
+        copy_ms = median_ms(lambda: target.copy_(source), self.device, 7)
+        found = {
+            "matmul_tflops": 2 * size**3 / matmul_ms / 1e9,
+            "copy_gb_s": 8 * count / copy_ms / 1e6,
+            "capability": torch.cuda.get_device_capability(self.device) if self.is_cuda else None,
+        }
+        self.report.say(f"{found['matmul_tflops']:.0f} TFLOP/s, {found['copy_gb_s']:.0f} GB/s")
+        return found
+
+    def layers(self) -> dict[str, float | None]:
+        """Each step of one block alone, one session; ms."""
+        dit, spec = self.config.dit, self.fused.spec
+        tokens = dit.chunk_frames * dit.tokens_per_frame
+        calls: dict[str, tuple[Callable[[], object], float]] = {}
+        x = torch.randn(1, dit.chunk_frames, dit.tokens_per_frame, dit.dim, device=self.device).to(self.dtype)
+        wide = torch.randn(*x.shape[:-1], dit.ffn_dim, device=self.device).to(self.dtype)
+        ops = available_ops(self.device)
+        for name, inputs, outputs, given in (
+            ("qkv", dit.dim, 3 * dit.dim, x),
+            ("o", dit.dim, dit.dim, x),
+            ("ffn in", dit.dim, dit.ffn_dim, x),
+            ("ffn out", dit.ffn_dim, dit.dim, wide),
+        ):
+            weight = (torch.randn(outputs, inputs, device=self.device) / math.sqrt(inputs)).to(self.dtype)
+            bias = torch.randn(outputs, device=self.device).to(self.dtype)
+            flops = 2.0 * tokens * inputs * outputs
+            calls[f"{name}"] = (partial(plain_linear(weight, bias), given), flops)
+            if name == "ffn in":
+                then = partial(_linear_then_gelu, weight, bias)
+                calls["ffn in, then gelu"] = (partial(then, given), flops)
+                calls["ffn in with gelu"] = (
+                    partial(plain_linear(weight, bias, gelu_after=True), given),
+                    flops,
+                )
+            if has_fp8(self.device):
+                layer = fp8_linear(self.device, ops)(weight, bias)
+                calls[f"{name}, fp8 with quantising"] = (partial(layer, given), flops)
+        q = torch.randn(1, tokens, dit.heads, dit.head_dim, device=self.device).to(self.dtype)
+        kv = self.pool.kv[0, 0].flatten(1, 2)
+        text = self.pool.prompt_kv[0, 0]
+        flops = 4.0 * tokens * kv.shape[1] * dit.dim
+        calls["attention, torch's choice"] = (lambda: sdpa(q, kv[:1], kv[1:]), flops)
+        for name, kernel in DENSE_KERNELS.items() if self.is_cuda else ():
+            calls[f"attention, {name}"] = (partial(with_kernel(kernel), q, kv[:1], kv[1:]), flops)
+        calls["prompt attention"] = (lambda: self.dense(q, text[:1], text[1:]), 0.0)
+        e = torch.randn(1, dit.chunk_frames, 6, dit.dim, device=self.device).to(self.dtype)
+        rows, columns = dit.grid
+        frames = [list(range(dit.chunk_frames))]
+        rope = rope_table(frames, rows=rows, columns=columns, head_dim=dit.head_dim, device=self.device)
+        qkv = torch.randn(*x.shape[:-1], 3 * dit.dim, device=self.device).to(self.dtype)
+        norms = torch.ones(2, dit.dim, device=self.device, dtype=self.dtype)
+        for name, way in (("plain", PLAIN), ("fused", ops)):
+            calls[f"residual and norm, {name}"] = (
+                partial(way.add_norm, x, x, e[:, :, 2], e[:, :, 1], e[:, :, 0], plus=1.0, eps=1e-6),
+                0.0,
+            )
+            calls[f"norm and rotation, {name}"] = (
+                partial(way.norm_rotate, qkv, norms, rope, spec.head_dim, 1e-6),
+                0.0,
+            )
+        found: dict[str, float | None] = {}
+        rows_out = []
+        for name, (call, flops) in calls.items():
+            ms = self.report.cell(name, partial(median_ms, call, self.device, 5, calls=5))
+            found[name] = ms
+            if ms is not None:
+                rows_out.append((name, ms, f"{flops / ms / 1e9:.0f}" if flops else ""))
+        self.report.table(("step", "ms", "TFLOP/s"), rows_out)
+        return found
+
+    def passes(self) -> dict[str, Any]:
+        """t(B) of every way."""
+        found: dict[str, Any] = {}
+        rows = []
+        for name, make in self.runners().items():
+            runner = self.report.cell(name, make)
+            for size in self.args.batches if runner is not None else ():
+                batch = batch_of(self.fused, self.pool, size)
+                ms = self.report.cell(
+                    f"{name}, B={size}",
+                    lambda r=runner, b=batch: median_ms(lambda: r(b), self.device, self.args.rounds),
+                )
+                if ms is None:
+                    break
+                found[f"{name} | {size}"] = ms
+                share = 100 * size * self.floor_ms() / ms
+                rows.append((name, size, ms, ms / size, f"{share:.0f} %"))
+                self.report.say(f"{name}, B={size}: {ms:.2f} ms, {share:.0f} % of the floor")
+            del runner
+        self.report.say("")
+        self.report.table(("way", "B", "pass ms", "per session", "of the floor"), rows)
+        return found
+
+    def chunks(self) -> dict[str, Any]:
+        """Whole chunks as the engine makes them."""
+        steps, spec = len(self.fused.spec.sigmas), self.fused.spec
+        chunk_ms = 1000 * spec.chunk_frames / spec.fps
+        floor = (steps + 1) * self.floor_ms()
+        found: dict[str, Any] = {}
+        rows = []
+        ways: list[tuple[str, Callable[[], WanModel], AttentionBackend]] = [
+            ("plain", lambda: self.plain, SLICES),
+            ("fused, best kernel", lambda: self.fused, self.tuned["slices"]),
+            ("fused, best kernel, grouped", lambda: self.fused, self.tuned["grouped"]),
+        ]
+        if can_replay(cast(CausalVideoModel, self.fused)):
+            ways.append(("graph", lambda: self.fused, GRAPH))
+        if has_fp8(self.device):
+            ways.append(("fp8", lambda: self.fp8, self.tuned["slices"]))
+        for name, model, way in ways:
+            for size in self.args.batches:
+                cell = partial(self._chunk, model, way, size)
+                result = self.report.cell(f"{name}, B={size}", cell)
+                if result is None:
+                    break
+                frames_ms, whole_ms = result
+                live = int(chunk_ms * size / whole_ms)
+                found[f"{name} | {size}"] = {"frames_ms": frames_ms, "whole_ms": whole_ms, "live": live}
+                share = f"{100 * size * floor / whole_ms:.0f} %"
+                rows.append((name, size, frames_ms, whole_ms, whole_ms / size, share, live))
+                self.report.say(f"{name}, B={size}: frames {frames_ms:.1f} ms, whole {whole_ms:.1f} ms")
+        columns = ("way", "B", "to the frames ms", "with clean pass ms", "per session", "of the floor")
+        self.report.say("")
+        self.report.table((*columns, "in real time"), rows)
+        return found
+
+    def _chunk(self, model: Callable[[], WanModel], way: AttentionBackend, size: int) -> tuple[float, float]:
+        line = Line(model(), self.pool, way, size)
+        times = [line.chunk() for _ in range(4 if size < 4 else 3)]
+        frames, whole = zip(*times[1:], strict=True)
+        return percentile(list(frames), 0.5), percentile(list(whole), 0.5)
+
+    def equality(self) -> dict[str, Any]:
+        """Relative errors of a pass's output, ‖a − b‖ / ‖b‖."""
+        one = batch_of(self.fused, self.pool, 1)
+        plain = self.plain.run_pass(replace(one, attention=SLICES)).clone()
+        fused = self.fused.run_pass(replace(one, attention=SLICES)).clone()
+        found: dict[str, Any] = {"fused to plain": _error(fused, plain)}
+        best = self.fused.run_pass(replace(one, attention=self.tuned["slices"])).clone()
+        found["best kernel to torch's choice"] = _error(best, fused)
+        again = self.fused.run_pass(replace(one, attention=self.tuned["slices"]))
+        found["a pass run again, bit-equal"] = torch.equal(again, best)
+        several = min(4, max(self.args.batches))
+        batch = batch_of(self.fused, self.pool, several)
+        together = self.fused.run_pass(replace(batch, attention=self.tuned["slices"])).clone()
+        found["batch to alone, slices"] = _error(together[:1], best)
+        grouped = self.fused.run_pass(replace(batch, attention=self.tuned["grouped"])).clone()
+        found["grouped to slices"] = _error(grouped, together)
+        if can_replay(cast(CausalVideoModel, self.fused)):
+            found["graph to slices"] = self.report.cell("graph", lambda: self._graph_error(batch, together))
+            found["graph replayed on other rows"] = self.report.cell("graph", self._moved_graph_error)
+        if has_fp8(self.device) or not self.is_cuda:
+            found["fp8 to fused"] = self.report.cell("fp8", lambda: _error(self.fp8.run_pass(one), fused))
+        found |= self.report.cell("chunk", self._chunk_errors) or {}
+        found |= self.report.cell("float32", lambda: self._against_float32(one, plain, fused)) or {}
+        for name, error in found.items():
+            self.report.say(f"{name}: {error}")
+        return found
+
+    def _graph_error(self, batch: PassBatch, expected: Tensor) -> dict[str, float]:
+        graphs = PassGraphs(cast(CausalVideoModel, self.fused))
+        graphs.run(batch)
+        return _error(graphs.run(batch), expected)
+
+    def _moved_graph_error(self) -> dict[str, float]:
+        """The same graph for other slots, frames and noise; both kinds of window."""
+        graphs, span = PassGraphs(cast(CausalVideoModel, self.fused)), self.fused.spec.chunk_latent_frames
+        base = batch_of(self.fused, self.pool, min(2, max(self.args.batches)))
+        graphs.run(base)
+        last = self.pool.num_slots - 1
+        rows = tuple(
+            replace(
+                row, slot=last - row.slot, frame_start=row.frame_start + 3, write=tuple(range(span, 2 * span))
+            )
+            for row in base.rows
+        )
+        worst: dict[str, float] = {"max": 0.0, "relative": 0.0}
+        for valid in (self.fused.spec.window_frames, 2 * span, 2 * span):
+            moved = replace(
+                base, rows=tuple(replace(row, num_valid=valid) for row in rows), x=base.x.flip(0) * 0.7
+            )
+            expected = self.fused.run_pass(replace(moved, attention=SLICES)).clone()
+            error = _error(graphs.run(moved), expected)
+            worst = {name: max(worst[name], error[name]) for name in worst}
+        return worst
+
+    def _chunk_errors(self) -> dict[str, Any]:
+        """Latents of a chunk after all its passes, same noise and same past."""
+        models = {"plain": self.plain, "fused": self.fused}
+        if has_fp8(self.device) or not self.is_cuda:
+            models["fp8"] = self.fp8
+        latents = {name: Line(model, self.pool, SLICES, 1).latents() for name, model in models.items()}
+        return {
+            f"latents of a chunk, {name} to fused": _error(latents[name], latents["fused"])
+            for name in models
+            if name != "fused"
+        }
+
+    def _against_float32(self, batch: PassBatch, plain: Tensor, fused: Tensor) -> dict[str, Any]:
+        """The same weights before they were rounded to bfloat16, everything in float32."""
+        exact = self.make(fused=False, dtype=torch.float32)
+        wide = replace(
+            batch, kv=self.pool.kv[:1].float(), prompt_kv=self.pool.prompt_kv[:1].float(), attention=SLICES
+        )
+        expected = exact.run_pass(wide)
+        errors = {"plain to float32": _error(plain, expected), "fused to float32": _error(fused, expected)}
+        if has_fp8(self.device):
+            errors["fp8 to float32"] = _error(self.fp8.run_pass(batch), expected)
+        return errors
+
+    def decode(self) -> dict[str, Any]:
+        spec, found = self.fused.spec, dict[str, Any]()
+        latents = initial_latents(spec, seed=0, index=FULL, device=self.device)
+        state = self.fused.initial_decoder_state()
+        plain = self.make(fused=False)
+        plain._decoder.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        rounds = self.args.rounds
+        calls: dict[str, Callable[[], object]] = {
+            "channels first": lambda: plain.decode(latents, state),
+            "channels last": lambda: self.fused.decode(latents, state),
+            "and the copy to the host": lambda: self.fused.decode(latents, state)[0].to(
+                "cpu", non_blocking=True
+            ),
+            "network alone": lambda: self._network(latents, state),
+        }
+        if self.is_cuda:
+            replay = self.report.cell("graph of the decoder", lambda: self._graphed_decode(latents, state))
+            if replay is not None:
+                calls["network from a graph"] = replay
+        if self.args.compile:
+            compiled = torch.compile(self.fused._decoder, dynamic=False)
+            run = torch.inference_mode()(lambda: compiled(latents.to(self.dtype), state))
+            calls["network, torch.compile"] = run
+        for name, call in calls.items():
+            found[name] = self.report.cell(name, partial(median_ms, call, self.device, rounds))
+            self.report.say(f"{name}: {found[name]} ms")
+        first, last = plain.decode(latents, state)[0], self.fused.decode(latents, state)[0]
+        found["largest difference of the layouts, of 255"] = (first.int() - last.int()).abs().max().item()
+        self.report.say(
+            f"difference of the layouts: {found['largest difference of the layouts, of 255']} of 255"
+        )
+        return found
+
+    @torch.inference_mode()
+    def _network(self, latents: Tensor, state: Tensor) -> Tensor:
+        rgb, _ = self.fused._decoder(latents.to(self.dtype), state)
+        return cast(Tensor, rgb)
+
+    @torch.inference_mode()
+    def _graphed_decode(self, latents: Tensor, state: Tensor) -> Callable[[], object]:
+        for _ in range(3):
+            self._network(latents, state)
+        settle(self.device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._network(latents, state)
+        return graph.replay
+
+    def memory(self) -> dict[str, Any]:
+        """A session's bytes, and the engine's own start-up measurement."""
+        found: dict[str, Any] = {"session_bytes": slot_bytes(cast(CausalVideoModel, self.fused))}
+        if self.is_cuda:
+            free, total = torch.cuda.mem_get_info(self.device)
+            weights = sum(p.numel() * p.element_size() for p in self.fused._dit.parameters())
+            torch.cuda.reset_peak_memory_stats(self.device)
+            before = torch.cuda.memory_allocated(self.device)
+            self.fused.run_pass(batch_of(self.fused, self.pool, 1, self.tuned["slices"]))
+            workspace = torch.cuda.max_memory_allocated(self.device) - before
+            found |= {"weights_bytes": weights, "pass_bytes": workspace, "free": free, "total": total}
+            found["sessions_that_fit"] = int((0.9 * total - weights - workspace) // found["session_bytes"])
+        self.report.say(str(found))
         began = time.perf_counter()
-        run()
-        _settle(device)
-        times.append((time.perf_counter() - began) * 1000)
-    return percentile(times[1:], 0.5)
+        trial = SlabPool(cast(CausalVideoModel, self.fused), slots=min(4, self.pool.num_slots))
+        measured = measure_costs(
+            cast(CausalVideoModel, self.fused), trial, lambda: time.perf_counter() * 1000
+        )
+        found |= {
+            "start_up_s": time.perf_counter() - began,
+            "chosen": measured.attention.name,
+            "t_ms": {
+                bucket: list(ms) for bucket, ms in zip(measured.costs.buckets, measured.costs.ms, strict=True)
+            },
+            "decode_ms": measured.costs.decode_ms,
+        }
+        self.report.say(f"start-up measures for {found['start_up_s']:.1f} s: {found['t_ms']}")
+        self.report.say(f"and chooses {found['chosen']}; decode {measured.costs.decode_ms:.1f} ms")
+        return found
+
+    def shapes(self) -> dict[str, Any]:
+        config = TINY_SHAPES if self.args.tiny else SHAPES
+        sizes = (1, 2, 4) if self.args.tiny else (1, 2, 4, 8, 16, 32, 64)
+        made = {
+            fused: ShapesModel.random(0, config=config, device=self.device, dtype=self.dtype, fused=fused)
+            for fused in (False, True)
+        }
+        pool = SlabPool(cast(CausalVideoModel, made[True]), slots=max(sizes))
+        pool.kv.normal_()
+        pool.prompt_kv.normal_()
+        ways = {way.name: way for way in available_backends(self.device, self.dtype)}
+        runners = {
+            "plain, slices": Runner(made[False], SLICES),
+            "plain, grouped": Runner(made[False], ways["grouped"]),
+            "fused, grouped": Runner(made[True], ways["grouped"]),
+            "graph": Runner(made[True], GRAPH),
+        }
+        found: dict[str, Any] = {}
+        rows = []
+        for name, runner in runners.items():
+            times = []
+            for size in sizes:
+                batch = batch_of(made[True], pool, size)
+                ms = self.report.cell(
+                    f"shapes {name}, B={size}",
+                    lambda r=runner, b=batch: median_ms(lambda: r(b), self.device, 7),
+                )
+                times.append(ms)
+            found[name] = dict(zip(sizes, times, strict=True))
+            rows.append((name, *(math.nan if ms is None else ms for ms in times)))
+        self.report.table(("pass ms", *(f"B={size}" for size in sizes)), rows)
+        batch = batch_of(made[True], pool, max(sizes))
+        expected = made[False].run_pass(replace(batch, attention=ways["grouped"])).clone()
+        for name in ("fused, grouped", "graph"):
+            found[f"{name} to plain"] = self.report.cell(
+                name, lambda n=name: _error(runners[n](batch), expected)
+            )
+            self.report.say(f"{name} to plain: {found[f'{name} to plain']}")
+        latents = initial_latents(made[True].spec, seed=0, index=FULL, device=self.device)
+        state = made[True].initial_decoder_state()
+        decode = partial(median_ms, lambda: made[True].decode(latents, state), self.device, 7)
+        found["decode_ms"] = self.report.cell("shapes decode", decode)
+        measured = measure_costs(cast(CausalVideoModel, made[True]), pool, lambda: time.perf_counter() * 1000)
+        found["chosen"], found["t_ms"] = measured.attention.name, list(measured.costs.ms[-1])
+        self.report.say(f"decode {found['decode_ms']} ms; start-up chooses {found['chosen']}")
+        return found
+
+    def profile(self) -> list[dict[str, Any]]:
+        from torch.profiler import ProfilerActivity, profile
+
+        batch = batch_of(self.fused, self.pool, 1, self.tuned["slices"])
+        self.fused.run_pass(batch)
+        settle(self.device)
+        activities = [ProfilerActivity.CUDA if self.is_cuda else ProfilerActivity.CPU]
+        with profile(activities=activities) as prof:
+            self.fused.run_pass(batch)
+            settle(self.device)
+        events = prof.key_averages()
+        spent = [(e.self_device_time_total if self.is_cuda else e.self_cpu_time_total, e) for e in events]
+        whole = sum(us for us, _ in spent)
+        top = sorted(spent, key=lambda item: -item[0])[:18]
+        rows = [(e.key[:90], e.count, us / 1000, f"{100 * us / max(whole, 1e-9):.1f} %") for us, e in top]
+        self.report.say(f"kernels of one pass, {whole / 1000:.2f} ms together")
+        self.report.table(("kernel", "calls", "ms", "share"), rows)
+        return [{"kernel": row[0], "calls": row[1], "ms": row[2]} for row in rows]
+
+    def soak(self) -> dict[str, Any]:
+        """One session, chunk after chunk without waiting for the clean pass: steady state."""
+        line = Line(self.fused, self.pool, self.tuned["slices"], 1)
+        line.chunk()
+        count, times = self.args.soak_chunks, list[float]()
+        memory = list[int]()
+        for number in range(count):
+            began = time.perf_counter()
+            line.chunk(wait=False)
+            times.append((time.perf_counter() - began) * 1000)
+            if self.is_cuda and number in (count // 10, count - 1):
+                settle(self.device)
+                memory.append(torch.cuda.memory_reserved(self.device))
+        tenth = max(1, count // 10)
+        spec = self.fused.spec
+        found = {
+            "chunks": count,
+            "minutes_of_video": count * spec.chunk_frames / spec.fps / 60,
+            "p50_ms": percentile(times, 0.5),
+            "p99_ms": percentile(times, 0.99),
+            "first_tenth_ms": percentile(times[:tenth], 0.5),
+            "last_tenth_ms": percentile(times[-tenth:], 0.5),
+            "grown_bytes": memory[-1] - memory[0] if memory else None,
+        }
+        self.report.say(str(found))
+        return found
 
 
-def _settle(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+class Line:
+    """Sessions in step, chunk after chunk, by the engine's own passes and sampler."""
+
+    def __init__(self, model: WanModel, pool: SlabPool, way: AttentionBackend, size: int) -> None:
+        self._model, self._pool, self._spec = model, pool, model.spec
+        self._passes = Passes(cast(CausalVideoModel, model), pool, attention=way)
+        self._states = [
+            SessionState(
+                session=SessionId(f"s_{slot}"),
+                epoch=1,
+                slot=slot,
+                steering=Steering(seed=slot),
+                seq=0,
+                frame=0,
+                index=FULL,
+            )
+            for slot in range(size)
+        ]
+        self._kept: list[Tensor] = []
+
+    def _begin(self) -> None:
+        for state in self._states:
+            seed, index = state.steering.seed, state.index
+            state.x = initial_latents(self._spec, seed=seed, index=index, device=self._model.device)
+            state.step, state.stage = 0, Stage.DENOISE
+
+    def _pass(self) -> list[Tensor]:
+        outcomes = self._passes.run(self._states).outcomes
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+        return [outcome for outcome in outcomes if isinstance(outcome, Tensor)]
+
+    @torch.inference_mode()
+    def latents(self) -> Tensor:
+        """Of one chunk after its denoising passes."""
+        self._begin()
+        return self._denoised()
+
+    def _denoised(self) -> Tensor:
+        for _ in self._spec.sigmas:
+            for state, velocity in zip(self._states, self._pass(), strict=True):
+                assert state.x is not None
+                seed = state.steering.seed
+                state.x = denoise(
+                    self._spec, state.x, velocity, seed=seed, index=state.index, step=state.step
+                )
+                state.step += 1
+        return torch.stack([state.x for state in self._states if state.x is not None])
+
+    @torch.inference_mode()
+    def chunk(self, *, wait: bool = True) -> tuple[float, float]:
+        """Milliseconds until all frames are in host memory, and until the clean pass is done too.
+
+        The first noise is drawn before: an engine does it while the clean pass before is running. With `wait`
+        the device is idle at the start. Without, the second is when the clean pass is launched.
+        """
+        device = self._model.device
+        self._begin()
+        if wait:
+            settle(device)
+        began = time.perf_counter()
+        x = self._denoised()
+        frames = []
+        for state, latents in zip(self._states, x, strict=True):
+            rgb, following = self._model.decode(latents, self._pool.decoder[state.slot])
+            self._pool.decoder[state.slot].copy_(following)
+            frames.append(rgb.to("cpu", non_blocking=True))
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()
+        to_frames = time.perf_counter() - began
+        self._kept = frames  # until the next ones are there, as an encoder holds them
+        for state in self._states:
+            state.stage = Stage.CLEAN
+        self._pass()
+        for state in self._states:
+            state.index += 1
+        if wait:
+            settle(device)
+        return 1000 * to_frames, 1000 * (time.perf_counter() - began)
+
+
+def _linear_then_gelu(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    return fn.gelu(fn.linear(x, weight, bias), approximate="tanh")
+
+
+def _error(found: Tensor, expected: Tensor) -> dict[str, float]:
+    difference = found.float() - expected.float()
+    return {
+        "max": round(difference.abs().max().item(), 6),
+        "relative": round((difference.norm() / expected.float().norm()).item(), 6),
+    }
 
 
 def main() -> None:
@@ -81,38 +668,35 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--window", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batches", default="1,2,4,8")
+    parser.add_argument("--soak-chunks", type=int, default=60)
+    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--budget-s", type=float, default=270.0)
+    parser.add_argument("--only", default="", help="sections, separated by commas; default: all")
+    parser.add_argument("--compile", action="store_true", help="also time torch.compile of the decoder")
     args = parser.parse_args()
+    args.batches = [int(size) for size in str(args.batches).split(",")]
+    report = Report(args.json, budget_s=args.budget_s)
     device = torch.device(args.device)
-    base = TINY if args.tiny else SELF_FORCING
-    config = replace(base, dit=replace(base.dit, window_frames=args.window))
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model = WanModel.random(0, config=config, device=device, dtype=dtype)
-    pool = SlabPool(model, slots=max(BATCHES))  # type: ignore[arg-type]
-    spec, steps = model.spec, len(model.spec.sigmas)
-    latents = torch.randn(spec.chunk_latent_frames, *spec.latent_shape, device=device)
-    state = model.initial_decoder_state()
-    decode_ms = median_ms(lambda: model.decode(latents, state)[0].cpu(), device, args.rounds)
-    chunk_ms = 1000 * spec.chunk_frames / spec.fps
-    floor_ms = 1000 * (steps + 1) * pass_flops(config) / FLOPS_PER_S
-    rows, result = [], {}
-    for backend in available_backends(device, dtype):
-        for size in BATCHES:
-            batch = batch_of(model, pool, size, backend)
-            pass_ms = median_ms(lambda batch=batch: model.run_pass(batch), device, args.rounds)  # type: ignore[misc]
-            own_ms = pass_ms / size
-            whole_ms = (steps + 1) * own_ms + decode_ms
-            first_ms = steps * pass_ms + decode_ms
-            result[f"{backend.name}-{size}"] = {"pass_ms": pass_ms, "chunk_ms": whole_ms}
-            share = f"{100 * floor_ms / ((steps + 1) * own_ms):.0f} %"
-            rows.append((backend.name, size, pass_ms, first_ms, whole_ms, share, int(chunk_ms / whole_ms)))
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else machine()
-    print(
-        f"{config.name}, {spec.width}x{spec.height}, window {args.window}, {dtype}, torch {torch.__version__}"
-    )
-    print(f"{where}; decode {decode_ms:.1f} ms; a session takes {slot_bytes(model) / 1e9:.2f} GB\n")  # type: ignore[arg-type]
-    columns = ("attention", "B", "pass ms", "to the frames ms", "chunk ms per session", "of the floor")
-    print_table((*columns, "in real time"), rows)
-    print_json({"device": where, "decode_ms": decode_ms, "floor_ms": floor_ms, "measured": result})
+    report.say(f"{device_name(device)}, torch {torch.__version__}")
+    wan = Wan(report, args)
+    spec = wan.fused.spec
+    report.results["setup"] = {
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "model": wan.config.name,
+        "size": [spec.width, spec.height],
+        "window": args.window,
+        "dtype": str(wan.dtype),
+        "pass_tflop": pass_flops(wan.config) / 1e12,
+        "floor_pass_ms": wan.floor_ms(),
+    }
+    report.say(str(report.results["setup"]))
+    names = "ceilings passes chunks equality layers decode memory shapes profile soak".split()
+    wanted = [name for name in names if not args.only or name in args.only.split(",")]
+    for name in wanted:
+        report.section(name, getattr(wan, name))
+    print_json(report.results)
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ class _Bench:
         """KV lengths to measure: the full window, then the shortest."""
         self._sizes = sorted({size for size in (*BATCH_SIZES, len(slots)) if size <= len(slots)})
         ways = available_backends(model.device, model.dtype, fastest_dense(model, pool))
-        if ranks is None and can_replay(model):
+        if (ranks or Alone()).size == 1 and can_replay(model):
             ways = (*ways, GRAPH)
         self._ways: dict[int, tuple[AttentionBackend, ...]] = dict.fromkeys(self._sizes, ways)
         """size → the ways to attend that are measured: one, once it is chosen."""

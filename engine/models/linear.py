@@ -79,7 +79,13 @@ def _kernel_product(
     x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, dtype: torch.dtype
 ) -> Tensor:
     return torch._scaled_mm(
-        x, weight.t(), scale_a=x_scale, scale_b=weight_scale.t(), bias=bias, out_dtype=dtype
+        x,
+        weight.t(),
+        scale_a=x_scale,
+        scale_b=weight_scale.t(),
+        bias=bias,
+        out_dtype=dtype,
+        use_fast_accum=True,
     )
 
 

@@ -307,12 +307,12 @@ def available_backends(
     plain = (SLICES, GROUPED, PADDED)
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return plain
-    from torch.nn.attention.varlen import varlen_attn  # a second, which only this case needs
-
     tuned: tuple[AttentionBackend, ...] = (
         _Backend("slices", lambda batch: _Slices(batch, dense)),
         _Backend("grouped", lambda batch: _Grouped(batch, dense)),
         _Backend("padded", lambda batch: _Padded(batch, dense)),
     )
+    from torch.nn.attention.varlen import varlen_attn  # a second, which only this case needs
+
     has_lengths = inspect.signature(varlen_attn).parameters.keys() >= {"seqused_k", "num_splits"}
     return (*tuned, make_varlen(varlen_attn, dense)) if has_lengths else tuned
