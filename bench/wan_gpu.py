@@ -263,10 +263,8 @@ class Wan:
             runner = self.report.cell(name, make)
             for size in self.args.batches if runner is not None else ():
                 batch = batch_of(self.fused, self.pool, size)
-                ms = self.report.cell(
-                    f"{name}, B={size}",
-                    lambda r=runner, b=batch: median_ms(lambda: r(b), self.device, self.args.rounds),
-                )
+                measure = partial(median_ms, partial(runner, batch), self.device, self.args.rounds)
+                ms = self.report.cell(f"{name}, B={size}", measure)
                 if ms is None:
                     break
                 found[f"{name} | {size}"] = ms
@@ -306,6 +304,10 @@ class Wan:
                 share = f"{100 * size * floor / whole_ms:.0f} %"
                 rows.append((name, size, frames_ms, whole_ms, whole_ms / size, share, live))
                 self.report.say(f"{name}, B={size}: frames {frames_ms:.1f} ms, whole {whole_ms:.1f} ms")
+        began = time.perf_counter()
+        initial_latents(spec, seed=0, index=FULL, device=torch.device("cpu"))
+        found["noise_ms"] = 1000 * (time.perf_counter() - began)
+        self.report.say(f"noise of one step on the host: {found['noise_ms']:.1f} ms")
         columns = ("way", "B", "to the frames ms", "with clean pass ms", "per session", "of the floor")
         self.report.say("")
         self.report.table((*columns, "in real time"), rows)
@@ -496,10 +498,8 @@ class Wan:
             times = []
             for size in sizes:
                 batch = batch_of(made[True], pool, size)
-                ms = self.report.cell(
-                    f"shapes {name}, B={size}",
-                    lambda r=runner, b=batch: median_ms(lambda: r(b), self.device, 7),
-                )
+                measure = partial(median_ms, partial(runner, batch), self.device, 7)
+                ms = self.report.cell(f"shapes {name}, B={size}", measure)
                 times.append(ms)
             found[name] = dict(zip(sizes, times, strict=True))
             rows.append((name, *(math.nan if ms is None else ms for ms in times)))
@@ -507,9 +507,8 @@ class Wan:
         batch = batch_of(made[True], pool, max(sizes))
         expected = made[False].run_pass(replace(batch, attention=ways["grouped"])).clone()
         for name in ("fused, grouped", "graph"):
-            found[f"{name} to plain"] = self.report.cell(
-                name, lambda n=name: _error(runners[n](batch), expected)
-            )
+            out = self.report.cell(name, partial(runners[name], batch))
+            found[f"{name} to plain"] = None if out is None else _error(out, expected)
             self.report.say(f"{name} to plain: {found[f'{name} to plain']}")
         latents = initial_latents(made[True].spec, seed=0, index=FULL, device=self.device)
         state = made[True].initial_decoder_state()

@@ -69,6 +69,8 @@ class PassGraphs:
         self._memory: Any = None
         """Shared by all graphs: only one runs at a time, and none is read after another has begun."""
         self._is_broken = not can_replay(model)
+        self.has_captured = False
+        """Did the last pass capture a graph? Then its time says nothing about the next one."""
 
     @torch.inference_mode()
     def run(self, batch: PassBatch) -> Tensor:
@@ -76,7 +78,7 @@ class PassGraphs:
 
         The first pass of a kind also captures it, which takes the time of some passes.
         """
-        model = self._model
+        model, self.has_captured = self._model, False
         if self._is_broken or not isinstance(model, ReplayableModel):
             return model.run_pass(batch)
         placed = on_device(model, batch)
@@ -85,6 +87,7 @@ class PassGraphs:
         key = (len(batch.rows), is_ragged, batch.actions is not None, batch.kv.data_ptr())
         captured = self._graphs.get(key)
         if captured is None:
+            self.has_captured = True
             try:
                 captured = self._capture(placed)
             except torch.OutOfMemoryError:

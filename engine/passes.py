@@ -50,7 +50,7 @@ class PassRun:
     outcomes: tuple[PassOutcome, ...]
     """One per row, in order."""
     is_regular: bool = True
-    """Did it take one forward? Only then its time says what a pass costs."""
+    """Was it one forward and no more? Only then its time says what a pass costs."""
     out_of_memory: bool = False
     """Was it halved?"""
 
@@ -107,6 +107,7 @@ class Passes:
             way = attention or self._attention
             way = way.of(len(states)) if isinstance(way, ChosenAttention) else way
             batch = make_batch(self._model, self._pool, states, way, exchange)
+            self._graphs.has_captured = False
             run = self._graphs.run if way is GRAPH and exchange is None else self._model.run_pass
             velocity = run(batch)
         except RanksLost:
@@ -129,7 +130,7 @@ class Passes:
     def _run(self, states: Sequence[SessionState]) -> PassRun:
         outcome = self.attempt(states)
         if isinstance(outcome, Tensor):
-            return PassRun(outcomes=outcome.unbind(0))
+            return PassRun(outcomes=outcome.unbind(0), is_regular=not self._graphs.has_captured)
         out_of_memory = outcome.verdict is Verdict.NO_MEMORY
         if len(states) == 1:
             return PassRun(outcomes=(outcome,), is_regular=False, out_of_memory=out_of_memory)

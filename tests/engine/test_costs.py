@@ -45,6 +45,19 @@ def test_a_slow_model_is_measured_less_often() -> None:
     assert len(model.batches) == 2 * 2 * (3 + 1)
 
 
+@pytest.mark.parametrize(("pass_ms", "expected"), [(1.0, 4), (40.0, 0)])
+def test_graphs_are_measured_where_passes_are_short(
+    pass_ms: float, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the warm-up, with one replay beforehand that captures; a long pass gains nothing from a graph."""
+    monkeypatch.setattr("engine.costs.can_replay", lambda model: True)
+    model = RecordingModel()
+    measured = measure_costs(model, SlabPool(model, slots=1), itertools.count(step=pass_ms).__next__)
+    graphs = [batch for batch in model.batches if batch.attention and batch.attention.name == "graph"]
+    assert len(graphs) == (expected + 1 if expected else 0)
+    assert measured.attention.name == "slices"  # equally fast, and plainer
+
+
 def test_a_size_that_memory_has_no_room_for_is_left_out() -> None:
     """And the engine serves with smaller batches; without room for one row it cannot."""
     model = RecordingModel()
