@@ -42,23 +42,26 @@ class _Slices:
         self._batch, self._dense = batch, dense
 
     def attend_pool(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        batch, out = self._batch, torch.empty_like(q)
-        for index, row in enumerate(batch.rows):
-            slab = batch.kv[row.slot, layer]  # [2, W, N, H, D]
+        out = []
+        for index, row in enumerate(self._batch.rows):
+            slab = self._batch.kv[row.slot, layer]  # [2, W, N, H, D]
             _store_row(slab[0], row, k[index])
             _store_row(slab[1], row, v[index])
             seen = slab[:, : row.num_valid].flatten(1, 2)  # a view
-            attended = self._dense(q[index].flatten(0, 1)[None], seen[0][None], seen[1][None])
-            out[index] = attended[0].unflatten(0, q.shape[1:3])
-        return out
+            out.append(self._dense(q[index].flatten(0, 1)[None], seen[:1], seen[1:]))
+        return _unflat(_joined(out), q)
 
     def attend_prompts(self, layer: int, q: Tensor) -> Tensor:
-        batch, out = self._batch, torch.empty_like(q)
-        for index, row in enumerate(batch.rows):
-            k, v = batch.prompt_kv[row.slot, layer]
-            attended = self._dense(q[index].flatten(0, 1)[None], k[None], v[None])
-            out[index] = attended[0].unflatten(0, q.shape[1:3])
-        return out
+        out = []
+        for index, row in enumerate(self._batch.rows):
+            text = self._batch.prompt_kv[row.slot, layer]  # [2, T, H, D]
+            out.append(self._dense(q[index].flatten(0, 1)[None], text[:1], text[1:]))
+        return _unflat(_joined(out), q)
+
+
+def _joined(rows: list[Tensor]) -> Tensor:
+    """One row needs no copy."""
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
 class _Batched:

@@ -1,6 +1,6 @@
 """A Wan model on disk: one folder with everything that serving it takes, as `turboserve model add` makes it.
 
-    model.json                    format, preset, source, licence
+    model.json                    format, preset, source, licence; fp8 if its blocks are to use 8-bit floats
     dit.safetensors               the transformer by Wan's names, any LoRA merged
     decoder.safetensors           TAEHV or the decoder of Wan's VAE
     text_encoder/, tokenizer/     UMT5 in the format of transformers
@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -111,13 +112,18 @@ def load_wan(config: WanConfig, device: torch.device, weights: Path | None) -> W
             f"{config.name}: no folder {folder}; its weights are published by {config.source}, and "
             f"`turboserve model add` makes the folder from them"
         )
-    preset = read_manifest(folder)["preset"]
+    manifest = read_manifest(folder)
+    preset, fp8 = manifest["preset"], manifest.get("fp8", False)
     if preset != config.name:
         raise WeightsError(f"{folder} holds {preset}, not {config.name}")
+    if not isinstance(fp8, bool):
+        raise WeightsError(f"fp8 in {folder / _MANIFEST} must be true or false")
+    text = _text_encoder(config, folder, device, dtype)
+    config = replace(config, fp8=fp8)
     return WanModel.from_tensors(
         read_tensors(folder / _DIT),
         read_tensors(folder / _DECODER),
-        _text_encoder(config, folder, device, dtype),
+        text,
         config=config,
         weights_hash=_digest(config, folder),
         device=device,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -191,6 +192,24 @@ def test_misfits_are_named(dit: Tensors, decoder: Tensors, tmp_path: Path) -> No
     assert "unknown (1): img_emb.proj.0.weight" in message and "head.head.bias is [7], needs [64]" in message
     assert "text_embedding.0.bias is torch.int8" in message
     assert [path.name for path in tmp_path.glob("*out*")] == []
+
+
+def test_fp8_is_a_line_of_the_manifest(dit: Tensors, decoder: Tensors, tmp_path: Path) -> None:
+    """A state made with it fits only an engine that computes so."""
+    save_file(decoder, tmp_path / "decoder.safetensors")
+    save_file(dit, tmp_path / "dit.safetensors")
+    folder = tmp_path / "out"
+    parts = {name: tmp_path / f"{name}.safetensors" for name in ("dit", "decoder")}
+    add_model(TINY, folder, **parts)
+    plain = load_model("wan-tiny", device=torch.device("cpu"), weights=folder)
+    manifest = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(manifest | {"fp8": True}))
+    small = load_model("wan-tiny", device=torch.device("cpu"), weights=folder)
+    assert isinstance(small, WanModel) and small._dit.fused is not None
+    assert small.spec.weights_hash != plain.spec.weights_hash
+    (folder / "model.json").write_text(json.dumps(manifest | {"fp8": "yes"}))
+    with pytest.raises(WeightsError, match="must be true or false"):
+        load_model("wan-tiny", device=torch.device("cpu"), weights=folder)
 
 
 def test_encoder_of_a_vae_is_left_out(tmp_path: Path) -> None:
