@@ -110,7 +110,7 @@ class Runner:
     @torch.inference_mode()
     def _fixed(self, batch: PassBatch) -> Tensor:
         if self._static is None or self._static_batch is not batch:
-            self._static_batch = batch
+            self._static_batch, self._static = batch, None  # a graph that ends meanwhile breaks a capture
             given = replace(batch, attention=self.way, rope=self.model.rope(batch.rows))
             for _ in range(2):
                 self.model.run_pass(given)

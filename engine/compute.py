@@ -45,6 +45,7 @@ from engine.compute_messages import (
     Wish,
 )
 from engine.cost_table import CostTable
+from engine.costs import rehearse
 from engine.credit import dry_ms, start_ms
 from engine.encoder import EncodedPart, Encoders, SessionEncoder
 from engine.kv_pool import SlabPool
@@ -106,6 +107,7 @@ class ComputeLoop:
         self._boundary = Boundary(clock, ranks)
         self._is_first = ranks is None or ranks.rank == 0
         self._passes = Passes(model, pool, attention=attention, ranks=ranks, agree=self._boundary.agree)
+        rehearse(model, pool, self._passes, attention)
         self._timer: PassTimer[tuple[int, int] | None] = make_timer(model.device, clock)
         self.costs, self._plan = costs, plan
         self.num_passes, self.num_rows = 0, 0

@@ -25,7 +25,7 @@ from engine.session_state import SessionState, Stage
 from engine.steering import Steering
 from scheduler.messages import MAX_BATCH, EngineCosts, SessionId
 
-__all__ = ["Measured", "engine_costs", "fastest_dense", "measure_costs"]
+__all__ = ["Measured", "engine_costs", "fastest_dense", "measure_costs", "rehearse"]
 
 _log = logging.getLogger("turboserve.engine.costs")
 
@@ -93,6 +93,25 @@ def engine_costs(costs: CostTable, spec: ModelSpec, move: MoveCost | None = None
         move_ms=round(move.pause_ms, 3),
         link_bytes_per_ms=round(move.link.bytes_per_ms, 3),
     )
+
+
+@torch.inference_mode()
+def rehearse(model: CausalVideoModel, pool: SlabPool, passes: Passes, attention: AttentionBackend) -> None:
+    """Run what `passes` will replay from graphs, over full and over short windows, in the empty pool: the
+    first pass of a kind captures it, and no session is to wait for that."""
+    if not isinstance(attention, ChosenAttention) or GRAPH not in attention.by_rows:
+        return
+    slots = [pool.allocate() for _ in range(min(pool.num_free, len(attention.by_rows)))]
+    try:
+        for rows in range(1, len(slots) + 1):
+            if attention.of(rows) is not GRAPH:
+                continue
+            for index in (_steady(model.spec), 0):
+                x = initial_latents(model.spec, seed=0, index=index, device=model.device)
+                passes.attempt([_state(slot, index, x, model) for slot in slots[:rows]])
+    finally:
+        for slot in slots:
+            pool.free(slot)
 
 
 class _Bench:

@@ -7,7 +7,10 @@ ring frames, lengths. The result is that of `GRAPH`'s own way without a graph, b
 
 from __future__ import annotations
 
+import gc
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -110,11 +113,26 @@ class PassGraphs:
                 self._model.run_pass(given)
         here.wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
-        # Other threads copy sessions and frames meanwhile: only this thread's calls count.
-        with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
+        # Other threads copy sessions and frames meanwhile: only this thread's calls count. And the end of an
+        # older graph, which the garbage collector may find at any time, would break the capture.
+        with (
+            _no_collection(),
+            torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"),
+        ):
             velocity = self._model.run_pass(given)
         self._memory = graph.pool()
         return _Captured(graph, given, velocity)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _copy(batch: PassBatch) -> PassBatch:

@@ -8,6 +8,7 @@ Shape letters: as in base.py; M tokens of a batch, d model width.
 
 from __future__ import annotations
 
+import logging
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Final, Protocol
@@ -16,9 +17,11 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor
 
-from engine.models.rope import Rope, rotate
+from engine.models.rope import Rope, rope_table, rotate
 
-__all__ = ["PLAIN", "FusedOps", "available_ops", "plain_quantise", "triton_ops"]
+__all__ = ["PLAIN", "FusedOps", "agree", "available_ops", "plain_quantise", "triton_ops"]
+
+_log = logging.getLogger("turboserve.engine.models.fused_ops")
 
 FP8_LARGEST: Final = 448.0
 """Of float8_e4m3fn."""
@@ -125,12 +128,37 @@ PLAIN: Final[FusedOps] = _Plain()
 
 
 def available_ops(device: torch.device) -> FusedOps:
-    """The Triton kernels where they run, else plain torch."""
+    """The Triton kernels where they run and agree with plain torch, else that."""
     if device.type != "cuda" or find_spec("triton") is None:
         return PLAIN
     if torch.cuda.get_device_capability(device) < (8, 0):
         return PLAIN
-    return triton_ops()
+    return triton_ops() if agree(triton_ops(), device) else PLAIN
+
+
+def agree(ops: FusedOps, device: torch.device) -> bool:
+    """Do `add_norm` and `norm_rotate` of these give here what plain torch gives? A compiler that fails, or
+    compiles to something else, must not cost more than speed."""
+    x, y, vectors = (
+        torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+        for shape in ((2, 3, 4, 144), (2, 3, 4, 48), (2, 3, 6, 48))
+    )
+    shift, scale, gate = vectors[:, :, 0], vectors[:, :, 1], vectors[:, :, 2]
+    rope = rope_table([[0, 1, 2], [7, 8, 900]], rows=2, columns=2, head_dim=16, device=device)
+
+    def outputs(one: FusedOps) -> list[Tensor]:
+        added = one.add_norm(x[..., :48], y, gate, scale, shift, plus=1.0, eps=1e-6)
+        return [*added, one.norm_rotate(x, vectors[0, 0, :2], rope, 16, 1e-6)]
+
+    try:
+        pairs = zip(outputs(ops), outputs(PLAIN), strict=True)
+        same = all(torch.allclose(found, wanted, rtol=1e-3, atol=1e-3) for found, wanted in pairs)
+    except Exception as exc:  # whatever a compiler raises
+        _log.warning("fused steps can't run here, plain ones do their work: %s", exc)
+        return False
+    if not same:
+        _log.warning("fused steps are wrong here, plain ones do their work")
+    return same
 
 
 def triton_ops() -> FusedOps:

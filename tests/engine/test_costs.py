@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from engine.costs import engine_costs, measure_costs
+from engine.costs import engine_costs, measure_costs, rehearse
 from engine.kv_pool import SlabPool
 from engine.migration_cost import LinkCost, MoveCost
+from engine.models.pool_attention import GRAPH, SLICES, ChosenAttention
+from engine.passes import Passes
 from tests.engine.harness import RecordingModel
 
 
@@ -43,6 +45,23 @@ def test_a_slow_model_is_measured_less_often() -> None:
     model = RecordingModel()
     measure_costs(model, SlabPool(model, slots=2), itertools.count(step=900.0).__next__)
     assert len(model.batches) == 2 * 2 * (3 + 1)
+
+
+def test_graphs_are_captured_before_sessions_come() -> None:
+    """Every number of rows that replays one, over full and short windows; the pool is empty again."""
+    model = RecordingModel()
+    pool = SlabPool(model, slots=3)
+    attention = ChosenAttention((SLICES, GRAPH, GRAPH, GRAPH))
+    rehearse(model, pool, Passes(model, pool, attention=attention), attention)
+    assert [(len(batch.rows), batch.rows[0].num_valid) for batch in model.batches] == [
+        (2, 12),
+        (2, 3),
+        (3, 12),
+        (3, 3),
+    ]
+    assert pool.num_free == 3
+    rehearse(model, pool, Passes(model, pool), SLICES)
+    assert len(model.batches) == 4
 
 
 @pytest.mark.parametrize(("pass_ms", "expected"), [(1.0, 4), (40.0, 0)])

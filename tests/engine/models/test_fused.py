@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine.models.attention import DENSE_KERNELS, sdpa, with_kernel
 from engine.models.base import PassBatch, PassRow
-from engine.models.fused_ops import PLAIN, plain_quantise, triton_ops
+from engine.models.fused_ops import PLAIN, agree, plain_quantise, triton_ops
 from engine.models.linear import fp8_linear, plain_linear
 from engine.models.rope import rope_table, rotate
 from engine.models.wan.config import TINY
@@ -142,6 +142,33 @@ def test_a_kernel_by_name_gives_the_same() -> None:
     assert set(DENSE_KERNELS) == {"cudnn", "flash", "efficient"}
 
 
+class _Broken:
+    """Steps of which one is wrong, or does not run."""
+
+    def __init__(self, *, raises: bool) -> None:
+        self._raises = raises
+
+    def add_norm(self, *args: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        if self._raises:
+            raise RuntimeError("no such instruction")
+        x, h = PLAIN.add_norm(*args, **named)
+        return x, h + 0.01
+
+    def norm_rotate(self, *args: Any) -> Tensor:
+        return PLAIN.norm_rotate(*args)
+
+    def quantise(self, x: Tensor, *, gelu: bool) -> tuple[Tensor, Tensor]:
+        return PLAIN.quantise(x, gelu=gelu)
+
+
+def test_fused_steps_are_used_only_where_they_are_right() -> None:
+    """A wrong result or a compiler's error: plain steps instead."""
+    device = torch.device("cpu")
+    assert agree(PLAIN, device)
+    assert not agree(_Broken(raises=False), device)
+    assert not agree(_Broken(raises=True), device)
+
+
 @pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1" or find_spec("triton") is None,
     reason="needs triton and TRITON_INTERPRET=1",
@@ -150,6 +177,7 @@ def test_a_kernel_by_name_gives_the_same() -> None:
 def test_triton_kernels_equal_the_plain_steps(dtype: torch.dtype, tolerance: float) -> None:
     """With widths that are no powers of two."""
     kernels = triton_ops()
+    assert agree(kernels, torch.device("cpu"))
     x, y, e = (noise(2, 3, n, 48, seed=n).to(dtype) for n in (4, 5, 6))
     y = y[:, :, :4]
     vectors = noise(2, 48).to(dtype)
