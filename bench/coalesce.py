@@ -177,7 +177,6 @@ class Run:
             attention=self.measured.attention,
             plan=self.planner,
             encoders=_NoEncoders(),
-            crf=23,
             progress=Progress(self.stopwatch),
             clock=self.stopwatch,
             emit=self._take,

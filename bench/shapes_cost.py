@@ -84,7 +84,7 @@ def _decode_bf16(model: ShapesModel, rows: int) -> Callable[[], object]:
 def _encode(model: ShapesModel) -> Callable[[], object]:
     """H.264 of one chunk."""
     spec = model.spec
-    encoder = SessionEncoder(width=spec.width, height=spec.height, fps=spec.fps, crf=23)
+    encoder = SessionEncoder(width=spec.width, height=spec.height, fps=spec.fps)
     frames, _ = model.decode(
         torch.randn(spec.chunk_latent_frames, *spec.latent_shape), model.initial_decoder_state()
     )

@@ -47,7 +47,7 @@ from engine.compute_messages import (
 from engine.cost_table import CostTable
 from engine.costs import rehearse
 from engine.credit import dry_ms, start_ms
-from engine.encoder import EncodedPart, Encoders, SessionEncoder
+from engine.encoder import EncodedPart, Encoders, Encoding, SessionEncoder
 from engine.kv_pool import SlabPool
 from engine.models.base import AttentionBackend, CausalVideoModel
 from engine.models.pool_attention import SLICES
@@ -88,7 +88,7 @@ class ComputeLoop:
         plan: Planner = plan,
         ranks: Ranks | None = None,
         encoders: Encoders,
-        crf: int,
+        encoding: Encoding | None = None,
         host: HostPool | None = None,
         checkpoint_every: int = 0,
         progress: Progress,
@@ -115,7 +115,7 @@ class ComputeLoop:
         self._max_rows: int | None = None
         """Largest batch that memory has room for, as far as was noticed."""
         self._retry_memory_at = 0
-        self._encoders, self._crf = encoders, crf
+        self._encoders, self._encoding = encoders, encoding or Encoding()
         self._progress, self._clock, self._emit = progress, clock, emit
         self._checkpoint_every = checkpoint_every
         self._rebuilt_last = False
@@ -235,8 +235,8 @@ class ComputeLoop:
                 residents.reserve(id, in_slot=in_slot)
             case Unreserve(migration_id=id):
                 residents.unreserve(id)
-            case Adopt(migration_id=id, state=state, away=away):
-                residents.adopt(id, state, away)
+            case Adopt(migration_id=id, state=state, away=away, codec=codec):
+                residents.adopt(id, state, away, codec)
             case _:
                 assert_never(command)
 
@@ -424,7 +424,7 @@ class ComputeLoop:
         state, work = resident.state, resident.state.work
         assert work is not None and resident.lane is not None
         if state.index == 0 and resident.has_sent:  # rate control remembers: a reset forgets that too
-            resident.lane = replace(resident.lane, encoder=self._make_encoder())
+            resident.lane = replace(resident.lane, encoder=self._make_encoder(resident.codec))
         resident.has_sent = True
         template = PartMade(
             session=state.session,
@@ -458,9 +458,11 @@ class ComputeLoop:
         encoding = self._encoders.submit(resident.lane, frames, on_part, on_error)
         encoding.add_done_callback(lambda _: self._boundary.post(encoded))
 
-    def _make_encoder(self) -> SessionEncoder:
+    def _make_encoder(self, codec: str) -> SessionEncoder:
         spec = self._model.spec
-        return SessionEncoder(width=spec.width, height=spec.height, fps=spec.fps, crf=self._crf)
+        return SessionEncoder(
+            width=spec.width, height=spec.height, fps=spec.fps, encoding=self._encoding, codec=codec
+        )
 
     def _guarded(self, state: SessionState, action: Callable[[], None]) -> bool:
         """Do it; an error closes this session and nothing else."""

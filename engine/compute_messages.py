@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from engine.codecs import H264
 from engine.credit import Player
 from engine.encoder import EncodedPart
 from engine.offload import HostSlab
@@ -62,6 +63,8 @@ class Open:
     """First chunk to send."""
     frame: int
     """Pixel frames of all chunks before `seq`; a checkpoint knows better."""
+    codec: str = H264
+    """What its client decodes."""
     last_applied: str = "0-0"
     """Newest entry of the input log in `steering`."""
     recorded: tuple[RecordedInput, ...] = ()
@@ -168,6 +171,7 @@ class Adopt:
     state: SessionState
     away: ExportedState | None
     """What lies in host memory; None if it is in a slot."""
+    codec: str
 
 
 Command = (

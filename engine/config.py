@@ -56,7 +56,9 @@ class EngineConfig:
     encoder_threads: int = 1
     """Threads that encode video."""
     crf: int = 23
-    """x264 quality, 0 (lossless) to 51 (worst)."""
+    """x264 quality, 0 (lossless) to 51 (worst); other codecs follow it."""
+    hardware_encoders: bool = True
+    """With CUDA: encode with the GPU's own encoder where it has one that works for this size."""
     heartbeat_ms: int = 500
     """Between heartbeats."""
     publish_ms: int = 500

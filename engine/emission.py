@@ -13,7 +13,6 @@ from dataclasses import replace
 
 from engine.compute_messages import PartMade
 from engine.credit import delivered, unplayed_ms
-from engine.encoder import CODEC
 from engine.hosted import Hosted
 from engine.models.base import ModelSpec
 from engine.replay import ReplayChunk
@@ -112,7 +111,7 @@ class Emitter:
             sizes=encoded.sizes,
             pts_ms=self.media_ms(made.frame),
             duration_ms=self.media_ms(encoded.frames),
-            codec=CODEC,
+            codec=hosted.record.codec,
             rev=made.rev,
             gen_ms=round(made.gen_ms, 2) if last else None,
         )

@@ -1,11 +1,13 @@
-"""H.264 encoding: one encoder per session, each kept on one thread of a small pool.
+"""Video encoding: one encoder per session, each kept on one thread of a small pool.
 
-Every chunk starts with SPS, PPS and an IDR, so it decodes alone. Access units are Annex B. Colours are
-converted to BT.601 limited range and tagged so: browsers take untagged video for BT.709, with wrong colours.
+Every chunk starts with a key frame, so it decodes alone; H.264 is Annex B, with SPS and PPS before each IDR.
+Colours are converted to BT.601 and tagged so: browsers take untagged video for BT.709, with wrong colours.
+Hardware is used where it was seen to work (`probe_hardware`), and a session that it can't take goes without.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,18 +17,32 @@ from typing import Protocol
 import av
 import numpy as np
 import numpy.typing as npt
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import PictureType
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
-__all__ = ["EncodedPart", "EncoderPool", "Encoders", "Lane", "SessionEncoder", "part_lengths"]
+from engine.codecs import H264, Coder, coders_of, hardware_coders
 
-CODEC = "h264"
+__all__ = [
+    "EncodedPart",
+    "EncoderPool",
+    "Encoders",
+    "Encoding",
+    "Lane",
+    "SessionEncoder",
+    "part_lengths",
+    "probe_hardware",
+]
+
+_log = logging.getLogger("turboserve.engine.encoder")
+
 MAX_WHOLE_CHUNK_PIXELS = 256 * 256
 """Up to this frame size a chunk travels in one part."""
 MAX_PART_FRAMES = 4
-_X264_PARAMS = (
-    "keyint=infinite:scenecut=0:colorprim=smpte170m:transfer=smpte170m:colormatrix=smpte170m:fullrange=off"
-)
+MAX_GOP = 1 << 20
+"""Key frames come when they are asked for, and not before."""
+BT601 = 6
+"""SMPTE 170M, as colour primaries, transfer and matrix."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,31 +68,47 @@ def part_lengths(num_frames: int, *, pixels: int) -> tuple[int, ...]:
     return tuple(short + 1 if part < longer else short for part in range(parts))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoding:
+    """How an engine encodes."""
+
+    crf: int = 23
+    """x264 quality, which the other codecs follow."""
+    hardware: frozenset[str] = frozenset()
+    """Encoders that `probe_hardware` has seen to work."""
+
+
 class SessionEncoder:
     """Encodes the chunks of one session. Not thread-safe."""
 
-    def __init__(self, *, width: int, height: int, fps: int, crf: int) -> None:
-        context = av.CodecContext.create("libx264", "w")
-        context.width, context.height = width, height
-        context.pix_fmt = "yuv420p"
-        context.time_base, context.framerate = Fraction(1, fps), Fraction(fps)
-        # One thread: frame threads would keep the last frames of a chunk back until the next one.
-        context.thread_count = 1
-        context.options = {
-            "preset": "ultrafast",
-            "tune": "zerolatency",
-            "crf": str(crf),
-            "x264-params": _X264_PARAMS,
-        }
-        self._context = context
+    def __init__(
+        self, *, width: int, height: int, fps: int, encoding: Encoding | None = None, codec: str = H264
+    ) -> None:
+        """Raises ValueError for a codec that there is no encoder for."""
+        self._size, self._fps, self._encoding = (width, height), fps, encoding or Encoding()
+        self._coders = coders_of(codec, self._encoding.hardware)
+        self._coder = self._coders[-1]
+        self._context: VideoCodecContext | None = None
         # Kept, with one thread: frame.reformat() would build a scaler and start threads at each call.
         self._reformatter = VideoReformatter()
-        self._pixels = width * height
         self._next_pts = 0
+
+    def try_out(self, coder: Coder) -> None:
+        """Encode a few frames with this encoder and no other. Raises what is wrong with it."""
+        self._coders = (coder,)
+        width, height = self._size
+        for _ in range(2):
+            for _part in self.encode(np.zeros((3, height, width, 3), np.uint8)):
+                pass
+
+    @property
+    def name(self) -> str:
+        """The encoder at work, once there was a frame."""
+        return self._coder.name
 
     def encode(self, frames: npt.NDArray[np.uint8]) -> Iterator[EncodedPart]:
         """RGB uint8 [frames, height, width, 3] → parts, each as soon as it is ready."""
-        lengths = part_lengths(len(frames), pixels=self._pixels)
+        lengths = part_lengths(len(frames), pixels=self._size[0] * self._size[1])
         first = 0
         for part, length in enumerate(lengths):
             units = [self._encode_frame(frames[i], key=i == 0) for i in range(first, first + length)]
@@ -90,19 +122,66 @@ class SessionEncoder:
             )
 
     def _encode_frame(self, rgb: npt.NDArray[np.uint8], *, key: bool) -> bytes:
+        context = self._context or self._open()
+        coder = self._coder
         frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
         yuv = self._reformatter.reformat(
             frame,
-            format="yuv420p",
+            format=coder.pix_fmt,
             dst_colorspace=Colorspace.ITU601,
-            dst_color_range=ColorRange.MPEG,
+            dst_color_range=ColorRange.JPEG if coder.pix_fmt == "yuvj420p" else ColorRange.MPEG,
             threads=1,
         )
         yuv.pts, self._next_pts = self._next_pts, self._next_pts + 1
-        yuv.pict_type = PictureType.I if key else PictureType.NONE
-        packets = self._context.encode(yuv)
-        assert len(packets) == 1, f"the encoder returned {len(packets)} packets for one frame"
+        yuv.pict_type = PictureType.I if key or coder.only_keys else PictureType.NONE
+        packets = context.encode(yuv)
+        assert len(packets) == 1, f"{coder.name} returned {len(packets)} packets for one frame"
         return bytes(packets[0])
+
+    def _open(self) -> VideoCodecContext:
+        """The best encoder that can be had now: hardware takes so many sessions and no more."""
+        for coder in self._coders:
+            context = self._make_context(coder)
+            try:
+                context.open()
+            except av.error.FFmpegError as exc:
+                if coder is self._coders[-1]:
+                    raise
+                _log.warning("%s can't take another session: %s", coder.name, exc)
+                continue
+            self._context, self._coder = context, coder
+            return context
+        raise AssertionError("every codec has an encoder")
+
+    def _make_context(self, coder: Coder) -> VideoCodecContext:
+        context = av.CodecContext.create(coder.name, "w")
+        assert isinstance(context, VideoCodecContext)
+        context.width, context.height = self._size
+        context.pix_fmt = coder.pix_fmt
+        context.time_base, context.framerate = Fraction(1, self._fps), Fraction(self._fps)
+        # One thread: frame threads would keep the last frames of a chunk back until the next one.
+        context.thread_count = 1
+        if not coder.only_keys:
+            context.gop_size = MAX_GOP
+        context.color_primaries = context.color_trc = context.colorspace = BT601
+        context.color_range = ColorRange.JPEG if coder.pix_fmt == "yuvj420p" else ColorRange.MPEG
+        context.options = coder.options(self._encoding.crf)
+        return context
+
+
+def probe_hardware(*, width: int, height: int, fps: int, crf: int) -> frozenset[str]:
+    """Which hardware encoders make video of this size on this machine. Tries each."""
+    found = []
+    for codec, coder in hardware_coders():
+        encoding = Encoding(crf=crf, hardware=frozenset({coder.name}))
+        encoder = SessionEncoder(width=width, height=height, fps=fps, encoding=encoding, codec=codec)
+        try:
+            encoder.try_out(coder)
+        except (av.error.FFmpegError, ValueError, AssertionError) as exc:
+            _log.info("%s does not work here: %s", coder.name, exc)
+        else:
+            found.append(coder.name)
+    return frozenset(found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

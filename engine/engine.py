@@ -21,7 +21,7 @@ from engine.compute_messages import ComputeDied, ComputeEvent
 from engine.config import EngineConfig
 from engine.control import MAX_BACKOFF_S, Control
 from engine.costs import engine_costs
-from engine.encoder import EncoderPool
+from engine.encoder import EncoderPool, Encoding, probe_hardware
 from engine.host import Host
 from engine.lifecycle import LifeLimits
 from engine.link import LinkServer
@@ -71,6 +71,15 @@ def model_info(spec: ModelSpec) -> ModelInfo:
     )
 
 
+def choose_encoding(config: EngineConfig, spec: ModelSpec) -> Encoding:
+    """How this engine encodes. Tries hardware out, where it may be used. Blocks."""
+    if config.device == "cpu" or not config.hardware_encoders:
+        return Encoding(crf=config.crf)
+    found = probe_hardware(width=spec.width, height=spec.height, fps=spec.fps, crf=config.crf)
+    _log.info("hardware encoders: %s", ", ".join(sorted(found)) or "none")
+    return Encoding(crf=config.crf, hardware=found)
+
+
 async def _serve(config: EngineConfig, ranks: Ranks) -> int:
     outcome: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
@@ -93,8 +102,9 @@ async def _serve(config: EngineConfig, ranks: Ranks) -> int:
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             loaded = loading.result()
+            encoding = await asyncio.to_thread(choose_encoding, config, loaded.model.spec)
             progress.rest()
-            engine = Engine(config, control, loaded, progress, end, ranks)
+            engine = Engine(config, control, loaded, encoding, progress, end, ranks)
             return await engine.serve(tasks, outcome)
         return outcome.result()
     except EngineGone as exc:
@@ -116,6 +126,7 @@ class Engine:
         config: EngineConfig,
         control: Control,
         loaded: Loaded,
+        encoding: Encoding,
         progress: Progress,
         end: EndEngine,
         ranks: Ranks,
@@ -131,7 +142,7 @@ class Engine:
             attention=loaded.attention,
             ranks=ranks,
             encoders=self._encoders,
-            crf=config.crf,
+            encoding=encoding,
             host=HostPool(loaded.model, budget_bytes=config.offload_mib * 2**20),
             checkpoint_every=config.checkpoint_every,
             progress=progress,

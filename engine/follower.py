@@ -70,7 +70,6 @@ def follow(config: EngineConfig, ranks: Ranks) -> bool:
         ranks=ranks,
         encoders=_NoEncoders(),
         host=HostPool(loaded.model, budget_bytes=config.offload_mib * 2**20),
-        crf=config.crf,
         progress=Progress(monotonic_ms),
         clock=monotonic_ms,
         emit=emit,

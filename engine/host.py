@@ -221,7 +221,8 @@ class Host:
         if record.id in self.sessions:
             self.lose(record.id)  # a former ownership
         self.sessions[record.id] = hosted
-        self._compute.submit(Adopt(migration_id=arrival.migration_id, state=state, away=arrival.away))
+        id, away, codec = arrival.migration_id, arrival.away, record.codec
+        self._compute.submit(Adopt(migration_id=id, state=state, away=away, codec=codec))
         self._ledger.adopted(hosted)
         self._ledger.log_wanted()
         self._ledger.changed()

@@ -104,6 +104,7 @@ class Residency:
                 session=hosted.id,
                 epoch=hosted.epoch,
                 steering=opening.steering,
+                codec=hosted.record.codec,
                 last_applied=opening.last_applied,
                 recorded=opening.recorded,
                 pending=tuple(opening.pending),

@@ -63,6 +63,7 @@ class Resident:
 
     state: SessionState
     """While not in a slot, only what is not in `away` counts: inputs, and where emission begins."""
+    codec: str
     lane: Lane | None
     """Its encoder; None while it is not in a slot."""
     has_sent: bool = False
@@ -118,7 +119,7 @@ class Residents:
         host: HostPool,
         copier: Copier,
         encoders: Encoders,
-        make_encoder: Callable[[], SessionEncoder],
+        make_encoder: Callable[[str], SessionEncoder],
         clock: Callable[[], float],
         emit: Callable[[ComputeEvent], None],
         post: Callable[[MoveDone], None],
@@ -250,7 +251,8 @@ class Residents:
             self._host.free(slab)
             resident.where, resident.slab, resident.away = Where.SLOT, None, None
             resident.fresh = True
-            resident.lane, resident.has_sent = self._encoders.open_lane(self._make_encoder()), False
+            encoder = self._make_encoder(resident.codec)
+            resident.lane, resident.has_sent = self._encoders.open_lane(encoder), False
             self._tell(state, Residence.RESIDENT)
 
     def settle(self) -> None:
@@ -299,13 +301,14 @@ class Residents:
         elif place is not None:
             self._pool.free(place)
 
-    def adopt(self, migration_id: str, state: SessionState, away: ExportedState | None) -> None:
+    def adopt(self, migration_id: str, state: SessionState, away: ExportedState | None, codec: str) -> None:
         """A session whose state was written into the reserved place by another thread."""
         place = self._reserved.pop(migration_id)
         in_slot = not isinstance(place, HostSlab)
         self._table[state.session] = Resident(
             state=state,
-            lane=self._encoders.open_lane(self._make_encoder()) if in_slot else None,
+            codec=codec,
+            lane=self._encoders.open_lane(self._make_encoder(codec)) if in_slot else None,
             where=Where.SLOT if in_slot else Where.HOST,
             wanted=in_slot,
             slab=place if isinstance(place, HostSlab) else None,
@@ -346,13 +349,14 @@ class Residents:
 
     def _enter(self, command: Open) -> None:
         try:
+            encoder = self._make_encoder(command.codec)
             state = self._stepper.open(command)
         except Exception as exc:
             _log.error("session %s cannot be opened", command.session, exc_info=exc)
             self._emit(SessionFailed(session=command.session, epoch=command.epoch, message=FAILURE_MESSAGE))
             return
-        lane = self._encoders.open_lane(self._make_encoder())
-        self._table[command.session] = Resident(state=state, lane=lane)
+        lane = self._encoders.open_lane(encoder)
+        self._table[command.session] = Resident(state=state, codec=command.codec, lane=lane)
 
     def _leave(self, resident: Resident) -> None:
         state = resident.state

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -143,17 +143,19 @@ class Client:
         seed: int | None = None,
         model: str | None = None,
         lead_ms: int = DEFAULT_LEAD_MS,
+        accept: Sequence[str] = ("h264",),
         mode: Mode = "viewer",
         on_part: OnPart | None = None,
     ) -> Session:
         """Begin a session.
 
-        `seed` None: random. `lead_ms`: how far the server generates ahead of the playhead. `mode`: a "viewer"
+        `seed` None: random. `lead_ms`: how far the server generates ahead of the playhead. `accept`: codecs,
+        the one liked best first (h264, vp9, av1, mjpeg). `mode`: a "viewer"
         is served in real time, a "recorder" as fast as its chunks are taken. `on_part` is given the header of
         each part as it arrives, before anything is done with it; while it waits, nothing more is read.
         Raises ServerError when refused, ConnectionLost, SessionEnded.
         """
-        opening = Start(prompt=prompt, seed=seed, model=model, lead_ms=lead_ms)
+        opening = Start(prompt=prompt, seed=seed, model=model, lead_ms=lead_ms, accept=tuple(accept))
         return await self._open(opening, mode, on_part)
 
     async def attach(self, session: str, resume: str, next_seq: int = 0, *, mode: Mode = "viewer") -> Session:

@@ -8,6 +8,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.codec.context import CodecContext
 from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
@@ -20,13 +21,22 @@ from gateway.protocol import ChunkHeader
 __all__ = ["Chunk", "ChunkAssembler", "ChunkDecoder"]
 
 
-class ChunkDecoder:
-    """H.264 access units to RGB pictures, one chunk at a time, in any order: each begins with an IDR."""
+DECODERS = {"h264": "h264", "vp9": "vp9", "av1": "libdav1d", "mjpeg": "mjpeg"}
+"""Codec → FFmpeg's decoder."""
 
-    def __init__(self) -> None:
+
+class ChunkDecoder:
+    """Access units to RGB pictures, one chunk at a time, in any order: each begins with a key frame."""
+
+    def __init__(self, codec: str = "h264") -> None:
+        """Raises BadServer for a codec that is not known here."""
+        if codec not in DECODERS:
+            raise BadServer(f"the video is in {codec!r}, which can't be decoded here")
+        context = CodecContext.create(DECODERS[codec], "r")
+        assert isinstance(context, VideoCodecContext)
         # Frame threads would hold pictures back, and can hang the process when the decoder is dropped.
-        self._context = VideoCodecContext.create("h264", "r")
-        self._context.thread_count = 1
+        context.thread_count = 1
+        self._context = context
         self._reformatter = VideoReformatter()
 
     def decode(self, units: Sequence[bytes]) -> list[NDArray[np.uint8]]:
@@ -63,7 +73,8 @@ class Chunk:
     gen_ms: float | None
     """What it took to make."""
     units: tuple[bytes, ...]
-    """H.264 access units in Annex-B form, one per frame; the first starts with SPS, PPS and an IDR."""
+    """Access units, one per frame, H.264 in Annex-B form; the first is a key frame."""
+    codec: str
     decoder: ChunkDecoder = field(repr=False, compare=False)
 
     @property
@@ -91,6 +102,7 @@ def make_chunk(parts: Sequence[tuple[ChunkHeader, memoryview]], decoder: ChunkDe
         engine=first.engine,
         gen_ms=last.gen_ms,
         units=tuple(unit for header, payload in parts for unit in _split(payload, header.sizes)),
+        codec=first.codec,
         decoder=decoder,
     )
 
@@ -108,7 +120,7 @@ class ChunkAssembler:
     def __init__(self, next_seq: int = 0) -> None:
         self.next_seq = next_seq
         self._parts: list[tuple[ChunkHeader, memoryview]] = []
-        self._decoder = ChunkDecoder()
+        self._decoder: ChunkDecoder | None = None
 
     def add(self, header: ChunkHeader, payload: memoryview) -> Chunk | None:
         """Take one part; returns the chunk that it completes. A repeated part 0 replaces what is held.
@@ -127,6 +139,7 @@ class ChunkAssembler:
         self._parts.append((header, payload))
         if len(self._parts) < header.parts:
             return None
+        self._decoder = self._decoder or ChunkDecoder(header.codec)
         chunk = make_chunk(self._parts, self._decoder)
         self._parts.clear()
         self.next_seq += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gateway.auth import MIN_SECRET_BYTES, parse_api_key
+from scheduler.messages import CODECS
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -59,6 +60,8 @@ class GatewayConfig:
     """Let prompts pass when it fails or is late; else they are refused with error unavailable."""
     model: str | None = None
     """Model of a `start` that names none; None: the first that the cluster serves."""
+    codecs: tuple[str, ...] = ("h264", "vp9", "mjpeg")
+    """What clients may have their video in; of h264, vp9, av1, mjpeg. The client's order decides."""
     queue_limit: int = 64
     """Sessions of one model that may wait; more are refused with error capacity."""
     max_connections: int = 4096
@@ -86,6 +89,8 @@ class GatewayConfig:
         if not self.link_secret:
             raise ValueError("link_secret must not be empty")
         self._check_auth()
+        if not self.codecs or not set(self.codecs) <= set(CODECS):
+            raise ValueError(f"codecs must be some of {', '.join(CODECS)}, got {', '.join(self.codecs)}")
         if not 0 <= self.recording_mib <= self.recordings_mib:
             raise ValueError(f"recording_mib must be 0 to recordings_mib, got {self.recording_mib}")
         for name in (

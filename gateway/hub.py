@@ -36,7 +36,7 @@ class Hub:
         self.forgetter = Forgetter(store)
         self.cluster_feed = ClusterFeed(store)
         self.recorder = _make_recorder(config, store, metrics)
-        self.catalog = Catalog(default=config.model)
+        self.catalog = Catalog(default=config.model, codecs=config.codecs)
         self.connections: set[ClientConnection] = set()
         self.queue_changed: Callable[[], None] = _do_nothing
         """Call it when queue positions may have changed; the queue watcher takes it over."""

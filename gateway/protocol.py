@@ -105,7 +105,7 @@ class Start:
     model: Name | None = None
     """None: the cluster's default."""
     accept: Annotated[tuple[Name, ...], Items(16)] = ("h264",)
-    """Codecs that the client decodes."""
+    """Codecs that the client decodes, the one that it likes best first."""
     lead_ms: Annotated[int, Range(MIN_LEAD_MS, MAX_LEAD_MS)] = DEFAULT_LEAD_MS
     """Unplayed media that the server keeps ahead of the playhead."""
     token: Token | None = None
@@ -332,7 +332,7 @@ SERVER_MESSAGES: Mapping[str, type[ServerMessage]] = {c.type: c for c in get_arg
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkHeader:
-    """Header of a media message: one part of one chunk. Payload: Annex-B access units, one per frame."""
+    """Header of a media message: one part of one chunk. Payload: access units, one per frame."""
 
     type: ClassVar[str] = "chunk"
     session: str
@@ -340,7 +340,7 @@ class ChunkHeader:
     part: Annotated[int, Range(0, 4095)]
     parts: Annotated[int, Range(1, 4096)]
     key: bool
-    """The part starts with SPS, PPS and an IDR; always so in part 0."""
+    """The part starts with a key frame; always so in part 0."""
     frames: Annotated[int, Range(1, 4096)]
     """Frames in this part."""
     sizes: Annotated[tuple[Annotated[int, Range(1, MAX_SERVER_MESSAGE_BYTES)], ...], Items(4096)]

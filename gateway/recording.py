@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -18,6 +19,8 @@ from gateway.client_chunks import Chunk
 from gateway.client_errors import BadServer
 
 __all__ = ["Mp4Writer", "write_mp4"]
+
+IVF_NAMES = {"vp9": b"VP90", "av1": b"AV01"}
 
 
 class Mp4Writer:
@@ -49,12 +52,12 @@ class Mp4Writer:
         """Append one chunk. Raises ValueError when it lies before the one written last."""
         index = round(chunk.pts_ms * self._fps / 1000)
         if self._stream is None:
-            self._stream = _add_stream(self._container, chunk.units[0], self._fps)
+            self._stream = _add_stream(self._container, chunk.units[0], self._fps, chunk.codec)
             self._first_index = self._next_index = index
         if index < self._next_index:
             raise ValueError(f"chunk {chunk.seq} comes after a later one")
         for offset, unit in enumerate(chunk.units):
-            self._mux(unit, index + offset - self._first_index, is_key=offset == 0)
+            self._mux(unit, index + offset - self._first_index, is_key=offset == 0 or chunk.codec == "mjpeg")
         self._next_index = index + len(chunk.units)
         self.num_frames += len(chunk.units)
 
@@ -81,13 +84,22 @@ def write_mp4(path: Path, chunks: Iterable[Chunk], fps: int) -> int:
     return writer.num_frames
 
 
-def _add_stream(container: OutputContainer, unit: bytes, fps: int) -> VideoStream:
-    """A video stream whose size and parameter sets are those of an IDR access unit."""
+def _add_stream(container: OutputContainer, unit: bytes, fps: int, codec: str) -> VideoStream:
+    """A video stream whose size and headers are those of a key frame's access unit."""
     # The demuxer is only asked what it finds in the headers; PyAV offers no other way to the extradata.
+    framing, data = _framed(unit, codec)
     try:
-        with av.open(io.BytesIO(unit), "r", format="h264") as template:
-            stream = container.add_stream_from_template(template.streams.video[0])
+        with av.open(io.BytesIO(data), "r", format=framing) as template:
+            stream = container.add_stream_from_template(template.streams.video[0], opaque=True)
     except (av.error.FFmpegError, IndexError) as exc:
-        raise BadServer("the first access unit is not H.264 with its parameter sets") from exc
+        raise BadServer(f"the first access unit is not {codec} with its headers") from exc
     stream.time_base = Fraction(1, fps)
     return stream
+
+
+def _framed(unit: bytes, codec: str) -> tuple[str, bytes]:
+    """(a demuxer, the access unit as it wants it). VP9 and AV1 have no stream format of their own: IVF."""
+    if codec not in IVF_NAMES:
+        return {"mjpeg": "mjpeg"}.get(codec, "h264"), unit
+    head = struct.pack("<4sHH4sHHIII4x", b"DKIF", 0, 32, IVF_NAMES[codec], 0, 0, 1, 1, 1)
+    return "ivf", head + struct.pack("<IQ", len(unit), 0) + unit

@@ -78,7 +78,8 @@ class SegmentWriter:
 
 def read_chunks(folder: Path) -> Iterator[Chunk]:
     """Every chunk once, oldest first."""
-    decoder, next_seq = ChunkDecoder(), 0
+    decoder: ChunkDecoder | None = None
+    next_seq = 0
     for path in _segments(folder):
         parts: list[tuple[ChunkHeader, memoryview]] = []
         for header, payload in _read_parts(path):
@@ -89,6 +90,7 @@ def read_chunks(folder: Path) -> Iterator[Chunk]:
             parts.append((header, payload))
             if len(parts) == header.parts:
                 next_seq = header.seq + 1
+                decoder = decoder or ChunkDecoder(header.codec)
                 yield make_chunk(parts, decoder)
                 parts = []
 

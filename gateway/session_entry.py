@@ -23,7 +23,6 @@ from scheduler.messages import (
 )
 from scheduler.store.values import QueuedCopy
 
-CODEC = "h264"
 SESSION_ID = re.compile(r"s_[0-9a-f]{16}")
 RETRY_AFTER_MS = 2_000
 """Suggested when Redis or the engines are not there."""
@@ -66,8 +65,9 @@ class EntryRules(FollowRules):
             text = "this connection has a session: stop it before the next start"
             self._error(ErrorCode.BAD_STATE, text, id=message.id)
             return
-        if CODEC not in message.accept:
-            text = f"accept must contain {CODEC!r}: it is the only codec served"
+        codec = self._catalog().pick_codec(message.accept)
+        if codec is None:
+            text = f"accept names no codec that is served here: {', '.join(self._catalog().codecs)}"
             self._error(ErrorCode.UNSUPPORTED, text, id=message.id)
             return
         model = self._find_model(message.model, message.id)
@@ -84,7 +84,7 @@ class EntryRules(FollowRules):
                 prompt=link.PromptInput(text=message.prompt, id=message.id),
                 seed=drawn.seed if message.seed is None else message.seed,
                 lead_ms=message.lead_ms,
-                codec=CODEC,
+                codec=codec,
                 resume_hash=hash_resume(drawn.resume),
                 subject=self._identity.subject,
                 max_sessions=self._door.quota(self._identity),

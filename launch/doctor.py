@@ -157,7 +157,7 @@ def _check_encoder(_: UpConfig) -> str:
     from engine.encoder import SessionEncoder
 
     try:
-        encoder = SessionEncoder(width=96, height=96, fps=16, crf=23)
+        encoder = SessionEncoder(width=96, height=96, fps=16)
         num_bytes = sum(len(part.payload) for part in encoder.encode(np.zeros((4, 96, 96, 3), np.uint8)))
     except (av.FFmpegError, ValueError) as exc:
         raise Problem(

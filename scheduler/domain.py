@@ -16,6 +16,8 @@ EngineId = NewType("EngineId", str)
 GatewayId = NewType("GatewayId", str)
 """`g_` + 8 hex digits; a restarted gateway has a new one."""
 
+CODECS = ("h264", "vp9", "av1", "mjpeg")
+"""What video can be encoded in, by the names of the public protocol."""
 MAX_BATCH = 16
 """Most sessions that share one pass on an engine."""
 

@@ -20,6 +20,7 @@ from enum import Enum
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 # Re-exported: this is the one module of ours that gateway and engine share.
+from scheduler.domain import CODECS as CODECS
 from scheduler.domain import MAX_BATCH as MAX_BATCH
 from scheduler.domain import DesiredEngine as DesiredEngine
 from scheduler.domain import EngineCosts as EngineCosts

@@ -163,6 +163,7 @@ function render() {
   view.badge(...badge());
   view.seed(stream.seed === null ? "random" : String(stream.seed));
   view.recording(stream.recording);
+  elements.record.disabled = !stream.isRecordable;
   elements.download.disabled = isFetching || stream.id === null;
   view.time(stream);
   if (stream.isLive) view.stats({ ...stream.stats, chunkPlaysMs: stream.player.chunkMs });

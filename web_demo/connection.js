@@ -47,8 +47,9 @@ export class Connection {
     this.#handlers = handlers;
   }
 
+  /** message() -> the `start`, asked for when the socket is open. */
   start(message) {
-    this.#open(() => message);
+    this.#open(message);
   }
 
   attach(identity) {

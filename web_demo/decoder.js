@@ -1,4 +1,5 @@
-// One WebCodecs H.264 decoder that survives its own errors. Fed with Annex-B access units.
+// One WebCodecs decoder that survives its own errors. Fed with access units, H.264 in Annex-B form. And the last
+// resort where there is no WebCodecs: Motion JPEG, which every browser decodes as pictures.
 //
 // Rules learned by measurement: no `description` (SPS and PPS are in the stream), never flush in mid-stream
 // (it demands a key frame), never wait for output before feeding more, a delta frame first is an error.
@@ -10,8 +11,32 @@ const STUCK_MS = 300;
 const MAX_FAILURES = 5;
 const TICK_US = 1000; // the decoder's timestamp only carries a ticket
 
+/** Codec -> what WebCodecs calls it when its bits are not there to say more; the one that is liked best first. */
+const CODECS = { h264: "avc1.42C01E", vp9: "vp09.00.10.08", av1: "av01.0.00M.08" };
+
+let known = null;
+
+/** What this browser decodes, the best first. @returns {Promise<string[]>} */
+export function supportedCodecs(scope = globalThis) {
+  known ??= findCodecs(scope);
+  return known;
+}
+
+async function findCodecs(scope) {
+  const found = [];
+  for (const [name, codec] of "VideoDecoder" in scope ? Object.entries(CODECS) : []) {
+    try {
+      if ((await scope.VideoDecoder.isConfigSupported({ codec })).supported) found.push(name);
+    } catch {
+      // An answer in the form of an error is a no as well.
+    }
+  }
+  return "createImageBitmap" in scope ? [...found, "mjpeg"] : found;
+}
+
 /** Whether this browser can show the stream; null, or a sentence that says why not and what to do. */
 export async function whyUnsupported(scope = globalThis) {
+  if ((await supportedCodecs(scope)).length > 0) return null;
   if (!("VideoDecoder" in scope)) {
     if (scope.isSecureContext === false) {
       return `Browsers decode live video only on a secure address. Open this page over https, or through a tunnel: ` +
@@ -20,16 +45,51 @@ export async function whyUnsupported(scope = globalThis) {
     }
     return "This browser is too old to decode live video. Use Chrome or Edge 94, Safari 16.4, Firefox 130, or newer.";
   }
-  try {
-    const { supported } = await scope.VideoDecoder.isConfigSupported({ codec: "avc1.42C01E" });
-    if (supported) return null;
-  } catch {
-    // An answer in the form of an error is a no as well.
-  }
-  return "This browser was built without H.264 decoding. Use a regular Chrome, Edge, Safari or Firefox.";
+  return "This browser decodes no video that there is here. Use a regular Chrome, Edge, Safari or Firefox.";
 }
 
-export class Decoder {
+/** The decoder for a session's codec. */
+export function makeDecoder(codec, onFrame, onFailure) {
+  return codec === "mjpeg" ? new PictureDecoder(onFrame, onFailure) : new Decoder(codec, onFrame, onFailure);
+}
+
+/** Motion JPEG: every access unit is a picture. */
+class PictureDecoder {
+  #onFrame;
+  #onFailure;
+  #newest = Promise.resolve(); // pictures come out in their order
+  #life = 0;
+
+  constructor(onFrame, onFailure) {
+    this.#onFrame = onFrame;
+    this.#onFailure = onFailure;
+  }
+
+  decode(unit, _isKey, tag) {
+    const life = this.#life;
+    const picture = createImageBitmap(new Blob([unit], { type: "image/jpeg" }));
+    picture.catch(() => {}); // told below, in its turn
+    this.#newest = this.#newest.then(async () => {
+      try {
+        const frame = await picture;
+        if (life === this.#life) this.#onFrame(frame, tag);
+        else frame.close();
+      } catch (error) {
+        console.warn("picture decoder:", error.message);
+        if (life === this.#life) this.#onFailure();
+      }
+    });
+  }
+
+  waitForKey() {}
+
+  close() {
+    this.#life += 1;
+  }
+}
+
+class Decoder {
+  #name; // as the protocol has it
   #onFrame;
   #onFailure;
   #decoder = null;
@@ -42,7 +102,8 @@ export class Decoder {
   #preferSoftware = false;
 
   /** onFrame(VideoFrame, tag) owns the frame and must close it. onFailure() when decoding fails for good. */
-  constructor(onFrame, onFailure) {
+  constructor(name, onFrame, onFailure) {
+    this.#name = name;
     this.#onFrame = onFrame;
     this.#onFailure = onFailure;
   }
@@ -75,7 +136,7 @@ export class Decoder {
   }
 
   #prepare(unit, nowMs) {
-    const codec = codecString(unit) ?? this.#codec ?? "avc1.42C01E";
+    const codec = (this.#name === "h264" && codecString(unit)) || (this.#codec ?? CODECS[this.#name] ?? this.#name);
     if (this.#isStuck(nowMs)) {
       this.#preferSoftware = true; // some hardware decoders hold frames back
       this.close();

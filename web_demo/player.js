@@ -5,7 +5,7 @@
 // clock starts again with the next frame, so lateness is paid once and never accumulates.
 
 import { PlaybackClock } from "./clock.js";
-import { Decoder } from "./decoder.js";
+import { makeDecoder } from "./decoder.js";
 import { ChunkSequence } from "./protocol.js";
 
 const MAX_QUEUED_FRAMES = 256;
@@ -24,7 +24,7 @@ export class Player {
   #canvas;
   #context;
   #handlers;
-  #decoder;
+  #decoder = null; // the codec is the session's
   #sequence = new ChunkSequence(0);
   #queue = []; // decoded, not yet shown: {frame, seq, rev, ptsMs, endMs, life}
   #life = 0; // grows when a chunk is sent again; frames of its first life are dropped
@@ -48,16 +48,13 @@ export class Player {
     this.#canvas = canvas;
     this.#context = canvas.getContext("2d", { alpha: false });
     this.#handlers = handlers;
-    this.#decoder = new Decoder(
-      (frame, tag) => this.#decoded(frame, tag),
-      () => handlers.failed(),
-    );
     document.addEventListener("visibilitychange", () => this.tick(performance.now()));
   }
 
   /** Begin a session (or join a running one) whose first wanted chunk is nextSeq. */
   open(session, nextSeq) {
     this.close();
+    this.#decoder = makeDecoder(session.codec ?? "h264", (frame, tag) => this.#decoded(frame, tag), () => this.#handlers.failed());
     this.#frameMs = 1000 / session.fps;
     this.chunkMs = session.chunk_frames * this.#frameMs;
     this.#sequence = new ChunkSequence(nextSeq);
@@ -72,7 +69,7 @@ export class Player {
     this.#loop = 0;
     for (const item of this.#queue) item.frame.close();
     this.#queue = [];
-    this.#decoder.close();
+    this.#decoder?.close();
     this.clock.clear(performance.now());
     this.drawn = null;
     this.#begunSeq = null;

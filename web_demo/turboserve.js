@@ -6,7 +6,7 @@
 //   stream.prompt("make it night");
 
 import { Connection } from "./connection.js";
-import { whyUnsupported } from "./decoder.js";
+import { supportedCodecs, whyUnsupported } from "./decoder.js";
 import { PromptHistory } from "./history.js";
 import { Recorder } from "./mp4.js";
 import { Player } from "./player.js";
@@ -119,6 +119,7 @@ export class Stream {
   #url;
   #token;
   #remembers;
+  #accept = ["h264"]; // what this browser decodes
   #connection = null;
   #player;
   #recorder = null;
@@ -185,6 +186,11 @@ export class Stream {
     return this.#wantsPause ?? (this.#serverState === "idle" && this.reason === "paused");
   }
 
+  /** Can `startRecording` keep this session's video? The server's recording (`download`) is there for the others. */
+  get isRecordable() {
+    return this.isLive && (this.#video === null || this.#video.codec === "h264");
+  }
+
   get isRecording() {
     return this.#recorder !== null;
   }
@@ -241,7 +247,7 @@ export class Stream {
     this.#asked(this.history.add(id, prompt, performance.now()));
     this.#startedMs = performance.now();
     this.#begin();
-    this.#connection.start({ type: "start", id, prompt, seed, model, lead_ms: leadMs });
+    this.#connection.start(() => ({ type: "start", id, prompt, seed, model, lead_ms: leadMs, accept: this.#accept }));
     this.#notify();
   }
 
@@ -363,7 +369,7 @@ export class Stream {
 
   /** Keep the video from the next chunk on, as it came, until `stopRecording`. */
   startRecording() {
-    if (this.#video !== null) this.#recorder = new Recorder(this.#video);
+    if (this.#video !== null && this.isRecordable) this.#recorder = new Recorder(this.#video);
     this.#notify();
   }
 
@@ -382,7 +388,11 @@ export class Stream {
 
   #begin(nextSeq = 0) {
     let isOpened = false; // the player keeps its pictures when only the connection was lost
-    this.#connection = new Connection(() => openSocket(this.#url, this.#token), {
+    const open = async () => {
+      this.#accept = await supportedCodecs();
+      return openSocket(this.#url, this.#token);
+    };
+    this.#connection = new Connection(open, {
       nextSeq: () => (isOpened ? this.#player.nextSeq : nextSeq),
       message: (message) => {
         if (message.type === "session" && !isOpened) {

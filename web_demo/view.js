@@ -77,7 +77,7 @@ export class View {
     setText(this.action, isViewer && name === "ended" ? "Watch again" : (phase.action ?? ""));
     setText(elements.send, isLive ? "Steer" : "Start");
     elements.send.disabled = ["unsupported", "connecting", "taken", "locked"].includes(name);
-    for (const button of [elements.pause, elements.reset, elements.stop, elements.record, elements.share]) button.disabled = !isLive;
+    for (const button of [elements.pause, elements.reset, elements.stop, elements.share]) button.disabled = !isLive;
     for (const button of elements.edits.children) button.disabled = !isLive;
     const isPaused = name === "paused";
     setText(byId("pause-label"), isPaused ? "Resume" : "Pause");
@@ -173,7 +173,7 @@ export class View {
     setText(byId("stat-gen"), of(({ chunkMs }) => ms(chunkMs)));
     setText(byId("stat-ratio"), of(({ playRatio }) => playRatio && `${(playRatio * 100).toFixed(1)} %`));
     setText(byId("stat-video"), of(({ video }) => video && `${video.width}×${video.height}`));
-    setText(byId("stat-codec"), of(({ codec }) => codec && ({ h264: "H.264" }[codec] ?? codec.toUpperCase())));
+    setText(byId("stat-codec"), of(({ codec }) => codec && ({ h264: "H.264", mjpeg: "Motion JPEG" }[codec] ?? codec.toUpperCase())));
     setText(byId("stat-rtt"), of(({ roundTripMs }) => roundTripMs && `${roundTripMs.toFixed(roundTripMs < 10 ? 1 : 0)} ms`));
     setText(byId("stat-bytes"), of(({ receivedBytes }) => `${(receivedBytes / 1e6).toFixed(1)} MB`));
     setText(byId("stat-engine"), of(({ engine }) => engine));

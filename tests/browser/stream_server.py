@@ -1,4 +1,4 @@
-"""A small protocol-v1 server for tests of the page and the Python client: real H.264, scripted faults.
+"""A small protocol-v1 server for tests of the page and the Python client: real video, scripted faults.
 
 It stands at the far edge only: what it sends is what a gateway may send, paced by acks. Every fault a test
 needs (lost connections, chunks cut in the middle and sent again, gaps, close codes, queueing) is ordered from
@@ -8,6 +8,7 @@ outside.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import mimetypes
 import secrets
@@ -21,13 +22,13 @@ from typing import Any
 import av
 import msgpack
 import numpy as np
-from av.video.codeccontext import VideoCodecContext
-from av.video.frame import PictureType, VideoFrame
-from av.video.reformatter import VideoReformatter
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
+
+from engine.codecs import CODECS
+from engine.encoder import SessionEncoder
 
 WEB = Path(__file__).resolve().parents[2] / "web_demo"
 FPS = 16
@@ -60,27 +61,16 @@ def draw(prompt: str, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 class Encoder:
-    """x264, one IDR per chunk, one access unit per frame."""
+    """One key frame per chunk, one access unit per frame."""
 
-    def __init__(self) -> None:
-        context = VideoCodecContext.create("libx264", "w")
-        context.width, context.height, context.pix_fmt = SIDE, SIDE, "yuv420p"
-        context.framerate, context.gop_size, context.thread_count = FPS, 10_000, 1
-        colour = "colorprim=smpte170m:transfer=smpte170m:colormatrix=smpte170m:fullrange=off"
-        context.options = {"preset": "ultrafast", "tune": "zerolatency", "crf": "20", "x264-params": colour}
-        self._context = context
-        self._reformatter = VideoReformatter()
+    def __init__(self, codec: str = "h264") -> None:
+        self.codec = codec
+        self._coder = SessionEncoder(width=SIDE, height=SIDE, fps=FPS, codec=codec)
 
     def encode(self, pictures: list[np.ndarray[Any, np.dtype[np.uint8]]]) -> list[bytes]:
-        units: list[bytes] = []
-        for number, picture in enumerate(pictures):
-            frame = self._reformatter.reformat(
-                VideoFrame.from_ndarray(picture, "rgb24"), format="yuv420p", threads=1
-            )
-            frame.pict_type = PictureType.I if number == 0 else PictureType.NONE
-            units += [bytes(packet) for packet in self._context.encode(frame)]
-        assert len(units) == len(pictures)
-        return units
+        (part,) = self._coder.encode(np.stack(pictures))
+        ends = list(itertools.accumulate(part.sizes))
+        return [part.payload[end - size : end] for end, size in zip(ends, part.sizes, strict=True)]
 
 
 @dataclass(slots=True)
@@ -233,6 +223,7 @@ class StreamServer:
         session = Session(
             f"s_{secrets.token_hex(8)}", secrets.token_hex(16), message["prompt"], message["lead_ms"]
         )
+        session.encoder = Encoder(next(codec for codec in message.get("accept", ["h264"]) if codec in CODECS))
         session.messages.append(message)
         self.sessions[session.id] = session
         session.socket = socket
@@ -388,7 +379,7 @@ def make_header(
         "sizes": [len(unit) for unit in units],
         "pts_ms": (chunk.seq * CHUNK_FRAMES + first_frame) * 1000 / FPS,
         "duration_ms": len(units) * 1000 / FPS,
-        "codec": "h264",
+        "codec": session.encoder.codec,
         "rev": chunk.rev,
         "engine": "e_test",
     }
@@ -432,7 +423,7 @@ async def say_session(socket: ServerConnection, session: Session, resume: str | 
         height=SIDE,
         fps=FPS,
         chunk_frames=CHUNK_FRAMES,
-        codec="h264",
+        codec=session.encoder.codec,
         lead_ms=session.lead_ms,
         controls=True,
     )

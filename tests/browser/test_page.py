@@ -9,7 +9,7 @@ import av
 import pytest
 from playwright.async_api import Browser, Page
 
-from tests.browser.driver import NARROW, WIDE, ask, listen, pixels, share, stats, tab, until
+from tests.browser.driver import NARROW, WIDE, ask, listen, pixels, share, stats, tab, until, until_pixels
 from tests.browser.stream_server import FPS, StreamServer, say, say_state
 from tests.cluster import until as until_here
 
@@ -592,9 +592,34 @@ async def test_keyboard_alone_is_enough(browser: Browser, server: StreamServer) 
         assert await page.evaluate("document.activeElement.id") == "veil-action"
 
 
-async def test_without_webcodecs_the_page_says_what_to_do(browser: Browser, server: StreamServer) -> None:
-    """A browser or address without a video decoder gets a sentence, not a blank picture."""
-    async with tab(browser, server.url, init_script="delete window.VideoDecoder") as (page, _):
+ONLY = """
+VideoDecoder.isConfigSupported = async ({ codec }) => ({ supported: codec.startsWith("%s") });
+"""
+
+
+@pytest.mark.parametrize(
+    ("init_script", "codec"),
+    [(ONLY % "vp09", "vp9"), (ONLY % "av01", "av1"), ("delete window.VideoDecoder", "mjpeg")],
+)
+async def test_a_browser_without_h264_gets_what_it_decodes(
+    browser: Browser, server: StreamServer, init_script: str, codec: str
+) -> None:
+    """The best of what it has, or Motion JPEG where there is no video decoder, as on plain http."""
+    async with tab(browser, server.url, init_script=init_script) as (page, complaints):
+        await begin(page, frames=30)
+        assert server.only.encoder.codec == codec
+        await until_pixels(page, lambda seen: share(seen, 2) > 0.5 and share(seen, 0) > 0.01)
+        await ask(page, "a green ball on white")
+        await until_pixels(page, lambda seen: share(seen, 1) > 0.01 and share(seen, 2) < 0.1)
+        assert (await stats(page))["gaps"] == 0
+        assert await page.is_disabled("#record") and await page.is_enabled("#download")
+        assert complaints == []
+
+
+async def test_without_any_decoder_the_page_says_what_to_do(browser: Browser, server: StreamServer) -> None:
+    """A browser that shows neither video nor pictures gets a sentence, not a blank picture."""
+    script = "delete window.VideoDecoder; delete window.createImageBitmap"
+    async with tab(browser, server.url, init_script=script) as (page, _):
         await until(page, "turboserve.state === 'unsupported'")
         assert "Chrome" in (await page.text_content("#veil-text") or "")
         assert await page.is_disabled("#send")

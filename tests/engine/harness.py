@@ -122,7 +122,6 @@ class Bench:
             self.pool,
             costs=self.costs,
             encoders=self.encoders,
-            crf=23,
             host=self.host,
             checkpoint_every=1,
             progress=Progress(self.clock),
@@ -242,7 +241,7 @@ class Bench:
         """Encode the next chunk with a fresh encoder, as a new owner does."""
         resident = self.loop._residents[session]
         assert resident.lane is not None
-        resident.lane = replace(resident.lane, encoder=self.loop._make_encoder())
+        resident.lane = replace(resident.lane, encoder=self.loop._make_encoder(resident.codec))
 
     def drop(self, session: SessionId) -> None:
         self.loop.submit(Drop(session=session, epoch=self.clients.pop(session).epoch))

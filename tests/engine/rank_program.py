@@ -74,7 +74,6 @@ class Program:
             attention=loaded.attention,
             ranks=ranks,
             encoders=self.encoders,
-            crf=23,
             host=HostPool(model, budget_bytes=2 * slab_bytes(model)),
             progress=Progress(monotonic_ms),
             clock=monotonic_ms,

@@ -1,4 +1,4 @@
-"""H.264 encoding."""
+"""Video encoding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from engine.encoder import EncodedPart, EncoderPool, SessionEncoder, part_lengths
+from engine.codecs import CODECS
+from engine.encoder import (
+    EncodedPart,
+    EncoderPool,
+    Encoding,
+    SessionEncoder,
+    part_lengths,
+    probe_hardware,
+)
+from scheduler import messages
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (20, 40, 230), "white": (255, 255, 255)}
 
@@ -20,7 +29,7 @@ def solid(colour: tuple[int, int, int], frames: int = 12, side: int = 96) -> npt
 
 
 def encoder(width: int = 96, height: int = 96) -> SessionEncoder:
-    return SessionEncoder(width=width, height=height, fps=16, crf=23)
+    return SessionEncoder(width=width, height=height, fps=16)
 
 
 def decode(payload: bytes) -> list[av.VideoFrame]:
@@ -96,7 +105,7 @@ def test_encoder_time_goes_on_over_chunks() -> None:
     coder = encoder()
     for _ in range(2):
         list(coder.encode(solid(COLOURS["blue"], frames=3)))
-    assert coder._next_pts == 6 and coder._context.time_base == Fraction(1, 16)
+    assert coder._next_pts == 6 and coder._context is not None and coder._context.time_base == Fraction(1, 16)
 
 
 def test_the_pool_keeps_a_session_on_one_thread_in_order() -> None:
@@ -126,3 +135,58 @@ def test_an_encoding_error_goes_to_its_callback_and_the_thread_lives_on() -> Non
     pool.submit(pool.open_lane(encoder()), solid(COLOURS["red"]), parts.append, errors.append)
     pool.close()
     assert len(errors) == 1 and len(parts) == 1
+
+
+def moving(chunk: int = 0, side: int = 96) -> npt.NDArray[np.uint8]:
+    """A white bar that moves by a twelfth of the picture each frame."""
+    frames = np.zeros((12, side, side, 3), dtype=np.uint8)
+    step = side // 12
+    for i in range(12):
+        frames[(i + chunk) % 12, :, step * i : step * (i + 1)] = 255
+    return frames
+
+
+DECODERS = {"h264": "h264", "vp9": "vp9", "av1": "libdav1d", "mjpeg": "mjpeg"}
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_every_codec_makes_chunks_that_decode_alone(codec: str) -> None:
+    """One access unit per frame, each chunk on a new decoder, pictures and colours as they went in."""
+    coder = SessionEncoder(width=96, height=96, fps=16, codec=codec)
+    for chunk in range(3):
+        (part,) = coder.encode(moving(chunk))
+        assert (part.frames, len(part.sizes)) == (12, 12)
+        context = av.CodecContext.create(DECODERS[codec], "r")
+        context.thread_count = 1
+        frames, offset = [], 0
+        for size in part.sizes:
+            frames += context.decode(av.Packet(part.payload[offset : offset + size]))
+            offset += size
+        frames += context.decode(None)
+        columns = [int(f.to_ndarray(format="gray").astype(int).sum(0).argmax()) // 8 for f in frames]
+        assert columns == [(i - chunk) % 12 for i in range(12)]
+    (part,) = coder.encode(solid(COLOURS["red"]))
+    context = av.CodecContext.create(DECODERS[codec], "r")
+    context.thread_count = 1
+    (frame, *_) = [*context.decode(av.Packet(part.payload[: part.sizes[0]])), *context.decode(None)]
+    assert np.abs(frame.to_ndarray(format="rgb24").astype(int) - COLOURS["red"]).max() <= 8
+
+
+def test_an_unknown_codec_is_refused() -> None:
+    """Before anything is encoded. Everything that a client may ask for is known."""
+    assert tuple(CODECS) == messages.CODECS
+    with pytest.raises(ValueError, match="no encoder"):
+        SessionEncoder(width=96, height=96, fps=16, codec="theora")
+
+
+def test_a_session_that_hardware_can_not_take_is_encoded_without() -> None:
+    """Here there is none: whoever was told otherwise still gets H.264."""
+    coder = SessionEncoder(width=96, height=96, fps=16, encoding=Encoding(hardware=frozenset({"h264_nvenc"})))
+    (part,) = coder.encode(solid(COLOURS["red"]))
+    assert len(decode(part.payload)) == 12
+    assert coder.name == "libx264"
+
+
+def test_hardware_that_is_not_there_is_not_found() -> None:
+    """The probe's answer is what works, not what was compiled in. The size is one that no GPU encodes."""
+    assert probe_hardware(width=32, height=32, fps=16, crf=23) == frozenset()

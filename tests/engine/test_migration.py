@@ -82,7 +82,9 @@ class End(Bench):
 
     def adopt(self, arrival: Arrival) -> None:
         self.arrival = arrival
-        self.loop.submit(Adopt(migration_id=arrival.migration_id, state=arrival.state, away=arrival.away))
+        self.loop.submit(
+            Adopt(migration_id=arrival.migration_id, state=arrival.state, away=arrival.away, codec="h264")
+        )
 
     def follow(self, session: SessionId, before: Bench) -> None:
         """Its player is here now."""

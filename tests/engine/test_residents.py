@@ -67,7 +67,7 @@ class World:
             host=self.host,
             copier=self.copier,
             encoders=self.encoders,
-            make_encoder=lambda: SessionEncoder(width=32, height=32, fps=16, crf=23),
+            make_encoder=lambda codec: SessionEncoder(width=32, height=32, fps=16),
             clock=lambda: 0.0,
             emit=self.events.append,
             post=self.done.append,

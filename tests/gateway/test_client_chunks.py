@@ -18,7 +18,9 @@ def encode(seq: int, prompt: str = "red on blue", encoder: Encoder | None = None
     return (encoder or Encoder()).encode(pictures)
 
 
-def part(seq: int, number: int, parts: int, units: list[bytes]) -> tuple[ChunkHeader, memoryview]:
+def part(
+    seq: int, number: int, parts: int, units: list[bytes], codec: str = "h264"
+) -> tuple[ChunkHeader, memoryview]:
     per_part = len(units) // parts
     mine = units[number * per_part : (number + 1) * per_part]
     header = ChunkHeader(
@@ -31,7 +33,7 @@ def part(seq: int, number: int, parts: int, units: list[bytes]) -> tuple[ChunkHe
         sizes=tuple(len(unit) for unit in mine),
         pts_ms=(seq * CHUNK_FRAMES + number * per_part) * FRAME_MS,
         duration_ms=len(mine) * FRAME_MS,
-        codec="h264",
+        codec=codec,
         rev=0,
         engine="e_1",
         gen_ms=5.0 if number == parts - 1 else None,
@@ -39,8 +41,8 @@ def part(seq: int, number: int, parts: int, units: list[bytes]) -> tuple[ChunkHe
     return header, memoryview(b"".join(mine))
 
 
-def make(seq: int, units: list[bytes]) -> Chunk:
-    chunk = ChunkAssembler(seq).add(*part(seq, 0, 1, units))
+def make(seq: int, units: list[bytes], codec: str = "h264") -> Chunk:
+    chunk = ChunkAssembler(seq).add(*part(seq, 0, 1, units, codec))
     assert chunk is not None
     return chunk
 

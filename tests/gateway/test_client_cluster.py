@@ -40,12 +40,13 @@ async def take(session: Session, count: int) -> list[Chunk]:
     return [await anext(session) for _ in range(count)]
 
 
-@pytest.mark.parametrize("flavour", [JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL])
-async def test_steered_session(cluster: Cluster, flavour: str) -> None:
+@pytest.mark.parametrize(("flavour", "codec"), [(JSON_SUBPROTOCOL, "h264"), (MSGPACK_SUBPROTOCOL, "vp9")])
+async def test_steered_session(cluster: Cluster, flavour: str, codec: str) -> None:
     """Chunks are contiguous, carry the revision they were made with, and show the prompt's background."""
     async with connect(cluster.url, flavour=flavour) as client:
-        session = await client.start(RED_ON_BLUE, seed=1, mode="recorder")
+        session = await client.start(RED_ON_BLUE, seed=1, accept=("theora", codec), mode="recorder")
         chunks = await take(session, 3)
+        assert {session.info.codec, *(chunk.codec for chunk in chunks)} == {codec}
         applied = await session.prompt(YELLOW_ON_GREEN)
         while chunks[-1].seq < applied.seq + 4:
             chunks += await take(session, 1)

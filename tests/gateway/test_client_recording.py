@@ -11,6 +11,7 @@ import pytest
 from gateway.client_chunks import ChunkDecoder
 from gateway.client_errors import BadServer
 from gateway.recording import write_mp4
+from scheduler.messages import CODECS
 from tests.browser.stream_server import CHUNK_FRAMES, FPS, Encoder
 from tests.gateway.test_client_chunks import encode, make
 
@@ -24,15 +25,16 @@ def read(path: Path) -> tuple[list[int], list[object]]:
     ]
 
 
-def test_file_has_exactly_the_frames_of_the_chunks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("codec", CODECS)
+def test_file_has_exactly_the_frames_of_the_chunks(tmp_path: Path, codec: str) -> None:
     """Every access unit is one frame of the file, at its index, decoding to the same picture."""
-    encoder = Encoder()
-    chunks = [make(seq, encode(seq, encoder=encoder)) for seq in range(4)]
+    encoder = Encoder(codec)
+    chunks = [make(seq, encode(seq, encoder=encoder), codec) for seq in range(4)]
     path = tmp_path / "a.mp4"
     assert write_mp4(path, chunks, FPS) == 4 * CHUNK_FRAMES
     indices, pictures = read(path)
     assert indices == list(range(4 * CHUNK_FRAMES))
-    expected = ChunkDecoder().decode(chunks[3].units)
+    expected = ChunkDecoder(codec).decode(chunks[3].units)
     assert np.array_equal(np.asarray(pictures[-1]), expected[-1])
 
 

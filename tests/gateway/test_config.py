@@ -16,6 +16,9 @@ from gateway.config import GatewayConfig
         ({"link_secret": ""}, "link_secret"),
         ({"queue_limit": 0}, "queue_limit"),
         ({"start_timeout_s": 0.0}, "start_timeout_s"),
+        ({"codecs": ("h264", "theora")}, "codecs"),
+        ({"codecs": ()}, "codecs"),
+        ({"recording_mib": 10, "recordings_mib": 5}, "recording_mib"),
     ],
 )
 def test_refused_settings(settings: dict[str, object], name: str) -> None:

@@ -73,8 +73,9 @@ RECORD = SessionRecord(
 UNAVAILABLE = Failure(kind=FailureKind.UNAVAILABLE, message="away", retry_after_ms=2000)
 
 
-def make_machine(*, controls: bool = True) -> SessionMachine:
-    catalog = Catalog(models={"shapes": replace(MODEL, controls=controls)}, expected=frozenset({"later"}))
+def make_machine(*, controls: bool = True, codecs: tuple[str, ...] = ("h264",)) -> SessionMachine:
+    models = {"shapes": replace(MODEL, controls=controls)}
+    catalog = Catalog(models=models, expected=frozenset({"later"}), codecs=codecs)
     serial = itertools.count(1)
 
     def draw() -> Draw:
@@ -115,6 +116,19 @@ def flowing(start_id: str | None = None, **settings: bool) -> SessionMachine:
     return machine
 
 
+def test_the_clients_order_of_codecs_decides() -> None:
+    """The first of its list that is served; H.264 where it says nothing."""
+    for accept, codec in (
+        (("av1", "vp9", "h264"), "vp9"),
+        (("h264", "vp9"), "h264"),
+        (("mjpeg",), "mjpeg"),
+        (None, "h264"),
+    ):
+        start = wire.Start(prompt="x") if accept is None else wire.Start(prompt="x", accept=accept)
+        machine = make_machine(codecs=("h264", "vp9", "mjpeg"))
+        assert only(machine.receive_message(start, 0), CreateSession).codec == codec
+
+
 def subscribed(epoch: int, start_seq: int) -> link.Subscribed:
     return link.Subscribed(session=S, epoch=epoch, start_seq=start_seq, state=SessionState.ACTIVE)
 
@@ -147,7 +161,7 @@ def test_a_given_seed_is_kept() -> None:
 @pytest.mark.parametrize(
     ("start", "code"),
     [
-        (wire.Start(prompt="", accept=("vp9",)), ErrorCode.UNSUPPORTED),
+        (wire.Start(prompt="", accept=("theora", "av1")), ErrorCode.UNSUPPORTED),
         (wire.Start(prompt="", model="nope"), ErrorCode.UNSUPPORTED),
         (wire.Start(prompt="", model="later"), ErrorCode.UNAVAILABLE),
         (wire.Prompt(text=""), ErrorCode.BAD_STATE),
