@@ -136,6 +136,9 @@ class Visitor:
     def identify(self, token: str) -> Identity:
         return self._access.identify(token, self._address)
 
+    def has_expired(self, identity: Identity) -> bool:
+        return identity.has_expired(time.time())
+
     def count_start(self, identity: Identity) -> int | None:
         return self._access.count_start(identity)
 

@@ -55,9 +55,14 @@ class Identity:
     """Sessions that the subject may have at once; None: as many as the gateway's setting says."""
     session: str | None = None
     """The only session that it is good for; None: any."""
+    expires_s: float | None = None
+    """Unix time; None: never."""
 
     def has(self, scope: Scope) -> bool:
         return scope in self.scopes
+
+    def has_expired(self, now_s: float) -> bool:
+        return self.expires_s is not None and now_s >= self.expires_s + LEEWAY_S
 
     def may_watch(self, session: str, owner: str) -> bool:
         """The session of subject `owner`. A token that names no session shows only its own subject's, unless
@@ -101,7 +106,7 @@ def check_token(token: str, secrets: Sequence[str], now_s: float) -> Identity:
     if quota is not None and not is_quota(quota):
         raise TokenRefused(f"max_sessions must be an integer from 0 to {MAX_QUOTA}")
     scopes = _scopes(claims.get("scope"))
-    return Identity(subject=subject, scopes=scopes, max_sessions=quota, session=session)
+    return Identity(subject=subject, scopes=scopes, max_sessions=quota, session=session, expires_s=expires_s)
 
 
 def mint_token(identity: Identity, secret: str, *, now_s: float, ttl_s: float) -> str:

@@ -59,6 +59,9 @@ class Door(Protocol):
     def identify(self, token: str) -> Identity:
         """What a token says. Raises TokenRefused."""
 
+    def has_expired(self, identity: Identity) -> bool:
+        """Is its token too old by now?"""
+
     def count_start(self, identity: Identity) -> int | None:
         """None: a session may be started now. Else after how many ms to try again."""
 
@@ -71,6 +74,9 @@ class OpenDoor:
 
     def identify(self, token: str) -> Identity:
         return ANYONE
+
+    def has_expired(self, identity: Identity) -> bool:
+        return False
 
     def count_start(self, identity: Identity) -> int | None:
         return None

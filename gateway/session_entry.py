@@ -33,12 +33,15 @@ class EntryRules(FollowRules):
 
     def _admit(self, message: wire.ClientMessage) -> bool:
         """May whoever sent this do what it asks for? If not, it has been told."""
-        token = message.token if isinstance(message, wire.Start | wire.Attach | wire.Watch) else None
+        entry = message if isinstance(message, wire.Start | wire.Attach | wire.Watch) else None
+        token = entry.token if entry is not None else None
         try:
             if token is not None:
                 self._identity = self._door.identify(token)
             if self._identity is None:
                 raise TokenRefused("a token is needed, in the subprotocol list or in the first message")
+            if entry is not None and self.session_id is None and self._door.has_expired(self._identity):
+                raise TokenRefused("the token has expired: bring a new one in the field token")
         except TokenRefused as exc:
             self._error(ErrorCode.UNAUTHORISED, str(exc), id=message.id)
             self._leave()

@@ -27,6 +27,7 @@ class Viewer:
             chunk = await anext(self._chunks)
             assert chunk.seq == self.next_seq, f"chunk {chunk.seq} came where {self.next_seq} was due"
             assert abs(chunk.pts_ms - self.next_pts_ms) < 1e-3, f"media time jumps at chunk {chunk.seq}"
+            assert chunk.codec == self.session.info.codec
             assert len(list(chunk.frames())) == chunk.num_frames
             self.next_seq += 1
             self.next_pts_ms = chunk.pts_ms + chunk.duration_ms
@@ -44,10 +45,10 @@ class Viewer:
 
 @asynccontextmanager
 async def watching(
-    url: str, prompt: str = "a red ball", seed: int = 1, *, mode: Mode = "recorder"
+    url: str, prompt: str = "a red ball", seed: int = 1, *, mode: Mode = "recorder", codec: str = "h264"
 ) -> AsyncIterator[Viewer]:
     """A session from its start to its stop. A "viewer" takes chunks at the pace at which they play."""
     async with connect(url) as client:
-        session = await client.start(prompt, seed=seed, mode=mode)
+        session = await client.start(prompt, seed=seed, mode=mode, accept=(codec,))
         yield Viewer(session)
         await session.stop()

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 
 from gateway.client import SessionEnded
+from scheduler.messages import SessionId
 from scheduler.store import Store
-from tests.cluster import SCALE, Cluster, is_running, parent_of, running_cluster, until
+from tests.cluster import SCALE, Cluster, free_port, is_running, parent_of, running_cluster, until
 from tests.viewer import watching
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults]
 
 
+SECRET = "link-secret"
+
+
 @pytest.fixture(scope="module")
 def wounded() -> Iterator[Cluster]:
     """One cluster for all tests here: each starts when two engines are ready, whatever came before."""
-    with running_cluster() as running:
-        yield running
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("TURBOSERVE_LINK_SECRET", SECRET)
+        with running_cluster() as running:
+            yield running
 
 
 @pytest.fixture
@@ -55,6 +65,93 @@ async def test_gateway_killed(victim: Cluster) -> None:
         (*_, last) = await viewer.take(4)
         assert last.engine == first.engine
         await back(victim, "gateway-0", before)
+
+
+class Balancer:
+    """One address in front of several gateways: a new connection goes to the first that takes it."""
+
+    def __init__(self) -> None:
+        self.ports: list[int] = []
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> str:
+        self._server = await asyncio.start_server(self._forward, "127.0.0.1", 0)
+        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for port in self.ports:
+            with contextlib.suppress(OSError):
+                back_reader, back_writer = await asyncio.open_connection("127.0.0.1", port)
+                await asyncio.gather(self._copy(reader, back_writer), self._copy(back_reader, writer))
+                return
+        writer.close()
+
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65_536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def stop(self) -> None:
+        assert self._server is not None
+        self._server.close()
+
+
+@contextlib.contextmanager
+def second_gateway(cluster: Cluster, id: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """`turboserve gateway` beside the cluster's own one; (its process, its port)."""
+    port = free_port()
+    settings = {"--redis": cluster.run_json()["redis"], "--port": str(port), "--gateway-id": id}
+    arguments = [item for pair in settings.items() for item in pair]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launch", "gateway", *arguments],
+        env=os.environ | {"TURBOSERVE_LINK_SECRET": SECRET},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield process, port
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def test_gateways_behind_one_address(victim: Cluster) -> None:
+    """Any of them serves any session: one is killed, then the other, and the client goes on with the next
+    chunk at the one that is left."""
+    store = await Store.connect(victim.run_json()["redis"])
+    balancer = Balancer()
+    url = await balancer.start()
+    with second_gateway(victim, "g_00000002") as (second, port):
+        await until(lambda: answers(port))
+        balancer.ports = [port]
+        async with watching(url) as viewer:
+            session = SessionId(viewer.session.id)
+            await viewer.take(2)
+            record = await store.get_session(session)
+            assert record is not None and record.gateway == "g_00000002"
+            balancer.ports = [victim.port]
+            second.kill()
+            await viewer.take(4)
+            record = await store.get_session(session)
+            assert record is not None and record.gateway != "g_00000002"
+            with second_gateway(victim, "g_00000003") as (_, port):
+                await until(lambda: answers(port))
+                balancer.ports = [port]
+                before = await killed(victim, "gateway-0")
+                await viewer.take(4)
+                record = await store.get_session(session)
+                assert record is not None and record.gateway == "g_00000003"
+                await viewer.session.stop()
+                await back(victim, "gateway-0", before)
+    await balancer.stop()
+    await store.close()
+
+
+def answers(port: int) -> bool:
+    """Does something listen there?"""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 async def test_scheduler_killed(victim: Cluster) -> None:

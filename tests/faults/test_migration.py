@@ -97,12 +97,13 @@ async def test_stopped_while_it_moves(pair: Cluster) -> None:
 MOVES = int(os.environ.get("TEST_MOVES", "40"))
 """200 and more by hand."""
 SESSIONS = 3
+CODECS = ("h264", "vp9", "mjpeg")
 
 
 @pytest.mark.timeout(900)
 async def test_many_random_moves_under_load() -> None:
     """Migrations, pauses long enough to be offloaded, resumes and prompts, at random, of several sessions:
-    each client gets every chunk once, in order, decodable, and every prompt applied once."""
+    each client gets every chunk once, in order, decodable, in its codec; every prompt applies once."""
     with running_cluster("--capacity", "4", "--offload-after-s", "0.2", engines=2) as cluster:
         engines = cluster.engines()
         left = [MOVES]
@@ -115,7 +116,7 @@ async def wander(cluster: Cluster, engines: list[str], number: int, left: list[i
     """One session, until all moves are done; the viewer checks each chunk that it takes."""
     rng = random.Random(number)
     prompts = 0
-    async with watching(cluster.url, PROMPT, seed=number) as viewer:
+    async with watching(cluster.url, PROMPT, seed=number, codec=CODECS[number]) as viewer:
         await viewer.take(1)
         while left[0] > 0:
             left[0] -= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 import jwt
@@ -38,8 +39,12 @@ def test_a_token_says_who_and_what() -> None:
     """Subject, scopes, quota and session; scopes of other services are left out."""
     identity = check(sign(scope="view openid control", max_sessions=3))
     assert identity == Identity(
-        subject="alice", scopes=frozenset({Scope.CONTROL, Scope.VIEW}), max_sessions=3
+        subject="alice",
+        scopes=frozenset({Scope.CONTROL, Scope.VIEW}),
+        max_sessions=3,
+        expires_s=NOW_S + 60,
     )
+    assert not identity.has_expired(NOW_S + 60) and identity.has_expired(NOW_S + 60 + LEEWAY_S)
     assert check(sign(scope=["admin"])).has(Scope.ADMIN)
 
 
@@ -47,7 +52,7 @@ def test_a_minted_token_says_what_it_was_minted_for() -> None:
     """Minting and checking are inverse, until it expires."""
     identity = Identity(subject="bob", scopes=frozenset({Scope.VIEW}), max_sessions=0, session="s_1")
     token = mint_token(identity, OLD, now_s=NOW_S, ttl_s=10)
-    assert check(token) == identity
+    assert check(token) == replace(identity, expires_s=NOW_S + 10)
     with pytest.raises(TokenRefused, match="expired"):
         check(token, NOW_S + 10 + LEEWAY_S)
 

@@ -11,8 +11,8 @@ from gateway.auth import Identity, Scope, TokenRefused
 from gateway.catalog import Catalog
 from gateway.protocol import CloseCode
 from gateway.session import Draw, SessionMachine, Stage
-from gateway.steps import Close, CreateSession, Failure, FailureKind, TakeControl
-from scheduler.messages import ErrorCode, SessionId
+from gateway.steps import AppendInput, Close, CreateSession, Failure, FailureKind, TakeControl
+from scheduler.messages import ErrorCode, SessionClosed, SessionId
 from tests.gateway.scripted_engine import MODEL
 from tests.gateway.test_session import RECORD, S, error_of, only, sent
 
@@ -26,11 +26,15 @@ class Door:
 
     def __init__(self, starts: int = 9) -> None:
         self.starts = starts
+        self.expired: set[str] = set()
 
     def identify(self, token: str) -> Identity:
         if token not in ("alice", "bob"):
             raise TokenRefused("the token is not valid")
         return ALICE if token == "alice" else VIEWER
+
+    def has_expired(self, identity: Identity) -> bool:
+        return identity.subject in self.expired
 
     def count_start(self, identity: Identity) -> int | None:
         self.starts -= 1
@@ -77,6 +81,30 @@ def test_a_bad_token_is_not_forgiven() -> None:
     error = error_of(outputs)
     assert (error.code, error.id) == (ErrorCode.UNAUTHORISED, "1") and "forged" not in error.message
     assert only(outputs, Close).code is CloseCode.NOT_AUTHORISED
+
+
+@pytest.mark.parametrize("message", [wire.Start(prompt="x"), ATTACH, wire.Watch(session=S)])
+def test_a_token_that_expires_on_an_open_connection(message: wire.ClientMessage) -> None:
+    """What runs goes on; the next session needs a new token, which may come with the message."""
+    door = Door()
+    machine = make_machine(ALICE, door)
+    call = only(machine.receive_message(wire.Start(prompt="x"), 0), CreateSession)
+    machine.receive_result(call, RECORD, 0)
+    door.expired.add("alice")
+    assert only(machine.receive_message(wire.Prompt(text="y", id="1"), 0), AppendInput)
+    machine.receive_event(SessionClosed(session=call.session, reason="stopped"), 0)
+    assert machine.stage is Stage.FRESH
+    outputs = machine.receive_message(message, 0)
+    assert error_of(outputs).code is ErrorCode.UNAUTHORISED
+    assert only(outputs, Close).code is CloseCode.NOT_AUTHORISED
+
+
+def test_a_new_token_takes_the_place_of_an_expired_one() -> None:
+    """On the same connection."""
+    door = Door()
+    door.expired.add("bob")
+    outputs = make_machine(VIEWER, door).receive_message(wire.Start(prompt="x", token="alice"), 0)
+    assert only(outputs, CreateSession).subject == "alice"
 
 
 def test_the_scope_control_is_needed() -> None:
