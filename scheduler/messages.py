@@ -540,11 +540,12 @@ LINK_REPLIES: Mapping[str, type[LinkReply]] = {c.type: c for c in get_args(LinkR
 # --- bytes --------------------------------------------------------------------------------------------------
 
 M = TypeVar("M")
+_JSON_OUT = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 
 
 def encode_json(message: Message) -> bytes:
     """A message as compact JSON."""
-    return json.dumps(encode(message), separators=(",", ":"), ensure_ascii=False).encode()
+    return _JSON_OUT.encode(encode(message)).encode()
 
 
 def decode_json(table: Mapping[str, type[M]], data: bytes | str) -> M:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -78,6 +78,11 @@ class Message(Protocol):
 
 M = TypeVar("M")
 
+Check = Callable[[str, object], object]
+"""(field name, raw value) → checked value."""
+_MISSING = object()
+_SCALARS = frozenset((str, int, float, bool, type(None)))
+
 
 def decode(table: Mapping[str, type[M]], data: object) -> M:
     """Turn a decoded JSON or msgpack object into the message class that its `type` names.
@@ -101,10 +106,11 @@ def decode_fields(cls: type[M], data: Mapping[str, object]) -> M:
     """Build dataclass `cls` from a mapping, checking types and limits. Raises DecodeError."""
     values: dict[str, object] = {}
     key: Any = cls  # a TypeVar is not Hashable to mypy
-    for name, annotation, required in _plan(key):
-        if name in data:
-            values[name] = _check(name, annotation, data[name])
-        elif required and type(None) in get_args(annotation):
+    for name, check, required, nullable in _plan(key):
+        value = data.get(name, _MISSING)
+        if value is not _MISSING:
+            values[name] = check(name, value)
+        elif required and nullable:
             values[name] = None  # `encode` leaves None out
         elif required:
             raise DecodeError(f"field {name!r} is missing")
@@ -117,16 +123,25 @@ def encode(message: Message) -> dict[str, object]:
 
 
 def _plain_fields(value: Any) -> dict[str, object]:
-    items = ((f, getattr(value, f.name)) for f in fields(value))
-    return {f.name: _plain(item) for f, item in items if item is not None or f.metadata.get("nullable")}
+    cls: Any = type(value)
+    items = ((name, nullable, getattr(value, name)) for name, nullable in _names(cls))
+    return {name: _plain(item) for name, nullable, item in items if item is not None or nullable}
+
+
+@cache
+def _names(cls: type[Any]) -> tuple[tuple[str, bool], ...]:
+    """(name, is written when None) of each field."""
+    return tuple((f.name, bool(f.metadata.get("nullable"))) for f in fields(cls))
 
 
 def _plain(value: object) -> object:
+    if type(value) in _SCALARS:
+        return value
     match value:
         case Enum():
             return value.value
         case tuple() | list():
-            return [_plain(item) for item in value]
+            return [item if type(item) in _SCALARS else _plain(item) for item in value]
         case Mapping():
             return {str(key): _plain(item) for key, item in value.items()}
         case _ if is_dataclass(value):
@@ -136,55 +151,126 @@ def _plain(value: object) -> object:
 
 
 @cache
-def _plan(cls: type[Any]) -> tuple[tuple[str, Any, bool], ...]:
-    """(name, annotation, is required) of each field; type hints are slow to resolve, so once per class."""
+def _plan(cls: type[Any]) -> tuple[tuple[str, Check, bool, bool], ...]:
+    """(name, check, is required, may be None) of each field: annotations are slow to read, so once per
+    class."""
     hints = get_type_hints(cls, include_extras=True)
     return tuple(
-        (f.name, hints[f.name], f.default is MISSING and f.default_factory is MISSING) for f in fields(cls)
+        (
+            f.name,
+            _make_check(hints[f.name]),
+            f.default is MISSING and f.default_factory is MISSING,
+            type(None) in get_args(hints[f.name]),
+        )
+        for f in fields(cls)
     )
 
 
-def _check(name: str, annotation: Any, value: object) -> object:
-    limits: tuple[Limit, ...] = ()
-    if get_origin(annotation) is Annotated:
-        annotation, *limits_ = get_args(annotation)
-        limits = tuple(limits_)
-    checked = _check_type(name, annotation, value)
-    for limit in limits:
-        _check_limit(name, limit, checked)
-    return checked
+def _make_check(annotation: Any) -> Check:
+    """What turns a field's raw value into a valid one, or raises DecodeError."""
+    if get_origin(annotation) is not Annotated:
+        return _make_type_check(annotation)
+    annotation, *limits = get_args(annotation)
+    check = _make_type_check(annotation)
+
+    def check_limited(name: str, value: object) -> object:
+        checked = check(name, value)
+        for limit in limits:
+            _check_limit(name, limit, checked)
+        return checked
+
+    return check_limited
 
 
-def _check_type(name: str, annotation: Any, value: object) -> object:  # noqa: C901 - one arm per kind of type
+def _make_type_check(annotation: Any) -> Check:
     annotation = getattr(annotation, "__supertype__", annotation)  # NewType
     origin, args = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return _check(name, next(arg for arg in args if arg is not type(None)), value)
+        return _make_optional_check(args)
     if origin is Literal:
+        return _make_literal_check(args)
+    if origin is tuple:
+        return _make_tuple_check(args[0])
+    if origin is dict:
+        return _make_dict_check(*args)
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return _make_enum_check(annotation)
+    if is_dataclass(annotation) and isinstance(annotation, type):
+        return _make_object_check(annotation)
+    return _make_scalar_check(annotation)
+
+
+def _make_optional_check(args: tuple[Any, ...]) -> Check:
+    check = _make_check(next(arg for arg in args if arg is not type(None)))
+    if type(None) not in args:
+        return check
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def _make_literal_check(args: tuple[Any, ...]) -> Check:
+    def check(name: str, value: object) -> object:
         if value in args and type(value) is type(args[0]):
             return value
         raise DecodeError(f"field {name!r} must be one of {', '.join(map(str, args))}")
-    if origin is tuple:
+
+    return check
+
+
+def _make_tuple_check(item: Any) -> Check:
+    check_item = _make_check(item)
+
+    def check(name: str, value: object) -> object:
         if not isinstance(value, (list, tuple)):
             raise DecodeError(f"field {name!r} must be a list")
-        return tuple(_check(name, args[0], item) for item in value)
-    if origin is dict:
+        return tuple([check_item(name, item) for item in value])
+
+    return check
+
+
+def _make_dict_check(key: Any, item: Any) -> Check:
+    check_key, check_item = _make_check(key), _make_check(item)
+
+    def check(name: str, value: object) -> object:
         if not isinstance(value, dict):
             raise DecodeError(f"field {name!r} must be an object")
-        return {_check(name, args[0], k): _check(name, args[1], v) for k, v in value.items()}
-    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return {check_key(name, k): check_item(name, v) for k, v in value.items()}
+
+    return check
+
+
+def _make_enum_check(enum: type[Enum]) -> Check:
+    def check(name: str, value: object) -> object:
         try:
-            return annotation(value)
+            return enum(value)
         except ValueError:
-            known = ", ".join(str(member.value) for member in annotation)
+            known = ", ".join(str(member.value) for member in enum)
             raise DecodeError(f"field {name!r} must be one of {known}") from None
-    if is_dataclass(annotation) and isinstance(annotation, type):
+
+    return check
+
+
+def _make_object_check(cls: type[Any]) -> Check:
+    def check(name: str, value: object) -> object:
         if not isinstance(value, dict):
             raise DecodeError(f"field {name!r} must be an object")
-        return decode_fields(annotation, value)
-    return _check_scalar(name, annotation, value)
+        return decode_fields(cls, value)
+
+    return check
+
+
+def _make_scalar_check(annotation: Any) -> Check:
+    """The common case first: exactly this type, and nothing about it that needs a closer look."""
+    if annotation is int or annotation is bool:
+        return lambda name, value: (
+            value if type(value) is annotation else _check_scalar(name, annotation, value)
+        )
+    if annotation is float:
+        return lambda name, value: (
+            value if type(value) is float and math.isfinite(value) else _check_scalar(name, annotation, value)
+        )
+    return lambda name, value: (
+        value if type(value) is str and value.isascii() else _check_scalar(name, annotation, value)
+    )
 
 
 def _check_scalar(name: str, annotation: Any, value: object) -> object:
