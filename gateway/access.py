@@ -72,7 +72,7 @@ class Access:
         return None if address in LOOPBACK else self._addresses.spend(address, _now_ms())
 
     def _count_failure(self, address: str) -> None:
-        self._metrics.auth_failures.inc()
+        self._metrics.clients.auth_failures.inc()
         if address not in LOOPBACK:
             self._addresses.punish(address, _now_ms(), FAILURE_COST)
 

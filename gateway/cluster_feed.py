@@ -9,12 +9,15 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from typing import Final, Protocol
 
 from gateway.cluster_view import describe_cluster
 from gateway.http import Response, text_response
+from gateway.metrics import ClusterMetrics
 from scheduler.messages import EngineRecord, EngineState, SessionRecord
 from scheduler.store import StoreError
 from scheduler.store.values import ClusterInfo, Decision
@@ -51,8 +54,17 @@ class ClusterSource(Protocol):
 class ClusterFeed:
     """`run` in the background; `respond` for each watcher."""
 
-    def __init__(self, source: ClusterSource, *, sample_s: float = SAMPLE_S) -> None:
+    def __init__(
+        self,
+        source: ClusterSource,
+        *,
+        sample_s: float = SAMPLE_S,
+        metrics: ClusterMetrics | None = None,
+    ) -> None:
+        """Each sample is also written to `metrics`."""
         self._source = source
+        self._metrics = metrics
+        self._sampled_s: float | None = None
         self._sample_s = sample_s
         self._history: deque[Sample] = deque(maxlen=round(HISTORY_S / SAMPLE_S))
         self._newest = b""
@@ -100,9 +112,17 @@ class ClusterFeed:
         except TimeoutError:
             pass
 
+    def sample_age_s(self) -> float:
+        """Time since the newest sample; infinite before the first."""
+        return time.monotonic() - self._sampled_s if self._sampled_s is not None else math.inf
+
     async def _sample(self) -> Sample:
         now_ms, info = await self._source.now_ms(), await self._source.cluster_info()
-        return sample(now_ms, await self._source.list_engines(), info)
+        engines = await self._source.list_engines()
+        if self._metrics is not None:
+            self._metrics.set(engines, info, now_ms)
+        self._sampled_s = time.monotonic()
+        return sample(now_ms, engines, info)
 
     async def _read(self) -> None:
         self._newest = event("cluster", {"t_ms": await self._source.now_ms(), **await self.describe()})

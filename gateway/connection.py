@@ -13,14 +13,19 @@ from gateway.access import Visitor
 from gateway.auth import Identity
 from gateway.calls import CallQueue
 from gateway.hub import Hub
+from gateway.play_meter import PlayMeter
 from gateway.protocol import (
     CLIENT_MESSAGES,
     CODECS,
     JSON_SUBPROTOCOL,
     MAX_SEED,
+    Ack,
     CloseCode,
     Error,
+    Gap,
     MessageError,
+    Session,
+    State,
     Stats,
 )
 from gateway.recorder import Take
@@ -43,7 +48,16 @@ from gateway.steps import (
     Unfollow,
 )
 from gateway.websocket import WebSocket
-from scheduler.messages import ChunkPart, EngineId, Event, LinkReply, LinkRequest, SessionId, Unwatch
+from scheduler.messages import (
+    ChunkPart,
+    EngineId,
+    Event,
+    LinkReply,
+    LinkRequest,
+    SessionId,
+    SessionState,
+    Unwatch,
+)
 from scheduler.store import draw_id
 
 logger = logging.getLogger("gateway.connection")
@@ -71,6 +85,7 @@ class ClientConnection:
         """Where the controlled session is recorded."""
         self._was_queued = False
         self._started_s: float | None = None
+        self._meter = PlayMeter()
         self._tick: asyncio.TimerHandle | None = None
         self._silence: asyncio.TimerHandle | None = None
 
@@ -95,6 +110,8 @@ class ClientConnection:
             self._do(self.machine.receive_bad(exc, self._now_ms()))
         else:
             self._do(self.machine.receive_message(message, self._now_ms()))
+            if isinstance(message, Ack):
+                self._count_ack(message)
         if self.machine.is_identified():  # else bad messages would keep the place of nobody for ever
             self._cancel_silence()
 
@@ -121,9 +138,10 @@ class ClientConnection:
             outputs = self.machine.receive_viewed(part, payload, queued_bytes)
         else:
             outputs = self.machine.receive_chunk(part, payload)
-        self._do(outputs)
-        if any(isinstance(output, SendChunk) for output in outputs):
-            self._count_part(len(payload), arrived_s)
+        for output in outputs:  # a part changes neither the session nor a deadline
+            self._do_one(output)
+            if isinstance(output, SendChunk):
+                self._count_part(part, len(payload), arrived_s)
 
     # --- from the hub ----------------------------------------------------------------------------------
 
@@ -167,7 +185,8 @@ class ClientConnection:
                 self._count(message)
                 self._send(self._codec.encode_control(message))
             case SendChunk(header=header, payload=payload):
-                self._send(self._codec.encode_media(header, payload))
+                if self._socket is not None:
+                    self._socket.send_pieces(self._codec.encode_media_head(header), payload)
                 if self._take is not None:
                     self._take.add(header, payload)
             case Close(code=code, reason=reason):
@@ -199,7 +218,7 @@ class ClientConnection:
             self._socket.send(data)
 
     def _close(self, code: CloseCode, reason: str) -> None:
-        self._hub.metrics.closes.labels(int(code)).inc()
+        self._hub.metrics.clients.closes.labels(int(code)).inc()
         if self._socket is not None:
             self._socket.close(code, reason)
 
@@ -259,20 +278,37 @@ class ClientConnection:
 
     # --- figures ---------------------------------------------------------------------------------------
 
-    def _count_part(self, num_bytes: int, arrived_s: float) -> None:
+    def _count_part(self, part: ChunkPart, num_bytes: int, arrived_s: float) -> None:
+        if part.part + 1 == part.parts:
+            self._meter.receive_chunk(part.seq, part.pts_ms + part.duration_ms)
         metrics, now_s = self._hub.metrics, time.perf_counter()
         metrics.relay.observe(now_s - arrived_s)
         metrics.parts.inc()
         metrics.media_bytes.inc(num_bytes)
         if self._started_s is not None:
-            metrics.ttfc.observe(now_s - self._started_s)
+            metrics.clients.ttfc.observe(now_s - self._started_s)
             self._started_s = None
 
     def _count(self, message: object) -> None:
-        if isinstance(message, Error):
-            self._hub.metrics.errors.labels(message.code.value).inc()
-        elif isinstance(message, Stats):
-            self._hub.metrics.chunk_latency.observe(message.latency_ms / 1000)
+        metrics = self._hub.metrics.clients
+        match message:
+            case Error(code=code):
+                metrics.errors.labels(code.value).inc()
+            case Stats(latency_ms=latency_ms):
+                metrics.chunk_latency.observe(latency_ms / 1000)
+            case Gap(from_seq=from_seq, to_seq=to_seq):
+                metrics.gaps.inc(to_seq - from_seq + 1)
+            case State(state=state) if state is not SessionState.ACTIVE:
+                self._meter.rest()
+            case Session():
+                self._meter = PlayMeter()
+
+    def _count_ack(self, message: Ack) -> None:
+        if self.machine.told_state() is SessionState.ACTIVE:
+            metrics = self._hub.metrics.clients
+            played_ms, stalled_ms = self._meter.receive_ack(message.seq, message.buffer_ms, self._now_ms())
+            metrics.played.inc(played_ms / 1000)
+            metrics.stalled.inc(stalled_ms / 1000)
 
 
 def _draw() -> Draw:

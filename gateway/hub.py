@@ -34,7 +34,7 @@ class Hub:
         self.prompt_hook = _load_prompt_hook(config)
         self.relay = Relay(store, config.link_secret, metrics)
         self.forgetter = Forgetter(store)
-        self.cluster_feed = ClusterFeed(store)
+        self.cluster_feed = ClusterFeed(store, metrics=metrics.cluster)
         self.recorder = _make_recorder(config, store, metrics)
         self.catalog = Catalog(default=config.model, codecs=config.codecs)
         self.connections: set[ClientConnection] = set()

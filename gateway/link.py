@@ -35,6 +35,7 @@ MAX_QUEUED_REQUESTS = 4096
 """Requests that wait for the engine's socket; beyond, the link is cut and everybody subscribes again."""
 CONNECT_TIMEOUT_S = 5.0
 SEND_TIMEOUT_S = 5.0
+PING_INTERVAL_S = 5.0
 FIRST_BACKOFF_S = 0.05
 MAX_BACKOFF_S = 1.0
 LINGER_S = 30.0
@@ -75,6 +76,11 @@ class EngineLink:
 
     def is_up(self) -> bool:
         return self._connection is not None
+
+    @property
+    def latency_s(self) -> float:
+        """Round trip of the newest ping; 0 before the first."""
+        return self._connection.latency if self._connection is not None else 0.0
 
     def is_used(self) -> bool:
         return bool(self._followers)
@@ -130,6 +136,7 @@ class EngineLink:
                 compression=None,
                 max_size=MAX_LINK_MESSAGE_BYTES,
                 open_timeout=CONNECT_TIMEOUT_S,
+                ping_interval=PING_INTERVAL_S,
                 proxy=None,
             )
         except (OSError, TimeoutError, WebSocketException) as exc:
@@ -176,8 +183,10 @@ class EngineLink:
         assert self._connection is not None
         while True:
             request = await self._requests.get()
-            async with asyncio.timeout(SEND_TIMEOUT_S):
+            async with asyncio.timeout(SEND_TIMEOUT_S):  # for all that wait: under load they are many
                 await self._connection.send(encode_json(request).decode())
+                while not self._requests.empty():
+                    await self._connection.send(encode_json(self._requests.get_nowait()).decode())
 
     async def _watch_use(self) -> None:
         """Ends when nobody followed for LINGER_S, which ends the link."""

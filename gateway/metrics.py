@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from scheduler.messages import EngineId, EngineRecord, EngineState, SessionState
+from scheduler.store.values import ClusterInfo
 
 _SECONDS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10)
 _RELAY_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
 
 
 class Metrics:
-    """Counters, gauges and histograms of one gateway."""
+    """Counters, gauges and histograms of one gateway, and what it knows of the cluster."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.clients = ClientMetrics(self.registry)
+        self.cluster = ClusterMetrics(self.registry)
         r = self.registry
-        self.connections = Gauge("turboserve_gateway_connections", "WebSocket connections.", registry=r)
-        self.sessions = Gauge(
-            "turboserve_gateway_sessions", "Sessions controlled here, by state.", ["state"], registry=r
-        )
         self.links = Gauge("turboserve_gateway_links", "Links to engines that are up.", registry=r)
-        self.ttfc = Histogram(
-            "turboserve_gateway_ttfc_seconds",
-            "From a start to its first chunk part.",
-            buckets=_SECONDS,
-            registry=r,
-        )
-        self.chunk_latency = Histogram(
-            "turboserve_gateway_chunk_latency_seconds",
-            "From due to the last byte handed to the gateway link, as engines tell it.",
-            buckets=_SECONDS,
+        self.link_latency = Gauge(
+            "turboserve_gateway_link_latency_seconds",
+            "Round trip of the newest ping on the link to an engine.",
+            ["engine"],
             registry=r,
         )
         self.relay = Histogram(
@@ -41,13 +38,6 @@ class Metrics:
         self.media_bytes = Counter("turboserve_gateway_media_bytes", "Media bytes relayed.", registry=r)
         self.drops = Counter(
             "turboserve_gateway_dropped_parts", "Chunk parts that nobody was there for.", registry=r
-        )
-        self.errors = Counter("turboserve_gateway_errors", "Errors sent to clients.", ["code"], registry=r)
-        self.closes = Counter(
-            "turboserve_gateway_closes", "Connections closed by the gateway.", ["code"], registry=r
-        )
-        self.auth_failures = Counter(
-            "turboserve_gateway_auth_failures", "Refused tokens and API keys.", registry=r
         )
         self.recordings = Gauge(
             "turboserve_gateway_recordings_bytes", "On disk, of all sessions.", registry=r
@@ -62,6 +52,109 @@ class Metrics:
         )
         self.redis_up = Gauge("turboserve_gateway_redis_up", "1 while Redis answers.", registry=r)
 
+    def set_link_latencies(self, latencies_s: Mapping[EngineId, float]) -> None:
+        """Of the links that are up."""
+        self.link_latency.clear()
+        for engine, latency_s in latencies_s.items():
+            self.link_latency.labels(engine).set(latency_s)
+
     def page(self) -> bytes:
         """Everything in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class ClientMetrics:
+    """What the clients of one gateway get."""
+
+    def __init__(self, r: CollectorRegistry) -> None:
+        self.connections = Gauge("turboserve_gateway_connections", "WebSocket connections.", registry=r)
+        self.sessions = Gauge(
+            "turboserve_gateway_sessions", "Sessions controlled here, by state.", ["state"], registry=r
+        )
+        self.viewers = Gauge("turboserve_gateway_viewers", "Connections that watch.", registry=r)
+        self.ttfc = Histogram(
+            "turboserve_gateway_ttfc_seconds",
+            "From a start to its first chunk part.",
+            buckets=_SECONDS,
+            registry=r,
+        )
+        self.chunk_latency = Histogram(
+            "turboserve_gateway_chunk_latency_seconds",
+            "From due to the last byte handed to the gateway link, as engines tell it.",
+            buckets=_SECONDS,
+            registry=r,
+        )
+        self.played = Counter(
+            "turboserve_gateway_played_seconds", "Time that players played, by their acks.", registry=r
+        )
+        self.stalled = Counter(
+            "turboserve_gateway_stalled_seconds",
+            "Time that players of active sessions stood still, by their acks.",
+            registry=r,
+        )
+        self.gaps = Counter(
+            "turboserve_gateway_gap_chunks", "Chunks that clients were told they will not get.", registry=r
+        )
+        self.errors = Counter("turboserve_gateway_errors", "Errors sent to clients.", ["code"], registry=r)
+        self.closes = Counter(
+            "turboserve_gateway_closes", "Connections closed by the gateway.", ["code"], registry=r
+        )
+        self.auth_failures = Counter(
+            "turboserve_gateway_auth_failures", "Refused tokens and API keys.", registry=r
+        )
+
+    def set_sessions(self, states: Iterable[SessionState]) -> None:
+        """States of the sessions that are controlled here now."""
+        counts = dict.fromkeys(SessionState, 0)
+        for state in states:
+            counts[state] += 1
+        for state, count in counts.items():
+            self.sessions.labels(state.value).set(count)
+
+
+class ClusterMetrics:
+    """The whole cluster as Redis has it: the same from every gateway."""
+
+    def __init__(self, r: CollectorRegistry) -> None:
+        self.engines = Gauge("turboserve_cluster_engines", "Engines, by state.", ["state"], registry=r)
+        self.budget = Gauge(
+            "turboserve_cluster_budget", "Engines that the scheduler wants to exist.", registry=r
+        )
+        self.queue = Gauge("turboserve_cluster_queue", "Sessions that wait for a place.", registry=r)
+        self.age = Gauge(
+            "turboserve_cluster_age_seconds", "How old the figures of the cluster are.", registry=r
+        )
+        self.capacity = Gauge("turboserve_engine_capacity", "Slots of an engine.", ["engine"], registry=r)
+        self.placed = Gauge("turboserve_engine_sessions", "Sessions on an engine.", ["engine"], registry=r)
+        self.load = Gauge(
+            "turboserve_engine_load", "Busy share of an engine's compute thread.", ["engine"], registry=r
+        )
+        self.latency = Gauge(
+            "turboserve_engine_chunk_latency_seconds",
+            "Mean latency of an engine's recent chunks.",
+            ["engine"],
+            registry=r,
+        )
+        self.heartbeat = Gauge(
+            "turboserve_engine_heartbeat_age_seconds",
+            "Time since an engine was heard of.",
+            ["engine"],
+            registry=r,
+        )
+
+    def set(self, engines: Iterable[EngineRecord], info: ClusterInfo, now_ms: int) -> None:
+        """What was read at Redis time `now_ms`."""
+        counts = dict.fromkeys(EngineState, 0)
+        for gauge in (self.capacity, self.placed, self.load, self.latency, self.heartbeat):
+            gauge.clear()  # engines that are gone
+        for engine in engines:
+            counts[engine.state] += 1
+            self.capacity.labels(engine.id).set(engine.capacity)
+            self.placed.labels(engine.id).set(engine.sessions)
+            self.load.labels(engine.id).set(engine.load)
+            self.latency.labels(engine.id).set(engine.chunk_ms / 1000)
+            self.heartbeat.labels(engine.id).set((now_ms - engine.heartbeat_ms) / 1000)
+        for state, count in counts.items():
+            self.engines.labels(state.value).set(count)
+        self.budget.set(info.budget)
+        self.queue.set(info.queue)

@@ -376,8 +376,8 @@ class Codec(Protocol):
     def decode_control(self, table: Mapping[str, type[M]], data: str | bytes) -> M:
         """The inverse, with `CLIENT_MESSAGES` or `SERVER_MESSAGES`. Raises MessageError, never another."""
 
-    def encode_media(self, header: ChunkHeader, payload: bytes | memoryview) -> bytes:
-        """A media message as one binary frame."""
+    def encode_media_head(self, header: ChunkHeader) -> bytes:
+        """What stands before the payload in the binary frame of a media message."""
 
     def decode_media(self, data: str | bytes) -> tuple[ChunkHeader, memoryview]:
         """(header, payload). Raises MessageError when they do not fit each other."""
@@ -399,8 +399,8 @@ class JsonCodec:
             raise _bad("in turboserve.v1+json a control message is a text frame, this one is binary")
         return _decode(table, _load_json(data))
 
-    def encode_media(self, header: ChunkHeader, payload: bytes | memoryview) -> bytes:
-        return _join_media(b"", _dump_json(header), payload)
+    def encode_media_head(self, header: ChunkHeader) -> bytes:
+        return _with_length(_dump_json(header))
 
     def decode_media(self, data: str | bytes) -> tuple[ChunkHeader, memoryview]:
         header, payload = _split_media(data, 0)
@@ -427,8 +427,8 @@ class MsgpackCodec:
             raise _bad("a msgpack control message starts with the byte 0x00")
         return _decode(table, _load_msgpack(memoryview(data)[1:]))
 
-    def encode_media(self, header: ChunkHeader, payload: bytes | memoryview) -> bytes:
-        return _join_media(self.MEDIA, _dump_msgpack(header), payload)
+    def encode_media_head(self, header: ChunkHeader) -> bytes:
+        return self.MEDIA + _with_length(_dump_msgpack(header))
 
     def decode_media(self, data: str | bytes) -> tuple[ChunkHeader, memoryview]:
         if not self.is_media(data):
@@ -490,9 +490,11 @@ def _no_constant(name: str) -> object:
 
 def _load_json(data: str | bytes) -> object:
     try:
-        parsed = json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant)
+        text = data if isinstance(data, str) else data.decode()
+        parsed = _JSON_IN.decode(text)
         # A lone surrogate can be written in JSON, but nowhere else: it would break the first UTF-8 encoder.
-        json.dumps(parsed, ensure_ascii=False).encode()
+        if "\\u" in text:
+            json.dumps(parsed, ensure_ascii=False).encode()
     except DecodeError as exc:
         raise _bad(str(exc)) from None
     except UnicodeEncodeError:
@@ -500,6 +502,10 @@ def _load_json(data: str | bytes) -> object:
     except (ValueError, RecursionError):
         raise _bad("not valid JSON") from None
     return parsed
+
+
+_JSON_IN = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+_JSON_OUT = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def _load_msgpack(data: bytes | memoryview) -> object:
@@ -525,7 +531,7 @@ def _no_ext(code: int, data: bytes) -> object:
 
 
 def _dump_json(message: Message) -> bytes:
-    return json.dumps(encode(message), separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return _JSON_OUT.encode(encode(message)).encode()
 
 
 def _dump_msgpack(message: Message) -> bytes:
@@ -533,8 +539,8 @@ def _dump_msgpack(message: Message) -> bytes:
     return packed
 
 
-def _join_media(prefix: bytes, header: bytes, payload: bytes | memoryview) -> bytes:
-    return b"".join((prefix, struct.pack(">I", len(header)), header, payload))
+def _with_length(header: bytes) -> bytes:
+    return struct.pack(">I", len(header)) + header
 
 
 def _split_media(data: str | bytes, offset: int) -> tuple[bytes, memoryview]:

@@ -46,6 +46,10 @@ class Relay:
         if (link := self._links.get(engine)) is not None:
             link.send(request)
 
+    def latencies_s(self) -> dict[EngineId, float]:
+        """Round trips of the links that are up; 0 before the first ping."""
+        return {engine: link.latency_s for engine, link in self._links.items() if link.is_up()}
+
     async def close(self) -> None:
         tasks = tuple(self._tasks.values())
         for task in tasks:

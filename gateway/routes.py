@@ -28,7 +28,7 @@ from gateway.pages import Pages
 from gateway.protocol import CODECS, JSON_SUBPROTOCOL, TOKEN_SUBPROTOCOL_PREFIX, CloseCode, Error
 from gateway.usage import list_usage
 from gateway.websocket import Receiver, WebSocket
-from scheduler.messages import EngineId, EngineState, ErrorCode, SessionId, SessionState
+from scheduler.messages import EngineId, EngineState, ErrorCode, SessionId
 from scheduler.store import (
     NoSuchEngine,
     NoSuchSession,
@@ -173,13 +173,12 @@ class Routes:
 
     async def _metrics(self, _request: Request) -> Response:
         hub = self._hub
-        hub.metrics.connections.set(len(hub.connections))
-        states = dict.fromkeys(SessionState, 0)
-        for connection in hub.connections:
-            if (state := connection.machine.told_state()) is not None:
-                states[state] += 1
-        for state, count in states.items():
-            hub.metrics.sessions.labels(state.value).set(count)
+        clients, machines = hub.metrics.clients, [connection.machine for connection in hub.connections]
+        clients.connections.set(len(machines))
+        clients.viewers.set(sum(machine.is_watching() for machine in machines))
+        clients.set_sessions(state for m in machines if (state := m.told_state()) is not None)
+        hub.metrics.set_link_latencies(hub.relay.latencies_s())
+        hub.metrics.cluster.age.set(hub.cluster_feed.sample_age_s())
         return Response(body=hub.metrics.page(), content_type=CONTENT_TYPE_LATEST)
 
     async def _cluster(self, _request: Request) -> Response:

@@ -1,7 +1,7 @@
 """One server-side WebSocket on an asyncio transport: framing, keepalive, bounded sending.
 
-`websockets` does the framing (sans-I/O); this class owns the queue, the timers and the only writes to the
-transport. Policies:
+`websockets` parses what comes and answers pings and closes (sans-I/O); this class owns the queue, the timers
+and the only writes to the transport. Policies:
 
 * Outgoing messages queue up to `queue_bytes`; beyond that the socket is aborted.
 * A message that the peer does not take within `send_timeout_s` aborts the socket. The keepalive alone would
@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import struct
 from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
-from websockets.exceptions import InvalidState
 from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 from websockets.server import ServerProtocol
@@ -68,7 +68,7 @@ class WebSocket:
         self._receiver = receiver
         self._limits = limits
         self._loop = asyncio.get_running_loop()
-        self._queue: deque[str | bytes] = deque()
+        self._queue: deque[tuple[Opcode, tuple[bytes | memoryview, ...], int]] = deque()
         self._queued_bytes = 0
         self._closing: tuple[int, str] | None = None
         self._fragments: list[bytes] = []
@@ -99,13 +99,24 @@ class WebSocket:
 
     def send(self, data: str | bytes) -> None:
         """Queue one message; written at once if the peer keeps up. Does nothing on a closing socket."""
+        if isinstance(data, str):
+            self._send(Opcode.TEXT, (data.encode(),))
+        else:
+            self._send(Opcode.BINARY, (data,))
+
+    def send_pieces(self, *pieces: bytes | memoryview) -> None:
+        """`send` of one binary message that is in pieces, which are not copied."""
+        self._send(Opcode.BINARY, pieces)
+
+    def _send(self, opcode: Opcode, pieces: tuple[bytes | memoryview, ...]) -> None:
         if not self.is_open():
             return
+        num_bytes = sum(map(len, pieces))
         if self._writable and not self._queue:
-            self._write(data)
+            self._write(opcode, pieces, num_bytes)
             return
-        self._queue.append(data)
-        self._queued_bytes += len(data)
+        self._queue.append((opcode, pieces, num_bytes))
+        self._queued_bytes += num_bytes
         if self._queued_bytes > self._limits.queue_bytes:
             self.abort(f"more than {self._limits.queue_bytes} bytes wait for the peer")
 
@@ -195,25 +206,20 @@ class WebSocket:
     def _pump(self) -> None:
         """Hand queued messages to the transport while it takes them, then the close frame if one waits."""
         while self._queue and self._writable and not self._lost:
-            data = self._queue.popleft()
-            self._queued_bytes -= len(data)
-            self._write(data)
+            opcode, pieces, num_bytes = self._queue.popleft()
+            self._queued_bytes -= num_bytes
+            self._write(opcode, pieces, num_bytes)
         if self._closing is not None and not self._queue and self._protocol.state is State.OPEN:
             self._protocol.send_close(*self._closing)
             self._flush()
 
-    def _write(self, data: str | bytes) -> None:
-        try:
-            if isinstance(data, str):
-                self._protocol.send_text(data.encode())
-            else:
-                self._protocol.send_binary(data)
-        except InvalidState:
-            return
-        self._flush()
+    def _write(self, opcode: Opcode, pieces: tuple[bytes | memoryview, ...], num_bytes: int) -> None:
+        """A message as one frame. Not by `websockets`, which would copy it twice."""
+        if self._protocol.state is State.OPEN and not self._transport.is_closing():
+            self._transport.writelines((_frame_head(opcode, num_bytes), *pieces))
 
     def _flush(self) -> None:
-        """The one place that writes to the transport."""
+        """What `websockets` has to say: pongs, pings, the closing handshake."""
         for data in self._protocol.data_to_send():
             if self._transport.is_closing():
                 return
@@ -265,3 +271,12 @@ class WebSocket:
         """Cancel the last timer; called when the transport is closed for good."""
         if self._close_timer is not None:
             self._close_timer.cancel()
+
+
+def _frame_head(opcode: Opcode, num_bytes: int) -> bytes:
+    """RFC 6455, 5.2: a whole message in one frame; a server masks nothing."""
+    if num_bytes < 126:
+        return bytes((0x80 | opcode, num_bytes))
+    if num_bytes < 1 << 16:
+        return struct.pack(">BBH", 0x80 | opcode, 126, num_bytes)
+    return struct.pack(">BBQ", 0x80 | opcode, 127, num_bytes)

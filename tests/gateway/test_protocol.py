@@ -104,14 +104,14 @@ def test_every_message_survives_the_wire(name: str) -> None:
 def test_golden_json_media() -> None:
     """JSON flavour: 4-byte big-endian header length, JSON header, payload."""
     expected = struct.pack(">I", len(GOLDEN_HEADER)) + GOLDEN_HEADER + b"\x00\x01\x02\x03\x04"
-    assert JSON.encode_media(HEADER, b"\x00\x01\x02\x03\x04") == expected
+    assert JSON.encode_media_head(HEADER) + b"\x00\x01\x02\x03\x04" == expected
     header, payload = JSON.decode_media(expected)
     assert (header, bytes(payload)) == (HEADER, b"\x00\x01\x02\x03\x04")
 
 
 def test_golden_msgpack_media() -> None:
     """msgpack flavour: byte 0x01, 4-byte big-endian header length, msgpack header, payload."""
-    data = MSGPACK.encode_media(HEADER, b"abcde")
+    data = MSGPACK.encode_media_head(HEADER) + b"abcde"
     (length,) = struct.unpack(">I", data[1:5])
     assert data[:1] == b"\x01" and data[5 + length :] == b"abcde"
     assert msgpack.unpackb(data[5 : 5 + length]) == json.loads(GOLDEN_HEADER)
@@ -219,7 +219,7 @@ def test_broken_media(name: str, data: str | bytes) -> None:
 @pytest.mark.parametrize("name", BOTH)
 def test_media_whose_sizes_do_not_sum_up(name: str) -> None:
     """The sizes of the access units must sum to the payload."""
-    data = CODECS[name].encode_media(HEADER, b"abcd")
+    data = CODECS[name].encode_media_head(HEADER) + b"abcd"
     with pytest.raises(MessageError):
         CODECS[name].decode_media(data)
 
