@@ -126,7 +126,7 @@ async def test_migrate(world: World) -> None:
 
 
 async def test_metrics(world: World) -> None:
-    """Relayed parts, sessions by state and TTFC are counted."""
+    """Relayed parts, sessions by state, TTFC and the cluster's engines are counted."""
     async with world.engine() as engine, world.gateway() as gateway, client_of(gateway) as client:
         session = await begin(client, engine)
         await engine.send_chunk(SessionId(session.session), 0)
@@ -139,6 +139,8 @@ async def test_metrics(world: World) -> None:
             "turboserve_gateway_ttfc_seconds_count 1.0",
             "turboserve_gateway_relay_seconds_count 2.0",
             "turboserve_gateway_links 1.0",
+            'turboserve_cluster_engines{state="ready"} 1.0',
+            'turboserve_engine_capacity{engine="e_00000001"} 64.0',
         ):
             assert line in text.split("\n"), line
 
