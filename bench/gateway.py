@@ -318,7 +318,8 @@ class Bench:
             sink.ask(do="bare", port=port, count=SENDER_STREAMS)
             time.sleep(2)
             before_s, began_s = cpu_s(child.pid), time.perf_counter()
-            got = sink.ask(do="run", first=0, until=began_s + seconds)
+            sink.ask(do="run", first=0, until=began_s + seconds)
+            got = sink.answer()
             share = (cpu_s(child.pid) - before_s) / (time.perf_counter() - began_s)
             return {"share": share, "p99_ms": got["p99_ms"], "messages": got["media"]}
 
@@ -329,7 +330,7 @@ class Bench:
         cores = (self._options.relay_core, self._options.ends_core)
         busy = [busy_s(core) for core in cores]
         relay_s, began_s = cpu_s(path.pid), time.perf_counter()
-        path.sink.tell(do="run", first=first, until=began_s + seconds + GRACE_S)
+        path.sink.ask(do="run", first=first, until=began_s + seconds + GRACE_S)
         sent = path.source.ask(do="run", streams=streams, rounds=round(seconds / CHUNK_S))
         got = path.sink.answer()
         wall_s = time.perf_counter() - began_s

@@ -497,6 +497,7 @@ def sink_main(options: argparse.Namespace) -> None:
                 sink.await_active()
                 _say({})
             case "run":
+                _say({})  # from here on it counts
                 _say(sink.run(command["first"], command["until"]))
         sink.idle()
 

@@ -50,6 +50,7 @@ class Metrics:
             "Chunks left out of recordings: the disk was too slow, or refused them.",
             registry=r,
         )
+        self.tasks = Gauge("turboserve_gateway_tasks", "Asyncio tasks of the process.", registry=r)
         self.redis_up = Gauge("turboserve_gateway_redis_up", "1 while Redis answers.", registry=r)
 
     def set_link_latencies(self, latencies_s: Mapping[EngineId, float]) -> None:

@@ -493,7 +493,7 @@ def _load_json(data: str | bytes) -> object:
         text = data if isinstance(data, str) else data.decode()
         parsed = _JSON_IN.decode(text)
         # A lone surrogate can be written in JSON, but nowhere else: it would break the first UTF-8 encoder.
-        if "\\u" in text:
+        if "\\u" in text or not text.isascii():
             json.dumps(parsed, ensure_ascii=False).encode()
     except DecodeError as exc:
         raise _bad(str(exc)) from None

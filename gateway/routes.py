@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -177,6 +178,7 @@ class Routes:
         clients.connections.set(len(machines))
         clients.viewers.set(sum(machine.is_watching() for machine in machines))
         clients.set_sessions(state for m in machines if (state := m.told_state()) is not None)
+        hub.metrics.tasks.set(len(asyncio.all_tasks()))
         hub.metrics.set_link_latencies(hub.relay.latencies_s())
         hub.metrics.cluster.age.set(hub.cluster_feed.sample_age_s())
         return Response(body=hub.metrics.page(), content_type=CONTENT_TYPE_LATEST)

@@ -52,8 +52,12 @@ class SegmentWriter:
 
     def append(self, parts: Sequence[Part]) -> int:
         """Add one whole chunk. Returns the bytes written. Raises OSError."""
-        messages = [_CODEC.encode_media(header, payload) for header, payload in parts]
-        data = b"".join(LENGTH.pack(len(message)) + message for message in messages)
+        messages = [(_CODEC.encode_media_head(header), payload) for header, payload in parts]
+        data = b"".join(
+            piece
+            for head, payload in messages
+            for piece in (LENGTH.pack(len(head) + len(payload)), head, payload)
+        )
         if self._path is None or self._size + len(data) > self._segment_bytes:
             self._begin(parts[0][0].seq)
         assert self._path is not None

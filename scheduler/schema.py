@@ -260,9 +260,11 @@ def _make_object_check(cls: type[Any]) -> Check:
 
 def _make_scalar_check(annotation: Any) -> Check:
     """The common case first: exactly this type, and nothing about it that needs a closer look."""
-    if annotation is int or annotation is bool:
+    if annotation is bool:
+        return lambda name, value: value if type(value) is bool else _check_scalar(name, bool, value)
+    if annotation is int:
         return lambda name, value: (
-            value if type(value) is annotation else _check_scalar(name, annotation, value)
+            value if type(value) is int and -(2**63) <= value < 2**63 else _check_scalar(name, int, value)
         )
     if annotation is float:
         return lambda name, value: (
@@ -284,7 +286,9 @@ def _check_scalar(name: str, annotation: Any, value: object) -> object:
         # A `ping` of nanoseconds comes back to the last digit; every encoding of ours has 64-bit integers.
         return value if isinstance(value, int) and abs(value) < 2**63 else number
     if annotation is int and isinstance(value, float) and value.is_integer():
-        return int(value)  # JavaScript has one number type
+        value = int(value)  # JavaScript has one number type
+    if annotation is int and isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise DecodeError(f"field {name!r} must be an integer of 64 bits")
     if annotation is int and isinstance(value, bool) or not isinstance(value, annotation):
         wanted = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
         raise DecodeError(f"field {name!r} must be {wanted.get(annotation, annotation.__name__)}")

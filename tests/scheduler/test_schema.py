@@ -102,3 +102,11 @@ def test_media_framing() -> None:
     for cut in range(6):
         with pytest.raises(DecodeError):
             m.unframe_media(data[:cut])
+
+
+@pytest.mark.parametrize("seq", [2**63, -(2**63) - 1, 1e300])
+def test_integers_have_64_bits(seq: float) -> None:
+    """Others could be read, but not be sent on in msgpack."""
+    message = {"type": "moved", "session": "s_1", "epoch": 1, "engine": None, "next_seq": seq}
+    with pytest.raises(DecodeError, match="'next_seq' must be an integer of 64 bits"):
+        decode_json(m.LINK_REPLIES, json.dumps(message).encode())
