@@ -232,7 +232,8 @@ class Bench:
         await store.mark_new()
         term = await store.acquire_lease("bench", 3_600_000)
         assert term is not None
-        source = self.end("source", name, streams, "--links", str(links), "--stats")
+        talk = [] if self._options.media_only else ["--stats", "--acks"]
+        source = self.end("source", name, streams, "--links", str(links), *talk)
         self._engines = [EngineId(f"e_{i:08x}") for i in range(links)]
         for engine, url in zip(self._engines, source.hello["urls"], strict=True):
             await store.register_engine(engine, url=url, model=MODEL, capacity=100_000)
@@ -248,7 +249,7 @@ class Bench:
         env = {"TURBOSERVE_GATEWAY_CONFIG": json.dumps(config)}
         child = self._stack.enter_context(process(self._options.relay_core, command, env))
         await asyncio.to_thread(await_port, self._port)
-        sink = self.end("sink", name, streams)
+        sink = self.end("sink", name, streams, *talk)
         self.gateway_pid = child.pid
         path = RelayPath(name="gateway", pid=child.pid, source=source, sink=sink)
         await self._fill(path, store, term, streams, viewers)
@@ -458,6 +459,7 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, object
         "bench": "gateway",
         "parts": options.parts,
         "links": options.links,
+        "media_only": options.media_only,
         "streams": held,
         "bare_streams": bare,
         "ratio": round(held / bare, 2) if bare else None,
@@ -504,6 +506,7 @@ def main() -> None:
     parser.add_argument("--relay-core", type=int, default=0)
     parser.add_argument("--ends-core", type=int, default=1)
     parser.add_argument("--no-bare", dest="bare", action="store_false", help="only ours")
+    parser.add_argument("--media-only", action="store_true", help="no stats and acks: the bare relay's work")
     parser.add_argument("--tries", type=int, default=1, help="of a run that others disturbed")
     parser.add_argument(
         "--patience", type=float, default=0.0, help="seconds to wait for idle cores, each run"

@@ -351,8 +351,9 @@ class In:
 class Sink:
     """Connects clients, then measures on command."""
 
-    def __init__(self, parts: int, stamps: Stamps) -> None:
+    def __init__(self, parts: int, stamps: Stamps, *, with_acks: bool) -> None:
         self._parts = parts
+        self._with_acks = with_acks
         self._stamps = stamps
         self._clients: list[In] = []
         self._by_fd: dict[int, In] = {}
@@ -443,7 +444,7 @@ class Sink:
                 if client.media >= skip:
                     latency_ms.append(1000 * self._stamps.age_s(client.stream, client.media, now_s))
                 client.media += 1
-                if client.session and client.media % self._parts == 0:
+                if self._with_acks and client.session and client.media % self._parts == 0:
                     self._ack(client)
                     self._acks.append((now_s + ACK_EVERY_S, client))
             elif opcode == 9:
@@ -476,7 +477,7 @@ def _read_until(raw: socket.socket, kind: str) -> dict[str, Any]:
 
 
 def sink_main(options: argparse.Namespace) -> None:
-    sink = Sink(options.parts, Stamps(options.stamps, options.streams))
+    sink = Sink(options.parts, Stamps(options.stamps, options.streams), with_acks=options.acks)
     _say({})
     for command in _commands():
         address = ("127.0.0.1", command.get("port", 0))
@@ -520,6 +521,7 @@ def main() -> None:
     parser.add_argument("--parts", type=int, default=1)
     parser.add_argument("--links", type=int, default=1)
     parser.add_argument("--stats", action="store_true")
+    parser.add_argument("--acks", action="store_true")
     options = parser.parse_args()
     pin(options.core)
     {"source": source_main, "sink": sink_main}[options.role](options)

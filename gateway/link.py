@@ -14,6 +14,8 @@ from typing import Protocol
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
+from websockets.frames import Frame, Opcode
+from websockets.protocol import State
 
 from scheduler.messages import (
     LINK_REPLIES,
@@ -31,11 +33,11 @@ from scheduler.messages import (
 
 logger = logging.getLogger("gateway.link")
 
-MAX_QUEUED_REQUESTS = 4096
-"""Requests that wait for the engine's socket; beyond, the link is cut and everybody subscribes again."""
+MAX_QUEUED_BYTES = 1024 * 1024
+"""Of requests that the engine does not take; beyond, the link is cut and everybody subscribes again."""
 CONNECT_TIMEOUT_S = 5.0
-SEND_TIMEOUT_S = 5.0
 PING_INTERVAL_S = 5.0
+PING_TIMEOUT_S = 10.0
 FIRST_BACKOFF_S = 0.05
 MAX_BACKOFF_S = 1.0
 LINGER_S = 30.0
@@ -70,7 +72,6 @@ class EngineLink:
         self._find_url = find_url
         self._secret = secret
         self._followers: dict[SessionId, set[Follower]] = {}
-        self._requests: asyncio.Queue[LinkRequest] = asyncio.Queue(MAX_QUEUED_REQUESTS)
         self._connection: ClientConnection | None = None
         self._changed = asyncio.Event()
 
@@ -100,14 +101,18 @@ class EngineLink:
         self._changed.set()
 
     def send(self, request: LinkRequest) -> None:
-        """Queue a request; dropped while the link is down, because a new link starts with subscriptions."""
-        if self._connection is None:
+        """Send a request; dropped while the link is down, because a new link starts with subscriptions.
+
+        Straight to the transport, which takes whole frames only: each ack of each client comes through here.
+        """
+        connection = self._connection
+        if connection is None or connection.state is not State.OPEN:
             return
-        try:
-            self._requests.put_nowait(request)
-        except asyncio.QueueFull:
+        transport = connection.transport
+        transport.write(Frame(Opcode.TEXT, encode_json(request)).serialize(mask=True))
+        if transport.get_write_buffer_size() > MAX_QUEUED_BYTES:
             logger.error("link to %s is stuck: cut", self.engine)
-            self._connection.transport.abort()
+            transport.abort()
 
     async def run(self) -> None:
         """Connect, read, connect again; returns when nobody followed for LINGER_S."""
@@ -137,13 +142,14 @@ class EngineLink:
                 max_size=MAX_LINK_MESSAGE_BYTES,
                 open_timeout=CONNECT_TIMEOUT_S,
                 ping_interval=PING_INTERVAL_S,
+                ping_timeout=PING_TIMEOUT_S,
                 proxy=None,
             )
         except (OSError, TimeoutError, WebSocketException) as exc:
             logger.info("no link to %s at %s: %s", self.engine, url, exc)
             return False
         self._connection = connection
-        tasks = [asyncio.create_task(job) for job in (self._read(), self._write(), self._watch_use())]
+        tasks = [asyncio.create_task(job) for job in (self._read(), self._watch_use())]
         try:
             self._tell_all_up()
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -165,8 +171,6 @@ class EngineLink:
                 logger.error("link to %s failed", self.engine, exc_info=result)
 
     async def _hang_up(self, connection: ClientConnection) -> None:
-        while not self._requests.empty():
-            self._requests.get_nowait()
         with contextlib.suppress(TimeoutError, WebSocketException):
             await asyncio.wait_for(connection.close(), 1.0)
 
@@ -178,15 +182,6 @@ class EngineLink:
                 self._dispatch(data, arrived_s)
             except DecodeError as exc:
                 logger.warning("%s sent a message that can't be read: %s", self.engine, exc)
-
-    async def _write(self) -> None:
-        assert self._connection is not None
-        while True:
-            request = await self._requests.get()
-            async with asyncio.timeout(SEND_TIMEOUT_S):  # for all that wait: under load they are many
-                await self._connection.send(encode_json(request).decode())
-                while not self._requests.empty():
-                    await self._connection.send(encode_json(self._requests.get_nowait()).decode())
 
     async def _watch_use(self) -> None:
         """Ends when nobody followed for LINGER_S, which ends the link."""
