@@ -15,6 +15,7 @@ from engine.config import EngineConfig
 from gateway.config import GatewayConfig
 from launch import commands as work
 from launch.config import (
+    CheckedModel,
     ClientConfig,
     EngineStartConfig,
     ProfileConfig,
@@ -92,8 +93,12 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "profile": Command(
         run=work.run_profile, help="measure what a model costs on a device", configs=(ProfileConfig,)
     ),
-    "status": Command(run=work.run_status, help="show what a cluster does", configs=(StatusConfig,)),
-    "doctor": Command(run=work.run_doctor, help="check what a cluster needs", configs=(UpConfig,)),
+    "status": Command(
+        run=work.run_status, help="show what a cluster does, once or live", configs=(StatusConfig,)
+    ),
+    "doctor": Command(
+        run=work.run_doctor, help="check what a cluster needs", configs=(UpConfig, CheckedModel)
+    ),
 }
 
 _ALONE: Final[Mapping[str, tuple[str, str]]] = {

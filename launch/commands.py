@@ -133,9 +133,9 @@ def run_status(values: Values) -> int:
 def run_doctor(values: Values) -> int:
     """Is everything here that a cluster needs?"""
     from launch import doctor
-    from launch.config import UpConfig
+    from launch.config import CheckedModel, UpConfig
 
-    return doctor.run(build(UpConfig, values))
+    return doctor.run(build(UpConfig, values), build(CheckedModel, values))
 
 
 def _become(command: list[str], environment: dict[str, str]) -> int:

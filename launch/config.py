@@ -9,6 +9,7 @@ from scheduler.address import parse_address
 from scheduler.config import check_provisioner
 
 __all__ = [
+    "CheckedModel",
     "ClientConfig",
     "EngineStartConfig",
     "ProfileConfig",
@@ -112,6 +113,32 @@ class StatusConfig:
     """Address of the cluster's gateway."""
     token: str | None = field(default=None, repr=False)
     """Where the cluster asks for one: a token with the scope admin."""
+    every_s: float = 0.0
+    """Show it again and again, in place, so often; 0: once."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.every_s <= 3_600:
+            raise ValueError(f"every_s must be between 0 and 3600, got {self.every_s}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedModel:
+    """The model that `turboserve doctor` looks at, as engines would be told to serve it."""
+
+    model: str = "shapes"
+    """Name of the model."""
+    weights: str | None = None
+    """Path of a weights file; unset: the shipped or cached ones."""
+    capacity: int = 4
+    """Sessions that an engine may hold."""
+    offload_mib: int = 1024
+    """Host memory of an engine for the state of idle sessions."""
+
+    def __post_init__(self) -> None:
+        if self.capacity < 1:
+            raise ValueError(f"capacity must be at least 1, got {self.capacity}")
+        if self.offload_mib < 0:
+            raise ValueError(f"offload_mib must not be negative, got {self.offload_mib}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

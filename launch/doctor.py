@@ -3,51 +3,62 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any, Final
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from launch import redis_server
-from launch.config import UpConfig
-from launch.gpus import visible_gpus
+from launch.config import CheckedModel, UpConfig
+from launch.doctor_machine import check_device, check_machine, check_nccl, check_port, check_room
+from launch.doctor_problem import Advice, Problem
 from scheduler.address import RedisAddress, parse_address
 
-__all__ = ["Problem", "check_redis_config", "check_redis_version", "run"]
+if TYPE_CHECKING:
+    from engine.models.base import CausalVideoModel
+
+__all__ = ["check_redis_config", "check_redis_version", "run"]
 
 _MIN_REDIS: Final = (6, 2)
+_MIN_REDIS_MIB: Final = 512
 _PROBE_TIMEOUT_S: Final = 5.0
 _REDIS_SETTINGS: Final = ("appendonly", "maxmemory", "maxmemory-policy")
 
 
-class Problem(Exception):
-    """A check failed. `str()` says what is wrong and how to put it right."""
-
-
-def run(config: UpConfig) -> int:
+def run(config: UpConfig, chosen: CheckedModel | None = None) -> int:
     """Make every check and print its result. Returns 0, or 1 when one failed."""
-    checks: dict[str, Callable[[UpConfig], str]] = {
-        "python": _check_python,
-        "redis": _check_redis,
-        "encoder": _check_encoder,
-        "model": _check_model,
-        "device": _check_device,
-        "port": _check_port,
-    }
     num_problems = 0
-    for name, check in checks.items():
+    for name, check in _checks(config, chosen or CheckedModel()).items():
         try:
-            print(f"ok    {name:8} {check(config)}")
+            print(f"ok    {name:8} {check()}")
+        except Advice as exc:
+            print(f"note  {name:8} {exc}")
         except Problem as exc:
             num_problems += 1
             print(f"FAIL  {name:8} {exc}")
     return 1 if num_problems else 0
 
 
-def _check_python(_: UpConfig) -> str:
+def _checks(config: UpConfig, chosen: CheckedModel) -> dict[str, Callable[[], str]]:
+    """In the order in which they are made; the model is loaded once."""
+    load = cache(partial(_load_model, config, chosen))
+    return {
+        "python": _check_python,
+        "machine": partial(check_machine, config),
+        "redis": partial(_check_redis, config),
+        "codecs": _check_codecs,
+        "device": partial(check_device, config),
+        "nccl": partial(check_nccl, config),
+        "model": lambda: f"{chosen.model} loads ({type(load()).__name__})",
+        "memory": lambda: check_room(config, chosen, load()),
+        "port": partial(check_port, config),
+    }
+
+
+def _check_python() -> str:
     return f"{sys.version.split()[0]} at {sys.executable}"
 
 
@@ -87,7 +98,14 @@ def _check_running_redis(url: str) -> str:
     if settings is None:
         return f"{version}{how}{found}; its user may not read the configuration: check appendonly yourself"
     check_redis_config(settings)
-    return f"{version}{how}{found}, appendonly, keeps all keys"
+    limit = int(settings["maxmemory"]) // 2**20
+    if 0 < limit < _MIN_REDIS_MIB:
+        raise Advice(
+            f"Redis may use {limit} MiB, of which checkpoints alone take up to 256: "
+            f"raise maxmemory to {_MIN_REDIS_MIB} MiB, or keep them elsewhere with --checkpoints"
+        )
+    room = f"up to {limit} MiB" if limit else "without a limit of memory"
+    return f"{version}{how}{found}, appendonly, keeps all keys, {room}"
 
 
 async def _ask_redis(url: str) -> tuple[str, dict[str, str] | None]:
@@ -150,7 +168,7 @@ def check_redis_config(settings: dict[str, str]) -> None:
         )
 
 
-def _check_encoder(_: UpConfig) -> str:
+def _check_codecs() -> str:
     import av
     import numpy as np
 
@@ -163,42 +181,21 @@ def _check_encoder(_: UpConfig) -> str:
         raise Problem(
             f"H.264 can't be encoded ({exc}): reinstall av with `pip install --force-reinstall av`"
         ) from exc
-    return f"H.264, PyAV {av.__version__} ({num_bytes} bytes for 4 black frames)"
+    return f"H.264 ({num_bytes} bytes for 4 black frames), PyAV {av.__version__}"
 
 
-def _check_model(_: UpConfig) -> str:
+def _load_model(config: UpConfig, chosen: CheckedModel) -> CausalVideoModel:
+    """On the CPU where there is no GPU, so that its weights are checked all the same. Raises Problem."""
     import torch
 
     from engine.models.registry import load_model
 
+    device = "cuda" if config.device == "cuda" and torch.cuda.is_available() else "cpu"
+    weights = Path(chosen.weights) if chosen.weights is not None else None
     try:
-        info = load_model("shapes", device=torch.device("cpu"))
+        return load_model(chosen.model, device=torch.device(device), weights=weights)
     except ValueError as exc:
-        raise Problem(f"{exc}; reinstall turboserve, its package carries them") from exc
-    return f"shapes loads ({type(info).__name__})"
-
-
-def _check_device(config: UpConfig) -> str:
-    gpus = visible_gpus(os.environ)
-    if config.device == "cpu":
-        return f"cpu, {len(os.sched_getaffinity(0))} cores (GPUs here: {len(gpus)})"
-    import torch
-
-    if not gpus:
-        raise Problem("device cuda: no NVIDIA GPU here (no /dev/nvidia0): use --device cpu")
-    if not torch.cuda.is_available():
-        raise Problem(f"device cuda: torch {torch.__version__} can't use the GPU: install a CUDA build of it")
-    return f"cuda, {len(gpus)} GPUs"
-
-
-def _check_port(config: UpConfig) -> str:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((config.host, config.port))
-        except OSError as exc:
-            raise Problem(
-                f"port {config.port} on {config.host} can't be used ({exc.strerror}): "
-                "choose another with --port"
-            ) from exc
-    return f"{config.port} on {config.host} is free"
+        advice = "reinstall turboserve, its package carries them"
+        if weights is not None or chosen.model != "shapes":
+            advice = "`turboserve model list` shows what is here, `model add` brings one in"
+        raise Problem(f"{exc}; {advice}") from exc

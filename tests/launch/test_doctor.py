@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from launch import doctor
-from launch.config import UpConfig
-from launch.doctor import Problem, check_redis_config, check_redis_version
+from launch import doctor, doctor_machine
+from launch.config import CheckedModel, UpConfig
+from launch.doctor import check_redis_config, check_redis_version
+from launch.doctor_machine import check_machine, check_nccl
+from launch.doctor_problem import Problem
 from tests.cluster import wait_for
 from tests.scheduler.store.test_pools import guarded_server
 
@@ -21,9 +23,9 @@ def test_a_sound_machine_passes(unused_port: int, redis_url: str, capsys: pytest
     assert doctor.run(UpConfig(port=unused_port)) == 0
     assert doctor.run(UpConfig(port=unused_port, redis=redis_url)) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:2] for line in lines[:6]] == [
-        ["ok", name] for name in ("python", "redis", "encoder", "model", "device", "port")
-    ]
+    names = ("python", "machine", "redis", "codecs", "device", "nccl", "model", "memory", "port")
+    assert tuple(line.split()[1] for line in lines[:9]) == names
+    assert {line.split()[0] for line in lines} <= {"ok", "note"}
 
 
 def test_each_problem_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,6 +37,34 @@ def test_each_problem_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "--redis can't be used" in failed[0]
     assert f"port {port}" in failed[1]
     assert len(failed) == 2
+
+
+def test_a_model_without_room_is_a_problem(unused_port: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """More host memory for idle sessions than there is; and a capacity beyond what fits is a note."""
+    assert doctor.run(UpConfig(port=unused_port), CheckedModel(offload_mib=10**9)) == 1
+    assert "no session fits; lower --offload-mib" in capsys.readouterr().out
+    assert doctor.run(UpConfig(port=unused_port), CheckedModel(capacity=10**9, offload_mib=0)) == 0
+    assert "less than --capacity 1000000000" in capsys.readouterr().out
+
+
+def test_an_unknown_model_is_a_problem(unused_port: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its memory can't be known either."""
+    assert doctor.run(UpConfig(port=unused_port), CheckedModel(model="none")) == 1
+    failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL")]
+    assert [line.split()[1] for line in failed] == ["model", "memory"]
+    assert "unknown model 'none'" in failed[0] and "turboserve model list" in failed[0]
+
+
+def test_the_folder_needs_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its nearest parent is; a folder without room is a problem."""
+    config = UpConfig(dir=str(tmp_path / "a" / "b"))
+    monkeypatch.setattr(doctor_machine, "_MIN_DISK_BYTES", 2**62)
+    with pytest.raises(Problem, match=f"MiB are free at {tmp_path}, where Redis"):
+        check_machine(config)
+
+
+def test_engines_on_cpus_use_gloo() -> None:
+    assert check_nccl(UpConfig(device="cpu")).startswith("gloo")
 
 
 def test_redis_versions() -> None:
@@ -74,7 +104,7 @@ def test_ways_in_are_judged(unused_port: int, tmp_path: Path, capsys: pytest.Cap
 
     def judged(user: str) -> str:
         doctor.run(UpConfig(port=unused_port, redis=f"redis://{user}127.0.0.1:{port}"))
-        return capsys.readouterr().out.splitlines()[1]
+        return capsys.readouterr().out.splitlines()[2]
 
     with guarded_server(tmp_path) as port:
         wait_for("an answer", lambda: "refused" not in judged(""))

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
+
+import pytest
+
 from launch.config import StatusConfig
 from launch.status import render, run
 
@@ -29,7 +35,7 @@ def test_tables_hold_every_engine_and_session() -> None:
         }
     )
     lines = text.splitlines()
-    assert lines[0] == "policy least_loaded, budget 2 engines, 1 sessions waiting"
+    assert lines[0] == "policy least_loaded, budget 2 engines, 1 sessions waiting (1 queued)"
     assert lines[3].split() == ["e_1", "ready", "1", "4", "0.50", "210.25"]
     assert lines[6].split() == ["s_1", "queued", "-", "0", "0", "0"]
 
@@ -53,3 +59,15 @@ def test_an_empty_cluster_says_so() -> None:
 async def test_no_cluster_is_an_error(unused_port: int) -> None:
     """Nothing listens there: status 1 and a sentence with the address."""
     assert await run(StatusConfig(url=f"http://127.0.0.1:{unused_port}")) == 1
+
+
+async def test_live_goes_on_until_it_is_stopped(unused_port: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """A cluster that does not answer is asked again; Ctrl-C ends it with status 0."""
+    task = asyncio.create_task(run(StatusConfig(url=f"http://127.0.0.1:{unused_port}", every_s=0.01)))
+    printed = ""
+    while printed.count("no cluster answers") < 2:
+        await asyncio.sleep(0)
+        printed += capsys.readouterr().out
+    os.kill(os.getpid(), signal.SIGINT)
+    assert await task == 0
+    assert "Ctrl-C ends" in printed

@@ -1,0 +1,133 @@
+"""What `turboserve doctor` looks at on the machine itself: size, GPUs, room for the model, ports."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from launch.config import CheckedModel, UpConfig
+from launch.doctor_problem import Advice, Problem
+from launch.gpus import visible_gpus
+
+if TYPE_CHECKING:
+    from engine.models.base import CausalVideoModel
+
+__all__ = ["check_device", "check_machine", "check_nccl", "check_port", "check_room"]
+
+_MIB: Final = 2**20
+_MIN_DISK_BYTES: Final = 512 * _MIB
+_MIN_FILES: Final = 4096
+_MIN_SHARED_BYTES: Final = 512 * _MIB
+_DEVICE: Final = {"cpu": "cpu", "cuda": "cuda:0"}
+
+
+def check_machine(config: UpConfig) -> str:
+    """System, cores, load, disk under `dir`, open files. Raises Problem, Advice."""
+    if sys.platform != "linux":
+        raise Problem(
+            f"turboserve up needs Linux, this is {sys.platform}: use a container or another machine"
+        )
+    folder = _nearest(Path(config.dir))
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < _MIN_DISK_BYTES:
+        raise Problem(
+            f"{free_bytes // _MIB} MiB are free at {folder}, where Redis and the logs write: "
+            f"free {_MIN_DISK_BYTES // _MIB} MiB, or choose another folder with --dir"
+        )
+    num_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if num_files < _MIN_FILES:
+        raise Advice(
+            f"a process may open {num_files} files, and each connection is one: "
+            f"run `ulimit -n {2 * _MIN_FILES}` first, or set LimitNOFILE"
+        )
+    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    if load > 2 * cores:
+        raise Advice(f"load {load:.1f} on {cores} cores: others use this machine, and players will notice")
+    return f"{cores} cores, load {load:.1f}, {free_bytes // _MIB} MiB free at {folder}"
+
+
+def _nearest(path: Path) -> Path:
+    """The folder itself, or of those above it the first that exists."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+
+
+def check_device(config: UpConfig) -> str:
+    """The cores or GPUs that engines compute on. Raises Problem, Advice."""
+    gpus = visible_gpus(os.environ)
+    if config.device == "cpu":
+        return f"cpu, {len(os.sched_getaffinity(0))} cores (GPUs here: {len(gpus)})"
+    import torch
+
+    if not gpus:
+        raise Problem("device cuda: no NVIDIA GPU here (no /dev/nvidia0): use --device cpu")
+    if not torch.cuda.is_available():
+        raise Problem(f"device cuda: torch {torch.__version__} can't use the GPU: install a CUDA build of it")
+    wanted = max(config.engines, config.max_engines or 0)
+    if wanted > len(gpus):
+        raise Advice(f"{wanted} engines share {len(gpus)} GPUs: each gets slower; lower --engines")
+    names = {torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())}
+    return f"cuda, {len(gpus)} GPUs ({', '.join(sorted(names))})"
+
+
+def check_nccl(config: UpConfig) -> str:
+    """What moves session state between engines, and joins the ranks of one. Raises Problem, Advice."""
+    import torch.distributed as dist
+
+    if config.device == "cpu":
+        if not dist.is_gloo_available():
+            raise Problem("this torch has no gloo, which engines on CPUs need: install the one from PyPI")
+        return "gloo, for engines on CPUs"
+    if not dist.is_nccl_available():
+        raise Problem("this torch has no NCCL, which engines on GPUs need: install a CUDA build from PyPI")
+    import torch.cuda.nccl
+
+    shared = shutil.disk_usage("/dev/shm").total if Path("/dev/shm").exists() else 0
+    if shared < _MIN_SHARED_BYTES:
+        raise Advice(
+            f"/dev/shm has {shared // _MIB} MiB, and NCCL moves data through it: "
+            "docker run --shm-size=1g, or an emptyDir of medium Memory in Kubernetes"
+        )
+    return f"NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}"
+
+
+def check_room(config: UpConfig, chosen: CheckedModel, model: CausalVideoModel) -> str:
+    """Do the sessions of an engine fit beside the model, which is loaded? Raises Problem.
+
+    What passes take for themselves is not known here: engines measure it when they start.
+    """
+    import torch
+
+    from engine.memory import make_meter, slot_bytes
+
+    room = make_meter(torch.device(_DEVICE[config.device])).room(0)
+    per_slot = slot_bytes(model)
+    pinned_bytes = chosen.offload_mib * _MIB
+    left_bytes = room.free_bytes - room.margin_bytes
+    if config.device == "cpu":
+        left_bytes = left_bytes // config.engines - pinned_bytes
+    num_slots = max(0, left_bytes // per_slot)
+    what = f"{chosen.model}: {per_slot / _MIB:.1f} MiB a session, {max(0, left_bytes) // _MIB} MiB for them"
+    if num_slots < 1:
+        raise Problem(f"{what}: no session fits; lower --offload-mib ({chosen.offload_mib}) or --engines")
+    if num_slots < chosen.capacity:
+        raise Advice(f"{what}: {num_slots} fit in an engine, less than --capacity {chosen.capacity}")
+    return f"{what}, {chosen.capacity} wanted in each of {config.engines} engines"
+
+
+def check_port(config: UpConfig) -> str:
+    """The gateway's. Engines take free ones. Raises Problem."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as exc:
+            raise Problem(
+                f"port {config.port} on {config.host} can't be used ({exc.strerror}): "
+                "choose another with --port"
+            ) from exc
+    return f"{config.port} on {config.host} is free"
