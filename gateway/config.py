@@ -58,6 +58,8 @@ class GatewayConfig:
     """Its deadline."""
     prompt_hook_fail_open: bool = False
     """Let prompts pass when it fails or is late; else they are refused with error unavailable."""
+    trace_share: float = 0.0
+    """Share of chunks whose way from due to drawn is told to OpenTelemetry. Needs turboserve[otel]."""
     model: str | None = None
     """Model of a `start` that names none; None: the first that the cluster serves."""
     codecs: tuple[str, ...] = ("h264", "vp9", "mjpeg")
@@ -93,6 +95,8 @@ class GatewayConfig:
             raise ValueError(f"codecs must be some of {', '.join(CODECS)}, got {', '.join(self.codecs)}")
         if not 0 <= self.recording_mib <= self.recordings_mib:
             raise ValueError(f"recording_mib must be 0 to recordings_mib, got {self.recording_mib}")
+        if not 0 <= self.trace_share <= 1:
+            raise ValueError(f"trace_share must be between 0 and 1, got {self.trace_share}")
         for name in (
             "queue_limit",
             "max_connections",

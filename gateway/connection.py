@@ -12,6 +12,7 @@ from typing import assert_never
 from gateway.access import Visitor
 from gateway.auth import Identity
 from gateway.calls import CallQueue
+from gateway.chunk_trace import ChunkTrace
 from gateway.hub import Hub
 from gateway.play_meter import PlayMeter
 from gateway.protocol import (
@@ -58,6 +59,7 @@ from scheduler.messages import (
     SessionState,
     Unwatch,
 )
+from scheduler.messages import Stats as LinkStats
 from scheduler.store import draw_id
 
 logger = logging.getLogger("gateway.connection")
@@ -86,6 +88,7 @@ class ClientConnection:
         self._was_queued = False
         self._started_s: float | None = None
         self._meter = PlayMeter()
+        self._trace = ChunkTrace() if hub.tracing is not None else None
         self._tick: asyncio.TimerHandle | None = None
         self._silence: asyncio.TimerHandle | None = None
 
@@ -130,6 +133,8 @@ class ClientConnection:
         self._do(self.machine.receive_link_down(engine))
 
     def receive_link(self, engine: EngineId, reply: LinkReply) -> None:
+        if self._trace is not None and isinstance(reply, LinkStats):
+            self._trace.receive_stats(reply)
         self._do(self.machine.receive_link(reply, self._now_ms()))
 
     def receive_chunk(self, engine: EngineId, part: ChunkPart, payload: memoryview, arrived_s: float) -> None:
@@ -285,6 +290,8 @@ class ClientConnection:
         metrics.relay.observe(now_s - arrived_s)
         metrics.parts.inc()
         metrics.media_bytes.inc(num_bytes)
+        if self._trace is not None and not self.machine.is_watching():
+            self._trace.receive_part(part, num_bytes, arrived_s * 1000, now_s * 1000)
         if self._started_s is not None:
             metrics.clients.ttfc.observe(now_s - self._started_s)
             self._started_s = None
@@ -302,6 +309,7 @@ class ClientConnection:
                 self._meter.rest()
             case Session():
                 self._meter = PlayMeter()
+                self._trace = ChunkTrace() if self._hub.tracing is not None else None
 
     def _count_ack(self, message: Ack) -> None:
         if self.machine.told_state() is SessionState.ACTIVE:
@@ -309,6 +317,9 @@ class ClientConnection:
             played_ms, stalled_ms = self._meter.receive_ack(message.seq, message.buffer_ms, self._now_ms())
             metrics.played.inc(played_ms / 1000)
             metrics.stalled.inc(stalled_ms / 1000)
+        if self._trace is not None and self._followed is not None and self._hub.tracing is not None:
+            now_ms, engine = time.perf_counter() * 1000, self._followed[0]
+            self._hub.tracing.export(self._trace.receive_ack(message.seq, message.buffer_ms, engine, now_ms))
 
 
 def _draw() -> Draw:

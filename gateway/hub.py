@@ -15,6 +15,7 @@ from gateway.metrics import Metrics
 from gateway.prompt_hook import PromptHook, load_hook
 from gateway.recorder import MIB, Recorder
 from gateway.relay import Relay
+from gateway.tracing import make_tracing
 from scheduler.messages import GatewayId, SessionId
 from scheduler.store import Store
 
@@ -32,6 +33,7 @@ class Hub:
         self.metrics = metrics
         self.access = Access(config, metrics)
         self.prompt_hook = _load_prompt_hook(config)
+        self.tracing = make_tracing(config.trace_share, gateway)
         self.relay = Relay(store, config.link_secret, metrics)
         self.forgetter = Forgetter(store)
         self.cluster_feed = ClusterFeed(store, metrics=metrics.cluster)

@@ -85,6 +85,8 @@ class Gateway:
             await self.hub.recorder.close()
         with contextlib.suppress(StoreError):
             await self.hub.store.remove_gateway(self.hub.gateway)
+        if self.hub.tracing is not None:
+            await asyncio.to_thread(self.hub.tracing.close)
 
     async def _wait_for_goodbyes(self) -> None:
         with contextlib.suppress(TimeoutError):
