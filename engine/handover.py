@@ -7,14 +7,14 @@
                                       <─  verified
     committed                         ─>           or nothing: the target reads its ownership from Redis
 
-A note is a prologue of three int64 (magic, length and CRC-32 of the body), the body in JSON, and the buffers
-that its state header lists. No byte of it is code.
+A note is one message: a prologue of four int64 (magic, length of the body, end of the message, `checksum` of
+all after the prologue), the body in JSON, and the buffers that its state header lists, each of these starting
+at a multiple of ALIGNMENT. Buffers too large for it follow, with checksums of their own. No byte is code.
 """
 
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
@@ -25,21 +25,19 @@ from torch import Tensor
 from engine.credit import Player
 from engine.hosted import Hosted
 from engine.lifecycle import Life
-from engine.pairs import Pair, PairLost
+from engine.pairs import MAX_MESSAGE_BYTES, Pair, PairLost
 from engine.replay import Replay
 from engine.session_state import SessionState
-from engine.state_format import DTYPES, ExportedState, StateFormatError, StateHeader, verify
-from scheduler.messages import (
-    LINK_REPLIES,
-    ChunkPart,
-    DecodeError,
-    SessionRecord,
-    decode_fields,
-    decode_json,
-    encode_json,
-    frame_media,
-    unframe_media,
+from engine.state_format import (
+    ALIGNMENT,
+    DTYPES,
+    ExportedState,
+    StateFormatError,
+    StateHeader,
+    checksum,
+    verify,
 )
+from scheduler.messages import DecodeError, SessionRecord, decode_fields
 
 __all__ = [
     "Arrival",
@@ -50,12 +48,14 @@ __all__ = [
     "facts_of",
     "player_of",
     "receive_note",
-    "restamped",
     "send_note",
 ]
 
 MAGIC = 0x5453_4D49
+PROLOGUE_BYTES = ALIGNMENT
 MAX_BODY_BYTES = 1 << 20
+MAX_WHOLE_BYTES = MAX_MESSAGE_BYTES - MAX_BODY_BYTES - PROLOGUE_BYTES
+"""Of the buffers in a note's own message, padding included."""
 MAX_BUFFER_BYTES = 1 << 36
 
 Kind = Literal["ready", "frames", "final", "verified", "committed", "cancelled"]
@@ -181,38 +181,72 @@ class Note:
 
 
 def send_note(pair: Pair, note: Note, buffers: Mapping[str, Tensor] | None = None, *, limit_s: float) -> None:
-    """Send a note, with the buffers of its header. Raises PairLost."""
-    body = json.dumps(asdict(note), separators=(",", ":")).encode()
-    prologue = torch.tensor([MAGIC, len(body), zlib.crc32(body)], dtype=torch.int64)
+    """Send a note, with the buffers of its header, whose checksums are added. Raises PairLost."""
     infos = note.header.buffers if note.header is not None else ()
-    data = [(buffers or {})[info.name].contiguous() for info in infos]
-    pair.send([prologue, torch.frombuffer(bytearray(body), dtype=torch.uint8), *data], limit_s=limit_s)
+    tensors = [(buffers or {})[info.name] for info in infos]
+    is_whole = note.header is None or _is_whole(note.header)
+    if note.header is not None and not is_whole:
+        tensors = [tensor.contiguous() for tensor in tensors]
+        infos = tuple(replace(i, checksum=checksum(t)) for i, t in zip(infos, tensors, strict=True))
+        note = replace(note, header=replace(note.header, buffers=infos))
+    body = json.dumps(asdict(note), separators=(",", ":")).encode()
+    end = _place(pair.outbox, PROLOGUE_BYTES, torch.frombuffer(bytearray(body), dtype=torch.uint8))
+    for tensor in tensors if is_whole else ():
+        end = _place(pair.outbox, end, tensor)
+    prologue = [MAGIC, len(body), end, checksum(pair.outbox[PROLOGUE_BYTES:end])]
+    pair.outbox[:PROLOGUE_BYTES].view(torch.int64)[: len(prologue)] = torch.tensor(prologue)
+    pair.send_message(end, limit_s=limit_s)
+    if not is_whole:
+        pair.send(tensors, limit_s=limit_s)
+
+
+def _is_whole(header: StateHeader) -> bool:
+    """Do the buffers come in the note's own message?"""
+    return sum(_padded(info.num_bytes) for info in header.buffers) <= MAX_WHOLE_BYTES
+
+
+def _padded(num_bytes: int) -> int:
+    return num_bytes + -num_bytes % ALIGNMENT
+
+
+def _place(box: Tensor, start: int, tensor: Tensor) -> int:
+    """Copy a tensor's bytes to this place of the box; returns where the next one goes."""
+    flat = tensor.contiguous().view(-1).view(torch.uint8) if tensor.numel() else box[:0]
+    end = start + len(flat)
+    box[start:end] = flat
+    box[end : start + _padded(len(flat))] = 0
+    return start + _padded(len(flat))
 
 
 def receive_note(pair: Pair, migration_id: str, *, limit_s: float) -> tuple[Note, ExportedState | None]:
-    """The next note of this migration, and the state in it, verified.
+    """The next note of this migration, and the state in it, verified: it is valid until something is sent.
 
     Raises:
         PairLost: nothing came, or it is not a note of this migration.
         StateFormatError: a buffer is not what its header says.
     """
-    prologue = torch.empty(3, dtype=torch.int64)
-    pair.receive([prologue], limit_s=limit_s)
-    magic, length, crc = prologue.tolist()
-    if magic != MAGIC or not 0 < length <= MAX_BODY_BYTES:
+    message = pair.receive_message(limit_s=limit_s)
+    magic, length, end, check = message[:PROLOGUE_BYTES].view(torch.int64)[:4].tolist()
+    begin = PROLOGUE_BYTES + _padded(length)
+    if magic != MAGIC or not 0 < length <= MAX_BODY_BYTES or not begin <= end <= len(message):
         raise PairLost("what came is no note")
-    body = torch.empty(length, dtype=torch.uint8)
-    pair.receive([body], limit_s=limit_s)
-    data = body.numpy().tobytes()
-    if zlib.crc32(data) != crc:
+    if checksum(message[PROLOGUE_BYTES:end]) != check:
         raise PairLost("a note has another checksum than it says")
     try:
-        note = decode_fields(Note, json.loads(data))
+        body = message[PROLOGUE_BYTES : PROLOGUE_BYTES + length].numpy().tobytes()
+        note = decode_fields(Note, json.loads(body))
     except (DecodeError, ValueError, AttributeError, RecursionError) as exc:
         raise PairLost(f"a note can't be read: {exc}") from exc
     if note.migration_id != migration_id:
         raise PairLost(f"a note of {note.migration_id} came, not of {migration_id}")
-    return note, None if note.header is None else _receive_state(pair, note.header, limit_s)
+    if note.header is None:
+        return note, None
+    for info in note.header.buffers:
+        if info.dtype not in DTYPES or info.num_bytes > MAX_BUFFER_BYTES:
+            raise StateFormatError(f"buffer {info.name} is {info.dtype} of {info.num_bytes} bytes")
+    if _is_whole(note.header):
+        return note, _state_in(message[begin:end], note.header)
+    return note, _receive_state(pair, note.header, limit_s)
 
 
 def expect(kind: Kind, note: Note) -> Note:
@@ -222,10 +256,21 @@ def expect(kind: Kind, note: Note) -> Note:
     return note
 
 
-def _receive_state(pair: Pair, header: StateHeader, limit_s: float) -> ExportedState:
+def _state_in(data: Tensor, header: StateHeader) -> ExportedState:
+    """The buffers that came in the note's own message."""
+    buffers, start = dict[str, Tensor](), 0
     for info in header.buffers:
-        if info.dtype not in DTYPES or info.num_bytes > MAX_BUFFER_BYTES:
-            raise StateFormatError(f"buffer {info.name} is {info.dtype} of {info.num_bytes} bytes")
+        end = start + info.num_bytes
+        if end > len(data):
+            raise StateFormatError(f"buffer {info.name} is truncated")
+        buffers[info.name] = data[start:end].view(DTYPES[info.dtype]).view(info.shape)
+        start += _padded(info.num_bytes)
+    return ExportedState(header=header, buffers=buffers)
+
+
+def _receive_state(pair: Pair, header: StateHeader, limit_s: float) -> ExportedState:
+    """The buffers that come as messages of their own."""
+    for info in header.buffers:
         if info.checksum is None:
             raise StateFormatError(f"buffer {info.name} has no checksum")
     buffers = {info.name: torch.empty(info.shape, dtype=DTYPES[info.dtype]) for info in header.buffers}
@@ -233,26 +278,3 @@ def _receive_state(pair: Pair, header: StateHeader, limit_s: float) -> ExportedS
     state = ExportedState(header=header, buffers=buffers)
     verify(state)
     return state
-
-
-def restamped(replay: Replay, *, epoch: int, next_seq: int, start_ms: float) -> Replay:
-    """The replay window as an owner at `epoch` would have made it."""
-    chunks = replay.since(replay.oldest_seq)
-    fresh = Replay(next_seq=chunks[0].seq if chunks else next_seq, start_ms=start_ms)
-    for chunk in chunks:
-        applied = tuple(replace(item, epoch=epoch) for item in chunk.applied)
-        fresh.begin(start_ms=chunk.start_ms, end_ms=chunk.end_ms, applied=applied)
-        for number, part in enumerate(chunk.parts, 1):
-            fresh.add(_restamped_part(part, epoch), last=number == len(chunk.parts))
-    return fresh
-
-
-def _restamped_part(part: bytes, epoch: int) -> bytes:
-    try:
-        head, payload = unframe_media(part)
-        header = decode_json(LINK_REPLIES, head)
-    except DecodeError as exc:
-        raise StateFormatError(f"the replay window has a part that can't be read: {exc}") from exc
-    if not isinstance(header, ChunkPart):
-        raise StateFormatError(f"the replay window has a {header.type} among its parts")
-    return frame_media(encode_json(replace(header, epoch=epoch)), bytes(payload))

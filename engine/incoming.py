@@ -15,13 +15,14 @@ from typing import Protocol
 import torch
 
 from engine.compute_messages import Command, Reserve, Reserved, Unreserve
-from engine.handover import Arrival, Note, expect, receive_note, restamped, send_note
+from engine.handover import Arrival, Note, expect, receive_note, send_note
 from engine.helper_thread import HelperThread
 from engine.kv_pool import SlabPool
 from engine.models.base import CausalVideoModel
 from engine.offload import HostSlab
 from engine.pairs import Pair, PairLost, Pairs
-from engine.replay_state import replay_of
+from engine.replay import ReplayChunk
+from engine.replay_state import chunks_of, replay_of, restamped
 from engine.session_state import SessionState
 from engine.state_format import ExportedState, StateFormatError
 from engine.state_io import (
@@ -72,6 +73,8 @@ class Incoming:
         self._reserved: asyncio.Future[Reserved] = loop.create_future()
         self._decision: asyncio.Future[bool] = loop.create_future()
         self._pair: Pair | None = None
+        self._window: list[ReplayChunk] = []
+        """What has come of the replay window."""
 
     @property
     def epoch(self) -> int:
@@ -151,6 +154,7 @@ class Incoming:
                 raise StateFormatError("what came is not state of this engine's model")
             if note.kind != "frames":
                 break
+            self._take_replay(exported)
             if reserved.slot is not None:
                 self._place_frames(exported, reserved.slot)
             send_note(pair, Note(kind="ready", migration_id=id), limit_s=STEP_LIMIT_S)
@@ -164,8 +168,11 @@ class Incoming:
     def _place_frames(self, exported: ExportedState, slot: int) -> None:
         if exported.header.kv_ring:
             import_kv_frames(self._model, self._pool, exported, slot)
-        elif exported.buffers:
+        else:
             load_slabs(self._pool, exported, slot)
+
+    def _take_replay(self, exported: ExportedState) -> None:
+        self._window += [restamped(chunk, self.epoch) for chunk in chunks_of(exported)]
 
     def _arrival(
         self, note: Note, exported: ExportedState, record: SessionRecord, reserved: Reserved
@@ -173,7 +180,8 @@ class Incoming:
         header, facts = exported.header, note.facts
         if facts is None or header.scalars is None or header.session != record.id:
             raise StateFormatError("the final part has no scalars or facts, or is another session's")
-        replay = replay_of(exported, next_seq=facts.next_seq, end_ms=facts.end_ms)
+        self._take_replay(exported)
+        replay = replay_of(self._window, next_seq=facts.next_seq, end_ms=facts.end_ms)
         buffers = {name: data for name, data in exported.buffers.items() if name != "replay"}
         infos = tuple(info for info in header.buffers if info.name != "replay")
         exported = ExportedState(header=replace(header, replay=(), buffers=infos), buffers=buffers)
@@ -188,7 +196,7 @@ class Incoming:
             record=record,
             state=state,
             away=away,
-            replay=restamped(replay, epoch=self.epoch, next_seq=facts.next_seq, start_ms=facts.end_ms),
+            replay=replay,
             facts=facts,
         )
 

@@ -122,6 +122,8 @@ class Outgoing:
         """Measured while it is used."""
         self._embeds: torch.Tensor | None = None
         """The embeddings whose K/V the target has."""
+        self._replay_seq = 0
+        """First chunk of the replay window that the target does not have."""
         self._sent_bytes = 0
         self._is_slow = False
         self.is_committing = False
@@ -148,6 +150,7 @@ class Outgoing:
                 await self._meet(limit_s)
                 met = self._clock()
                 await self._go_ahead()
+                await self._send_replay()
                 await self._side.ping()
                 ahead = self._clock()
                 frozen, final_bytes = await self._send_rest()
@@ -242,7 +245,7 @@ class Outgoing:
         view, header = self._pool.prompt_slot(seen.look.place[0]), StateHeader(**self._names())
 
         def copy() -> ExportedState:
-            return describe(header, {"prompt_kv": view.clone()}, checked=True)
+            return describe(header, {"prompt_kv": view.clone()}, checked=False)
 
         exported = await self._helper.call(copy, limit_s=self._limit_s(view.nbytes))
         # Taken beside passes: valid only if the prompt was the same before and after.
@@ -252,15 +255,28 @@ class Outgoing:
             self._sent_bytes += exported.num_bytes
             self._embeds = seen.embeds
 
+    async def _send_replay(self) -> None:
+        """Send what is encoded by now: each complete chunk stays as it is."""
+        chunks = self._hosted.replay.complete_since(0)
+        empty = ExportedState(header=StateHeader(**self._names()))
+        exported = await self._helper.call(lambda: add_replay(empty, chunks), limit_s=STEP_LIMIT_S)
+        await self._send(self._note("frames", exported.header), exported.buffers, "ready")
+        self._replay_seq = chunks[-1].seq + 1 if chunks else 0
+        self._sent_bytes += exported.num_bytes
+
     async def _send_rest(self) -> tuple[Frozen, int]:
         """Let the session rest, and send all that is not there."""
         frozen = await self._ask(Frozen, Freeze(session=self._hosted.id, epoch=self._hosted.epoch))
         facts = await self._side.settled(self._hosted)
-        exported = await self._helper.call(lambda: self._rest(frozen), limit_s=STEP_LIMIT_S)
-        note = self._note("final", exported.header)
-        note = replace(note, facts=facts, afresh=self._precopy.is_afresh, rebuild=self._is_slow)
-        await self._send(note, exported.buffers, "verified")
-        return frozen, exported.num_bytes
+
+        def send() -> int:
+            exported = self._rest(frozen)
+            note = self._note("final", exported.header)
+            note = replace(note, facts=facts, afresh=self._precopy.is_afresh, rebuild=self._is_slow)
+            self._exchange(note, exported.buffers, "verified", self._limit_s(exported.num_bytes))
+            return exported.num_bytes
+
+        return frozen, await self._helper.call(send, limit_s=self._command.limit_ms / 1000.0)
 
     @torch.inference_mode()
     def _rest(self, frozen: Frozen) -> ExportedState:
@@ -276,7 +292,8 @@ class Outgoing:
             if ring:
                 buffers["kv"] = gather_kv_frames(self._pool, look.place[0], ring)
             header = replace(header, kv_ring=ring)
-        return add_replay(describe(header, buffers, checked=True), self._hosted.replay)
+        chunks = self._hosted.replay.complete_since(self._replay_seq)
+        return add_replay(describe(header, buffers, checked=False), chunks)
 
     # --- parts of the above --------------------------------------------------------------------------------
 
@@ -295,7 +312,7 @@ class Outgoing:
     @torch.inference_mode()
     def _gather(self, slot: int, ring: tuple[int, ...]) -> ExportedState:
         header = StateHeader(**self._names(), kv_ring=ring)
-        return describe(header, {"kv": gather_kv_frames(self._pool, slot, ring)}, checked=True)
+        return describe(header, {"kv": gather_kv_frames(self._pool, slot, ring)}, checked=False)
 
     async def _ask(self, kind: type[_Answer], command: Survey | Freeze) -> _Answer:
         self._answer = asyncio.get_running_loop().create_future()
@@ -306,17 +323,18 @@ class Outgoing:
 
     async def _send(self, note: Note, buffers: Mapping[str, torch.Tensor], answer: Kind) -> None:
         """Send a note and wait for the answer to it."""
+        limit_s = self._limit_s(sum(tensor.nbytes for tensor in buffers.values()))
+        await self._helper.call(lambda: self._exchange(note, buffers, answer, limit_s), limit_s=2 * limit_s)
+
+    def _exchange(
+        self, note: Note, buffers: Mapping[str, torch.Tensor], answer: Kind, limit_s: float
+    ) -> None:
+        """The same on the helper thread."""
         pair = self._pair
         assert pair is not None
-        num_bytes = sum(tensor.nbytes for tensor in buffers.values())
-        limit_s = self._limit_s(num_bytes)
-
-        def send() -> None:
-            send_note(pair, note, buffers, limit_s=limit_s)
-            got, _ = receive_note(pair, note.migration_id, limit_s=limit_s)
-            expect(answer, got)
-
-        await self._helper.call(send, limit_s=2 * limit_s)
+        send_note(pair, note, buffers, limit_s=limit_s)
+        got, _ = receive_note(pair, note.migration_id, limit_s=limit_s)
+        expect(answer, got)
 
     async def _listen(self, kind: Kind) -> None:
         pair, id = self._pair, self._command.migration_id

@@ -1,8 +1,12 @@
 """Two-rank process groups between engines, over which session state moves.
 
 Each engine hosts one TCPStore. The source of a migration calls: it names the group that it will use under
-`migration/<id>` in the target's store, a cached one or `pair/<source>/<target>/<id>`. That was never used
-before: a name used twice would hang when a peer has died in between. The target answers; rank 0 calls.
+`migration/<wire version>/<id>` in the target's store, a cached one or `pair/<source>/<target>/<id>`. That was
+never used before: a name used twice would hang when a peer has died in between. The target answers; rank 0
+calls.
+
+A small message goes at once, into a receive that the other end posted ahead; between two that are computing,
+each further turn costs milliseconds. Large tensors follow as messages of their own.
 
 Everything here blocks and belongs on helper threads; every call has a time limit.
 """
@@ -24,8 +28,13 @@ from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, TCPStore
 
 from scheduler.messages import EngineId
 
-__all__ = ["MAX_IDLE", "Pair", "PairLost", "Pairs"]
+__all__ = ["MAX_IDLE", "MAX_MESSAGE_BYTES", "Pair", "PairLost", "Pairs"]
 
+WIRE_VERSION = 2
+"""Raised by one whenever what engines send changes: engines of two versions do not find each other."""
+MAX_MESSAGE_BYTES = 4 * 2**20
+"""A receive of this size is posted before the peer sends, so that a message goes one way, without asking
+first. gloo ends the process that gets more than it has posted: part of the wire version."""
 MAX_IDLE = 8
 """Groups that are kept for the next migration; beyond it the one unused for longest is closed."""
 POLL_S = 0.0002
@@ -45,6 +54,10 @@ class Pair:
         """Meet the other end. Raises PairLost."""
         self.name, self._store, self._peer = name, store, 1 - rank
         self._num_sent = self._num_received = 0
+        self.outbox, self._inbox = (torch.empty(MAX_MESSAGE_BYTES, dtype=torch.uint8) for _ in range(2))
+        """Of messages."""
+        self._coming: Any = None
+        """The posted receive of the next message."""
         try:
             prefixed, timeout = PrefixStore(name, store), timedelta(seconds=limit_s)
             gloo: Any = ProcessGroupGloo
@@ -62,6 +75,33 @@ class Pair:
     def store(self) -> TCPStore:
         """A client of the target's store."""
         return self._store
+
+    def send_message(self, num_bytes: int, *, limit_s: float) -> None:
+        """Send the first bytes of `outbox`, all that is sent at once. Raises PairLost."""
+        assert num_bytes <= MAX_MESSAGE_BYTES, f"a message of {num_bytes} bytes"
+        self._post()
+        self.send([self.outbox[:num_bytes]], limit_s=limit_s)
+
+    def receive_message(self, *, limit_s: float) -> Tensor:
+        """The next message, at the beginning of what is returned; valid until something is sent. Raises
+        PairLost.
+        """
+        self._post()
+        coming, self._coming = self._coming, None
+        try:
+            coming.wait(timedelta(seconds=limit_s))
+        except RuntimeError as exc:
+            raise PairLost(f"the transfer failed: {exc}") from exc
+        return self._inbox
+
+    def _post(self) -> None:
+        if self._coming is not None:
+            return
+        tag, self._num_received = self._num_received, self._num_received + 1
+        try:
+            self._coming = self._control.recv([self._inbox], self._peer, tag)
+        except (RuntimeError, AttributeError) as exc:  # AttributeError: it was closed by another thread
+            raise PairLost(f"the transfer failed: {exc}") from exc
 
     def send(self, tensors: Sequence[Tensor], *, limit_s: float) -> None:
         """Send contiguous tensors. Raises PairLost."""
@@ -143,14 +183,14 @@ class Pairs:
         try:
             store = pair.store if pair is not None else _client(address, limit_s)
             name = pair.name if pair is not None else f"pair/{self._engine}/{target}/{migration_id}"
-            store.set(f"migration/{migration_id}", name)
+            store.set(_key(migration_id), name)
             return pair or self._build(store, name, rank=0, limit_s=limit_s)
         except (RuntimeError, ValueError) as exc:
             raise PairLost(f"{target} can't be reached at {address}: {exc}") from exc
 
     def answer(self, migration_id: str, *, limit_s: float) -> Pair:
         """The group that the source of this migration wants. Raises PairLost."""
-        key = f"migration/{migration_id}"
+        key = _key(migration_id)
         try:
             store = _client(self.address, limit_s)
             wanted = store.get(key).decode()
@@ -185,6 +225,10 @@ class Pairs:
                     del self._idle[name]
                     return pair
         return None
+
+
+def _key(migration_id: str) -> str:
+    return f"migration/{WIRE_VERSION}/{migration_id}"
 
 
 def _client(address: str, limit_s: float) -> TCPStore:

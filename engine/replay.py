@@ -70,6 +70,10 @@ class Replay:
         """Chunks from `seq` on that are still here, an incomplete newest one included."""
         return [chunk for chunk in self._chunks if chunk.seq >= seq]
 
+    def complete_since(self, seq: int) -> list[ReplayChunk]:
+        """The same without an incomplete one: these change no more."""
+        return [chunk for chunk in self.since(seq) if chunk.complete]
+
     def start_of_ms(self, seq: int) -> float:
         """Media position where chunk `seq` starts; the nearest known one for a chunk that is not here."""
         for chunk in self._chunks:

@@ -48,6 +48,7 @@ from scheduler.messages import (
 )
 
 __all__ = [
+    "ALIGNMENT",
     "DTYPES",
     "FORMAT_VERSION",
     "BlendInfo",

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from engine.replay import Replay
-from engine.replay_state import add_replay, replay_of
+from engine.replay_state import add_replay, chunks_of, replay_of
 from engine.state_format import StateFormatError, describe, pack, unpack
 from scheduler.messages import Applied
 from tests.engine.edges import S1
@@ -32,21 +32,39 @@ def window(chunks: int) -> Replay:
 def test_a_replay_window_survives_its_bytes(chunks: int) -> None:
     """Every complete chunk with its parts, times and what was applied; the incomplete one is left behind."""
     replay = window(chunks)
-    there = replay_of(unpack(pack(add_replay(EMPTY, replay))), next_seq=replay.next_seq, end_ms=replay.end_ms)
-    assert (there.next_seq, there.end_ms) == (replay.next_seq, replay.end_ms)
     complete = [chunk for chunk in replay.since(0) if chunk.complete]
-    assert there.since(0) == complete
+    exported = add_replay(EMPTY, replay.complete_since(0))
+    exported = unpack(pack(describe(exported.header, exported.buffers, checked=True)))
+    there = replay_of(chunks_of(exported), next_seq=replay.next_seq, end_ms=replay.end_ms)
+    assert (there.next_seq, there.since(0)) == (replay.next_seq, complete)
+    assert there.end_ms == (complete[-1].end_ms if complete else replay.end_ms)
+
+
+def test_a_replay_window_survives_in_two_halves() -> None:
+    """What went ahead, and what was made since."""
+    replay = window(9)
+    halves = [replay.complete_since(0)[:5], replay.complete_since(8)]
+    there = [chunk for half in halves for chunk in chunks_of(add_replay(EMPTY, half))]
+    assert replay_of(there, next_seq=replay.next_seq, end_ms=0.0).since(0) == replay.complete_since(0)
+    with pytest.raises(StateFormatError):
+        replay_of([*there[:5], *there[6:]], next_seq=replay.next_seq, end_ms=0.0)
 
 
 def test_without_a_window_it_goes_on_empty() -> None:
     """As after a rebuild."""
-    there = replay_of(EMPTY, next_seq=7, end_ms=84.0)
+    there = replay_of(chunks_of(EMPTY), next_seq=7, end_ms=84.0)
     assert (there.next_seq, there.oldest_seq, there.end_ms) == (7, 7, 84.0)
 
 
 @pytest.mark.parametrize("next_seq", [4, 8])
 def test_a_window_that_ends_elsewhere_is_refused(next_seq: int) -> None:
     """It would repeat a chunk, or leave one out."""
-    exported = add_replay(EMPTY, window(4))
+    chunks = chunks_of(add_replay(EMPTY, window(4).complete_since(0)))
     with pytest.raises(StateFormatError):
-        replay_of(exported, next_seq=next_seq, end_ms=0.0)
+        replay_of(chunks, next_seq=next_seq, end_ms=0.0)
+
+
+def test_lengths_that_do_not_fit_are_refused() -> None:
+    exported = add_replay(EMPTY, window(4).complete_since(0))
+    with pytest.raises(StateFormatError):
+        chunks_of(replace(exported, buffers={"replay": exported.buffers["replay"][1:]}))
