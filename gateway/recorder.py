@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 import time
 import weakref
+from asyncio.subprocess import DEVNULL
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,7 +22,7 @@ from typing import BinaryIO
 
 from gateway.metrics import Metrics
 from gateway.protocol import ChunkHeader
-from gateway.segments import SegmentWriter, download_path, make_mp4, remove, take_stock
+from gateway.segments import MADE, NOTHING, SegmentWriter, download_path, remove, take_stock
 from scheduler.messages import SessionId
 from scheduler.store import Store, StoreError
 
@@ -31,6 +33,8 @@ MAX_WAITING_BYTES = 64 * MIB
 """For the writing thread, all sessions together; beyond it chunks are left out."""
 MAX_DOWNLOADS = 8
 """At once; each holds a file as large as its recording."""
+MAX_MAKING = 2
+"""Of them are made at once, each by a process."""
 PIECE_BYTES = 256 * 1024
 SWEEP_EVERY_S = 10.0
 REST_S = 600.0
@@ -52,6 +56,7 @@ class Recorder:
         self._waiting_bytes = 0
         self._is_failing = False
         self._downloads: weakref.WeakSet[Download] = weakref.WeakSet()
+        self._making = asyncio.Semaphore(MAX_MAKING)
 
     def begin(self, session: SessionId) -> Take:
         """For one connection that controls the session."""
@@ -90,9 +95,10 @@ class Recorder:
 
     async def open(self, session: SessionId) -> Download | None:
         """What is recorded of the session up to now, as an MP4 file; None: nothing. Raises OSError."""
-        download = Download(download_path(self._root))
+        download = Download(self._root / session)
         self._downloads.add(download)
-        await asyncio.to_thread(download.make, self._root / session)
+        async with self._making:
+            await download.make()
         return download if download.length else None
 
     # --- limits ----------------------------------------------------------------------------------------
@@ -149,19 +155,31 @@ class Take:
 class Download:
     """An MP4 file that has no name any more: it is gone with whoever reads it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         self.length = 0
-        self._path = path
+        self._folder = folder
         self._file: BinaryIO | None = None
 
-    def make(self, folder: Path) -> None:
-        """Blocks. Raises OSError."""
+    async def make(self) -> None:
+        """In a process of its own: seconds of work would hold up the streams of this one.
+
+        Raises OSError.
+        """
+        path = download_path(self._folder)
+        if not await asyncio.to_thread(self._folder.is_dir):
+            return
         try:
-            if make_mp4(folder, self._path):
-                self._file = self._path.open("rb")
-                self.length = self._path.stat().st_size
+            status = await _run("-m", "gateway.segments", str(self._folder), str(path))
+            if status not in (MADE, NOTHING):
+                raise OSError(f"making {path} ended with status {status}")
+            if status == MADE:
+                await asyncio.to_thread(self._open, path)
         finally:
-            self._path.unlink(missing_ok=True)
+            await asyncio.to_thread(path.unlink, missing_ok=True)
+
+    def _open(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self.length = path.stat().st_size
 
     async def read(self) -> AsyncGenerator[bytes, None]:
         """The file, once."""
@@ -173,6 +191,17 @@ class Download:
     def __del__(self) -> None:
         if self._file is not None:  # nobody read it: the client was gone
             self._file.close()
+
+
+async def _run(*arguments: str) -> int:
+    """The exit status of a Python of ours, which does not outlive a cancelled wait."""
+    process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdin=DEVNULL, stdout=DEVNULL)
+    try:
+        return await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 def _nothing() -> None:

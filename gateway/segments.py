@@ -12,18 +12,31 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import re
 import secrets
 import struct
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.client_chunks import Chunk, ChunkDecoder, make_chunk
+from gateway.client_errors import BadServer
 from gateway.protocol import CODECS, JSON_SUBPROTOCOL, ChunkHeader, MessageError
 from gateway.recording import Mp4Writer
-from gateway.session_entry import SESSION_ID
 
-__all__ = ["SegmentWriter", "Stock", "download_path", "make_mp4", "read_chunks", "remove", "take_stock"]
+__all__ = [
+    "MADE",
+    "NOTHING",
+    "SegmentWriter",
+    "Stock",
+    "download_path",
+    "make_mp4",
+    "read_chunks",
+    "remove",
+    "take_stock",
+]
 
 logger = logging.getLogger("gateway.recorder")
 
@@ -35,6 +48,11 @@ SEGMENTS_PER_SESSION = 8
 """At least so many make a full recording: it loses its beginning by such pieces."""
 MAX_DOWNLOAD_AGE_S = 600.0
 """A file for a download has lost its name long before; an older one was left by a gateway that was killed."""
+
+SESSION_FOLDER = re.compile(r"s_[0-9a-f]{16}")
+MADE, NOTHING, FAILED = 0, 3, 4
+"""Exit statuses; Python's own are lower."""
+NICENESS = 10
 
 Part = tuple[ChunkHeader, bytes]
 _CODEC = CODECS[JSON_SUBPROTOCOL]
@@ -114,9 +132,9 @@ def _read_parts(path: Path) -> Iterator[tuple[ChunkHeader, memoryview]]:
         logger.warning("%s can't be read any further: %s", path, exc)
 
 
-def download_path(root: Path) -> Path:
-    """Where to make an MP4 file for somebody."""
-    return root / f"{DOWNLOAD_PREFIX}{secrets.token_hex(8)}{DOWNLOAD_SUFFIX}"
+def download_path(folder: Path) -> Path:
+    """Where to make an MP4 file of the recording in `folder` for somebody."""
+    return folder / f"{DOWNLOAD_PREFIX}{secrets.token_hex(8)}{DOWNLOAD_SUFFIX}"
 
 
 def make_mp4(folder: Path, path: Path) -> int:
@@ -162,7 +180,7 @@ def take_stock(root: Path, *, limit_bytes: int, now_s: float, rest_s: float) -> 
             num_bytes -= size
         else:
             newest[path.parent.name] = changed_s
-    for path in root.glob(f"{DOWNLOAD_PREFIX}*{DOWNLOAD_SUFFIX}"):
+    for path in root.glob(f"*/{DOWNLOAD_PREFIX}*{DOWNLOAD_SUFFIX}"):
         if (stat := _stat(path)) is not None and stat[0] < now_s - MAX_DOWNLOAD_AGE_S:
             path.unlink(missing_ok=True)
     rested = tuple(sorted(name for name, changed_s in newest.items() if changed_s < now_s - rest_s))
@@ -177,9 +195,19 @@ def remove(folder: Path) -> None:
         folder.rmdir()
 
 
+def main(folder: str, path: str) -> int:
+    """`python -m gateway.segments FOLDER PATH`: make the MP4 file, without haste. Returns the exit status."""
+    os.nice(NICENESS)
+    try:
+        return MADE if make_mp4(Path(folder), Path(path)) else NOTHING
+    except (OSError, BadServer) as exc:
+        sys.stderr.write(f"no MP4 file of {folder}: {exc}\n")
+        return FAILED
+
+
 def _folders(root: Path) -> list[Path]:
     """What else lies there is not ours to touch."""
-    return [path for path in root.iterdir() if SESSION_ID.fullmatch(path.name)] if root.is_dir() else []
+    return [path for path in root.iterdir() if SESSION_FOLDER.fullmatch(path.name)] if root.is_dir() else []
 
 
 def _segments(folder: Path) -> list[Path]:
@@ -199,3 +227,7 @@ def _stat(path: Path) -> tuple[float, int] | None:
     except FileNotFoundError:
         return None
     return found.st_mtime, found.st_size
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -115,14 +115,14 @@ def test_all_together_are_limited(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "1.chunks").write_bytes(bytes(100_000))
     (tmp_path / "film.mp4").write_bytes(bytes(100_000))
-    old, half_made = download_path(tmp_path), download_path(tmp_path)
+    old, half_made = download_path(tmp_path / NAMES[1]), download_path(tmp_path / NAMES[1])
     for path, changed_s in ((old, 100), (half_made, 10_000)):
         path.write_bytes(b"x")
         os.utime(path, (changed_s, changed_s))
-    limit = size_of(tmp_path / NAMES[1])
+    limit = size_of(tmp_path / NAMES[1]) - 2
     stock = take_stock(tmp_path, limit_bytes=limit, now_s=10_000, rest_s=600)
     assert stock.num_bytes == limit and stock.rested == NAMES
-    assert [len(list((tmp_path / name).iterdir())) for name in NAMES] == [0, 1]
+    assert [len(list((tmp_path / name).glob("*.chunks"))) for name in NAMES] == [0, 1]
     assert (tmp_path / "photos" / "1.chunks").exists() and (tmp_path / "film.mp4").exists()
     assert half_made.exists() and not old.exists()
     remove(tmp_path / NAMES[0])
