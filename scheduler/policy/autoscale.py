@@ -15,6 +15,8 @@ from scheduler.view import View
 WINDOW_S = 60
 """Length of the window in which demand is watched."""
 _START_WEIGHT = 0.3
+"""Of the last start in the mean of the starts seen; the first few weigh the same, and the first alone replaces the
+guess: an engine that is ready at once is not to be asked for ten seconds ahead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +44,13 @@ def note_demand(view: View, changes: Changes, memory: Memory, now_ms: int, model
     else:
         old = next((n for n, sample in enumerate(window) if sample.at_s > at_s - WINDOW_S), len(window))
         window = (*window[old:], Sample(at_s=at_s, demand=demand, arrivals=changes.arrivals))
-    start_ms = memory.start_ms
+    start_ms, starts = memory.start_ms, memory.starts
     for took_ms in changes.starts_ms:
-        start_ms += _START_WEIGHT * (took_ms - start_ms)
-    if window is memory.window and start_ms == memory.start_ms:
+        starts += 1
+        start_ms += max(_START_WEIGHT, 1.0 / starts) * (took_ms - start_ms)
+    if window is memory.window and starts == memory.starts:
         return memory
-    return replace(memory, window=window, start_ms=start_ms)
+    return replace(memory, window=window, start_ms=start_ms, starts=starts)
 
 
 def demand_of(view: View, model: str) -> int:

@@ -184,6 +184,8 @@ class Memory:
     """Redis time since which fewer engines would do; 0 while they would not."""
     start_ms: float = 10_000.0
     """Mean time from wanting an engine to its being ready; a guess before the first."""
+    starts: int = 0
+    """Engines that were seen to become ready."""
     exits: tuple[float, ...] = ()
     exposure_s: tuple[float, ...] = ()
     """By age (`scheduler/policy/lives.py`): sessions closed, and time lived by them. Old ones fade."""

@@ -204,8 +204,8 @@ class SimCluster:
         if record is None or record.state is not EngineState.STARTING or engine.is_dead:
             return
         self.starts_ms.append(max(0, round(self.now_ms) - record.started_ms))
-        now = round(self.now_ms)
-        self._put_engine(replace(record, state=EngineState.READY, heartbeat_ms=now))
+        engine.heard_ms = round(self.now_ms)
+        self._put_engine(replace(record, state=EngineState.READY, heartbeat_ms=engine.heard_ms))
 
     def _become_due(self, session: SimSession) -> None:
         session.due_ms = self.now_ms
@@ -313,7 +313,8 @@ class SimCluster:
                 record = self.records.get(action.engine)
                 if record is None or record.state is not EngineState.READY:
                     return False
-                self._put_engine(replace(record, state=EngineState.DRAINING))
+                heard_ms = self.engines[action.engine].heard_ms
+                self._put_engine(replace(record, state=EngineState.DRAINING, heartbeat_ms=heard_ms))
                 return True
             case StopDrained():
                 return action.engine in self.engines and self._stop(action.engine)
@@ -573,8 +574,8 @@ class SimCluster:
         """Every engine that lives sends its heartbeat."""
         now = round(self.now_ms)
         starting = EngineState.STARTING
-        heard = [
-            id for id, e in self.engines.items() if not e.is_dead and self.records[id].state is not starting
-        ]
-        self.table.hear(heard, now)
+        heard = [e for e in self.engines.values() if not e.is_dead and self.records[e.id].state is not starting]
+        for engine in heard:
+            engine.heard_ms = now
+        self.table.hear((engine.id for engine in heard), now)
         self.table.read_ms = now

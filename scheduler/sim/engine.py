@@ -183,6 +183,7 @@ class SimEngine:
         "done",
         "figures",
         "first_passes",
+        "heard_ms",
         "holders",
         "id",
         "is_dead",
@@ -204,6 +205,8 @@ class SimEngine:
         self.agenda = agenda
         self.figures = figures
         self.started_ms = now_ms
+        self.heard_ms = round(now_ms)
+        """Time of its last heartbeat."""
         self.stopped_ms: float | None = None
         self.is_dead = False
         self.pass_ms = profile.pass_ms

@@ -164,7 +164,8 @@ class Simulation:
         cluster.table.desired = tuple(DesiredEngine(id=id, model=scenario.profile.model.name) for id in first)
         for id in first:
             cluster.start(id, start_ms=0.0)
-        cluster.starts_ms.clear()
+        # Ready when the trace begins, but they started before it as any does, and the scheduler saw that.
+        cluster.starts_ms[:] = [round(engine.profile.start_ms) for engine in cluster.engines.values()]
         cluster.agenda.add(START_MS, TICK)
         for at_s, number in scenario.failures_s:
             cluster.agenda.add(START_MS + 1000.0 * at_s, FAIL, number)
