@@ -15,8 +15,7 @@ from itertools import pairwise
 from scheduler.policy.base import Sample
 
 RECENT_S = 10
-"""The rate of arrivals is that of so many seconds, or of the whole window if that is higher: a burst counts
-at once, and is not forgotten at once."""
+"""The rate of arrivals is that of so many seconds, so that a burst counts at once."""
 MIN_SPAN_S = 5
 """One arrival in the first second of a window does not make a rate of one a second."""
 PRIOR_ACTIVE_S = 30.0
@@ -28,6 +27,8 @@ class Forecast:
     """Demand at a moment to come."""
 
     mean: float
+    staying: float
+    """Those of now who are expected to be among them."""
     deviation: float
     """Standard deviation, of arrivals and stops that are each on their own."""
 
@@ -58,9 +59,8 @@ def arrival_rate(window: Sequence[Sample], now_s: int) -> float:
         return 0.0
     known_s = now_s - window[0].at_s + 1
     recent_s = min(RECENT_S, known_s)
-    arrivals = [sample.arrivals for sample in window]
     first = bisect_right(window, now_s - recent_s, key=lambda sample: sample.at_s)
-    return max(sum(arrivals[first:]) / max(MIN_SPAN_S, recent_s), sum(arrivals) / max(MIN_SPAN_S, known_s))
+    return sum(sample.arrivals for sample in window[first:]) / max(MIN_SPAN_S, recent_s)
 
 
 def stop_rate(window: Sequence[Sample]) -> float:
@@ -81,5 +81,7 @@ def forecast(window: Sequence[Sample], demand: int, now_s: int, horizon_s: float
     stay = math.exp(-stops * horizon_s)
     newcomers = rate / stops * (1.0 - stay)
     return Forecast(
-        mean=demand * stay + newcomers, deviation=math.sqrt(demand * stay * (1.0 - stay) + newcomers)
+        mean=demand * stay + newcomers,
+        staying=demand * stay,
+        deviation=math.sqrt(demand * stay * (1.0 - stay) + newcomers),
     )

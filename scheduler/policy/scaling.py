@@ -27,8 +27,8 @@ from scheduler.policy.upkeep import (
 from scheduler.view import View
 
 PATIENCE_MS = 3_000
-"""Who is active again waits for an engine that starts within this time with its state in host memory, as for
-a migration's end; for a slower one it waits in the queue, where it is told so, and is rebuilt."""
+"""Who is active again waits for a slot that is there within this time with its state in host memory, as for a
+migration's end; for a later one it waits in the queue, where it is told so, and is rebuilt."""
 
 
 def plan_scaled(
@@ -44,9 +44,11 @@ def plan_scaled(
     moves: Callable[[Board], list[Migrate]],
     urgency: Urgency | None = None,
     ahead: Callable[[Board], int] = lambda board: 0,
+    freed: Callable[[], float] = lambda: 0.0,
 ) -> Plan:
     """One plan. target: engines wanted, asked once everybody is placed. moves: migrations, asked last. ahead:
-    slots to take from idle sessions for those who come next. hold_ms: see `steer`."""
+    slots to take from idle sessions for those who come next. freed: slots that sessions give back by
+    themselves, a second. hold_ms: see `steer`."""
     memory = note_changes(view, changes, memory, now_ms)
     lost = find_lost(view, changes, config)
     board = Board(view, closed={*lost, *memory.closing})
@@ -73,7 +75,8 @@ def plan_scaled(
         now_ms,
         busy=board.moved | board.seated,
         ahead={config.model: ahead(board)},
-        is_patient=_are_slots_coming(view, memory, steering),
+        is_patient=bool(seats.short)
+        and (_are_slots_coming(view, memory, steering) or 1_000 * len(seats.short) <= PATIENCE_MS * freed()),
     )
     upkeep = (*lost.values(), *requeue_orphans(view), *sweep(view, now_ms, config), *sizing.actions)
     return (*upkeep, *seats.actions, *migrations, *room), memory

@@ -5,26 +5,31 @@ move      off the worst engine, and off any on which players run dry, while the 
           chunks are no error of measurement and, over the chunks that the session is expected to live for,
           worth more than the move costs; where nobody runs dry only if load would stay uneven; the session
           that the move disturbs least; and a moved one rests
-out       for the demand expected when an engine that is asked for now is ready, with a margin
-in        when fewer engines would have done for longer than one takes to start; emptied first
+out       when the demand expected once an engine that is asked for now is ready may not find a slot each, or
+          those of now who will still be there then run dry; where engines are ready at once there is
+          nothing to expect, and the demand of this moment counts
+in        when fewer would do, and even far more demand than expected would find slots until one that
+          is asked for then is ready; emptied first
+wait      who finds no slot keeps its state if sessions give enough back before long
 ahead     idle sessions give up slots before newcomers need them
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.config import SchedulerConfig
+from scheduler.messages import EngineState
 from scheduler.policy.autoscale import demand_of, note_demand
 from scheduler.policy.base import Changes, Memory, Migrate, Plan
 from scheduler.policy.board import Board
 from scheduler.policy.fixed import fastest
-from scheduler.policy.forecast import arrival_rate, churn, forecast
+from scheduler.policy.forecast import arrival_rate, churn, forecast, stop_rate
 from scheduler.policy.lives import note_lives, remaining_s
 from scheduler.policy.relief import MoveRules, Relief
 from scheduler.policy.scaling import plan_scaled
@@ -41,8 +46,11 @@ class Slack:
     name: str = "slack"
     utilisation: float = 0.9
     """Share of a chunk's play time that its predicted latency may take when engines are counted."""
-    margin: float = 1.0
-    """Standard deviations of the forecast that engines are asked for besides."""
+    margin: float = 2.0
+    """Standard deviations of the forecast for which there shall be slots: one time in forty there are not."""
+    keep: float = 3.0
+    """The same for engines that are there. More, because one that goes and is wanted again costs its start
+    twice: what it is paid for meanwhile, and those who wait for it. Three: next to never."""
     forecasts: bool = True
     """False: size for the demand of this moment."""
     heeds_players: bool = True
@@ -50,8 +58,9 @@ class Slack:
     migrates: bool = True
     """False: move nobody but off engines that go."""
     moves: MoveRules = MoveRules()
-    hold_ms: int = 5_000
-    """Fewer engines must do for so long, and for as long as one takes to start, before one goes."""
+    hold_ms: int = 2_000
+    """Fewer engines must do for so long before one goes. About a chunk: an engine is emptied at chunk
+    boundaries, so one that is not wanted for less long would be wanted again before it is empty."""
 
     def plan(
         self, view: View, changes: Changes, memory: Memory, now_ms: int, config: SchedulerConfig
@@ -69,29 +78,31 @@ class Slack:
             choose=fastest,
             urgency=(lambda row: (slack_ms[row], ids[row])) if self.heeds_players else None,
             target=lambda board, _: self._target(board, memory, now_ms, config),
-            hold_ms=max(self.hold_ms, memory.start_ms),
+            hold_ms=self.hold_ms,
             moves=lambda board: self._relieve(board, memory, now_ms),
+            freed=lambda: stop_rate(memory.window) * demand_of(view, config.model),
             ahead=lambda board: _slots_ahead(board, memory, now_ms, config),
         )
 
     def _target(self, board: Board, memory: Memory, now_ms: int, config: SchedulerConfig) -> int:
-        """Engines that keep latency within `utilisation` for the demand of now and of when one is ready."""
-        demand = demand_of(board.view, config.model)
-        need = float(demand)
-        if self.forecasts:
-            coming = forecast(memory.window, demand, now_ms // 1000, memory.start_ms / 1000)
-            need = max(need, coming.mean + self.margin * coming.deviation)
+        """Engines wanted: at least so many that latency stays within `utilisation` for those of now who are
+        still there when an engine is ready, and that `margin` finds slots; of those that there are, not fewer
+        than do the same for all of now, and for `keep`."""
+        demand, engines = demand_of(board.view, config.model), board.view.engines
         rows = np.flatnonzero(board.usable)
         if not len(rows):
-            return max(len(board.view.engines), min(1, demand))
-        fits = self._fit(board.view)[rows]
-        fits[::-1].sort()  # largest first
-        reach: list[int] = fits.cumsum().tolist()
-        if need <= reach[-1]:
-            return 1 + bisect_left(reach, need) if need > 0 else 0
-        last = len(fits) - 1
-        typical = (fits[last // 2] + fits[(last + 1) // 2]) / 2  # the median
-        return len(rows) + math.ceil((need - reach[-1]) / float(typical))
+            return max(len(engines), min(1, demand))
+        in_time = _reach(self._fit(board.view)[rows])
+        now = _count(in_time, demand)
+        if not self.forecasts or memory.start_ms <= 0:
+            return now
+        coming = forecast(memory.window, demand, now_ms // 1000, memory.start_ms / 1000)
+        slots = _reach(engines["capacity"][rows])
+        out = _count(slots, coming.mean + self.margin * coming.deviation)
+        out = max(out, _count(in_time, coming.staying))
+        keep = max(now, _count(slots, coming.mean + self.keep * coming.deviation))
+        going = engines["drain_ordered"] | board.view.is_state(EngineState.DRAINING)
+        return max(out, min(keep, len(engines) - int(np.count_nonzero(going))))
 
     def _fit(self, view: View) -> NDArray[np.int64]:
         """Sessions that each engine serves within `utilisation` and its capacity; at least one."""
@@ -113,6 +124,24 @@ class Slack:
             relief = Relief(board, model, self.moves, churn=rates, lives_s=lives_s, now_ms=now_ms)
             found += relief.moves()
         return found
+
+
+def _reach(fits: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    """i64[engines]: sessions that 1, 2 … of these engines serve, the largest first."""
+    reach: NDArray[np.int64] = np.sort(fits)[::-1].cumsum(dtype=np.int64)
+    return reach
+
+
+def _count(reach: NDArray[np.int64], need: float) -> int:
+    """Engines for so many sessions; more than there are: such as are in their middle."""
+    if need <= 0:
+        return 0
+    if need <= reach[-1]:
+        return 1 + int(reach.searchsorted(need))
+    fits = np.diff(reach, prepend=0)
+    last = len(fits) - 1
+    typical = (fits[last // 2] + fits[(last + 1) // 2]) / 2  # the median
+    return len(fits) + math.ceil((need - float(reach[-1])) / float(typical))
 
 
 def _slots_ahead(board: Board, memory: Memory, now_ms: int, config: SchedulerConfig) -> int:

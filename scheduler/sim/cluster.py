@@ -574,7 +574,9 @@ class SimCluster:
         """Every engine that lives sends its heartbeat."""
         now = round(self.now_ms)
         starting = EngineState.STARTING
-        heard = [e for e in self.engines.values() if not e.is_dead and self.records[e.id].state is not starting]
+        heard = [
+            e for e in self.engines.values() if not e.is_dead and self.records[e.id].state is not starting
+        ]
         for engine in heard:
             engine.heard_ms = now
         self.table.hear((engine.id for engine in heard), now)
