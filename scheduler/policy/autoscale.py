@@ -15,7 +15,7 @@ from scheduler.view import View
 WINDOW_S = 60
 """Length of the window in which demand is watched."""
 _START_WEIGHT = 0.3
-"""Of the last start in the mean of those seen. The first few weigh the same, so the first replaces the guess."""
+"""Of the last start in the mean of those seen. The first few weigh the same: one replaces the guess."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,9 +85,9 @@ class Slack:
         )
 
     def _target(self, board: Board, memory: Memory, now_ms: int, config: SchedulerConfig) -> int:
-        """Engines wanted: at least so many that latency stays within `utilisation` for those of now who are
-        still there when an engine is ready, and that `margin` finds slots; of those that there are, not fewer
-        than do the same for all of now, and for `keep`."""
+        """Engines wanted: at least so many that all of now and `margin` find slots, and that latency stays
+        within `utilisation` for those of now who are still there when an engine is ready; of those that there
+        are, not fewer than keep it so for all of now, and find slots for `keep`."""
         demand, engines = demand_of(board.view, config.model), board.view.engines
         rows = np.flatnonzero(board.usable)
         if not len(rows):
@@ -98,7 +98,7 @@ class Slack:
             return now
         coming = forecast(memory.window, demand, now_ms // 1000, memory.start_ms / 1000)
         slots = _reach(engines["capacity"][rows])
-        out = _count(slots, coming.mean + self.margin * coming.deviation)
+        out = _count(slots, max(demand, coming.mean + self.margin * coming.deviation))
         out = max(out, _count(in_time, coming.staying))
         keep = max(now, _count(slots, coming.mean + self.keep * coming.deviation))
         going = engines["drain_ordered"] | board.view.is_state(EngineState.DRAINING)
