@@ -34,12 +34,12 @@ def test_the_present_is_certain() -> None:
         ([0] * 30, 0.0),
         ([1] * 30, 1.0),
         ([0] * 20 + [3] * RECENT_S, 3.0),  # a burst counts at once
-        ([3] * 20 + [0] * RECENT_S, 2.0),  # and is not forgotten at once
+        ([3] * 20 + [0] * RECENT_S, 0.0),  # and is over when it is
         ([4], 0.8),  # the first second is short
     ],
 )
 def test_arrival_rate(arrivals: list[int], rate: float) -> None:
-    """The higher of the last seconds' and the window's."""
+    """That of the last seconds."""
     samples = window(*((0, new) for new in arrivals))
     assert arrival_rate(samples, len(arrivals) - 1) == pytest.approx(rate)
 

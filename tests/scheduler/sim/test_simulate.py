@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scheduler.messages import EngineId
+from scheduler.policy.base import DrainEngine
 from scheduler.policy.registry import ALL
-from scheduler.sim.cluster import START_MS
+from scheduler.sim.cluster import START_MS, SimCluster
 from scheduler.sim.profile import PROFILES, Profile
 from scheduler.sim.simulate import Result, Scenario, Simulation, simulate
 from scheduler.trace import EventKind, Trace, TraceEvent
@@ -117,6 +119,16 @@ def test_a_dead_engine_is_noticed_and_its_session_rebuilt() -> None:
     assert result.stalled_s == pytest.approx((4_509.0 - 2_507.0) / 1000)
     # The dead engine costs until it is given up, its replacement from two plans later on.
     assert result.engine_s == pytest.approx(10.0 + 3.502 + (10.0 - 3.504))
+
+
+def test_an_engine_that_drains_is_still_heard() -> None:
+    """Long after it became ready: its last heartbeat is what it was, or the next plan would call it lost."""
+    cluster, id = SimCluster(PROFILE), EngineId("e_1")
+    cluster.start(id)
+    cluster.now_ms += 60_000
+    cluster.hear()
+    cluster.apply([DrainEngine(engine=id, why="")])
+    assert cluster.table.view().engines["heartbeat_ms"].tolist() == [cluster.now_ms]
 
 
 def test_start_up_delay_is_paid_and_waited_for() -> None:
