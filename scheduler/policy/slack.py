@@ -17,7 +17,10 @@ ahead     idle sessions give up slots before newcomers need them
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -92,12 +95,12 @@ class Slack:
         rows = np.flatnonzero(board.usable)
         if not len(rows):
             return max(len(engines), min(1, demand))
-        in_time = _reach(self._fit(board.view)[rows])
+        in_time = _tally(self._fit(board.view)[rows])
         now = _count(in_time, demand)
         if not self.forecasts or memory.start_ms <= 0:
             return now
         coming = forecast(memory.window, demand, now_ms // 1000, memory.start_ms / 1000)
-        slots = _reach(engines["capacity"][rows])
+        slots = _tally(engines["capacity"][rows])
         out = _count(slots, max(demand, coming.mean + self.margin * coming.deviation))
         out = max(out, _count(in_time, coming.staying))
         keep = max(now, _count(slots, coming.mean + self.keep * coming.deviation))
@@ -126,22 +129,23 @@ class Slack:
         return found
 
 
-def _reach(fits: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-    """i64[engines]: sessions that 1, 2 … of these engines serve, the largest first."""
-    reach: NDArray[np.int64] = np.sort(fits)[::-1].cumsum(dtype=np.int64)
-    return reach
+def _tally(fits: NDArray[np.integer[Any]]) -> list[tuple[int, int]]:
+    """(sessions that an engine serves, engines that do), most sessions first."""
+    numbers = np.bincount(fits)
+    return [(fit, int(numbers[fit])) for fit in np.flatnonzero(numbers)[::-1].tolist()]
 
 
-def _count(reach: NDArray[np.int64], need: float) -> int:
-    """Engines for so many sessions; more than there are: such as are in their middle."""
-    if need <= 0:
-        return 0
-    if need <= reach[-1]:
-        return 1 + int(reach.searchsorted(need))
-    fits = np.diff(reach, prepend=0)
-    last = len(fits) - 1
-    typical = (fits[last // 2] + fits[(last + 1) // 2]) / 2  # the median
-    return len(fits) + math.ceil((need - float(reach[-1])) / float(typical))
+def _count(tally: Sequence[tuple[int, int]], need: float) -> int:
+    """Engines for so many sessions, those that serve most first; more are like their median."""
+    number = 0
+    for fit, engines in tally:
+        if need <= fit * engines:
+            return number + max(0, math.ceil(need / fit))
+        need -= fit * engines
+        number += engines
+    ends = list(accumulate(engines for _, engines in tally))
+    middle = (tally[bisect_right(ends, rank)][0] for rank in ((number - 1) // 2, number // 2))
+    return number + math.ceil(2 * need / sum(middle))
 
 
 def _slots_ahead(board: Board, memory: Memory, now_ms: int, config: SchedulerConfig) -> int:
