@@ -9,7 +9,8 @@ how much load the machine gets.
     memory      resident bytes of each process, a line through the second half of the run: slope in % per
                 ten minutes. Redis: `used_memory`, which holds closed sessions for ten minutes (CLOSED_TTL_S)
                 and up to MAX_EVENTS events, so that it is flat only in runs of half an hour and more
-    files       open files of each process, after everybody left, less those before anybody came
+    files       open files of each process, after everybody left, less those after a first wave of clients
+                (`--warm-minutes`) had left
     tasks       asyncio tasks of the gateway, and threads of each process, in the same way
     keys        Redis keys that do not expire, in the same way, by kind
 
@@ -196,23 +197,24 @@ async def soak(cluster: BenchCluster, options: argparse.Namespace) -> dict[str, 
     content = json.loads((cluster.folder / "run.json").read_text())
     redis = Redis.from_url(content["redis"])
     tally, memory = Tally(), dict[str, list[tuple[float, float]]]()
-    async with connect(cluster.url) as client:  # what is made at the first use is there before the census
-        first = await client.start("a red ball", seed=0)
-        for _ in range(2):
-            await anext(first)
-        await first.stop()
-    await asyncio.sleep(2 * RETAIN_S)
+    await visit(cluster, options, options.warm_minutes, Tally())  # fills pools of connections and threads
     before = await census(cluster, redis)
     until_s = time.monotonic() + 60 * options.minutes
-    pause_s = PLAYED_CHUNKS * CHUNK_S * (options.sessions / options.active - 1)
-    clients = [Client(cluster.url, n, pause_s, until_s, tally) for n in range(options.sessions)]
     sampler = asyncio.create_task(sample(cluster, redis, until_s, memory))
-    await asyncio.gather(*(client.live() for client in clients))
+    await visit(cluster, options, options.minutes, tally)
     await sampler
-    await asyncio.sleep(SETTLE_S)
     after = await census(cluster, redis)
     await redis.aclose()
     return report(options, tally, memory, before, after)
+
+
+async def visit(cluster: BenchCluster, options: argparse.Namespace, minutes: float, tally: Tally) -> None:
+    """Clients for so long, then until what they left is gone."""
+    until_s = time.monotonic() + 60 * minutes
+    pause_s = PLAYED_CHUNKS * CHUNK_S * (options.sessions / options.active - 1)
+    clients = [Client(cluster.url, n, pause_s, until_s, tally) for n in range(options.sessions)]
+    await asyncio.gather(*(client.live() for client in clients))
+    await asyncio.sleep(SETTLE_S)
 
 
 def report(
@@ -266,6 +268,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--warm-minutes", type=float, default=3.0, help="before anything is counted")
     parser.add_argument("--sessions", type=int, default=200)
     parser.add_argument("--active", type=int, default=20)
     options = parser.parse_args()
