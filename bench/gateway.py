@@ -395,6 +395,11 @@ def show(rung: Rung) -> None:
     )
 
 
+def has_limit(rungs: list[Rung], relay: str) -> bool:
+    """Was there a number of streams that this relay did not hold?"""
+    return any(rung.relay == relay and rung.is_valid() and not rung.holds() for rung in rungs)
+
+
 def best(rungs: list[Rung], relay: str) -> int:
     held = [rung.streams for rung in rungs if rung.relay == relay and rung.holds() and rung.is_valid()]
     return max(held, default=0)
@@ -462,7 +467,7 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, object
         "media_only": options.media_only,
         "streams": held,
         "bare_streams": bare,
-        "ratio": round(held / bare, 2) if bare else None,
+        "ratio": round(held / bare, 2) if bare and has_limit(rungs, "bare") else None,
         "cpu_ratio": cpu_ratio(rungs),
         "send_only": sender,
         "viewer_us": fanout,
