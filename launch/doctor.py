@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import subprocess
 import sys
@@ -169,19 +170,29 @@ def check_redis_config(settings: dict[str, str]) -> None:
 
 
 def _check_codecs() -> str:
+    """Each is tried with a few frames; H.264 must work, which every client takes."""
     import av
     import numpy as np
 
-    from engine.encoder import SessionEncoder
+    from engine.codecs import CODECS, H264
+    from engine.encoder import SessionEncoder, probe_hardware
 
-    try:
-        encoder = SessionEncoder(width=96, height=96, fps=16)
-        num_bytes = sum(len(part.payload) for part in encoder.encode(np.zeros((4, 96, 96, 3), np.uint8)))
-    except (av.FFmpegError, ValueError) as exc:
-        raise Problem(
-            f"H.264 can't be encoded ({exc}): reinstall av with `pip install --force-reinstall av`"
-        ) from exc
-    return f"H.264 ({num_bytes} bytes for 4 black frames), PyAV {av.__version__}"
+    os.environ.setdefault("SVT_LOG", "0")  # its AV1 encoder writes pages about itself to the terminal
+    failed: dict[str, Exception] = {}
+    for codec in CODECS:
+        try:
+            encoder = SessionEncoder(width=96, height=96, fps=16, codec=codec)
+            list(encoder.encode(np.zeros((4, 96, 96, 3), np.uint8)))
+        except (av.FFmpegError, ValueError) as exc:
+            failed[codec] = exc
+    again = "reinstall av with `pip install --force-reinstall av`"
+    if H264 in failed:
+        raise Problem(f"H.264 can't be encoded ({failed[H264]}): {again}")
+    if failed:
+        raise Advice(f"{', '.join(failed)} can't be encoded, clients get H.264 instead: {again}")
+    hardware = probe_hardware(width=832, height=480, fps=16, crf=23)
+    by = f"by hardware: {', '.join(sorted(hardware))}" if hardware else "no hardware encoder"
+    return f"{', '.join(CODECS)}, {by}, PyAV {av.__version__}"
 
 
 def _load_model(config: UpConfig, chosen: CheckedModel) -> CausalVideoModel:
