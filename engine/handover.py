@@ -15,7 +15,7 @@ at a multiple of ALIGNMENT. Buffers too large for it follow, with checksums of t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
@@ -178,6 +178,8 @@ class Note:
     """Of final: K/V that came before is worthless."""
     rebuild: bool = False
     """Of final: K/V does not come at all; the target makes it from the latents."""
+    on_gpu: tuple[str, ...] = ()
+    """The buffers behind the message that go from GPU to GPU; the others go from host to host."""
 
 
 def send_note(pair: Pair, note: Note, buffers: Mapping[str, Tensor] | None = None, *, limit_s: float) -> None:
@@ -188,7 +190,8 @@ def send_note(pair: Pair, note: Note, buffers: Mapping[str, Tensor] | None = Non
     if note.header is not None and not is_whole:
         tensors = [tensor.contiguous() for tensor in tensors]
         infos = tuple(replace(i, checksum=checksum(t)) for i, t in zip(infos, tensors, strict=True))
-        note = replace(note, header=replace(note.header, buffers=infos))
+        on_gpu = tuple(i.name for i, t in zip(infos, tensors, strict=True) if t.is_cuda)
+        note = replace(note, header=replace(note.header, buffers=infos), on_gpu=on_gpu)
     body = json.dumps(asdict(note), separators=(",", ":")).encode()
     end = _place(pair.outbox, PROLOGUE_BYTES, torch.frombuffer(bytearray(body), dtype=torch.uint8))
     for tensor in tensors if is_whole else ():
@@ -246,7 +249,7 @@ def receive_note(pair: Pair, migration_id: str, *, limit_s: float) -> tuple[Note
             raise StateFormatError(f"buffer {info.name} is {info.dtype} of {info.num_bytes} bytes")
     if _is_whole(note.header):
         return note, _state_in(message[begin:end], note.header)
-    return note, _receive_state(pair, note.header, limit_s)
+    return note, _receive_state(pair, note.header, note.on_gpu, limit_s)
 
 
 def expect(kind: Kind, note: Note) -> Note:
@@ -268,12 +271,20 @@ def _state_in(data: Tensor, header: StateHeader) -> ExportedState:
     return ExportedState(header=header, buffers=buffers)
 
 
-def _receive_state(pair: Pair, header: StateHeader, limit_s: float) -> ExportedState:
+def _receive_state(pair: Pair, header: StateHeader, on_gpu: Collection[str], limit_s: float) -> ExportedState:
     """The buffers that come as messages of their own."""
+    if on_gpu and pair.device.type != "cuda":
+        raise StateFormatError("buffers come from a GPU, and this engine has none")
     for info in header.buffers:
         if info.checksum is None:
             raise StateFormatError(f"buffer {info.name} has no checksum")
-    buffers = {info.name: torch.empty(info.shape, dtype=DTYPES[info.dtype]) for info in header.buffers}
+    host = torch.device("cpu")
+    buffers = {
+        info.name: torch.empty(
+            info.shape, dtype=DTYPES[info.dtype], device=pair.device if info.name in on_gpu else host
+        )
+        for info in header.buffers
+    }
     pair.receive(list(buffers.values()), limit_s=limit_s)
     state = ExportedState(header=header, buffers=buffers)
     verify(state)

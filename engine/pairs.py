@@ -52,7 +52,7 @@ class Pair:
         self, store: TCPStore, name: str, *, rank: int, host: str, device: torch.device, limit_s: float
     ) -> None:
         """Meet the other end. Raises PairLost."""
-        self.name, self._store, self._peer = name, store, 1 - rank
+        self.name, self.device, self._store, self._peer = name, device, store, 1 - rank
         self._num_sent = self._num_received = 0
         self.outbox, self._inbox = (torch.empty(MAX_MESSAGE_BYTES, dtype=torch.uint8) for _ in range(2))
         """Of messages."""

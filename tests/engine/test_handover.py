@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.handover import MAX_WHOLE_BYTES, PROLOGUE_BYTES, Note, receive_note, send_note
+from engine.handover import (
+    MAX_WHOLE_BYTES,
+    PROLOGUE_BYTES,
+    Note,
+    _receive_state,
+    receive_note,
+    send_note,
+)
 from engine.pairs import MAX_MESSAGE_BYTES, Pair, PairLost, Pairs
 from engine.state_format import StateFormatError, describe
 from scheduler.messages import EngineId
@@ -101,3 +108,11 @@ def test_a_note_of_another_migration_is_refused(pair: tuple[Pair, Pair]) -> None
     with pytest.raises(PairLost, match="m_0"):
         receive_note(pair[1], ID, limit_s=5)
     sending.result()
+
+
+def test_buffers_from_a_gpu_are_refused_without_one(pair: tuple[Pair, Pair]) -> None:
+    """Before anything is received: nobody waits for the time limit."""
+    buffers = {"kv": torch.zeros(MAX_WHOLE_BYTES + 1, dtype=torch.uint8)}
+    header = describe(BARE, buffers, checked=True).header
+    with pytest.raises(StateFormatError, match="GPU"):
+        _receive_state(pair[1], header, ("kv",), limit_s=5)
