@@ -8,8 +8,10 @@ Hardware is used where it was seen to work (`probe_hardware`), and a session tha
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol
@@ -144,6 +146,7 @@ class SessionEncoder:
             context = self._make_context(coder)
             try:
                 context.open()
+                _leave_realtime()
             except av.error.FFmpegError as exc:
                 if coder is self._coders[-1]:
                     raise
@@ -167,6 +170,19 @@ class SessionEncoder:
         context.color_range = ColorRange.JPEG if coder.pix_fmt == "yuvj420p" else ColorRange.MPEG
         context.options = coder.options(self._encoding.crf)
         return context
+
+
+def _leave_realtime() -> None:
+    """Make real-time threads of this process ordinary again.
+
+    SVT-AV1 that runs as root gives its own threads, and the one that opens it, the highest priority there is:
+    nothing else would run on their cores.
+    """
+    with suppress(OSError):  # no /proc: not Linux, where SVT-AV1 does not do it
+        for thread in map(int, os.listdir("/proc/self/task")):
+            with suppress(OSError):  # it has ended meanwhile
+                if os.sched_getscheduler(thread) == os.SCHED_FIFO:
+                    os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
 
 
 def probe_hardware(*, width: int, height: int, fps: int, crf: int) -> frozenset[str]:

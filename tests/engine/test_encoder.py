@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from fractions import Fraction
 
@@ -170,6 +171,13 @@ def test_every_codec_makes_chunks_that_decode_alone(codec: str) -> None:
     context.thread_count = 1
     (frame, *_) = [*context.decode(av.Packet(part.payload[: part.sizes[0]])), *context.decode(None)]
     assert np.abs(frame.to_ndarray(format="rgb24").astype(int) - COLOURS["red"]).max() <= 8
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_no_codec_leaves_real_time_threads(codec: str) -> None:
+    """SVT-AV1 makes them where root runs it, the caller among them."""
+    SessionEncoder(width=96, height=96, fps=16, codec=codec).encode(moving())
+    assert all(os.sched_getscheduler(int(t)) == os.SCHED_OTHER for t in os.listdir("/proc/self/task"))
 
 
 def test_an_unknown_codec_is_refused() -> None:
