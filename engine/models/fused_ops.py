@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from importlib.util import find_spec
-from types import ModuleType
 from typing import Final, Protocol
 
 import torch
@@ -94,36 +93,6 @@ def plain_quantise(x: Tensor) -> tuple[Tensor, Tensor]:
     return (rows / scale).clamp(-FP8_LARGEST, FP8_LARGEST).to(torch.float8_e4m3fn), scale
 
 
-class _Triton:
-    def __init__(self, kernels: ModuleType) -> None:
-        self._kernels = kernels
-
-    def add_norm(
-        self,
-        x: Tensor,
-        y: Tensor | None,
-        gate: Tensor | None,
-        scale: Tensor,
-        shift: Tensor,
-        *,
-        plus: float,
-        eps: float,
-    ) -> tuple[Tensor, Tensor]:
-        x, y = x.contiguous(), None if y is None else y.contiguous()
-        out: tuple[Tensor, Tensor] = self._kernels.add_norm(x, y, gate, scale, shift, plus=plus, eps=eps)
-        return out
-
-    def norm_rotate(self, x: Tensor, weights: Tensor, rope: Rope | None, head_dim: int, eps: float) -> Tensor:
-        cos, sin = (None, None) if rope is None else (rope.cos.contiguous(), rope.sin.contiguous())
-        out: Tensor = self._kernels.norm_rotate(x.contiguous(), weights, cos, sin, eps)
-        heads: Tensor = out.unflatten(-1, (-1, head_dim))
-        return heads
-
-    def quantise(self, x: Tensor, *, gelu: bool) -> tuple[Tensor, Tensor]:
-        out: tuple[Tensor, Tensor] = self._kernels.quantise(x.contiguous(), gelu=gelu)
-        return out
-
-
 PLAIN: Final[FusedOps] = _Plain()
 
 
@@ -133,7 +102,8 @@ def available_ops(device: torch.device) -> FusedOps:
         return PLAIN
     if torch.cuda.get_device_capability(device) < (8, 0):
         return PLAIN
-    return triton_ops() if agree(triton_ops(), device) else PLAIN
+    ops = triton_ops()
+    return ops if agree(ops, device) else PLAIN
 
 
 def agree(ops: FusedOps, device: torch.device) -> bool:
@@ -165,7 +135,7 @@ def triton_ops() -> FusedOps:
     """The Triton kernels. Raises ImportError without triton."""
     from engine.models import triton_ops as kernels
 
-    return _Triton(kernels)
+    return kernels
 
 
 def _per_token(x: Tensor) -> Tensor:

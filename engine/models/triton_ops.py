@@ -1,4 +1,4 @@
-"""Triton kernels of `fused_ops.py`: one program per token, all arithmetic in float32.
+"""`FusedOps` as Triton kernels: one program per token, all arithmetic in float32.
 
 Import only where triton is there. Offsets are 64-bit: a large batch has more than 2³¹ bytes of tokens.
 """
@@ -9,6 +9,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from engine.models.rope import Rope
 
 __all__ = ["add_norm", "norm_rotate", "quantise"]
 
@@ -63,7 +65,8 @@ def add_norm(
     plus: float,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """See `fused_ops.add_norm`."""
+    """See `FusedOps.add_norm`."""
+    x, y = x.contiguous(), None if y is None else y.contiguous()
     width = x.shape[-1]
     rows = x.numel() // width
     h = torch.empty_like(x)
@@ -125,27 +128,30 @@ def _norm_rotate_kernel(
     tl.store(target, normed.to(out.dtype.element_ty), mask=inside)
 
 
-def norm_rotate(x: Tensor, weights: Tensor, cos: Tensor | None, sin: Tensor | None, eps: float) -> Tensor:
-    """See `fused_ops.norm_rotate`."""
+def norm_rotate(x: Tensor, weights: Tensor, rope: Rope | None, head_dim: int, eps: float) -> Tensor:
+    """See `FusedOps.norm_rotate`."""
+    x = x.contiguous()
+    cos, sin = (weights, weights) if rope is None else (rope.cos.contiguous(), rope.sin.contiguous())
     parts, width = weights.shape
     rows = x.numel() // x.shape[-1]
     out = x.new_empty(parts, *x.shape[:-1], width)
     _norm_rotate_kernel[(rows, parts)](
         x,
         weights,
-        weights if cos is None else cos,
-        weights if sin is None else sin,
+        cos,
+        sin,
         out,
         rows,
         x.stride(-2),
         eps,
         WIDTH=width,
         BLOCK=triton.next_power_of_2(width),
-        PAIRS=1 if cos is None else cos.shape[-1],
-        ROTATE=cos is not None,
+        PAIRS=1 if rope is None else cos.shape[-1],
+        ROTATE=rope is not None,
         num_warps=_warps(width),
     )
-    return out
+    heads: Tensor = out.unflatten(-1, (-1, head_dim))
+    return heads
 
 
 @triton.jit
@@ -171,7 +177,8 @@ def _quantise_kernel(
 
 
 def quantise(x: Tensor, *, gelu: bool) -> tuple[Tensor, Tensor]:
-    """See `fused_ops.quantise`."""
+    """See `FusedOps.quantise`."""
+    x = x.contiguous()
     width = x.shape[-1]
     rows = x.numel() // width
     out = torch.empty(rows, width, dtype=torch.float8_e4m3fn, device=x.device)
