@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import pytest
 
 from gateway.client import SessionEnded
-from scheduler.messages import SessionId
+from scheduler.messages import GatewayId, SessionId
 from scheduler.store import Store
 from tests.cluster import SCALE, Cluster, free_port, is_running, parent_of, running_cluster, until
 from tests.viewer import watching
@@ -127,23 +127,28 @@ async def test_gateways_behind_one_address(victim: Cluster) -> None:
         async with watching(url) as viewer:
             session = SessionId(viewer.session.id)
             await viewer.take(2)
-            record = await store.get_session(session)
-            assert record is not None and record.gateway == "g_00000002"
+            assert await gateway_of(store, session) == "g_00000002"
             balancer.ports = [victim.port]
             second.kill()
-            while (record := await store.get_session(session)) and record.gateway == "g_00000002":
+            while await gateway_of(store, session) == "g_00000002":
                 await viewer.take(1)  # those on their way come first
             with second_gateway(victim, "g_00000003") as (_, port):
                 await until(lambda: answers(port))
                 balancer.ports = [port]
                 before = await killed(victim, "gateway-0")
-                while (record := await store.get_session(session)) and record.gateway != "g_00000003":
+                while await gateway_of(store, session) != "g_00000003":
                     await viewer.take(1)
                 await viewer.take(2)
                 await viewer.session.stop()
                 await back(victim, "gateway-0", before)
     await balancer.stop()
     await store.close()
+
+
+async def gateway_of(store: Store, session: SessionId) -> GatewayId | None:
+    record = await store.get_session(session)
+    assert record is not None
+    return record.gateway
 
 
 def answers(port: int) -> bool:
