@@ -3,7 +3,7 @@
 Reading never fails: words that mean nothing here are skipped, and what is left out stays as it was in the
 scene that is shown, or has a default. A colour belongs to the background if a background word follows it, or
 a preposition such as "on" or "against" stands before it with no shape after it; every other colour is the
-objects'.
+objects'. A comma or a full stop separates: "cyan, sunset" paints the objects and the background.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from engine.models.shapes.concepts import BACKGROUNDS, COLOURS, Scene
 __all__ = ["MAX_WORDS", "describe", "read"]
 
 MAX_WORDS: Final = 64
-"""Words of a prompt that are read; the rest is ignored."""
+"""Words and breaks of a prompt that are read; the rest is ignored."""
 
 _Pick = TypeVar("_Pick")
 
@@ -81,6 +81,7 @@ _GROUND_ONLY: Final = {
 }
 _JOINING: Final = frozenset("with of and".split())
 _PREPOSITIONS: Final = frozenset("on against over before behind upon across".split())
+_BREAK: Final = ","
 _SKIPPED: Final = frozenset("plain solid dark bright light deep pale flat very colored coloured".split())
 
 
@@ -133,10 +134,12 @@ def read(text: str, shown: Scene | None = None) -> Scene:
 
 
 def _words(text: str) -> list[str]:
-    """The words that are read, freed of two that mean something else in their place."""
+    """The words and breaks that are read, freed of two words that mean something else in their place."""
     lowered = _ROUND_TRIP.sub("orbiting", text[:4000].lower())
     words: list[str] = []
-    for word in re.findall(r"[a-z]+|[0-9]+", lowered)[:MAX_WORDS]:
+    for word in re.findall(r"[a-z]+|[0-9]+|[,;.]+", lowered)[:MAX_WORDS]:
+        if not word.isalnum():
+            word = _BREAK
         if word == "circles" and any(earlier in _SHAPE for earlier in words):
             word = "orbiting"  # "a ball circles", not "two circles"
         if word == "stars" and words and words[-1] in _JOINING and "night" in map(_GROUND_NOUN.get, words):
@@ -181,7 +184,7 @@ def _colours(words: Sequence[str]) -> tuple[str | None, str | None]:
     for position, word in enumerate(words):
         if word in _PREPOSITIONS or word in _GROUND:
             on_ground = True
-        elif word in _SHAPE or word in _MOTION:
+        elif word in _SHAPE or word in _MOTION or (word == _BREAK and background is not None):
             on_ground = False
         elif word in _GROUND_NOUN:
             background = background or _GROUND_NOUN[word]

@@ -63,6 +63,14 @@ SHOWN = Scene(colour="red", shape="star", size="small", motion="orbit", speed="f
         ("three of them", replace(SHOWN, count="three")),
         ("a large ring", replace(SHOWN, shape="ring", size="large", count="one")),
         ("thanks!", SHOWN),
+        ("make them cyan, sunset", replace(SHOWN, colour="cyan", background="sunset")),
+        ("Cyan. Night.", replace(SHOWN, colour="cyan", background="night")),
+        ("sunset, cyan", replace(SHOWN, colour="cyan", background="sunset")),
+        ("on a grid, yellow, faster", replace(SHOWN, colour="yellow", background="grid")),
+        ("make it a deep, dark blue background", replace(SHOWN, background="blue")),
+        ("on a deep, dark blue", replace(SHOWN, background="blue")),
+        ("green; on blue", replace(SHOWN, colour="green", background="blue")),
+        ("blue sky", replace(SHOWN, background="blue")),
     ],
 )
 def test_what_a_prompt_leaves_out_stays(text: str, scene: Scene) -> None:
