@@ -28,7 +28,7 @@ demo: $(STAMP)
 
 # Two at a time, a file each: most of the slow tests wait for other processes.
 test: $(STAMP) browser
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 2 $(PYTEST_ARGS)
 
 # The browser tests drive a real Chromium.
 browser:
