@@ -52,5 +52,7 @@ def engine_command(*, ranks: int, log_dir: Path | None = None) -> list[str]:
 
 def engine_environment(config: Any, *, threads: int, gpus: Sequence[str] = ()) -> dict[str, str]:
     """The environment of an engine's torchrun agent, which its ranks inherit: one GPU for each, if any."""
-    environment = role_environment("engine", config) | {"OMP_NUM_THREADS": str(threads)}
+    # torch asks DNS for the name of each address that it connects to; a lost answer costs 5 s by default.
+    patience = {"RES_OPTIONS": os.environ.get("RES_OPTIONS", "timeout:1 attempts:2")}
+    environment = role_environment("engine", config) | patience | {"OMP_NUM_THREADS": str(threads)}
     return environment | {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else environment

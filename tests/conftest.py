@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from launch import redis_server
 from tests.cluster import Cluster, running_cluster, wait_for
 from tests.redis_process import RedisProcess
+
+os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:2")  # see launch.roles.engine_environment
 
 
 @pytest.fixture(scope="session")

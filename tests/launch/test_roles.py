@@ -65,3 +65,11 @@ def test_an_engine_sees_its_gpus_only() -> None:
     environment = engine_environment(Config(), threads=3, gpus=("1", "4"))
     assert environment["CUDA_VISIBLE_DEVICES"] == "1,4"
     assert environment["OMP_NUM_THREADS"] == "3"
+
+
+def test_a_lost_answer_of_dns_costs_an_engine_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not five: who set the resolver's options themselves keeps them."""
+    monkeypatch.delenv("RES_OPTIONS", raising=False)
+    assert "timeout:1" in engine_environment(Config(), threads=1)["RES_OPTIONS"]
+    monkeypatch.setenv("RES_OPTIONS", "timeout:3")
+    assert engine_environment(Config(), threads=1)["RES_OPTIONS"] == "timeout:3"
