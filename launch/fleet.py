@@ -75,6 +75,7 @@ class Fleet:
                 self._used.add(engine.id)
                 place = self._places[engine.id] = _Place(engine)
                 place.task = asyncio.create_task(self._run(place, engine), name=f"engine {engine.id}")
+        self._used &= wanted | self._places.keys()
         for place in list(self._places.values()):
             if place.id not in wanted and not place.stopping:
                 place.stopping = True

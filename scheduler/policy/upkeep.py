@@ -43,8 +43,8 @@ def settling_ms(config: SchedulerConfig) -> int:
 def find_lost(view: View, changes: Changes, config: SchedulerConfig) -> dict[EngineId, LoseEngine]:
     """Engines to declare gone.
 
-    Silence only counts while Redis was reachable: after an outage every engine gets three heartbeats, and at
-    least the timeout, to be heard again.
+    Silence only counts while Redis was reachable and its clock not set: after that every engine gets three
+    heartbeats, and at least the timeout, to be heard again, and one that starts its whole time limit.
     """
     engines, read_ms = view.engines, view.read_ms
     grace_ms = max(3 * config.heartbeat_ms, config.heartbeat_timeout_ms)
@@ -52,7 +52,8 @@ def find_lost(view: View, changes: Changes, config: SchedulerConfig) -> dict[Eng
         return {}
     starting, deadline_ms = view.is_state(EngineState.STARTING), engines["deadline_ms"]
     is_silent = ~starting & (engines["heartbeat_ms"] < read_ms - config.heartbeat_timeout_ms)
-    is_unready = starting & (engines["started_ms"] < read_ms - config.start_timeout_ms)
+    started_ms = np.maximum(engines["started_ms"], changes.reachable_ms)
+    is_unready = starting & (started_ms < read_ms - config.start_timeout_ms)
     is_late = is_silent | is_unready | (deadline_ms < read_ms)  # NEVER_MS is after any time
     lost: dict[EngineId, LoseEngine] = {}
     for row in is_late.nonzero()[0].tolist():
@@ -61,7 +62,7 @@ def find_lost(view: View, changes: Changes, config: SchedulerConfig) -> dict[Eng
             age_ms = read_ms - engines["heartbeat_ms"][row]
             why = f"silent for {age_ms} ms, limit {config.heartbeat_timeout_ms} ms"
         elif is_unready[row]:
-            age_ms = read_ms - engines["started_ms"][row]
+            age_ms = read_ms - started_ms[row]
             why = f"not ready for {age_ms} ms, limit {config.start_timeout_ms} ms"
         else:
             why = f"its phase is {read_ms - deadline_ms[row]} ms over its limit"

@@ -138,6 +138,15 @@ def test_nobody_is_declared_gone_right_after_an_outage() -> None:
     assert decide(POLICY, view, late) == [("loseengine", "e_1")]
 
 
+def test_a_start_across_an_outage_gets_its_whole_time_again() -> None:
+    """As when Redis time was set forward by more than the limit."""
+    view = world(engine("e_1", STARTING, started_ms=0), E2)
+    reachable_ms = NOW_MS - CONFIG.start_timeout_ms
+    assert decide(POLICY, view, Changes(fresh_ids=FRESH, reachable_ms=reachable_ms)) == []
+    late = Changes(fresh_ids=FRESH, reachable_ms=reachable_ms - 1)
+    assert ("loseengine", "e_1") in decide(POLICY, view, late)
+
+
 def test_nothing_is_placed_on_a_lost_engine() -> None:
     """The plan that declares an engine gone does not use it."""
     view = world(engine("e_1", heartbeat_ms=LATE_MS), E2, session("s_a", "e_2"), session("s_b"))
