@@ -120,14 +120,15 @@ class QueueWatcher:
 
     async def _tell_positions(self) -> None:
         store = self._hub.store
-        for connection in tuple(self._hub.connections):
-            session, model = connection.machine.session_id, connection.machine.model
-            if session is None or model is None or not connection.machine.is_queued():
-                continue
-            position = await store.queue_position(session)
-            eta_ms = await store.queue_eta_ms(position, model=model) if position is not None else 0
-            if connection.machine.session_id == session:
-                connection.receive_position(position, eta_ms)
+        machines = (connection.machine for connection in self._hub.connections)
+        for model in sorted({m.model for m in machines if m.model is not None and m.is_queued()}):
+            line, outlook = await store.queue(model), await store.queue_outlook(model)
+            places = {session: at for at, session in enumerate(line, start=1)}
+            for connection in tuple(self._hub.connections):
+                session = connection.machine.session_id
+                if session is not None and connection.machine.model == model:
+                    position = places.get(session)
+                    connection.receive_position(position, outlook.eta_ms(position) if position else 0)
 
 
 async def beat(hub: Hub, url: str) -> None:

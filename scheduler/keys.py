@@ -17,6 +17,7 @@ The Lua side gets this same table (`scheduler/store/scripts.py` renders it), so 
     events                       stream   field m: one JSON Event; bounded by MAX_EVENTS
     sessions                     zset     sessions that are not closed → created_ms
     subject:<name>               set      sessions of one subject (of a token) that are not closed
+    controlled:<name>            set      those of them that somebody controls
     session:<id>                 hash     a SessionRecord, plus left_ms, flight_* (in_flight), move_to and
                                           move_until_ms (an order), landed ("migration_id epoch", the newest
                                           committed one), placed_ms and strikes (engines in a row that crashed
@@ -100,6 +101,7 @@ PATTERNS: Mapping[str, str] = {
     "usage": "usage",
     "sessions": "sessions",
     "subject": "subject:%s",
+    "controlled": "controlled:%s",
     "session": "session:%s",
     "inputs": "session:%s:inputs",
     "applied": "session:%s:applied",

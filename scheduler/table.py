@@ -55,6 +55,7 @@ _SESSION: Mapping[str, tuple[str, tuple[int, ...]]] = {
     **dict.fromkeys(("active", "in_flight", "movable", "stuck"), ("?", ())),
     **dict.fromkeys(("epoch", "queue_order", "created_ms", "left_ms", "active_ms"), ("i8", ())),
     **dict.fromkeys(("moved_ms", "slack_ms", "state_bytes"), ("i8", ())),
+    **dict.fromkeys(("subject",), ("O", ())),
 }
 """Column → (dtype, shape of an entry)."""
 _PHASE = {phase: index for index, phase in enumerate(PHASES)}
@@ -101,6 +102,8 @@ class SessionFacts(Protocol):
     def slack_ms(self) -> int: ...
     @property
     def state_bytes(self) -> int: ...
+    @property
+    def subject(self) -> str: ...
 
 
 class ClusterTable:
@@ -117,6 +120,7 @@ class ClusterTable:
         self._queued: set[int] = set()
         self._wanting: set[int] = set()
         self._orphans: set[int] = set()
+        self._controlled: dict[str, int] = {}
         self._owner: dict[SessionId, EngineId] = {}
         self._target: dict[SessionId, EngineId] = {}
 
@@ -221,6 +225,7 @@ class ClusterTable:
             left_ms=NEVER_MS if record.left_ms is None else record.left_ms,
             slack_ms=record.slack_ms,
             state_bytes=record.state_bytes,
+            subject=record.subject,
         )
         self._count(row, +1)
         return None
@@ -251,6 +256,7 @@ class ClusterTable:
             queued=self._queued,
             wanting=self._wanting,
             orphans=self._orphans,
+            controlled=self._controlled,
             desired=self._desired,
             read_ms=self.read_ms,
         )
@@ -294,8 +300,7 @@ class ClusterTable:
         engine, target = int(s["engine"][row]), int(s["target"][row])
         phase, active = int(s["phase"][row]), bool(s["active"][row])
         holds_slot = int(s["residence"][row]) in HOLDING_A_SLOT
-        if active and (phase == _PLACED or int(s["left_ms"][row]) == NEVER_MS):
-            self._demand[int(s["model"][row])] += sign
+        self._count_wishes(row, sign)
         if phase == _QUEUED:
             _collect(self._queued, row, sign)
         elif engine == NO_ENGINE:
@@ -316,6 +321,17 @@ class ClusterTable:
         if computes_on != NO_ENGINE and active and holds_slot:
             e["active"][computes_on] += sign
             self._predict(computes_on)
+
+    def _count_wishes(self, row: int, sign: int) -> None:
+        s = self._sessions.arrays
+        is_controlled = int(s["left_ms"][row]) == NEVER_MS
+        if s["active"][row] and (is_controlled or s["phase"][row] == _PLACED):
+            self._demand[int(s["model"][row])] += sign
+        subject: str = s["subject"][row]
+        if is_controlled and subject:
+            number = self._controlled[subject] = self._controlled.get(subject, 0) + sign
+            if number == 0:  # there is no end of subjects
+                del self._controlled[subject]
 
     def _predict(self, engine: int) -> None:
         e = self._engines.arrays

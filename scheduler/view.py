@@ -39,6 +39,7 @@ decides must not depend on the history that led to a view.
     sessions["created_ms"], ["left_ms"]   int64, Redis time; left_ms NEVER_MS while somebody controls it
     sessions["slack_ms"]      int64  ms, as old as the session's last event
     sessions["state_bytes"]   int64  what a migration sends, 0 when unknown
+    sessions["subject"]       object str, whom it belongs to; "" nobody
 """
 
 from __future__ import annotations
@@ -109,6 +110,9 @@ class View:
     """Rows of placed sessions that are active while their state is out of its slot."""
     orphans: AbstractSet[int]
     """Rows of placed sessions whose engine has no record."""
+    controlled: Mapping[str, int]
+    """By subject: its sessions that somebody controls, with a place or without; none of those that belong to
+    nobody."""
     desired: Sequence[DesiredEngine]
     """Engines that should exist, as last written."""
     read_ms: int
@@ -157,6 +161,7 @@ class View:
         found |= {name: np.array(sorted(place[row] for row in rows)) for name, rows in sets.items()}
         demand = sorted((name, n) for name, n in zip(self.models, self.demand, strict=True) if n)
         found["demand"] = np.array(demand, dtype=object)
+        found["controlled"] = np.array(sorted(self.controlled.items()), dtype=object)
         found["ids"] = np.array([*self.engines.ids, *(self.sessions.ids[row] for row in order)], dtype=object)
         found["desired"] = np.array([f"{e.id} {e.model}" for e in self.desired], dtype=object)
         return found

@@ -14,8 +14,8 @@
 -- ARGV[11] retry_after_ms to state when the queue is full, ms
 -- ARGV[12] subject that it belongs to, or ''
 -- ARGV[13] sessions that the subject may have at once, '' for any number
--- Derived  subject:<name> (set), queue:<model> (zset), queued_models (set), serial (string), sessions (zset),
---          session:<id>:inputs (stream), session:<id>:ids (hash), session:<id>:id_order (list)
+-- Derived  subject:<name> and controlled:<name> (sets), queue:<model> (zset), queued_models (set), serial (string),
+--          sessions (zset), session:<id>:inputs (stream), session:<id>:ids (hash), session:<id>:id_order (list)
 -- Returns  id of the prompt's log entry
 -- Errors   QUEUE_FULL <retry_after_ms>, QUOTA, REFUSED
 -- Events   session_queued

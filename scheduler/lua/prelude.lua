@@ -206,10 +206,12 @@ local function enqueue(session, model, is_returner)
   return text
 end
 
--- A session counts against the quota of whom it belongs to, '' for nobody, until it is closed.
-local function count_for_subject(session, subject)
+-- A session counts against the quota of whom it belongs to, '' for nobody, until it is closed; while somebody
+-- controls it, also where places are given by subject in turn.
+local function count_for_subject(session, subject, is_controlled)
   if subject ~= '' then
     redis.call('SADD', key('subject', subject), session)
+    redis.call(is_controlled and 'SADD' or 'SREM', key('controlled', subject), session)
   end
 end
 
@@ -223,7 +225,7 @@ local function put_queued(session, model, facts)
     'active_ms', facts.created_ms, 'reason', '', 'queue_order', order, 'left_ms', '', 'residence', 'stored',
     'subject', facts.subject)
   redis.call('ZADD', key('sessions'), facts.created_ms, session)
-  count_for_subject(session, facts.subject)
+  count_for_subject(session, facts.subject, true)
 end
 
 -- A placed session loses its owner and waits at the front of the queue.
@@ -279,6 +281,7 @@ local function close(session, s, reason, closer)
   redis.call('ZREM', key('sessions'), session)
   if s.subject and s.subject ~= '' then
     redis.call('SREM', key('subject', s.subject), session)
+    redis.call('SREM', key('controlled', s.subject), session)
   end
   drop_checkpoint(session)
   redis.call('DEL', key('inputs', session), key('applied', session), key('ids', session), key('id_order', session))

@@ -9,8 +9,8 @@
 -- ARGV[6]  JSON list of {entry, JSON Input, message id or ''}: the log from the checkpoint on
 -- ARGV[7]  JSON list of AppliedRecord, in log order
 -- ARGV[8…] field, value, … of the record
--- Derived  subject:<name> (set), sessions (zset), queue:<model> (zset), engine:<id> (hash), its placed and
---          away (sets), session:<id>:inputs (stream), :applied (list), :ids (hash), :id_order (list)
+-- Derived  subject:<name> and controlled:<name> (sets), sessions (zset), queue:<model> (zset), engine:<id> (hash),
+--          its placed and away (sets), session:<id>:inputs (stream), :applied (list), :ids (hash), :id_order (list)
 -- Returns  1
 -- Errors   STALE_EPOCH: closed, or another engine owns it at this or a newer epoch; ENGINE_UNKNOWN
 -- Events   session_opened
@@ -45,7 +45,7 @@ redis.call('HSET', KEYS[1], 'phase', 'placed', 'opened', 1, 'reason', '', 'queue
 redis.call('HSET', KEYS[1], 'controller_epoch', controller_epoch,
   'left_ms', ARGV[4] == '' and '' or string.format('%.0f', now - ARGV[4]))
 redis.call('ZADD', key('sessions'), record.created_ms, session)
-count_for_subject(session, record.subject or '')
+count_for_subject(session, record.subject or '', ARGV[4] == '')
 redis.call('SADD', key('placed', engine), session)
 if record.residence == 'offloaded' or record.residence == 'stored' then
   redis.call('SADD', key('away', engine), session)

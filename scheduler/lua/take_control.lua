@@ -5,7 +5,7 @@
 -- ARGV[2]  gateway of the new connection
 -- ARGV[3]  resume_hash, hex
 -- ARGV[4]  next_seq, the first chunk that it wants
--- Derived  queue:<model> (zset): a queued session is in the line again
+-- Derived  queue:<model> (zset): a queued session is in the line again; subject:<name> and controlled:<name> (sets)
 -- Returns  the new controller_epoch
 -- Errors   NO_SUCH_SESSION (also for a wrong hash), SESSION_CLOSED, BEYOND
 -- Events   controller_changed
@@ -24,6 +24,7 @@ if tonumber(ARGV[4]) > tonumber(s.next_seq) + REPLAY_CHUNKS then
 end
 local epoch = redis.call('HINCRBY', KEYS[1], 'controller_epoch', 1)
 redis.call('HSET', KEYS[1], 'gateway', ARGV[2], 'left_ms', '')
+count_for_subject(ARGV[1], s.subject or '', true)
 if s.phase == 'queued' then
   redis.call('ZADD', key('queue', s.model), s.queue_order, ARGV[1])
 end

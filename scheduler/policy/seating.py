@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scheduler.fairness import standings
 from scheduler.messages import EngineId, EngineState, Residence
 from scheduler.policy.base import Activate, Migrate, Place, Suspend
 from scheduler.policy.board import MAX_MOVES, MAX_MOVES_PER_ENGINE, Board
@@ -70,12 +71,31 @@ def _why(board: Board, engine: int) -> str:
 
 
 def waiting(view: View) -> tuple[list[int], list[int]]:
-    """Queued sessions that somebody watches, first come first: (returners, new starts)."""
+    """Queued sessions that somebody watches, who gets a place first first: (returners, new starts).
+
+    It is the order that `StoreReader.queue` tells clients.
+    """
     sessions = view.sessions
     order = sessions["queue_order"]
     rows = [row for row in view.queued if sessions["left_ms"][row] == NEVER_MS]
     rows.sort(key=lambda row: (order[row], sessions.ids[row]))
+    if rows and view.controlled:
+        rows = _in_turn(view, rows)
     return [row for row in rows if order[row] < 0], [row for row in rows if order[row] >= 0]
+
+
+def _in_turn(view: View, rows: Sequence[int]) -> list[int]:
+    """Rows of the lines of all models, by subject in turn in each."""
+    order, subject = view.sessions["queue_order"], view.sessions["subject"]
+    lines: dict[int, list[int]] = {}
+    for row in rows:
+        lines.setdefault(int(view.sessions["model"][row]), []).append(row)
+    stands: list[tuple[int, int]] = []
+    for line in lines.values():
+        entries = [(int(order[row]), subject[row]) for row in line]
+        stands += zip(standings(entries, view.controlled), line, strict=True)
+    rank = {row: at for at, row in enumerate(rows)}
+    return [row for _, row in sorted(stands, key=lambda entry: (entry[0], rank[entry[1]]))]
 
 
 def draining(view: View) -> list[int]:

@@ -33,6 +33,7 @@ class SimRecord:
     failed_moves: int = 0
     """None fails here."""
     state_bytes: int = 0
+    subject: str = ""
 
 
 def new_session(id: SessionId, model: str, now_ms: int, order: int) -> SimRecord:

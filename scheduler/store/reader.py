@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from scheduler.fairness import standings
 from scheduler.keys import PAUSE_ANSWER
 from scheduler.messages import (
     EVENTS,
@@ -34,7 +35,7 @@ from scheduler.store.values import (
     AppliedRecord,
     ClusterInfo,
     Decision,
-    queue_eta_ms,
+    QueueOutlook,
 )
 
 log = logging.getLogger("scheduler.store")
@@ -124,26 +125,47 @@ class StoreReader:
 
     # --- queue
 
+    async def queue(self, model: str) -> list[SessionId]:
+        """Sessions that wait for a model, who gets a place first first: the order that policies use."""
+        async with mapped_errors():
+            line = await self._redis.client.zrange(self._key("queue", model), 0, -1, withscores=True)
+            pipe = self._redis.pipeline()
+            for session, _ in line:
+                pipe.hget(self._key("session", session), "subject")
+            subjects = [subject or "" for subject in await pipe.execute()]
+            names = sorted({*subjects} - {""})
+            for name in names:
+                pipe.scard(self._key("controlled", name))
+            controlled = dict(zip(names, map(int, await pipe.execute()), strict=True))
+        entries = [(int(order), subject) for (_, order), subject in zip(line, subjects, strict=True)]
+        stands = standings(entries, controlled)
+        return [SessionId(line[at][0]) for at in sorted(range(len(line)), key=stands.__getitem__)]
+
     async def queue_position(self, session: SessionId) -> int | None:
         """Place in the queue of the session's model, from 1; None when it does not wait."""
         async with mapped_errors():
             model = await self._redis.client.hget(self._key("session", session), "model")
-            if model is None:
-                return None
-            rank = await self._redis.client.zrank(self._key("queue", model), session)
-        return None if rank is None else int(rank) + 1
+        line = [] if model is None else await self.queue(model)
+        return line.index(session) + 1 if session in line else None
 
-    async def queue_eta_ms(self, position: int, *, model: str) -> int:
-        """Expected wait at a position of a model's queue: see `scheduler.store.values.queue_eta_ms`."""
+    async def queue_outlook(self, model: str) -> QueueOutlook:
+        """How soon a model's places become free."""
         info, now_ms = await self.cluster_info(), await self.now_ms()
         engines = [engine for engine in await self.list_engines() if engine.model_name == model]
-        starting_ms = [
+        starting_ms = (
             max(0, engine.started_ms + info.start_ms - now_ms)
             for engine in engines
             if engine.state is EngineState.STARTING
-        ]
-        capacity = max((engine.capacity for engine in engines), default=1)
-        return queue_eta_ms(position, info.release_interval_ms, starting_ms, capacity)
+        )
+        return QueueOutlook(
+            release_interval_ms=info.release_interval_ms,
+            starting_ms=tuple(sorted(starting_ms)),
+            capacity=max((engine.capacity for engine in engines), default=1),
+        )
+
+    async def queue_eta_ms(self, position: int, *, model: str) -> int:
+        """Expected wait at a position of a model's queue: see `QueueOutlook`."""
+        return (await self.queue_outlook(model)).eta_ms(position)
 
     # --- engines, models, gateways
 

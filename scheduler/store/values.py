@@ -140,13 +140,20 @@ PRIOR_RELEASE_INTERVAL_MS = 30_000
 """Assumed until the leader has measured one."""
 
 
-def queue_eta_ms(position: int, release_interval_ms: int, starting_ms: Sequence[int], capacity: int) -> int:
-    """Expected wait at a position of a queue, from 1: until so many places became free, or engines that start
-    bring them, whichever is sooner.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueOutlook:
+    """How soon those who wait for a model may get places."""
 
-    starting_ms: time until each of them should be ready, 0 for one that is late. capacity: places of one.
-    """
-    waits = sorted(starting_ms)
-    number = -(-position // max(1, capacity))
-    released_ms = position * release_interval_ms
-    return min(released_ms, waits[number - 1]) if number <= len(waits) else released_ms
+    release_interval_ms: int
+    """Mean time between two places becoming free."""
+    starting_ms: Sequence[int]
+    """Time until each engine that starts should be ready, soonest first; 0 for one that is late."""
+    capacity: int
+    """Places of one of them."""
+
+    def eta_ms(self, position: int) -> int:
+        """Expected wait at a position, from 1: until so many places became free, or engines that start bring
+        them, whichever is sooner."""
+        number = -(-position // max(1, self.capacity))
+        waits_ms = [position * self.release_interval_ms, *self.starting_ms[number - 1 : number]]
+        return min(waits_ms)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -60,6 +61,7 @@ def random_session(draw: random.Random) -> SessionRecord:
         active=draw.random() < 0.5,
         residence=draw.choice(tuple(Residence)),
         slack_ms=draw.getrandbits(12),
+        subject=draw.choice(("", "alice", "bob")),
     )
     return replace(record, phase=Phase.CLOSED) if draw.random() < 0.125 else record
 
@@ -134,6 +136,9 @@ def test_what_is_counted_is_what_the_rows_say(seed: int) -> None:
     assert view.orphans == {row for row in rows if placed[row] and s["engine"][row] == NO_ENGINE}
     away = {row for row in rows if placed[row] and s["active"][row] and not holds[row]}
     assert view.wanting == away - view.orphans
+    kept = {record.id: record for record in sessions}.values()
+    subjects = [r.subject for r in kept if r.subject and r.left_ms is None and r.phase is not Phase.CLOSED]
+    assert view.controlled == Counter(subjects)
 
 
 def test_columns_hold_the_records() -> None:

@@ -39,7 +39,7 @@ from scheduler.policy.base import (
 from scheduler.policy.registry import ALL, MIGRATING
 from scheduler.table import build_table
 from scheduler.view import HOLDING_A_SLOT, NEVER_MS, View
-from tests.scheduler.policy.worlds import CONFIG, NOW_MS, Cluster, engine, session
+from tests.scheduler.policy.worlds import CHANGES, CONFIG, MEMORY, NOW_MS, Cluster, engine, session, world
 
 POLICIES = pytest.mark.parametrize("policy", ALL.values(), ids=ALL)
 CAPACITY = 3
@@ -334,3 +334,14 @@ def test_redis_time_set_back_by_an_hour_keeps_no_surplus(policy: Policy) -> None
     cluster.now_ms -= 3_600_000
     cluster.step(policy, AUTOSCALED)
     assert cluster.memory.surplus_ms == cluster.now_ms
+
+
+@POLICIES
+def test_places_go_to_subjects_in_turn(policy: Policy) -> None:
+    """Whoever has many sessions in the line: its second goes after the first of everybody else there."""
+    alices = [session(f"s_a{n}", order=n, subject="alice") for n in range(4)]
+    others = [session("s_b", order=7, subject="bob"), session("s_n", order=8)]
+    view = world(engine("e_1", capacity=3), engine("e_2", capacity=2), *alices, *others)
+    actions, _ = policy.plan(view, CHANGES, MEMORY, NOW_MS, CONFIG)
+    placed = [action.session for action in actions if isinstance(action, Place)]
+    assert placed == ["s_a0", "s_b", "s_n", "s_a1", "s_a2"]

@@ -93,6 +93,7 @@ def session(
     state_bytes: int = 0,
     opened: bool = True,
     failed_moves: int = 0,
+    subject: str = "",
 ) -> SessionRecord:
     """A session's record: placed on an engine, or queued; `to`: it migrates there."""
     return SessionRecord(
@@ -129,6 +130,7 @@ def session(
         moved_ms=moved_ms,
         failed_moves=failed_moves,
         state_bytes=state_bytes,
+        subject=subject,
     )
 
 

@@ -333,6 +333,9 @@ async def test_a_session_written_again_still_counts_against_its_quota(store: Sto
     assert (await _known(store, S1)).subject == "alice"
     with pytest.raises(QuotaReached):
         await create(store, S2, subject="alice", max_sessions=1)
+    await create(store, S2, subject="alice")
+    await create(store, S3, subject="bob")
+    assert (await store.queue("shapes"))[-2:] == [S3, S2], "it counts in alice's turns"
 
 
 async def _known(store: Store, session: SessionId) -> SessionRecord:
