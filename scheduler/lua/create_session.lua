@@ -17,7 +17,7 @@
 -- Derived  subject:<name> and controlled:<name> (sets), queue:<model> (zset), queued_models (set), serial (string),
 --          sessions (zset), session:<id>:inputs (stream), session:<id>:ids (hash), session:<id>:id_order (list)
 -- Returns  id of the prompt's log entry
--- Errors   QUEUE_FULL <retry_after_ms>, QUOTA, REFUSED
+-- Errors   QUEUE_FULL <retry_after_ms>: the queue, or the subject's share of it; QUOTA; REFUSED
 -- Events   session_queued
 
 local session, model, id = ARGV[1], ARGV[2], ARGV[4]
@@ -28,7 +28,9 @@ local subject, quota = ARGV[12], tonumber(ARGV[13])
 if quota and redis.call('SCARD', key('subject', subject)) >= quota then
   return fail('QUOTA', 'this subject may have ' .. ARGV[13] .. ' sessions at once: stop one first')
 end
-if redis.call('ZCARD', key('queue', model)) >= tonumber(ARGV[10]) then
+-- A subject may wait with as many sessions as leave so many places of the queue to others: alone it takes half.
+local left = tonumber(ARGV[10]) - redis.call('ZCARD', key('queue', model))
+if left <= 0 or (subject ~= '' and count_waiting(model, subject) >= left) then
   return fail('QUEUE_FULL', ARGV[11])
 end
 

@@ -215,6 +215,17 @@ local function count_for_subject(session, subject, is_controlled)
   end
 end
 
+-- Sessions of a subject in a model's queue.
+local function count_waiting(model, subject)
+  local number = 0
+  for _, session in ipairs(redis.call('SMEMBERS', key('controlled', subject))) do
+    if redis.call('ZSCORE', key('queue', model), session) then
+      number = number + 1
+    end
+  end
+  return number
+end
+
 -- Write the record of a session that never had an owner, and put it in the queue. `facts`: what is its own.
 local function put_queued(session, model, facts)
   local order = enqueue(session, model, false)

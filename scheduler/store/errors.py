@@ -68,7 +68,7 @@ class SessionIsClosed(StoreError):
 
 
 class QueueFull(StoreError):
-    """The queue of the model is as long as the gateway allows."""
+    """The queue of the model is as long as the gateway allows, or the subject has its share of it."""
 
     def __init__(self, retry_after_ms: int) -> None:
         super().__init__(f"the queue is full, try again in {retry_after_ms / 1000:.0f} s")

@@ -47,7 +47,8 @@ class GatewayStore(StoreReader):
         `subject` owns it, "" nobody; max_sessions counts its open sessions, None: it may have any number.
 
         Raises:
-            QueueFull: queue_limit sessions wait already.
+            QueueFull: queue_limit sessions wait already, or so many of the subject that fewer places are left
+                than it would take.
             QuotaReached: the subject has max_sessions already.
         """
         await self._redis.run(

@@ -9,6 +9,7 @@ import logging
 import ssl
 import subprocess
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,20 @@ async def test_sessions_and_their_quota(world: World) -> None:
         await world.store.close_session(SessionId(session.session), "stopped")
         await other.send(wire.Start(prompt="x", id="2"))
         assert (await other.expect(wire.Session)).session != session.session
+
+
+async def test_subjects_hear_that_they_take_turns(world: World) -> None:
+    """Who comes after three sessions of another subject is told the second place, and they theirs again."""
+    alice, bob = token_for(Scope.CONTROL), token_for(Scope.CONTROL, subject="bob")
+    async with world.engine(), world.gateway(**SETTINGS) as gateway, AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(client_of(gateway)) for _ in range(4)]
+        tokens = (alice, alice, alice, bob)
+        for client, token, position in zip(clients, tokens, (1, 2, 3, 2), strict=True):
+            await client.send(wire.Start(prompt="x", token=token))
+            await client.expect(wire.Session)
+            assert (await client.expect(wire.Queued)).position == position
+        for client, position in zip(clients[1:3], (3, 4), strict=True):
+            assert (await client.expect(wire.Queued)).position == position
 
 
 async def test_refused_handshakes(world: World, caplog: pytest.LogCaptureFixture) -> None:

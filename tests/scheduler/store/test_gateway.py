@@ -91,6 +91,22 @@ async def test_queue_limit_refuses_with_a_time(store: Store) -> None:
     assert await store.get_session(S2) is None
 
 
+async def test_a_subject_leaves_others_as_much_of_the_queue_as_it_takes(store: Store) -> None:
+    """However many sessions one starts, another one finds a place in the queue."""
+    ids = [SessionId(f"s_{n:016x}") for n in range(8)]
+    for id in ids[:4]:
+        await create(store, id, queue_limit=8, subject="alice")
+    with pytest.raises(QueueFull):
+        await create(store, ids[4], queue_limit=8, subject="alice")
+    for id in ids[4:6]:
+        await create(store, id, queue_limit=8, subject="bob")
+    with pytest.raises(QueueFull):
+        await create(store, ids[6], queue_limit=8, subject="bob")
+    await create(store, ids[6], queue_limit=8, subject="carol")
+    await create(store, ids[7], queue_limit=8)
+    assert len(await store.queue("shapes")) == 8
+
+
 async def test_a_quota_counts_the_open_sessions_of_a_subject(store: Store) -> None:
     """Beyond it nothing is written; another subject is not hindered, and a closed session counts no more."""
     await create(store, S1, subject="alice", max_sessions=1)
