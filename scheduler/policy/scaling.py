@@ -17,6 +17,7 @@ from scheduler.policy.base import Changes, Memory, Migrate, Plan
 from scheduler.policy.board import Board
 from scheduler.policy.seating import Choose, Urgency, arrange
 from scheduler.policy.upkeep import (
+    PATIENCE_MS,
     find_lost,
     make_room,
     note_changes,
@@ -25,10 +26,6 @@ from scheduler.policy.upkeep import (
     sweep,
 )
 from scheduler.view import View
-
-PATIENCE_MS = 3_000
-"""Who is active again waits for a slot that is there within this time with its state in host memory, as for a
-migration's end; for a later one it waits in the queue, where it is told so, and is rebuilt."""
 
 
 def plan_scaled(

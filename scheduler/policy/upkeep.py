@@ -27,6 +27,13 @@ from scheduler.view import NO_ENGINE, View
 
 RELOAD_GRACE_MS = 3_000
 """A connection that is gone for less may be a page being loaded again."""
+PATIENCE_MS = 3_000
+"""Who is active again waits for a slot that is there within this time with its state in host memory, as for a
+migration's end; for a later one it waits in the queue, where it is told so, and is rebuilt."""
+MAX_WAIT_MS = 3 * PATIENCE_MS
+"""But never for longer than this, whatever is expected: slots may be foreseen again and again and go to
+others, or not come. Where they come at random, one wait in twenty (e^−3) is three times the expected one. The
+queue goes before all who wait at their engines."""
 YOUNG_MS = 30_000
 """An engine that is gone before this age died at its start, more or less."""
 MAX_PAUSE_MS = 30_000
@@ -98,7 +105,8 @@ def make_room(
     is_patient: bool = False,
 ) -> list[Action]:
     """Take the slots of sessions that nobody watches, or that are idle, while others wait: the longest gone
-    first, then the longest idle. Who is short and can't be helped so waits in the queue, if placed.
+    first, then the longest idle. Who is short and can't be helped so waits in the queue, if placed; so does
+    who has waited for MAX_WAIT_MS at its engine.
 
     short: rows of sessions that found no slot, who comes first first. busy: rows of sessions that the
     plan does something else with. ahead: slots that others will need soon, by model. is_patient: who is short
@@ -115,6 +123,8 @@ def make_room(
         candidates = np.array([row for row in candidates.tolist() if row not in busy], dtype=np.intp)
     if not short and not len(candidates):
         return []
+    active_ms = sessions["active_ms"]
+    overdue = {row for row in short if row in view.wanting and active_ms[row] < now_ms - MAX_WAIT_MS}
     on_its_way = _on_ready_engines(view, placed & view.is_residence(Residence.LEAVING))
     actions: list[Action] = []
     for name in sorted({view.models[models[row]] for row in short} | soon & {*view.models}):
@@ -134,8 +144,8 @@ def make_room(
         ]
         actions += [
             Requeue(session=sessions.ids[row], expect_epoch=int(sessions["epoch"][row]), why="no_room")
-            for row in rows[coming + len(leaving) :]
-            if placed[row] and not is_patient
+            for at, row in enumerate(rows)
+            if row in overdue or (placed[row] and at >= coming + len(leaving) and not is_patient)
         ]
     return actions
 

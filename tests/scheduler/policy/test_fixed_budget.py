@@ -9,7 +9,7 @@ import pytest
 from scheduler.messages import EngineId, EngineRecord, EngineState, Residence, SessionRecord
 from scheduler.policy.base import Changes, GoneEngine, Memory
 from scheduler.policy.greedy_memory import GreedyMemory
-from scheduler.policy.upkeep import FORGIVE_MS, MAX_PAUSE_MS, RELOAD_GRACE_MS
+from scheduler.policy.upkeep import FORGIVE_MS, MAX_PAUSE_MS, MAX_WAIT_MS, RELOAD_GRACE_MS
 from scheduler.view import View
 from tests.scheduler.policy.worlds import CONFIG, FRESH, NOW_MS, decide, engine, session, world
 
@@ -296,6 +296,15 @@ def idle(id: str, on: str | None, residence: Residence = Residence.RESIDENT, **m
             [session("s_a", "e_1"), idle("s_b", "e_1"), session("s_c", "e_1", residence=OFFLOADED)],
             [("suspend", "s_b")],
             id="an idle session gives up its slot",
+        ),
+        pytest.param(
+            [
+                session("s_a", "e_1"),
+                idle("s_b", "e_1"),
+                session("s_c", "e_1", residence=OFFLOADED, active_ms=NOW_MS - MAX_WAIT_MS - 1),
+            ],
+            [("suspend", "s_b"), ("requeue", "s_c")],
+            id="it waits in front of the queue for a slot that may go to others again",
         ),
         pytest.param(
             [idle("s_a", "e_1", active_ms=9), idle("s_b", "e_1", active_ms=5), session("s_w")],

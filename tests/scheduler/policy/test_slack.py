@@ -7,12 +7,21 @@ from dataclasses import replace
 
 import pytest
 
-from scheduler.messages import EngineCosts, EngineId, EngineRecord, EngineState, Residence, SessionRecord
+from scheduler.messages import (
+    EngineCosts,
+    EngineId,
+    EngineRecord,
+    EngineState,
+    Residence,
+    SessionId,
+    SessionRecord,
+)
 from scheduler.policy.autoscale import note_demand
 from scheduler.policy.base import Changes, DrainEngine, Memory, Migrate, Policy, Sample, SetDesired
 from scheduler.policy.registry import ALL
 from scheduler.policy.relief import MoveRules
 from scheduler.policy.slack import Slack
+from scheduler.policy.upkeep import MAX_WAIT_MS
 from tests.scheduler.policy.worlds import CONFIG, MEMORY, NOW_MS, Cluster, decide, engine, session, world
 
 POLICY = ALL["slack"]
@@ -222,6 +231,43 @@ def test_who_returns_keeps_its_state_where_slots_free_soon(stopping: int, waits:
     view = world(*records)
     found = decide(POLICY, view, memory=memory, config=replace(CONFIG, engines=2))
     assert (("requeue", "s_back") in found) is not waits
+
+
+@pytest.mark.parametrize(("waited_ms", "waits"), [(MAX_WAIT_MS, True), (MAX_WAIT_MS + 1, False)])
+@pytest.mark.parametrize("coming", ["stops", "moves", "engines"])
+def test_nobody_waits_for_slots_that_never_come(coming: str, waited_ms: int, waits: bool) -> None:
+    """Slots are expected again and again, whatever from: who has waited long enough goes to the queue."""
+    back = session("s_back", "e_1", residence=Residence.OFFLOADED, active_ms=NOW_MS - waited_ms)
+    stops = samples(*[9] * 60, arrivals=1)
+    records, memory = [*cluster(4, 4), back], Memory(window=stops if coming == "stops" else ())
+    if coming == "moves":
+        records.append(session("s_m", "e_2", to="e_1"))
+    if coming == "engines":
+        records.append(engine("e_9", EngineState.STARTING))
+        memory = replace(memory, start_ms=2_000.0)
+    found = decide(POLICY, world(*records), memory=memory, config=replace(CONFIG, engines=3))
+    assert (("requeue", "s_back") in found) is not waits
+
+
+def test_nobody_is_passed_over_for_ever_by_those_who_hold_less_video() -> None:
+    """Each second the slot is free again and somebody else, whose player is dry, wants it as well."""
+    away = Residence.OFFLOADED
+    cluster = Cluster(engine("e_1", capacity=1), session("s_old", "e_1", slack_ms=900, residence=away))
+    cluster.memory = Memory(window=samples(*[1] * 60, arrivals=1))
+    for number in range(60):
+        cluster.now_ms += 1_000
+        holders = [record for record in cluster.sessions.values() if record.residence is Residence.RESIDENT]
+        for record in holders:
+            cluster.sessions[record.id] = replace(record, active=False, residence=away)
+        rival = session(f"s_{number:03}", "e_1", residence=away, active_ms=cluster.now_ms)
+        cluster.sessions[rival.id] = rival
+        cluster.step(POLICY, replace(CONFIG, engines=1), Changes(arrivals=1))
+        old = cluster.sessions[SessionId("s_old")]
+        if old.residence is Residence.RESIDENT:
+            break
+    else:
+        pytest.fail("it never got the slot")
+    assert cluster.now_ms - NOW_MS <= MAX_WAIT_MS + 2_000
 
 
 def test_free_slots_are_made_before_newcomers_need_them() -> None:

@@ -84,7 +84,7 @@ def session(
     model: str = "shapes",
     left_ms: int | None = None,
     active: bool = True,
-    active_ms: int = 0,
+    active_ms: int = NOW_MS,
     residence: Residence = Residence.RESIDENT,
     to: str | None = None,
     slack_ms: int = 0,
@@ -265,7 +265,13 @@ class Cluster:
                 assert record.engine == action.source and record.opened
                 record = replace(record, engine=action.target, epoch=record.epoch + 1, moved_ms=self.now_ms)
             case Requeue():
-                record = replace(record, phase=Phase.QUEUED, engine=None, epoch=record.epoch + 1)
+                record = replace(
+                    record,
+                    phase=Phase.QUEUED,
+                    engine=None,
+                    epoch=record.epoch + 1,
+                    queue_order=self._serial - 2**52,
+                )
             case Suspend():
                 record = replace(record, residence=Residence.OFFLOADED)
             case Activate():
