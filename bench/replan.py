@@ -3,9 +3,9 @@
     delta     one session's record into the table, and a view of it
     event     a session starts: its record goes in, the policy plans (upkeep, placement, scaling, moves), and
               the record comes back placed. On a balanced cluster
-    re-plan   the policy plans for a cluster whose sessions lie at random and have long stayed, with a minute's
-              history, and moves as many as it may in one plan, the most work that one plan ever has: costs
-              are taken to be exact, else a move that takes a tenth off an engine's latency is none of `slack`'s
+    re-plan   the policy plans for a cluster whose sessions lie at random, after a minute in which nobody came
+              or went, and moves as many as it may in one plan, the most work that one plan ever has. `slack`
+              takes the costs to be exact here: else it makes no moves that bring less than they may be wrong
     many      the same with up to 128 moves, the most rounds of the paper's code; two per engine are the limit
     rebuild   the table from all records: at a change of leader, and at each resync
 

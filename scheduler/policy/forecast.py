@@ -75,11 +75,10 @@ def stop_rate(window: Sequence[Sample]) -> float:
     return (1.0 + stops) / (PRIOR_ACTIVE_S + active_s)
 
 
-def forecast(window: Sequence[Sample], demand: int, now_s: int, horizon_s: float) -> Forecast:
+def forecast(rates: Churn, demand: int, horizon_s: float) -> Forecast:
     """Demand in horizon_s, given what it is now."""
-    rate, stops = arrival_rate(window, now_s), stop_rate(window)
-    stay = math.exp(-stops * horizon_s)
-    newcomers = rate / stops * (1.0 - stay)
+    stay = math.exp(-rates.stops * horizon_s)
+    newcomers = rates.arrivals / rates.stops * (1.0 - stay)
     return Forecast(
         mean=demand * stay + newcomers,
         staying=demand * stay,

@@ -32,7 +32,7 @@ from scheduler.policy.autoscale import demand_of, note_demand
 from scheduler.policy.base import Changes, Memory, Migrate, Plan
 from scheduler.policy.board import Board
 from scheduler.policy.fixed import fastest
-from scheduler.policy.forecast import arrival_rate, churn, forecast, stop_rate
+from scheduler.policy.forecast import Churn, churn, forecast
 from scheduler.policy.lives import note_lives, remaining_s
 from scheduler.policy.relief import MoveRules, Relief
 from scheduler.policy.scaling import plan_scaled
@@ -71,6 +71,7 @@ class Slack:
         """See `Policy`."""
         memory = note_lives(memory, changes.ages_ms)
         memory = note_demand(view, changes, memory, now_ms, config.model)
+        rates = churn(memory.window, now_ms // 1000)
         slack_ms, ids = view.sessions["slack_ms"], view.sessions.ids
         return plan_scaled(
             view,
@@ -80,14 +81,14 @@ class Slack:
             config,
             choose=fastest,
             urgency=(lambda row: (slack_ms[row], ids[row])) if self.heeds_players else None,
-            target=lambda board, _: self._target(board, memory, now_ms, config),
+            target=lambda board, _: self._target(board, memory, rates, config),
             hold_ms=self.hold_ms,
-            moves=lambda board: self._relieve(board, memory, now_ms),
-            freed=lambda: stop_rate(memory.window) * demand_of(view, config.model),
-            ahead=lambda board: _slots_ahead(board, memory, now_ms, config),
+            moves=lambda board: self._relieve(board, memory, rates, now_ms),
+            freed=lambda: rates.stops * demand_of(view, config.model),
+            ahead=lambda board: _slots_ahead(board, rates, config),
         )
 
-    def _target(self, board: Board, memory: Memory, now_ms: int, config: SchedulerConfig) -> int:
+    def _target(self, board: Board, memory: Memory, rates: Churn, config: SchedulerConfig) -> int:
         """Engines wanted: at least so many that all of now and `margin` find slots, and that latency stays
         within `utilisation` for those of now who are still there when an engine is ready; of those that there
         are, not fewer than keep it so for all of now, and find slots for `keep`."""
@@ -99,7 +100,7 @@ class Slack:
         now = _count(in_time, demand)
         if not self.forecasts or memory.start_ms <= 0:
             return now
-        coming = forecast(memory.window, demand, now_ms // 1000, memory.start_ms / 1000)
+        coming = forecast(rates, demand, memory.start_ms / 1000)
         slots = _tally(engines["capacity"][rows])
         out = _count(slots, max(demand, coming.mean + self.margin * coming.deviation))
         out = max(out, _count(in_time, coming.staying))
@@ -117,11 +118,10 @@ class Slack:
         fit: NDArray[np.int64] = np.maximum(np.minimum(within, capacity), 1)
         return fit
 
-    def _relieve(self, board: Board, memory: Memory, now_ms: int) -> list[Migrate]:
+    def _relieve(self, board: Board, memory: Memory, rates: Churn, now_ms: int) -> list[Migrate]:
         if not self.migrates:
             return []
         lives_s = remaining_s(memory)
-        rates = churn(memory.window, now_ms // 1000)
         found: list[Migrate] = []
         for model in (board.view.models.index(name) for name in sorted(board.view.models)):
             relief = Relief(board, model, self.moves, churn=rates, lives_s=lives_s, now_ms=now_ms)
@@ -148,10 +148,10 @@ def _count(tally: Sequence[tuple[int, int]], need: float) -> int:
     return number + math.ceil(2 * need / sum(middle))
 
 
-def _slots_ahead(board: Board, memory: Memory, now_ms: int, config: SchedulerConfig) -> int:
+def _slots_ahead(board: Board, rates: Churn, config: SchedulerConfig) -> int:
     """Slots that are not free but should be for those who come next."""
     view = board.view
     if config.model not in view.models:
         return 0
     free = int(np.maximum(board.room[board.fitting(view.models.index(config.model))], 0).sum())
-    return max(0, math.ceil(AHEAD_S * arrival_rate(memory.window, now_ms // 1000)) - free)
+    return max(0, math.ceil(AHEAD_S * rates.arrivals) - free)

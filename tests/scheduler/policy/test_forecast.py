@@ -7,7 +7,7 @@ import math
 import pytest
 
 from scheduler.policy.base import Memory, Sample
-from scheduler.policy.forecast import PRIOR_ACTIVE_S, RECENT_S, arrival_rate, forecast, stop_rate
+from scheduler.policy.forecast import PRIOR_ACTIVE_S, RECENT_S, arrival_rate, churn, forecast, stop_rate
 from scheduler.policy.lives import EDGES_S, bucket_of, note_lives, remaining_s
 
 
@@ -18,13 +18,13 @@ def window(*samples: tuple[int, int]) -> tuple[Sample, ...]:
 
 def test_nothing_seen_nothing_expected() -> None:
     """An empty cluster stays empty."""
-    found = forecast((), 0, 0, 30.0)
+    found = forecast(churn((), 0), 0, 30.0)
     assert (found.mean, found.deviation) == (0.0, 0.0)
 
 
 def test_the_present_is_certain() -> None:
     """Without a horizon demand is what it is."""
-    found = forecast(window((5, 1), (7, 2)), 7, 1, 0.0)
+    found = forecast(churn(window((5, 1), (7, 2)), 1), 7, 0.0)
     assert (found.mean, found.deviation) == (7.0, 0.0)
 
 
@@ -53,11 +53,12 @@ def test_stops_are_what_arrivals_do_not_explain() -> None:
 def test_demand_goes_to_its_balance() -> None:
     """Far ahead nothing is left of who is here now, and Λ/μ are."""
     samples = window(*[(10, 1)] * 101)
-    rate, stops = arrival_rate(samples, 100), stop_rate(samples)
-    far = forecast(samples, 50, 100, 10_000.0)
-    assert far.mean == pytest.approx(rate / stops) and far.deviation == pytest.approx(math.sqrt(rate / stops))
-    near = forecast(samples, 50, 100, 5.0)
-    assert 50 > near.mean > 50 * math.exp(-5 * stops)
+    rates = churn(samples, 100)
+    balance = rates.arrivals / rates.stops
+    far = forecast(rates, 50, 10_000.0)
+    assert far.mean == pytest.approx(balance) and far.deviation == pytest.approx(math.sqrt(balance))
+    near = forecast(rates, 50, 5.0)
+    assert 50 > near.mean > 50 * math.exp(-5 * rates.stops)
 
 
 @pytest.mark.parametrize(
