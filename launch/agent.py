@@ -38,7 +38,8 @@ def _first_status(error: ChildFailedError) -> int:
     """How the rank ended whose end was the cause of the others', negative: by that signal.
 
     torchrun looks ten times a second and notes whole seconds: of ranks that failed in one of them it can't
-    tell which was first. One that was killed did not fail because another had; the other way round it is usual.
+    tell which was first. None is killed because another failed; that one fails because another was killed is
+    usual.
     """
     _, first = error.get_first_failure()
     together = (f for f in error.failures.values() if f.timestamp <= first.timestamp + _TOGETHER_S)
