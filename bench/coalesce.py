@@ -136,6 +136,9 @@ class _NoEncoders:
     def close_lane(self, lane: Lane) -> None:
         pass
 
+    def renew_lane(self, lane: Lane) -> None:
+        pass
+
 
 class _SkippingLoop(ComputeLoop):
     """Does not wait for time to pass, but lets it."""

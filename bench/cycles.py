@@ -93,7 +93,7 @@ def held(bench: Bench) -> dict[str, int]:
         "host slabs": bench.host.num_held,
         "copies": loop._residents.num_moves,
         "sessions": len(list(loop._residents.all())),
-        "lanes": sum(bench.encoders._lanes),
+        "lanes": sum(map(len, bench.encoders._lanes)),
         "wishes": len(loop._wishes),
         "commands": len(loop._boundary._inbox),
     }

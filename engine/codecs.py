@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-__all__ = ["CODECS", "H264", "Coder", "coders_of", "hardware_coders"]
+__all__ = ["CODECS", "H264", "Coder", "coders_of", "find_coder", "hardware_coders"]
 
 H264, VP9, AV1, MJPEG = "h264", "vp9", "av1", "mjpeg"
 
@@ -30,6 +30,10 @@ class Coder:
     only_keys: bool = False
     """Is every frame a key frame?"""
     is_hardware: bool = False
+    apart: bool = False
+    """Does each session's encoder run in a process of its own? SVT-AV1 4.1 in low-delay mode waits for itself
+    for ever once in some ten thousand short sessions, in C code that nothing but a kill ends.
+    """
 
 
 def _nvenc(crf: int) -> dict[str, str]:
@@ -75,6 +79,7 @@ CODECS: Mapping[str, tuple[Coder, ...]] = {
         Coder(
             name="libsvtav1",
             options=lambda crf: {"preset": "12", "crf": str(crf), "svtav1-params": _SVT_PARAMS},
+            apart=True,
         ),
     ),
     MJPEG: (
@@ -97,6 +102,11 @@ def coders_of(codec: str, hardware: frozenset[str]) -> tuple[Coder, ...]:
     if codec not in CODECS:
         raise ValueError(f"there is no encoder for {codec!r}")
     return tuple(coder for coder in CODECS[codec] if not coder.is_hardware or coder.name in hardware)
+
+
+def find_coder(name: str) -> Coder:
+    """The one that FFmpeg calls so. Raises KeyError where we use none of that name."""
+    return {coder.name: coder for coders in CODECS.values() for coder in coders}[name]
 
 
 def hardware_coders() -> tuple[tuple[str, Coder], ...]:

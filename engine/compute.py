@@ -424,7 +424,7 @@ class ComputeLoop:
         state, work = resident.state, resident.state.work
         assert work is not None and resident.lane is not None
         if state.index == 0 and resident.has_sent:  # rate control remembers: a reset forgets that too
-            resident.lane = replace(resident.lane, encoder=self._make_encoder(resident.codec))
+            self._encoders.renew_lane(resident.lane)
         resident.has_sent = True
         template = PartMade(
             session=state.session,

@@ -8,22 +8,18 @@ Hardware is used where it was seen to work (`probe_hardware`), and a session tha
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Protocol
 
 import av
 import numpy as np
 import numpy.typing as npt
-from av.video.codeccontext import VideoCodecContext
-from av.video.frame import PictureType
-from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from engine.codecs import H264, Coder, coders_of, hardware_coders
+from engine.encoder_child import ChildEncoder
+from engine.frame_encoder import FrameEncoder
 
 __all__ = [
     "EncodedPart",
@@ -41,10 +37,6 @@ _log = logging.getLogger("turboserve.engine.encoder")
 MAX_WHOLE_CHUNK_PIXELS = 256 * 256
 """Up to this frame size a chunk travels in one part."""
 MAX_PART_FRAMES = 4
-MAX_GOP = 1 << 20
-"""Key frames come when they are asked for, and not before."""
-BT601 = 6
-"""SMPTE 170M, as colour primaries, transfer and matrix."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +73,7 @@ class Encoding:
 
 
 class SessionEncoder:
-    """Encodes the chunks of one session. Not thread-safe."""
+    """Encodes the chunks of one session. Not thread-safe; `close` ends what runs for it."""
 
     def __init__(
         self, *, width: int, height: int, fps: int, encoding: Encoding | None = None, codec: str = H264
@@ -90,10 +82,7 @@ class SessionEncoder:
         self._size, self._fps, self._encoding = (width, height), fps, encoding or Encoding()
         self._coders = coders_of(codec, self._encoding.hardware)
         self._coder = self._coders[-1]
-        self._context: VideoCodecContext | None = None
-        # Kept, with one thread: frame.reformat() would build a scaler and start threads at each call.
-        self._reformatter = VideoReformatter()
-        self._next_pts = 0
+        self._at_work: FrameEncoder | ChildEncoder | None = None
 
     def try_out(self, coder: Coder) -> None:
         """Encode a few frames with this encoder and no other. Raises what is wrong with it."""
@@ -108,12 +97,21 @@ class SessionEncoder:
         """The encoder at work, once there was a frame."""
         return self._coder.name
 
+    def prepare(self) -> None:
+        """Begin what the first frame would wait for: a process takes a while to start. Raises OSError."""
+        if self._at_work is None and self._coders[0].apart:
+            self._open()
+
     def encode(self, frames: npt.NDArray[np.uint8]) -> Iterator[EncodedPart]:
-        """RGB uint8 [frames, height, width, 3] → parts, each as soon as it is ready."""
+        """RGB uint8 [frames, height, width, 3] → parts, each as soon as it is ready.
+
+        A part after the first begins with a key frame only where an encoder hung and another went on with it.
+        """
         lengths = part_lengths(len(frames), pixels=self._size[0] * self._size[1])
         first = 0
         for part, length in enumerate(lengths):
-            units = [self._encode_frame(frames[i], key=i == 0) for i in range(first, first + length)]
+            at_work = self._at_work or self._open()
+            units = at_work.encode(frames[first : first + length], key=part == 0)
             first += length
             yield EncodedPart(
                 part=part,
@@ -123,66 +121,34 @@ class SessionEncoder:
                 payload=b"".join(units),
             )
 
-    def _encode_frame(self, rgb: npt.NDArray[np.uint8], *, key: bool) -> bytes:
-        context = self._context or self._open()
-        coder = self._coder
-        frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
-        yuv = self._reformatter.reformat(
-            frame,
-            format=coder.pix_fmt,
-            dst_colorspace=Colorspace.ITU601,
-            dst_color_range=ColorRange.JPEG if coder.pix_fmt == "yuvj420p" else ColorRange.MPEG,
-            threads=1,
-        )
-        yuv.pts, self._next_pts = self._next_pts, self._next_pts + 1
-        yuv.pict_type = PictureType.I if key or coder.only_keys else PictureType.NONE
-        packets = context.encode(yuv)
-        assert len(packets) == 1, f"{coder.name} returned {len(packets)} packets for one frame"
-        return bytes(packets[0])
+    def renew(self) -> None:
+        """The next chunk owes nothing to those before, as that of a new SessionEncoder."""
+        if isinstance(self._at_work, ChildEncoder):
+            self._at_work.renew()
+        else:
+            self._at_work = None
 
-    def _open(self) -> VideoCodecContext:
+    def close(self) -> None:
+        """Blocks until the encoder's process is gone, if it has one. Whoever encodes again gets a new one."""
+        if self._at_work is not None:
+            self._at_work.close()
+            self._at_work = None
+
+    def _open(self) -> FrameEncoder | ChildEncoder:
         """The best encoder that can be had now: hardware takes so many sessions and no more."""
+        width, height = self._size
         for coder in self._coders:
-            context = self._make_context(coder)
+            make = ChildEncoder if coder.apart else FrameEncoder
             try:
-                context.open()
-                _leave_realtime()
+                at_work = make(coder, width=width, height=height, fps=self._fps, crf=self._encoding.crf)
             except av.error.FFmpegError as exc:
                 if coder is self._coders[-1]:
                     raise
                 _log.warning("%s can't take another session: %s", coder.name, exc)
                 continue
-            self._context, self._coder = context, coder
-            return context
+            self._at_work, self._coder = at_work, coder
+            return at_work
         raise AssertionError("every codec has an encoder")
-
-    def _make_context(self, coder: Coder) -> VideoCodecContext:
-        context = av.CodecContext.create(coder.name, "w")
-        assert isinstance(context, VideoCodecContext)
-        context.width, context.height = self._size
-        context.pix_fmt = coder.pix_fmt
-        context.time_base, context.framerate = Fraction(1, self._fps), Fraction(self._fps)
-        # One thread: frame threads would keep the last frames of a chunk back until the next one.
-        context.thread_count = 1
-        if not coder.only_keys:
-            context.gop_size = MAX_GOP
-        context.color_primaries = context.color_trc = context.colorspace = BT601
-        context.color_range = ColorRange.JPEG if coder.pix_fmt == "yuvj420p" else ColorRange.MPEG
-        context.options = coder.options(self._encoding.crf)
-        return context
-
-
-def _leave_realtime() -> None:
-    """Make real-time threads of this process ordinary again.
-
-    SVT-AV1 that runs as root gives its own threads, and the one that opens it, the highest priority there is:
-    nothing else would run on their cores.
-    """
-    with suppress(OSError):  # no /proc: not Linux, where SVT-AV1 does not do it
-        for thread in map(int, os.listdir("/proc/self/task")):
-            with suppress(OSError):  # it has ended meanwhile
-                if os.sched_getscheduler(thread) == os.SCHED_FIFO:
-                    os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
 
 
 def probe_hardware(*, width: int, height: int, fps: int, crf: int) -> frozenset[str]:
@@ -197,6 +163,7 @@ def probe_hardware(*, width: int, height: int, fps: int, crf: int) -> frozenset[
             _log.info("%s does not work here: %s", coder.name, exc)
         else:
             found.append(coder.name)
+        encoder.close()
     return frozenset(found)
 
 
@@ -215,7 +182,10 @@ class Encoders(Protocol):
         """A session begins."""
 
     def close_lane(self, lane: Lane) -> None:
-        """It has ended."""
+        """It has ended; what was submitted is still encoded."""
+
+    def renew_lane(self, lane: Lane) -> None:
+        """What is submitted from now on owes nothing to what was before."""
 
     def submit(
         self,
@@ -236,16 +206,22 @@ class EncoderPool:
 
     def __init__(self, *, threads: int) -> None:
         self._threads = [ThreadPoolExecutor(1, thread_name_prefix=f"encoder-{i}") for i in range(threads)]
-        self._lanes = [0] * threads
+        self._lanes: list[set[Lane]] = [set() for _ in range(threads)]
 
     def open_lane(self, encoder: SessionEncoder) -> Lane:
         """Take a session to the thread that has the fewest."""
-        thread = self._lanes.index(min(self._lanes))
-        self._lanes[thread] += 1
-        return Lane(encoder=encoder, thread=thread)
+        thread = min(range(len(self._lanes)), key=lambda thread: len(self._lanes[thread]))
+        lane = Lane(encoder=encoder, thread=thread)
+        self._lanes[thread].add(lane)
+        self._threads[thread].submit(encoder.prepare)  # what it raises, the first chunk raises too
+        return lane
 
     def close_lane(self, lane: Lane) -> None:
-        self._lanes[lane.thread] -= 1
+        self._lanes[lane.thread].remove(lane)
+        self._threads[lane.thread].submit(lane.encoder.close)
+
+    def renew_lane(self, lane: Lane) -> None:
+        self._threads[lane.thread].submit(lane.encoder.renew)
 
     def submit(
         self,
@@ -258,9 +234,11 @@ class EncoderPool:
         return self._threads[lane.thread].submit(_encode, lane.encoder, frames, on_part, on_error)
 
     def close(self) -> None:
-        """Finish what was submitted, then end the threads. Blocks."""
+        """Finish what was submitted, then end the threads and every encoder. Blocks."""
         for thread in self._threads:
             thread.shutdown(wait=True)
+        for lane in set().union(*self._lanes):
+            lane.encoder.close()
 
 
 def _encode(

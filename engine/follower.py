@@ -34,6 +34,9 @@ class _NoEncoders:
     def close_lane(self, lane: Lane) -> None:
         pass
 
+    def renew_lane(self, lane: Lane) -> None:
+        pass
+
     def submit(
         self,
         lane: Lane,

@@ -241,7 +241,7 @@ class Bench:
         """Encode the next chunk with a fresh encoder, as a new owner does."""
         resident = self.loop._residents[session]
         assert resident.lane is not None
-        resident.lane = replace(resident.lane, encoder=self.loop._make_encoder(resident.codec))
+        self.encoders.renew_lane(resident.lane)
 
     def drop(self, session: SessionId) -> None:
         self.loop.submit(Drop(session=session, epoch=self.clients.pop(session).epoch))

@@ -401,7 +401,7 @@ def test_a_broken_encoder_closes_its_session(monkeypatch: pytest.MonkeyPatch) ->
     a = bench.open("s_a")
     bench.step(1)
     resident = bench.loop._residents[a]
-    monkeypatch.setattr(resident.lane.encoder, "_context", object())
+    monkeypatch.setattr(resident.lane.encoder, "encode", None)
     bench.step(len(bench.model.spec.first_sigmas))
     bench.encoders.close()
     assert bench.failed() == [a]

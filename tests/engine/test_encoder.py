@@ -20,6 +20,8 @@ from engine.encoder import (
     part_lengths,
     probe_hardware,
 )
+from engine.encoder_child import ChildEncoder
+from engine.frame_encoder import FrameEncoder
 from scheduler import messages
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (20, 40, 230), "white": (255, 255, 255)}
@@ -106,7 +108,8 @@ def test_encoder_time_goes_on_over_chunks() -> None:
     coder = encoder()
     for _ in range(2):
         list(coder.encode(solid(COLOURS["blue"], frames=3)))
-    assert coder._next_pts == 6 and coder._context is not None and coder._context.time_base == Fraction(1, 16)
+    assert isinstance(coder._at_work, FrameEncoder)
+    assert coder._at_work._next_pts == 6 and coder._at_work._context.time_base == Fraction(1, 16)
 
 
 def test_the_pool_keeps_a_session_on_one_thread_in_order() -> None:
@@ -136,6 +139,29 @@ def test_an_encoding_error_goes_to_its_callback_and_the_thread_lives_on() -> Non
     pool.submit(pool.open_lane(encoder()), solid(COLOURS["red"]), parts.append, errors.append)
     pool.close()
     assert len(errors) == 1 and len(parts) == 1
+
+
+def test_no_encoder_outlives_its_lane_or_the_pool() -> None:
+    """A closed lane finishes what was submitted and ends its encoder's process; the pool ends the others."""
+    pool, parts = EncoderPool(threads=1), list[EncodedPart]()
+    coders = [SessionEncoder(width=96, height=96, fps=16, codec="av1") for _ in range(2)]
+    lanes = [pool.open_lane(coder) for coder in coders]
+    pids = list[int]()
+
+    def note(part: EncodedPart) -> None:
+        parts.append(part)
+        at_work = coders[len(pids)]._at_work
+        assert isinstance(at_work, ChildEncoder) and at_work.pid is not None
+        pids.append(at_work.pid)
+
+    for lane in lanes:
+        pool.submit(lane, moving(), note, pytest.fail)  # type: ignore[arg-type]
+    pool.close_lane(lanes[0])
+    pool.close()
+    assert [part.frames for part in parts] == [12, 12]
+    for pid in pids:
+        with pytest.raises(ChildProcessError):
+            os.waitpid(pid, 0)
 
 
 def moving(chunk: int = 0, side: int = 96) -> npt.NDArray[np.uint8]:
@@ -175,9 +201,13 @@ def test_every_codec_makes_chunks_that_decode_alone(codec: str) -> None:
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_no_codec_leaves_real_time_threads(codec: str) -> None:
-    """SVT-AV1 makes them where root runs it, the caller among them."""
-    SessionEncoder(width=96, height=96, fps=16, codec=codec).encode(moving())
-    assert all(os.sched_getscheduler(int(t)) == os.SCHED_OTHER for t in os.listdir("/proc/self/task"))
+    """SVT-AV1 makes them where root runs it, the caller among them: not here, nor in a process of its own."""
+    coder = SessionEncoder(width=96, height=96, fps=16, codec=codec)
+    list(coder.encode(moving()))
+    at_work = coder._at_work
+    for pid in ("self", at_work.pid) if isinstance(at_work, ChildEncoder) else ("self",):
+        policies = {os.sched_getscheduler(int(thread)) for thread in os.listdir(f"/proc/{pid}/task")}
+        assert policies == {os.SCHED_OTHER}
 
 
 def test_an_unknown_codec_is_refused() -> None:
