@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import subprocess
 import sys
@@ -176,14 +175,15 @@ def _check_codecs() -> str:
 
     from engine.codecs import CODECS, H264
     from engine.encoder import SessionEncoder, probe_hardware
+    from engine.encoder_child import EncoderLost
 
-    os.environ.setdefault("SVT_LOG", "0")  # its AV1 encoder writes pages about itself to the terminal
     failed: dict[str, Exception] = {}
     for codec in CODECS:
         try:
             encoder = SessionEncoder(width=96, height=96, fps=16, codec=codec)
             list(encoder.encode(np.zeros((4, 96, 96, 3), np.uint8)))
-        except (av.FFmpegError, ValueError) as exc:
+            encoder.close()
+        except (av.FFmpegError, EncoderLost, OSError, ValueError) as exc:
             failed[codec] = exc
     again = "reinstall av with `pip install --force-reinstall av`"
     if H264 in failed:

@@ -72,6 +72,9 @@ class Encoder:
         ends = list(itertools.accumulate(part.sizes))
         return [part.payload[end - size : end] for end, size in zip(ends, part.sizes, strict=True)]
 
+    def close(self) -> None:
+        self._coder.close()
+
 
 @dataclass(slots=True)
 class Chunk:
@@ -175,6 +178,8 @@ class StreamServer:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for session in self.sessions.values():
+            session.encoder.close()
 
     def serve_file(self, connection: ServerConnection, request: Request) -> Response | None:
         """Static files; None lets the WebSocket handshake go on."""
