@@ -1,8 +1,9 @@
 """What does each codec cost at the engine's settings, and what does it save?
 
 One session's encoder on one core, fed with the chunks of a recording (96×96 from `turboserve client`: what an
-engine encodes): CPU time per frame of all its threads, its child's too, colour conversion included; the slowest
-chunk; bytes per chunk; PSNR of the luma against what went in; memory and threads of an encoder, over ten of them.
+engine encodes): CPU time per frame of all its threads, also those of a child, colour conversion included; the
+slowest chunk; bytes per chunk; PSNR of the luma against what went in; memory and threads of an encoder, over
+ten of them.
 Bounded by the encoder's own work. The recording was encoded once already, the same for all.
 
     .venv/bin/python -m bench.codecs VIDEO.mp4
