@@ -250,8 +250,8 @@ def _schedule_as_batch() -> None:
     """Make all threads of this process batch threads: one that wakes does not interrupt one that runs.
 
     SVT-AV1 that runs as root gives its own threads, and the one that opens it, the highest real-time priority
-    there is: nothing else would run on their cores. As ordinary threads they hang far more often: side by side
-    on two busy cores, 6 of 64 sessions of 48 frames, and 0 of 209 with batch threads.
+    there is: nothing else would run on their cores. As ordinary threads they hang far more often: at once on
+    two busy cores, 6 of 64 sessions of 48 frames hung, and 0 of 209 with batch threads.
     """
     with suppress(OSError):  # no /proc: not Linux
         for thread in map(int, os.listdir("/proc/self/task")):
