@@ -10,15 +10,40 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from engine.compute_messages import Command, Drop, Encoded, Feed, MoveDone, Offload, Open, Restore, Wish
+from engine.compute_messages import (
+    Adopt,
+    AdoptShare,
+    Command,
+    Drop,
+    Encoded,
+    Feed,
+    Freeze,
+    MoveDone,
+    MoveShare,
+    Offload,
+    Open,
+    Reserve,
+    Restore,
+    Survey,
+    Thaw,
+    Unreserve,
+    Wish,
+)
 from engine.credit import Player
 from engine.rank_wire import Opaque, from_wire, to_wire
 from engine.ranks import Alone, Ranks, Verdict
 from engine.state_format import ExportedState, pack, unpack
 from engine.steering import LogEntry, RecordedInput, Steering
-from scheduler.messages import ControlInput, PromptInput, ResetInput, SessionId
+from scheduler.messages import (
+    ControlInput,
+    MigrateSession,
+    PromptInput,
+    ReceiveSession,
+    ResetInput,
+    SessionId,
+)
 
 __all__ = ["MAX_INBOX", "Boundary", "InboxFull", "News", "PassTime", "WishOf"]
 
@@ -65,6 +90,7 @@ _NOTHING = News()
 _WIRE_CLASSES = (
     *(News, WishOf, PassTime, Open, Feed, Drop, Offload, Restore, Encoded, MoveDone, Wish, Player),
     *(LogEntry, RecordedInput, Steering, PromptInput, ControlInput, ResetInput),
+    *(Survey, Freeze, Thaw, Reserve, Unreserve, AdoptShare, MoveShare, MigrateSession, ReceiveSession),
 )
 _OPAQUE = (Opaque(ExportedState, pack, unpack),)
 
@@ -134,7 +160,7 @@ class Boundary:
     def _meet(self, verdict: Verdict) -> Verdict:
         first = self._ranks.rank == 0
         now, news = self._clock(), self._collect() if first else _NOTHING
-        wire = b"" if self._ranks.size == 1 or news == _NOTHING else to_wire(news, _OPAQUE)
+        wire = b"" if self._ranks.size == 1 or news == _NOTHING else to_wire(_for_others(news), _OPAQUE)
         meeting = self._ranks.meet(verdict, now_ms=now, news=wire)
         if not first and meeting.news:
             told = from_wire(meeting.news, _WIRE_CLASSES, _OPAQUE)
@@ -183,3 +209,14 @@ class Boundary:
             decodes_ms=decodes,
             stopping=self._stop,
         )
+
+
+def _for_others(news: News) -> News:
+    """What ranks above 0 are told: the state of a session that comes, each has got by itself."""
+    commands = (
+        AdoptShare(migration_id=command.migration_id, codec=command.codec)
+        if isinstance(command, Adopt)
+        else command
+        for command in news.commands
+    )
+    return replace(news, commands=tuple(commands))

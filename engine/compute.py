@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from typing import assert_never
+from typing import Protocol, assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ import torch
 from engine.boundary import Boundary, News, PassTime
 from engine.compute_messages import (
     Adopt,
+    AdoptShare,
     CheckpointMade,
     Command,
     ComputeDied,
@@ -33,6 +34,7 @@ from engine.compute_messages import (
     Freeze,
     InputsTaken,
     MoveDone,
+    MoveShare,
     Offload,
     Open,
     PartMade,
@@ -61,11 +63,12 @@ from engine.residents import FAILURE_MESSAGE, Resident, Residents
 from engine.ring import num_valid
 from engine.sampler import sigmas_for
 from engine.session_state import SessionState, Stage
+from engine.state_format import ExportedState
 from engine.state_io import snapshot
 from engine.stepper import Stepper
 from scheduler.messages import SessionId
 
-__all__ = ["ComputeLoop"]
+__all__ = ["ComputeLoop", "Movers"]
 
 _log = logging.getLogger("turboserve.engine.compute")
 
@@ -73,6 +76,16 @@ LONG_OPERATION_MS = 10_000.0
 """Limit of taking in commands, prompt encoding and decoding, for the watcher."""
 RETRY_MEMORY_PASSES = 500
 """After batches were made smaller for want of memory, larger ones are tried again after so many passes."""
+
+
+class Movers(Protocol):
+    """Who moves a rank's share of sessions to and from other engines, on ranks above 0."""
+
+    def hear(self, command: Command) -> None:
+        """What rank 0 told, before it is obeyed."""
+
+    def take(self, migration_id: str) -> tuple[SessionState, ExportedState | None]:
+        """As in Adopt, of a share that has come."""
 
 
 class ComputeLoop:
@@ -87,6 +100,7 @@ class ComputeLoop:
         attention: AttentionBackend = SLICES,
         plan: Planner = plan,
         ranks: Ranks | None = None,
+        movers: Movers | None = None,
         encoders: Encoders,
         encoding: Encoding | None = None,
         host: HostPool | None = None,
@@ -98,7 +112,7 @@ class ComputeLoop:
         """`clock` gives monotonic milliseconds; `emit` is called on the compute and encoder threads.
 
         With several ranks, one loop runs on each. All but rank 0 hear from it what to do, decode nothing, and
-        emit nothing that matters.
+        emit nothing that matters to anybody but their `movers`.
 
         Without `host` memory, a session that leaves its slot is forgotten. A CheckpointMade comes every
         `checkpoint_every` chunks of a session, none with 0.
@@ -117,6 +131,7 @@ class ComputeLoop:
         self._retry_memory_at = 0
         self._encoders, self._encoding = encoders, encoding or Encoding()
         self._progress, self._clock, self._emit = progress, clock, emit
+        self._movers = movers
         self._checkpoint_every = checkpoint_every
         self._rebuilt_last = False
         """Was the last pass one of a rebuild?"""
@@ -198,6 +213,8 @@ class ComputeLoop:
         self._wishes.update({(item.session, item.epoch): item.wish for item in news.wishes})
         for command in news.commands:
             self._progress.enter("taking_in", limit_ms=LONG_OPERATION_MS)
+            if self._movers is not None:
+                self._movers.hear(command)
             self._obey(command)
 
     def _obey(self, command: Command) -> None:
@@ -217,12 +234,14 @@ class ComputeLoop:
                 self._residents.note_encoded(session, epoch, seq)
             case MoveDone(number=number):
                 self._residents.finish_move(number)
-            case Survey() | Freeze() | Thaw() | Reserve() | Unreserve() | Adopt():
+            case Survey() | Freeze() | Thaw() | Reserve() | Unreserve() | Adopt() | AdoptShare():
                 self._migrate(command)
+            case MoveShare():
+                pass  # the movers have heard it
             case _:
                 assert_never(command)
 
-    def _migrate(self, command: Survey | Freeze | Thaw | Reserve | Unreserve | Adopt) -> None:
+    def _migrate(self, command: Survey | Freeze | Thaw | Reserve | Unreserve | Adopt | AdoptShare) -> None:
         residents = self._residents
         match command:
             case Survey(session=session, epoch=epoch):
@@ -237,6 +256,9 @@ class ComputeLoop:
                 residents.unreserve(id)
             case Adopt(migration_id=id, state=state, away=away, codec=codec):
                 residents.adopt(id, state, away, codec)
+            case AdoptShare(migration_id=id, codec=codec):
+                assert self._movers is not None, "rank 0 has told itself of an AdoptShare"
+                residents.adopt(id, *self._movers.take(id), codec)
             case _:
                 assert_never(command)
 

@@ -17,10 +17,11 @@ from engine.precopy import Look
 from engine.session_state import SessionState
 from engine.state_format import ExportedState
 from engine.steering import AppliedInput, LogEntry, RecordedInput, Steering
-from scheduler.messages import Residence, SessionId
+from scheduler.messages import MigrateSession, ReceiveSession, Residence, SessionId
 
 __all__ = [
     "Adopt",
+    "AdoptShare",
     "CheckpointMade",
     "Command",
     "ComputeDied",
@@ -33,6 +34,7 @@ __all__ = [
     "InputsTaken",
     "MigrationEvent",
     "MoveDone",
+    "MoveShare",
     "Offload",
     "Open",
     "PartMade",
@@ -137,6 +139,8 @@ class Freeze:
 
     session: SessionId
     epoch: int
+    rebuild: bool = False
+    """Does its K/V stay here, because the target makes it from the latents?"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +178,23 @@ class Adopt:
     codec: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdoptShare:
+    """An Adopt as ranks above 0 hear it: each has its own share of the state in the place reserved there."""
+
+    migration_id: str
+    codec: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveShare:
+    """Ranks above 0 move their share of a session too, each with the same rank of the other engine."""
+
+    order: MigrateSession | ReceiveSession
+    meeting: str
+    """host:port of this engine's meeting point, see `pairs.py`."""
+
+
 Command = (
     Open
     | Feed
@@ -188,6 +209,8 @@ Command = (
     | Reserve
     | Unreserve
     | Adopt
+    | AdoptShare
+    | MoveShare
 )
 
 

@@ -167,11 +167,14 @@ class Engine:
         )
         control.host = self._host
         self._pairs: Pairs | None = None
-        if ranks.size == 1:  # the state of others is spread over ranks: they move by checkpoint
+        if (
+            ranks.size == 1 or loaded.model.device.type == "cpu"
+        ):  # else by checkpoint: see docs/architecture.md
             self._pairs = Pairs(EngineId(config.engine_id), config.link_host, loaded.model.device)
             control.migrations = Migrations(
                 *(loaded.model, loaded.pool, self._pairs, self._host, control),
                 engine=EngineId(config.engine_id),
+                ranks=ranks.size,
                 submit=self._compute.submit,
                 costs=lambda: self._compute.costs,
                 clock=monotonic_ms,

@@ -19,6 +19,8 @@ from engine.loading import load, monotonic_ms
 from engine.offload import HostPool
 from engine.progress import Progress
 from engine.ranks import Ranks, RanksLost
+from engine.shares import Shares
+from scheduler.messages import EngineId
 
 __all__ = ["follow"]
 
@@ -60,10 +62,17 @@ def follow(config: EngineConfig, ranks: Ranks) -> bool:
         _log.info("rank 0 ended before it served: %s", exc)
         return True  # it says why
     errors: list[BaseException] = []
+    shares = Shares(
+        *(loaded.model, loaded.pool),
+        engine=EngineId(config.engine_id),
+        host=config.link_host,
+        rank=ranks.rank,
+    )
 
     def emit(event: ComputeEvent) -> None:
         if isinstance(event, ComputeDied):
             errors.append(event.error)
+        shares.receive(event)
 
     loop = ComputeLoop(
         loaded.model,
@@ -71,6 +80,7 @@ def follow(config: EngineConfig, ranks: Ranks) -> bool:
         costs=loaded.costs,
         attention=loaded.attention,
         ranks=ranks,
+        movers=shares,
         encoders=_NoEncoders(),
         host=HostPool(loaded.model, budget_bytes=config.offload_mib * 2**20),
         progress=Progress(monotonic_ms),
@@ -79,4 +89,5 @@ def follow(config: EngineConfig, ranks: Ranks) -> bool:
     )
     loop.run()
     loop.close()
+    shares.close()
     return not errors

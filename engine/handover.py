@@ -178,6 +178,8 @@ class Note:
     """Of final: K/V that came before is worthless."""
     rebuild: bool = False
     """Of final: K/V does not come at all; the target makes it from the latents."""
+    ranks: int = 1
+    """Of ready: how many ranks the target has."""
     on_gpu: tuple[str, ...] = ()
     """The buffers behind the message that go from GPU to GPU; the others go from host to host."""
 

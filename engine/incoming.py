@@ -35,7 +35,7 @@ from engine.state_io import (
 )
 from scheduler.messages import ReceiveSession, SessionRecord
 
-__all__ = ["Incoming", "TargetSide"]
+__all__ = ["Incoming", "TargetSide", "land", "place_frames"]
 
 _log = logging.getLogger("turboserve.engine.incoming")
 
@@ -65,9 +65,11 @@ class Incoming:
         pairs: Pairs,
         side: TargetSide,
         command: ReceiveSession,
+        *,
+        ranks: int = 1,
     ) -> None:
         self._model, self._pool, self._pairs, self._side = model, pool, pairs, side
-        self.command = command
+        self.command, self._ranks = command, ranks
         self._helper = HelperThread(f"receive {command.session}")
         loop = asyncio.get_running_loop()
         self._reserved: asyncio.Future[Reserved] = loop.create_future()
@@ -136,7 +138,7 @@ class Incoming:
             note = Note(kind="cancelled", migration_id=command.migration_id, why=why)
             await self._say(note)
             raise PairLost(why)
-        await self._say(Note(kind="ready", migration_id=command.migration_id))
+        await self._say(Note(kind="ready", migration_id=command.migration_id, ranks=self._ranks))
         return await self._helper.call(lambda: self._receive(pair, record, reserved), limit_s=limit_s)
 
     async def _say(self, note: Note) -> None:
@@ -156,7 +158,7 @@ class Incoming:
                 break
             self._take_replay(exported)
             if reserved.slot is not None:
-                self._place_frames(exported, reserved.slot)
+                place_frames(self._model, self._pool, exported, reserved.slot)
             send_note(pair, Note(kind="ready", migration_id=id), limit_s=STEP_LIMIT_S)
         arrival = self._arrival(expect("final", note), exported, record, reserved)
         try:
@@ -164,12 +166,6 @@ class Incoming:
         except PairLost as exc:  # it may have arrived all the same: now it is for Redis to say
             _log.warning("%s: the source may not know that its state is verified: %s", record.id, exc)
         return arrival
-
-    def _place_frames(self, exported: ExportedState, slot: int) -> None:
-        if exported.header.kv_ring:
-            import_kv_frames(self._model, self._pool, exported, slot)
-        else:
-            load_slabs(self._pool, exported, slot)
 
     def _take_replay(self, exported: ExportedState) -> None:
         self._window += [restamped(chunk, self.epoch) for chunk in chunks_of(exported)]
@@ -185,12 +181,7 @@ class Incoming:
         buffers = {name: data for name, data in exported.buffers.items() if name != "replay"}
         infos = tuple(info for info in header.buffers if info.name != "replay")
         exported = ExportedState(header=replace(header, replay=(), buffers=infos), buffers=buffers)
-        if reserved.slab is not None:
-            state, away = self._into_slab(exported, reserved.slab)
-        else:
-            assert reserved.slot is not None
-            state, away = self._into_slot(note, exported, reserved.slot), None
-        state.emit_from = state.seq
+        state, away = land(self._model, self._pool, note, exported, reserved, epoch=self.epoch)
         return Arrival(
             migration_id=note.migration_id,
             record=record,
@@ -199,32 +190,6 @@ class Incoming:
             replay=replay,
             facts=facts,
         )
-
-    def _into_slab(self, exported: ExportedState, slab: HostSlab) -> tuple[SessionState, ExportedState]:
-        check_shapes(self._model.spec, exported)
-        away = slab.place(exported)
-        for name, target in away.buffers.items():
-            target.copy_(exported.buffers[name])
-        state = load_scalars(away, self._model.device, slot=-1, epoch=self.epoch)
-        state.history, state.embeds, state.blend = [], None, None  # `away` has them
-        return state, away
-
-    def _into_slot(self, note: Note, exported: ExportedState, slot: int) -> SessionState:
-        model, pool = self._model, self._pool
-        buffers = {name: data for name, data in exported.buffers.items() if name != "kv"}
-        besides = ExportedState(header=replace(exported.header, kv_ring=()), buffers=buffers)
-        check_shapes(model.spec, besides)
-        if note.afresh or note.rebuild:
-            pool.kv[slot].zero_()
-        if "kv" in exported.buffers:
-            import_kv_frames(model, pool, exported, slot)
-        load_slabs(pool, besides, slot)
-        state = load_scalars(besides, model.device, slot=slot, epoch=self.epoch)
-        if note.rebuild:
-            if state.embeds is not None:
-                pool.prompt_slot(slot).copy_(model.prompt_kv(state.embeds)[0])
-            begin_rebuild(model, pool, state, has_decoder="decoder" in buffers)
-        return state
 
     async def _hear_commit(self) -> None:
         """The source says it first; if it can't any more, Redis will."""
@@ -257,3 +222,78 @@ class Incoming:
         if self._pair is not None:
             self._pair.close()
         self._helper.close()
+
+
+# --- what every rank does with its own share; on helper threads ------------------------------------------
+
+
+def place_frames(model: CausalVideoModel, pool: SlabPool, exported: ExportedState, slot: int) -> None:
+    """What came ahead. Raises StateFormatError."""
+    if exported.header.kv_ring:
+        import_kv_frames(model, pool, exported, slot)
+    else:
+        load_slabs(pool, exported, slot)
+
+
+def land(
+    model: CausalVideoModel,
+    pool: SlabPool,
+    note: Note,
+    exported: ExportedState,
+    reserved: Reserved,
+    *,
+    epoch: int,
+    decodes: bool = True,
+) -> tuple[SessionState, ExportedState | None]:
+    """The session in the place that is held, where what came ahead already is; as in Adopt.
+
+    Args:
+        exported: what came with `note`, without the replay window.
+        decodes: does this rank make frames, so that it needs the decoder's state?
+    """
+    if reserved.slab is not None:
+        state, away = _into_slab(model, pool, exported, reserved.slab, epoch=epoch)
+    else:
+        assert reserved.slot is not None
+        state = _into_slot(model, pool, note, exported, reserved.slot, epoch=epoch, decodes=decodes)
+        away = None
+    state.emit_from = state.seq
+    return state, away
+
+
+def _into_slab(
+    model: CausalVideoModel, pool: SlabPool, exported: ExportedState, slab: HostSlab, *, epoch: int
+) -> tuple[SessionState, ExportedState]:
+    check_shapes(model.spec, pool, exported)
+    away = slab.place(exported)
+    for name, target in away.buffers.items():
+        target.copy_(exported.buffers[name])
+    state = load_scalars(away, model.device, slot=-1, epoch=epoch)
+    state.history, state.embeds, state.blend = [], None, None  # `away` has them
+    return state, away
+
+
+def _into_slot(
+    model: CausalVideoModel,
+    pool: SlabPool,
+    note: Note,
+    exported: ExportedState,
+    slot: int,
+    *,
+    epoch: int,
+    decodes: bool,
+) -> SessionState:
+    buffers = {name: data for name, data in exported.buffers.items() if name != "kv"}
+    besides = ExportedState(header=replace(exported.header, kv_ring=()), buffers=buffers)
+    check_shapes(model.spec, pool, besides)
+    if note.afresh or note.rebuild:
+        pool.kv[slot].zero_()
+    if "kv" in exported.buffers:
+        import_kv_frames(model, pool, exported, slot)
+    load_slabs(pool, besides, slot)
+    state = load_scalars(besides, model.device, slot=slot, epoch=epoch)
+    if note.rebuild:
+        if state.embeds is not None:
+            pool.prompt_slot(slot).copy_(model.prompt_kv(state.embeds)[0])
+        begin_rebuild(model, pool, state, has_decoder="decoder" in buffers or not decodes)
+    return state

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from typing import Protocol
 
-from engine.compute_messages import Command, MigrationEvent, Reserved, Thaw
+from engine.compute_messages import Command, MigrationEvent, MoveShare, Reserved, Thaw
 from engine.cost_table import CostTable
 from engine.handover import Arrival, HostFacts
 from engine.host import Host
@@ -76,12 +76,13 @@ class Migrations:
         ledger: MigrationLedger,
         *,
         engine: EngineId,
+        ranks: int = 1,
         submit: Callable[[Command], None],
         costs: Callable[[], CostTable],
         clock: Callable[[], float],
     ) -> None:
         self._model, self._pool, self._pairs = model, pool, pairs
-        self._host, self._ledger, self._engine = host, ledger, engine
+        self._host, self._ledger, self._engine, self._ranks = host, ledger, engine, ranks
         self.submit, self._costs, self._clock = submit, costs, clock
         self._outgoing: dict[SessionId, tuple[Outgoing, asyncio.Task[None]]] = {}
         self._incoming: dict[SessionId, Incoming] = {}
@@ -103,8 +104,10 @@ class Migrations:
             self._start(abort, "abort")
             return
         hosted.moving = True
+        self._share(command)
         outgoing = Outgoing(
             *(self._model, self._pool, self._pairs, self, hosted, command),
+            ranks=self._ranks,
             link=FIRST_LINK if self.cost is None else self.cost.link,
             clock=self._clock,
         )
@@ -115,7 +118,8 @@ class Migrations:
         """Expect a session."""
         if command.session in self._incoming:
             return  # Redis lost the order and gave it again; the source will call it off
-        incoming = Incoming(self._model, self._pool, self._pairs, self, command)
+        self._share(command)
+        incoming = Incoming(self._model, self._pool, self._pairs, self, command, ranks=self._ranks)
         self._incoming[command.session] = incoming
         self._start(self._take_in(incoming), f"receive {command.session}")
 
@@ -231,6 +235,11 @@ class Migrations:
             await outgoing.tell_committed()
         finally:
             self._outgoing.pop(hosted.id, None)
+
+    def _share(self, order: MigrateSession | ReceiveSession) -> None:
+        """The other ranks take part from their next boundary on, until Thaw or Drop, Unreserve or Adopt."""
+        if self._ranks > 1:
+            self.submit(MoveShare(order=order, meeting=self._pairs.address))
 
     def _stay(self, hosted: Hosted) -> None:
         """The session goes on here."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, TypedDict, TypeVar
@@ -21,7 +21,7 @@ from engine.helper_thread import HelperThread
 from engine.hosted import Hosted
 from engine.kv_pool import SlabPool
 from engine.migration_cost import FIRST_LINK, LinkCost, Sizes, is_rebuild_cheaper
-from engine.models.base import CausalVideoModel
+from engine.models.base import CausalVideoModel, ModelSpec
 from engine.pairs import Pair, PairLost, Pairs
 from engine.precopy import Look, Precopy, Ring
 from engine.replay_state import add_replay
@@ -30,6 +30,7 @@ from engine.state_io import gather_kv_frames, model_key
 from scheduler.messages import MigrateSession, Residence, SessionId
 
 __all__ = ["CalledOff", "Outgoing", "SourceSide", "Timing"]
+__all__ += ["copy_prompt", "exchange", "gather_ahead", "make_precopy", "pieces", "rest_of", "step_limit_s"]
 
 _log = logging.getLogger("turboserve.engine.outgoing")
 
@@ -108,17 +109,17 @@ class Outgoing:
         hosted: Hosted,
         command: MigrateSession,
         *,
+        ranks: int = 1,
         link: LinkCost = FIRST_LINK,
         clock: Callable[[], float],
     ) -> None:
         self._model, self._pool, self._pairs, self._side = model, pool, pairs, side
         self._hosted, self._command, self._clock = hosted, command, clock
+        self._ranks = ranks
         self._helper = HelperThread(f"migrate {hosted.id}")
         self._pair: Pair | None = None
         self._answer: asyncio.Future[Surveyed | Frozen] | None = None
-        spec = model.spec
-        ring = Ring(chunk=spec.chunk_latent_frames, window=spec.window_frames, sink=spec.sink_frames)
-        self._precopy, self.link = Precopy(ring), link
+        self._precopy, self.link = make_precopy(model.spec), link
         """Measured while it is used."""
         self._embeds: torch.Tensor | None = None
         """The embeddings whose K/V the target has."""
@@ -201,7 +202,9 @@ class Outgoing:
             return self._pairs.call(command.engine, command.address, command.migration_id, limit_s=limit_s)
 
         self._pair = await self._helper.call(call, limit_s=2 * limit_s)
-        await self._listen("ready")
+        there = await self._listen("ready")
+        if there.ranks != self._ranks:
+            raise CalledOff(f"{command.engine} has {there.ranks} ranks, this engine {self._ranks}")
         began = self._clock()
         await self._send(self._note("frames", StateHeader(**self._names())), {}, "ready")
         self.link = replace(self.link, alpha_ms=self._clock() - began)
@@ -223,11 +226,10 @@ class Outgoing:
     async def _send_frames(self, look: Look, frames: tuple[int, ...]) -> bool:
         """False: the link is too slow for all of them."""
         frame_bytes = self._pool.kv[0, :, :, 0].nbytes
-        count = max(1, MAX_PIECE_BYTES // frame_bytes)
-        for piece in (frames[at : at + count] for at in range(0, len(frames), count)):
+        for piece in pieces(self._pool, frames):
             exported = await self._helper.call(
-                partial(self._gather, look.place[0], piece),
-                limit_s=self._limit_s(len(piece) * frame_bytes),
+                partial(gather_ahead, self._pool, StateHeader(**self._names()), look, piece),
+                limit_s=step_limit_s(len(piece) * frame_bytes),
             )
             began = self._clock()
             await self._send(self._note("frames", exported.header), exported.buffers, "ready")
@@ -243,11 +245,9 @@ class Outgoing:
     async def _send_prompt(self, seen: Surveyed) -> None:
         assert seen.look is not None
         view, header = self._pool.prompt_slot(seen.look.place[0]), StateHeader(**self._names())
-
-        def copy() -> ExportedState:
-            return describe(header, {"prompt_kv": view.clone()}, checked=False)
-
-        exported = await self._helper.call(copy, limit_s=self._limit_s(view.nbytes))
+        exported = await self._helper.call(
+            partial(copy_prompt, view, header), limit_s=step_limit_s(view.nbytes)
+        )
         # Taken beside passes: valid only if the prompt was the same before and after.
         again = await self._ask(Surveyed, Survey(session=self._hosted.id, epoch=self._hosted.epoch))
         if again.embeds is seen.embeds and again.look is not None and again.look.place == seen.look.place:
@@ -266,34 +266,27 @@ class Outgoing:
 
     async def _send_rest(self) -> tuple[Frozen, int]:
         """Let the session rest, and send all that is not there."""
-        frozen = await self._ask(Frozen, Freeze(session=self._hosted.id, epoch=self._hosted.epoch))
+        rest = Freeze(session=self._hosted.id, epoch=self._hosted.epoch, rebuild=self._is_slow)
+        frozen = await self._ask(Frozen, rest)
         facts = await self._side.settled(self._hosted)
 
         def send() -> int:
             exported = self._rest(frozen)
             note = self._note("final", exported.header)
             note = replace(note, facts=facts, afresh=self._precopy.is_afresh, rebuild=self._is_slow)
-            self._exchange(note, exported.buffers, "verified", self._limit_s(exported.num_bytes))
+            self._exchange(note, exported.buffers, "verified", step_limit_s(exported.num_bytes))
+            if self._ranks > 1:
+                self._pairs.wait_verified(self._command.migration_id, self._ranks, limit_s=limit_s)
             return exported.num_bytes
 
-        return frozen, await self._helper.call(send, limit_s=self._command.limit_ms / 1000.0)
+        limit_s = self._command.limit_ms / 1000.0
+        return frozen, await self._helper.call(send, limit_s=limit_s)
 
     @torch.inference_mode()
     def _rest(self, frozen: Frozen) -> ExportedState:
         """On the helper thread: nothing writes to the session's state now."""
-        exported, look = frozen.exported, frozen.look
-        buffers, header = dict(exported.buffers), exported.header
-        if look is not None and self._is_slow:
-            buffers.pop("prompt_kv")
-        elif look is not None:
-            ring = self._precopy.dirty(look)
-            if frozen.embeds is not None and frozen.embeds is self._embeds and not self._precopy.is_afresh:
-                buffers.pop("prompt_kv")
-            if ring:
-                buffers["kv"] = gather_kv_frames(self._pool, look.place[0], ring)
-            header = replace(header, kv_ring=ring)
-        chunks = self._hosted.replay.complete_since(self._replay_seq)
-        return add_replay(describe(header, buffers, checked=False), chunks)
+        rest = rest_of(self._pool, self._precopy, frozen, has=self._embeds, rebuild=self._is_slow)
+        return add_replay(rest, self._hosted.replay.complete_since(self._replay_seq))
 
     # --- parts of the above --------------------------------------------------------------------------------
 
@@ -309,11 +302,6 @@ class Outgoing:
             sizes, self.link, rebuild_ms=self._side.rebuild_ms(chunks), limit_ms=limit_ms
         )
 
-    @torch.inference_mode()
-    def _gather(self, slot: int, ring: tuple[int, ...]) -> ExportedState:
-        header = StateHeader(**self._names(), kv_ring=ring)
-        return describe(header, {"kv": gather_kv_frames(self._pool, slot, ring)}, checked=False)
-
     async def _ask(self, kind: type[_Answer], command: Survey | Freeze) -> _Answer:
         self._answer = asyncio.get_running_loop().create_future()
         self._side.submit(command)
@@ -323,30 +311,23 @@ class Outgoing:
 
     async def _send(self, note: Note, buffers: Mapping[str, torch.Tensor], answer: Kind) -> None:
         """Send a note and wait for the answer to it."""
-        limit_s = self._limit_s(sum(tensor.nbytes for tensor in buffers.values()))
+        limit_s = step_limit_s(sum(tensor.nbytes for tensor in buffers.values()))
         await self._helper.call(lambda: self._exchange(note, buffers, answer, limit_s), limit_s=2 * limit_s)
 
     def _exchange(
         self, note: Note, buffers: Mapping[str, torch.Tensor], answer: Kind, limit_s: float
     ) -> None:
         """The same on the helper thread."""
-        pair = self._pair
-        assert pair is not None
-        send_note(pair, note, buffers, limit_s=limit_s)
-        got, _ = receive_note(pair, note.migration_id, limit_s=limit_s)
-        expect(answer, got)
+        assert self._pair is not None
+        exchange(self._pair, note, buffers, answer, limit_s=limit_s)
 
-    async def _listen(self, kind: Kind) -> None:
+    async def _listen(self, kind: Kind) -> Note:
         pair, id = self._pair, self._command.migration_id
         assert pair is not None
         note, _ = await self._helper.call(
             lambda: receive_note(pair, id, limit_s=STEP_LIMIT_S), limit_s=2 * STEP_LIMIT_S
         )
-        expect(kind, note)
-
-    @staticmethod
-    def _limit_s(num_bytes: int) -> float:
-        return STEP_LIMIT_S + num_bytes / SLOWEST_BYTES_PER_S
+        return expect(kind, note)
 
     def _note(self, kind: Kind, header: StateHeader | None = None) -> Note:
         return Note(kind=kind, migration_id=self._command.migration_id, header=header)
@@ -354,3 +335,67 @@ class Outgoing:
     def _names(self) -> _Names:
         hosted = self._hosted
         return {"model": model_key(self._model.spec), "session": hosted.id, "epoch": hosted.epoch}
+
+
+# --- what every rank does with its own share; on helper threads ------------------------------------------
+
+
+def make_precopy(spec: ModelSpec) -> Precopy:
+    """Nothing was sent yet."""
+    return Precopy(Ring(chunk=spec.chunk_latent_frames, window=spec.window_frames, sink=spec.sink_frames))
+
+
+def step_limit_s(num_bytes: int) -> float:
+    """Of a message with so many bytes of buffers."""
+    return STEP_LIMIT_S + num_bytes / SLOWEST_BYTES_PER_S
+
+
+def exchange(
+    pair: Pair, note: Note, buffers: Mapping[str, torch.Tensor], answer: Kind, *, limit_s: float
+) -> None:
+    """Send a note and wait for the answer to it. Raises PairLost."""
+    send_note(pair, note, buffers, limit_s=limit_s)
+    got, _ = receive_note(pair, note.migration_id, limit_s=limit_s)
+    expect(answer, got)
+
+
+def pieces(pool: SlabPool, frames: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """The ring frames in pieces of at most MAX_PIECE_BYTES, or of one frame."""
+    count = max(1, MAX_PIECE_BYTES // pool.kv[0, :, :, 0].nbytes)
+    yield from (frames[at : at + count] for at in range(0, len(frames), count))
+
+
+@torch.inference_mode()
+def gather_ahead(pool: SlabPool, header: StateHeader, look: Look, ring: tuple[int, ...]) -> ExportedState:
+    """A copy of these ring frames."""
+    frames = gather_kv_frames(pool, look.place[0], ring)
+    return describe(replace(header, kv_ring=ring), {"kv": frames}, checked=False)
+
+
+@torch.inference_mode()
+def copy_prompt(view: torch.Tensor, header: StateHeader) -> ExportedState:
+    """A copy of a slot's prompt K/V, valid if its embeddings are the same before and after."""
+    return describe(header, {"prompt_kv": view.clone()}, checked=False)
+
+
+@torch.inference_mode()
+def rest_of(
+    pool: SlabPool, precopy: Precopy, frozen: Frozen, *, has: torch.Tensor | None, rebuild: bool
+) -> ExportedState:
+    """What the target of a frozen session does not have; nothing writes to its state now.
+
+    Args:
+        has: the embeddings whose K/V the target has.
+    """
+    exported, look = frozen.exported, frozen.look
+    buffers, header = dict(exported.buffers), exported.header
+    if look is not None and rebuild:
+        buffers.pop("prompt_kv")
+    elif look is not None:
+        ring = precopy.dirty(look)
+        if frozen.embeds is not None and frozen.embeds is has and not precopy.is_afresh:
+            buffers.pop("prompt_kv")
+        if ring:
+            buffers["kv"] = gather_kv_frames(pool, look.place[0], ring)
+        header = replace(header, kv_ring=ring)
+    return describe(header, buffers, checked=False)

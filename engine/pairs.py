@@ -5,6 +5,10 @@ Each engine hosts one TCPStore. The source of a migration calls: it names the gr
 never used before: a name used twice would hang when a peer has died in between. The target answers; rank 0
 calls.
 
+Between engines of several ranks, every rank meets the same rank of the other engine, under the name of its
+share (`share_of`), all of them in the TCPStores of the ranks 0. A source's rank says there whether its share
+is verified: what its rank 0 waits for before it commits.
+
 A small message goes at once, into a receive that the other end posted ahead; between two that are computing,
 each further turn costs milliseconds. Large tensors follow as messages of their own.
 
@@ -19,6 +23,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -28,15 +33,18 @@ from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, TCPStore
 
 from scheduler.messages import EngineId
 
-__all__ = ["MAX_IDLE", "MAX_MESSAGE_BYTES", "Pair", "PairLost", "Pairs"]
+__all__ = ["MAX_IDLE", "MAX_MESSAGE_BYTES", "VERIFIED", "Pair", "PairLost", "Pairs", "share_of"]
 
-WIRE_VERSION = 2
+WIRE_VERSION = 3
 """Raised by one whenever what engines send changes: engines of two versions do not find each other."""
 MAX_MESSAGE_BYTES = 4 * 2**20
 """A receive of this size is posted before the peer sends, so that a message goes one way, without asking
 first. gloo ends the process that gets more than it has posted: part of the wire version."""
+REPORT_LIMIT_S = 3.0
 MAX_IDLE = 8
 """Groups that are kept for the next migration; beyond it the one unused for longest is closed."""
+VERIFIED = "verified"
+"""What a rank reports of its share; anything else is why it failed."""
 POLL_S = 0.0002
 """Between looks at a GPU transfer, which no host call can wait for with a limit."""
 
@@ -149,29 +157,32 @@ class Pair:
 
 
 class Pairs:
-    """The meeting point of one engine and its idle groups. Thread-safe."""
+    """The meeting point of one engine and the idle groups of one of its ranks. Thread-safe."""
 
-    def __init__(self, engine: EngineId, host: str, device: torch.device) -> None:
-        """Listen at `host`, any free port. Raises OSError."""
+    def __init__(
+        self, engine: EngineId, host: str, device: torch.device, *, meeting: str | None = None
+    ) -> None:
+        """Listen at `host`, any free port; with the address of rank 0's `meeting` point, use that instead.
+        Raises OSError."""
         self._engine, self._host, self._device = engine, host, device
+        self._idle: OrderedDict[str, tuple[EngineId | None, Pair]] = OrderedDict()
+        """Name → (target if this engine is the source, group), the one unused for longest first."""
+        self._lock = threading.Lock()
+        self.address = meeting or self._listen(host)
+        """host:port for `call`."""
+
+    def _listen(self, host: str) -> str:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.socket(family)
         listener.bind((host, 0))
         listener.listen(128)
-        self._port: int = listener.getsockname()[1]
+        port: int = listener.getsockname()[1]
         # Of an own socket: a TCPStore would listen at every address of the machine.
         self._server = TCPStore(
-            *(host, self._port, None, True, timedelta(seconds=5), False),
+            *(host, port, None, True, timedelta(seconds=5), False),
             master_listen_fd=listener.detach(),
         )
-        self._idle: OrderedDict[str, tuple[EngineId | None, Pair]] = OrderedDict()
-        """Name → (target if this engine is the source, group), the one unused for longest first."""
-        self._lock = threading.Lock()
-
-    @property
-    def address(self) -> str:
-        """host:port for `call`."""
-        return f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     @property
     def num_idle(self) -> int:
@@ -202,6 +213,31 @@ class Pairs:
             raise PairLost("the source wants a group that is closed here")
         return pair or self._build(store, wanted, rank=1, limit_s=limit_s)
 
+    def report(self, share: str, word: str) -> None:
+        """Say to rank 0 that this share is VERIFIED at its target, or why not. Raises PairLost."""
+        try:
+            _client(self.address, REPORT_LIMIT_S).set(_report_key(share), word)
+        except (RuntimeError, ValueError) as exc:
+            raise PairLost(f"rank 0 is gone: {exc}") from exc
+
+    def wait_verified(self, migration_id: str, ranks: int, *, limit_s: float) -> None:
+        """Until every rank above 0 has said so. Raises PairLost."""
+        for rank in range(1, ranks):
+            key = _report_key(share_of(migration_id, rank))
+            try:
+                store = _client(self.address, limit_s)
+                word = store.get(key).decode()
+                store.delete_key(key)
+            except (RuntimeError, ValueError) as exc:
+                raise PairLost(f"rank {rank} does not say that its share is verified: {exc}") from exc
+            if word != VERIFIED:
+                raise PairLost(f"rank {rank} could not send its share: {word}")
+
+    def withdraw(self, share: str) -> None:
+        """Take back what was reported, if nobody has read it."""
+        with suppress(RuntimeError, ValueError):
+            _client(self.address, REPORT_LIMIT_S).delete_key(_report_key(share))
+
     def keep(self, pair: Pair, target: EngineId | None) -> None:
         """For the next migration between the same engines; `target` is None if this engine was it."""
         with self._lock:
@@ -225,6 +261,15 @@ class Pairs:
                     del self._idle[name]
                     return pair
         return None
+
+
+def share_of(migration_id: str, rank: int) -> str:
+    """Under what name a rank above 0 moves its share."""
+    return f"{migration_id}/{rank}"
+
+
+def _report_key(share: str) -> str:
+    return f"share/{WIRE_VERSION}/{share}"
 
 
 def _key(migration_id: str) -> str:

@@ -198,7 +198,7 @@ def import_state(
         raise StateFormatError(f"the state is one of {header.model}, this engine has {model_key(model.spec)}")
     if header.scalars is None:
         raise StateFormatError("the state has no scalars")
-    check_shapes(model.spec, exported)
+    check_shapes(model.spec, pool, exported)
     slot = pool.allocate()
     try:
         state = load_scalars(exported, model.device, slot=slot, epoch=epoch)
@@ -242,24 +242,23 @@ def import_kv_frames(model: CausalVideoModel, pool: SlabPool, exported: Exported
     Raises:
         StateFormatError: another model's, or other shapes.
     """
-    spec, header = model.spec, exported.header
-    frames = exported.buffers.get("kv")
-    layers, two, window, *rest = spec.kv_slab_shape
+    header, frames = exported.header, exported.buffers.get("kv")
+    layers, two, window, *rest = pool.kv.shape[1:]
     wanted = (len(header.kv_ring), layers, two, *rest)
-    if header.model != model_key(spec) or frames is None or tuple(frames.shape) != wanted:
+    if header.model != model_key(model.spec) or frames is None or tuple(frames.shape) != wanted:
         raise StateFormatError(f"these are not {len(header.kv_ring)} ring frames of this engine's model")
     if any(ring >= window for ring in header.kv_ring):
         raise StateFormatError(f"a slab has no ring frames {header.kv_ring}")
     pool.kv[slot][:, :, _index(header.kv_ring)] = frames.to(pool.kv.device).permute(1, 2, 0, 3, 4, 5)
 
 
-def check_shapes(spec: ModelSpec, exported: ExportedState) -> None:
-    """Raises StateFormatError when a buffer does not fit the model or the scalars."""
+def check_shapes(spec: ModelSpec, pool: SlabPool, exported: ExportedState) -> None:
+    """Raises StateFormatError when a buffer does not fit the model, the rank's pool or the scalars."""
     scalars, buffers = exported.header.scalars, exported.buffers
     assert scalars is not None
     latents, embeds = buffers.get("latents"), buffers.get("embeds")
     wanted = {
-        "kv": spec.kv_slab_shape,
+        "kv": tuple(pool.kv.shape[1:]),
         "prompt_kv": spec.prompt_kv_shape,
         "decoder": (spec.decoder_state_numel,),
         "latents": (len(scalars.history), spec.chunk_latent_frames, *spec.latent_shape),

@@ -1,8 +1,11 @@
 """An engine to which something happens at one step of a migration; otherwise it is `engine`.
 
 What happens is in the file that FAULT_FILE names, as JSON, and happens once: then the file is gone. `step` is
-`send:<kind of note>`, `commit` or `committed`, the latter two just before and just after Redis has heard of
-it. `fault` is `kill`, `cut` (the link to the other engine) or `stop-redis` (SIGSTOP, to the pid `redis_pid`).
+`send:<kind of note>`, on the rank `rank` (0 unless said), `commit` or `committed`, the latter two just before
+and just after Redis has heard of it. `fault` is `kill`, `cut` (the link to the other engine) or `stop-redis` (SIGSTOP, to the pid `redis_pid`).
+
+With LATENTS_FOLDER in the environment, each rank writes the clean latents of every chunk to
+<session>/<engine>-<rank>-<seq>.pt there.
 """
 
 from __future__ import annotations
@@ -14,15 +17,19 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 import engine.incoming
 import engine.outgoing
-from engine.__main__ import main
+import engine.shares
+from engine.__main__ import main, read_config
 from engine.control import Control
 from engine.handover import Note, send_note
 from engine.hosted import Hosted
 from engine.pairs import Pair
+from engine.session_state import SessionState
+from engine.stepper import Stepper
 from scheduler.messages import Residence
 
 _FILE = Path(os.environ["FAULT_FILE"])
@@ -33,7 +40,7 @@ def strike(step: str, pair: Pair | None = None) -> None:
     if not _FILE.exists():
         return
     order = json.loads(_FILE.read_text())
-    if order["step"] != step:
+    if order["step"] != step or order["rank"] != int(os.environ["RANK"]):
         return
     _FILE.unlink()
     match order["fault"]:
@@ -59,9 +66,28 @@ class FaultyControl(Control):
         return epoch
 
 
+def note_latents(folder: Path) -> None:
+    """See the module."""
+    advance = Stepper.advance
+    name = f"{read_config().engine_id}-{os.environ['RANK']}"
+
+    def noting(stepper: Stepper, state: SessionState, velocity: Tensor) -> bool:
+        ready = advance(stepper, state, velocity)
+        if ready:
+            (folder / state.session).mkdir(parents=True, exist_ok=True)
+            torch.save(state.x, folder / state.session / f"{name}-{state.seq}.pt")
+        return ready
+
+    Stepper.advance = noting  # type: ignore[method-assign]
+
+
 engine.incoming.send_note = send  # type: ignore[attr-defined]
 engine.outgoing.send_note = send  # type: ignore[attr-defined]
+engine.shares.send_note = send  # type: ignore[attr-defined]
 engine.engine.Control = FaultyControl  # type: ignore[attr-defined,misc]
+
+if "LATENTS_FOLDER" in os.environ:
+    note_latents(Path(os.environ["LATENTS_FOLDER"]))
 
 if __name__ == "__main__":
     sys.exit(main())

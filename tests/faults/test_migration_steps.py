@@ -95,9 +95,9 @@ class FaultyEngines(Engines):
         module = "tests.engine.faulty_engine"
         return await EngineProcess.start(self.settings(engine), log, module=module, FAULT_FILE=faults)
 
-    def arm(self, engine: EngineId, step: str, fault: str, redis_pid: int) -> None:
+    def arm(self, engine: EngineId, step: str, fault: str, redis_pid: int, *, rank: int = 0) -> None:
         """See `tests.engine.faulty_engine`."""
-        order = {"step": step, "fault": fault, "redis_pid": redis_pid}
+        order = {"step": step, "fault": fault, "redis_pid": redis_pid, "rank": rank}
         self._faults(engine).write_text(json.dumps(order))
 
     def _faults(self, engine: EngineId) -> Path:
@@ -116,12 +116,12 @@ class Stage:
     term: int
     client: Client
 
-    async def begin(self, number: int = 1) -> None:
+    async def begin(self, number: int = 1, *, expect_epoch: int = 1) -> None:
         await until(lambda: self.client.next_seq >= 2)
         await self.store.begin_migration(
             self.session,
             self.target.id,
-            expect_epoch=1,
+            expect_epoch=expect_epoch,
             term=self.term,
             migration_id=f"m_{self.session}_{number}",
             limit_ms=LIMIT_MS,
@@ -157,12 +157,12 @@ class Script:
         self._following: asyncio.Task[None] | None = None
         self._client = Client(engines.store, session)
 
-    async def start(self, faulty: str, step: str, fault: str) -> Stage:
+    async def start(self, faulty: str, step: str, fault: str, *, rank: int = 0) -> Stage:
         engines, session = self._engines, self._session
         source, target = await engines.take(2)
         assert self._redis.process is not None
         armed = source if faulty == SOURCE else target
-        engines.arm(armed.id, step, fault, self._redis.process.pid)
+        engines.arm(armed.id, step, fault, self._redis.process.pid, rank=rank)
         await place(engines.store, source.id, session, term=self._term)
         self.follow()
         return Stage(engines.store, self._redis, source, target, session, self._term, self._client)
