@@ -244,8 +244,8 @@ class ComputeLoop:
     def _migrate(self, command: Survey | Freeze | Thaw | Reserve | Unreserve | Adopt | AdoptShare) -> None:
         residents = self._residents
         match command:
-            case Survey(session=session, epoch=epoch):
-                residents.survey(session, epoch)
+            case Survey(session=session, epoch=epoch, is_last=is_last):
+                residents.survey(session, epoch, is_last=is_last)
             case Freeze(session=session, epoch=epoch):
                 residents.freeze(session, epoch, on=True)
             case Thaw(session=session, epoch=epoch):

@@ -131,6 +131,8 @@ class Survey:
 
     session: SessionId
     epoch: int
+    is_last: bool = False
+    """Before Freeze: ranks above 0 say when what can go ahead is there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,6 +310,8 @@ class Surveyed:
     """None: it is not in a slot."""
     embeds: Tensor | None
     """The prompt embeddings whose K/V its slot has; another tensor later means other K/V."""
+    is_last: bool = False
+    """As asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from engine.hosted import Hosted
 from engine.kv_pool import SlabPool
 from engine.migration_cost import FIRST_LINK, LinkCost, Sizes, is_rebuild_cheaper
 from engine.models.base import CausalVideoModel, ModelSpec
-from engine.pairs import Pair, PairLost, Pairs
+from engine.pairs import Pair, PairLost, Pairs, Reports, Step
 from engine.precopy import Look, Precopy, Ring
 from engine.replay_state import add_replay
 from engine.state_format import ExportedState, ModelKey, StateFormatError, StateHeader, describe
@@ -118,6 +118,8 @@ class Outgoing:
         self._ranks = ranks
         self._helper = HelperThread(f"migrate {hosted.id}")
         self._pair: Pair | None = None
+        self._reports: Reports | None = None
+        """Of the other ranks, if there are any."""
         self._answer: asyncio.Future[Surveyed | Frozen] | None = None
         self._precopy, self.link = make_precopy(model.spec), link
         """Measured while it is used."""
@@ -153,6 +155,7 @@ class Outgoing:
                 await self._go_ahead()
                 await self._send_replay()
                 await self._side.ping()
+                await self._wait_ahead()
                 ahead = self._clock()
                 frozen, final_bytes = await self._send_rest()
             verified, self.is_committing = self._clock(), True
@@ -205,6 +208,10 @@ class Outgoing:
         there = await self._listen("ready")
         if there.ranks != self._ranks:
             raise CalledOff(f"{command.engine} has {there.ranks} ranks, this engine {self._ranks}")
+        if self._ranks > 1:
+            reports = partial(self._pairs.reports, limit_s=limit_s)
+            self._reports = await self._helper.call(reports, limit_s=2 * limit_s)
+            await self._wait("met")
         began = self._clock()
         await self._send(self._note("frames", StateHeader(**self._names())), {}, "ready")
         self.link = replace(self.link, alpha_ms=self._clock() - began)
@@ -275,18 +282,32 @@ class Outgoing:
             note = self._note("final", exported.header)
             note = replace(note, facts=facts, afresh=self._precopy.is_afresh, rebuild=self._is_slow)
             self._exchange(note, exported.buffers, "verified", step_limit_s(exported.num_bytes))
-            if self._ranks > 1:
-                self._pairs.wait_verified(self._command.migration_id, self._ranks, limit_s=limit_s)
             return exported.num_bytes
 
         limit_s = self._command.limit_ms / 1000.0
-        return frozen, await self._helper.call(send, limit_s=limit_s)
+        num_bytes = await self._helper.call(send, limit_s=limit_s)
+        await self._wait("verified")
+        return frozen, num_bytes
 
     @torch.inference_mode()
     def _rest(self, frozen: Frozen) -> ExportedState:
         """On the helper thread: nothing writes to the session's state now."""
         rest = rest_of(self._pool, self._precopy, frozen, has=self._embeds, rebuild=self._is_slow)
         return add_replay(rest, self._hosted.replay.complete_since(self._replay_seq))
+
+    async def _wait_ahead(self) -> None:
+        """For the other ranks, so that no session rests because one of them was slower."""
+        if self._ranks > 1:
+            last = Survey(session=self._hosted.id, epoch=self._hosted.epoch, is_last=True)
+            await self._ask(Surveyed, last)
+            await self._wait("ahead")
+
+    async def _wait(self, step: Step) -> None:
+        """Until all other ranks have done it."""
+        if self._reports is not None:
+            limit_s = self._command.limit_ms / 1000.0
+            wait = partial(self._reports.wait, self._command.migration_id, self._ranks, step, limit_s=limit_s)
+            await self._helper.call(wait, limit_s=limit_s)
 
     # --- parts of the above --------------------------------------------------------------------------------
 

@@ -6,8 +6,8 @@ never used before: a name used twice would hang when a peer has died in between.
 calls.
 
 Between engines of several ranks, every rank meets the same rank of the other engine, under the name of its
-share (`share_of`), all of them in the TCPStores of the ranks 0. A source's rank says there whether its share
-is verified: what its rank 0 waits for before it commits.
+share (`share_of`), all of them in the TCPStores of the ranks 0. A source's rank says in that of its own
+engine which steps its share has taken: rank 0 waits for each of them, and commits after the last.
 
 A small message goes at once, into a receive that the other end posted ahead; between two that are computing,
 each further turn costs milliseconds. Large tensors follow as messages of their own.
@@ -25,7 +25,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -33,18 +33,29 @@ from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, TCPStore
 
 from scheduler.messages import EngineId
 
-__all__ = ["MAX_IDLE", "MAX_MESSAGE_BYTES", "VERIFIED", "Pair", "PairLost", "Pairs", "share_of"]
+__all__ = [
+    "MAX_IDLE",
+    "MAX_MESSAGE_BYTES",
+    "DONE",
+    "Pair",
+    "PairLost",
+    "Pairs",
+    "Reports",
+    "Step",
+    "share_of",
+]
 
 WIRE_VERSION = 3
 """Raised by one whenever what engines send changes: engines of two versions do not find each other."""
 MAX_MESSAGE_BYTES = 4 * 2**20
 """A receive of this size is posted before the peer sends, so that a message goes one way, without asking
 first. gloo ends the process that gets more than it has posted: part of the wire version."""
-REPORT_LIMIT_S = 3.0
+Step = Literal["met", "ahead", "verified"]
+"""Of a share: it has met its target, what can go ahead is there, all of it is there and verified."""
 MAX_IDLE = 8
 """Groups that are kept for the next migration; beyond it the one unused for longest is closed."""
-VERIFIED = "verified"
-"""What a rank reports of its share; anything else is why it failed."""
+DONE = "done"
+"""What a rank reports of a step; anything else is why it failed."""
 POLL_S = 0.0002
 """Between looks at a GPU transfer, which no host call can wait for with a limit."""
 
@@ -156,6 +167,39 @@ class Pair:
             time.sleep(POLL_S)
 
 
+class Reports:
+    """How far the shares of sessions are that ranks above 0 of an engine move, for its rank 0."""
+
+    def __init__(self, store: TCPStore) -> None:
+        self._store = store
+
+    def add(self, share: str, step: Step, word: str) -> None:
+        """This rank's step is DONE, or why it failed. Raises PairLost."""
+        try:
+            self._store.set(_report_key(share, step), word)
+        except (RuntimeError, ValueError) as exc:
+            raise PairLost(f"rank 0 is gone: {exc}") from exc
+
+    def wait(self, migration_id: str, ranks: int, step: Step, *, limit_s: float) -> None:
+        """Until every rank above 0 has done this step. Raises PairLost."""
+        for rank in range(1, ranks):
+            key = _report_key(share_of(migration_id, rank), step)
+            try:
+                self._store.wait([key], timedelta(seconds=limit_s))
+                word = self._store.get(key).decode()
+                self._store.delete_key(key)
+            except (RuntimeError, ValueError) as exc:
+                raise PairLost(f"rank {rank} does not say that it has {step}: {exc}") from exc
+            if word != DONE:
+                raise PairLost(f"rank {rank}: {word}")
+
+    def withdraw(self, share: str) -> None:
+        """Take back what nobody has read of a share's."""
+        with suppress(RuntimeError, ValueError):
+            for step in get_args(Step):
+                self._store.delete_key(_report_key(share, step))
+
+
 class Pairs:
     """The meeting point of one engine and the idle groups of one of its ranks. Thread-safe."""
 
@@ -213,30 +257,12 @@ class Pairs:
             raise PairLost("the source wants a group that is closed here")
         return pair or self._build(store, wanted, rank=1, limit_s=limit_s)
 
-    def report(self, share: str, word: str) -> None:
-        """Say to rank 0 that this share is VERIFIED at its target, or why not. Raises PairLost."""
+    def reports(self, *, limit_s: float) -> Reports:
+        """A connection of one thread's own to where this engine's ranks report. Raises PairLost."""
         try:
-            _client(self.address, REPORT_LIMIT_S).set(_report_key(share), word)
+            return Reports(_client(self.address, limit_s))
         except (RuntimeError, ValueError) as exc:
-            raise PairLost(f"rank 0 is gone: {exc}") from exc
-
-    def wait_verified(self, migration_id: str, ranks: int, *, limit_s: float) -> None:
-        """Until every rank above 0 has said so. Raises PairLost."""
-        for rank in range(1, ranks):
-            key = _report_key(share_of(migration_id, rank))
-            try:
-                store = _client(self.address, limit_s)
-                word = store.get(key).decode()
-                store.delete_key(key)
-            except (RuntimeError, ValueError) as exc:
-                raise PairLost(f"rank {rank} does not say that its share is verified: {exc}") from exc
-            if word != VERIFIED:
-                raise PairLost(f"rank {rank} could not send its share: {word}")
-
-    def withdraw(self, share: str) -> None:
-        """Take back what was reported, if nobody has read it."""
-        with suppress(RuntimeError, ValueError):
-            _client(self.address, REPORT_LIMIT_S).delete_key(_report_key(share))
+            raise PairLost(f"the meeting point of rank 0 can't be reached: {exc}") from exc
 
     def keep(self, pair: Pair, target: EngineId | None) -> None:
         """For the next migration between the same engines; `target` is None if this engine was it."""
@@ -268,8 +294,8 @@ def share_of(migration_id: str, rank: int) -> str:
     return f"{migration_id}/{rank}"
 
 
-def _report_key(share: str) -> str:
-    return f"share/{WIRE_VERSION}/{share}"
+def _report_key(share: str, step: Step) -> str:
+    return f"share/{WIRE_VERSION}/{share}/{step}"
 
 
 def _key(migration_id: str) -> str:

@@ -269,12 +269,15 @@ class Residents:
 
     # --- migration ---------------------------------------------------------------------------------------
 
-    def survey(self, session: SessionId, epoch: int) -> None:
+    def survey(self, session: SessionId, epoch: int, *, is_last: bool = False) -> None:
         """Say where a session stands; nothing when it is not here."""
         resident = self.find(session, epoch)
         if resident is not None:
             state = resident.state
-            self._emit(Surveyed(session=session, epoch=epoch, look=self._look(resident), embeds=state.embeds))
+            look = self._look(resident)
+            self._emit(
+                Surveyed(session=session, epoch=epoch, look=look, embeds=state.embeds, is_last=is_last)
+            )
 
     def freeze(self, session: SessionId, epoch: int, *, on: bool) -> None:
         """Hold a session at its next boundary, or let it go on."""

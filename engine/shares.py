@@ -45,7 +45,7 @@ from engine.outgoing import (
     rest_of,
     step_limit_s,
 )
-from engine.pairs import VERIFIED, Pair, PairLost, Pairs, share_of
+from engine.pairs import DONE, Pair, PairLost, Pairs, Reports, Step, share_of
 from engine.session_state import SessionState
 from engine.state_format import ExportedState, StateFormatError, StateHeader, describe
 from engine.state_io import model_key
@@ -54,9 +54,6 @@ from scheduler.messages import EngineId, MigrateSession, ReceiveSession, Session
 __all__ = ["Shares"]
 
 _log = logging.getLogger("turboserve.engine.shares")
-
-JOIN_LIMIT_S = 5.0
-"""At the end, for threads that hang on another engine."""
 
 
 class _Share(ABC):
@@ -78,8 +75,7 @@ class _Share(ABC):
         self._lock = threading.Lock()
         self._is_over = self._is_done = False
         self._pair: Pair | None = None
-        self.thread = threading.Thread(target=self._run, name=f"share {self._id}", daemon=True)
-        self.thread.start()
+        threading.Thread(target=self._run, name=f"share {self._id}", daemon=True).start()
 
     def hear(self, event: MigrationEvent) -> None:
         """What this rank's compute loop says of the session."""
@@ -102,7 +98,7 @@ class _Share(ABC):
         try:
             self._move()
             self._is_done = True
-            word = VERIFIED
+            word = DONE
         except Exception as exc:  # whatever it is, the session stays where it is
             is_expected = isinstance(exc, PairLost | StateFormatError)
             _log.warning("%s does not move: %s", self._id, exc, exc_info=None if is_expected else exc)
@@ -116,7 +112,7 @@ class _Share(ABC):
 
     @abstractmethod
     def _conclude(self, word: str) -> None:
-        """It is verified, or `word` says why not."""
+        """The step in work is DONE, or `word` says why not."""
 
     def _met(self, pair: Pair) -> Pair:
         """Raises PairLost: the migration is over."""
@@ -152,18 +148,26 @@ class _OutgoingShare(_Share):
     """As in Freeze; known before the session rests."""
     _has: torch.Tensor | None = None
     """The embeddings whose K/V the target has."""
+    _reports: Reports | None = None
+    _step: Step = "met"
+    """What rank 0 waits for next."""
 
     def _move(self) -> None:
         order = self.order
+        self._reports = self._pairs.reports(limit_s=self._limit_s)
         self._precopy = make_precopy(self._model.spec)
         self._header = StateHeader(
             model=model_key(self._model.spec), session=order.session, epoch=order.epoch
         )
         pair = self._met(self._pairs.call(order.engine, order.address, self._id, limit_s=self._limit_s))
         expect("ready", receive_note(pair, self._id, limit_s=self._limit_s)[0])
+        self._report("ahead")
         while not isinstance(event := self._next(), Frozen):
-            if isinstance(event, Surveyed) and event.look is not None:
+            assert isinstance(event, Surveyed), f"{type(event).__name__} at the source of a migration"
+            if event.look is not None:
                 self._send_ahead(pair, event)
+            if event.is_last:
+                self._report("verified")
         rest = rest_of(self._pool, self._precopy, event, has=self._has, rebuild=self.rebuild)
         # Only rank 0 decodes: elsewhere this is no state of the session.
         buffers = {name: data for name, data in rest.buffers.items() if name != "decoder"}
@@ -189,14 +193,23 @@ class _OutgoingShare(_Share):
         note = Note(kind="frames", migration_id=self._id, header=part.header)
         exchange(pair, note, part.buffers, "ready", limit_s=step_limit_s(part.num_bytes))
 
+    def _report(self, following: Step) -> None:
+        """The step in work is done."""
+        assert self._reports is not None
+        self._reports.add(self._id, self._step, DONE)
+        self._step = following
+
     def _conclude(self, word: str) -> None:
+        if self._reports is None:
+            return  # rank 0 waits in vain, and calls it off
         try:
-            self._pairs.report(self._id, word)
-            while self._events.get() is not None:
-                pass
-            self._pairs.withdraw(self._id)
+            self._reports.add(self._id, self._step, word)
         except PairLost as exc:
             _log.warning("%s: %s", self._id, exc)
+            return
+        while self._events.get() is not None:
+            pass
+        self._reports.withdraw(self._id)
 
 
 class _IncomingShare(_Share):
@@ -301,12 +314,9 @@ class Shares:
         return coming.landed
 
     def close(self) -> None:
-        """End what is under way. Blocks for JOIN_LIMIT_S at most for each that hangs."""
-        shares = [*self._outgoing.values(), *self._incoming.values()]
-        for share in shares:
+        """End what is under way."""
+        for share in (*self._outgoing.values(), *self._incoming.values()):
             share.end(committed=False)
-        for share in shares:
-            share.thread.join(JOIN_LIMIT_S)
         if self._pairs is not None:
             self._pairs.close()
 

@@ -2,7 +2,9 @@
 
 What happens is in the file that FAULT_FILE names, as JSON, and happens once: then the file is gone. `step` is
 `send:<kind of note>`, on the rank `rank` (0 unless said), `commit` or `committed`, the latter two just before
-and just after Redis has heard of it. `fault` is `kill`, `cut` (the link to the other engine) or `stop-redis` (SIGSTOP, to the pid `redis_pid`).
+and just after Redis has heard of it; `sent-ahead` for the fault `rebuild` (the link is taken for a slow one).
+Other faults are `kill`, `cut` (the link to the other engine), `hang` (for longer than a step may take) and
+`stop-redis` (SIGSTOP, to the pid `redis_pid`).
 
 With LATENTS_FOLDER in the environment, each rank writes the clean latents of every chunk to
 <session>/<engine>-<rank>-<seq>.pt there.
@@ -14,6 +16,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,6 +30,8 @@ from engine.__main__ import main, read_config
 from engine.control import Control
 from engine.handover import Note, send_note
 from engine.hosted import Hosted
+from engine.incoming import STEP_LIMIT_S
+from engine.migration_cost import LinkCost, Sizes, is_rebuild_cheaper
 from engine.pairs import Pair
 from engine.session_state import SessionState
 from engine.stepper import Stepper
@@ -35,27 +40,35 @@ from scheduler.messages import Residence
 _FILE = Path(os.environ["FAULT_FILE"])
 
 
-def strike(step: str, pair: Pair | None = None) -> None:
-    """The fault, if there is one and this is its step."""
+def strike(step: str, pair: Pair | None = None) -> bool:
+    """The fault, if there is one and this is its step: then true."""
     if not _FILE.exists():
-        return
+        return False
     order = json.loads(_FILE.read_text())
     if order["step"] != step or order["rank"] != int(os.environ["RANK"]):
-        return
+        return False
     _FILE.unlink()
     match order["fault"]:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case "stop-redis":
             os.kill(order["redis_pid"], signal.SIGSTOP)
+        case "hang":
+            time.sleep(STEP_LIMIT_S + 2)
         case "cut":
             assert pair is not None
             pair.close()
+    return True
 
 
 def send(pair: Pair, note: Note, buffers: Mapping[str, Tensor] | None = None, *, limit_s: float) -> None:
     strike(f"send:{note.kind}", pair)
     send_note(pair, note, buffers, limit_s=limit_s)
+
+
+def is_cheaper(sizes: Sizes, link: LinkCost, *, rebuild_ms: float, limit_ms: float) -> bool:
+    really = is_rebuild_cheaper(sizes, link, rebuild_ms=rebuild_ms, limit_ms=limit_ms)
+    return strike("sent-ahead") or really
 
 
 class FaultyControl(Control):
@@ -83,6 +96,7 @@ def note_latents(folder: Path) -> None:
 
 engine.incoming.send_note = send  # type: ignore[attr-defined]
 engine.outgoing.send_note = send  # type: ignore[attr-defined]
+engine.outgoing.is_rebuild_cheaper = is_cheaper  # type: ignore[attr-defined]
 engine.shares.send_note = send  # type: ignore[attr-defined]
 engine.engine.Control = FaultyControl  # type: ignore[attr-defined,misc]
 

@@ -50,6 +50,8 @@ class Client:
     session: SessionId
     next_seq: int = 0
     next_frame: int = 0
+    link: LinkClient | None = None
+    """To the owner."""
     seen: list[tuple[int, EngineId, int]] = field(default_factory=list)
     """(seq, owner, epoch) of each complete chunk."""
 
@@ -67,6 +69,7 @@ class Client:
             await asyncio.sleep(0.05)  # the next owner is known to Redis soon
 
     async def _watch(self, link: LinkClient, record: SessionRecord) -> None:
+        self.link = link
         try:
             await link.subscribe(self.session, self.next_seq, epoch=record.epoch, next_frame=self.next_frame)
             while True:

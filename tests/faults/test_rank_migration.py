@@ -17,20 +17,23 @@ import pytest_asyncio
 import torch
 
 from engine.config import EngineConfig
-from scheduler.messages import EngineId, Phase, SessionId
+from scheduler.messages import EngineId, Pause, Phase, Residence, Resume, SessionId
 from scheduler.store import Store
+from tests.cluster import until
 from tests.engine.conftest import random_weights  # noqa: F401 - a fixture
-from tests.faults.test_migration_steps import SOURCE, TARGET, FaultyEngines, Script
+from tests.faults.test_migration_steps import SOURCE, TARGET, FaultyEngines, Script, Stage
 from tests.scheduler.conftest import RedisServer, start_redis
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
+CHUNKS = 24
+"""More than any session here makes."""
 
 
 class PairedEngines(FaultyEngines):
     """Of two ranks each."""
 
     def settings(self, engine: EngineId) -> EngineConfig:
-        return replace(super().settings(engine), ranks=2, capacity=1)
+        return replace(super().settings(engine), ranks=2, capacity=1, offload_after_s=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +82,11 @@ async def script(engines: PairedEngines, redis: RedisServer, term: int) -> Async
     await script.end()
 
 
-def latents(folder: Path, session: SessionId) -> dict[tuple[int, int], torch.Tensor]:
-    """(rank, seq) → latents, whichever engine made them."""
+Latents = dict[tuple[int, int], torch.Tensor]
+"""(rank, seq) → of the chunk, whichever engine made it."""
+
+
+def latents(folder: Path, session: SessionId) -> Latents:
     found = {}
     for path in (folder / session).glob("*.pt"):
         _, rank, seq = path.stem.rsplit("-", 2)
@@ -88,35 +94,79 @@ def latents(folder: Path, session: SessionId) -> dict[tuple[int, int], torch.Ten
     return found
 
 
-async def test_moved_there_and_back_changes_no_bit(
-    script: Script, engines: PairedEngines, redis: RedisServer, term: int, latents_folder: Path
-) -> None:
-    """On either rank; the second time with the past out of the window."""
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def undisturbed(engines: PairedEngines, redis: RedisServer, term: int, latents_folder: Path) -> Latents:
+    """What a session makes that stays where it is."""
+    script = Script(engines, redis, SessionId("s_00000000000000ff"), term)
     stage = await script.start(SOURCE, "none", "none")
+    await stage.goes_on(CHUNKS)
+    await script.end()
+    return latents(latents_folder, stage.session)
+
+
+async def offloaded(stage: Stage) -> None:
+    """Wait until Redis knows that the session's state is in host memory."""
+    position = "0-0"
+    while (await stage.record()).residence is not Residence.OFFLOADED:
+        events = await stage.store.read_events(position, block_ms=200)
+        position = events[-1][0] if events else position
+
+
+def assert_same(found: Latents, expected: Latents, *, chunks: int) -> None:
+    """To the bit, on either rank."""
+    assert chunks <= CHUNKS
+    for key in itertools.product(range(2), range(chunks)):
+        assert torch.equal(found[key], expected[key]), f"(rank, chunk) {key} differs"
+
+
+async def test_moved_again_and_again_changes_no_bit(
+    script: Script, undisturbed: Latents, latents_folder: Path
+) -> None:
+    """While chunks are made, then with the past out of the window, then over cached groups, and at last from
+    host memory to host memory."""
+    stage = await script.start(SOURCE, "none", "none")
+    ends = itertools.cycle((stage, replace(stage, source=stage.target, target=stage.source)))
+    for epoch in range(1, 4):
+        here = next(ends)
+        await here.begin(epoch, expect_epoch=epoch)
+        record = await here.over()
+        assert (record.engine, record.epoch, record.failed_moves) == (here.target.id, epoch + 1, 0)
+        await here.goes_on(4 if epoch == 1 else 1)
+    assert stage.client.link is not None
+    await stage.client.link.send(Pause(session=stage.session, controller_epoch=1))
+    await offloaded(stage)
+    here, left = next(ends), stage.client.link
+    await here.begin(4, expect_epoch=4)
+    record = await here.over()
+    assert (record.engine, record.residence) == (here.target.id, Residence.OFFLOADED)
+    await until(lambda: stage.client.link is not left)
+    await stage.client.link.send(Resume(session=stage.session, controller_epoch=1))
+    await stage.goes_on()
+    found = latents(latents_folder, stage.session)
+    assert_same(found, undisturbed, chunks=stage.client.next_seq)
+
+
+async def test_over_a_slow_link_both_ranks_of_the_target_rebuild(
+    script: Script, undisturbed: Latents, latents_folder: Path
+) -> None:
+    """Exactly, while nothing was evicted."""
+    stage = await script.start(SOURCE, "sent-ahead", "rebuild")
     await stage.begin()
     record = await stage.over()
     assert (record.engine, record.epoch, record.failed_moves) == (stage.target.id, 2, 0)
-    await stage.goes_on(6)
-    back = replace(stage, source=stage.target, target=stage.source)
-    await back.begin(2, expect_epoch=2)
-    record = await stage.over()
-    assert (record.engine, record.epoch, record.failed_moves) == (stage.source.id, 3, 0)
     await stage.goes_on()
-    made = stage.client.next_seq
-    await script.end()
-    alone = Script(engines, redis, SessionId(f"s_{next(_numbers):016x}"), term)
-    undisturbed = await alone.start(SOURCE, "none", "none")
-    await undisturbed.goes_on(made)
-    await alone.end()
-    moved, expected = (latents(latents_folder, s.session) for s in (stage, undisturbed))
-    keys = [(rank, seq) for rank in range(2) for seq in range(made)]
-    assert all(torch.equal(moved[key], expected[key]) for key in keys)
+    assert '"rebuild": true' in stage.source.log.read_text()
+    found = latents(latents_folder, stage.session)
+    assert_same(found, undisturbed, chunks=stage.client.next_seq)
 
 
-@pytest.mark.parametrize(("faulty", "step"), [(SOURCE, "send:final"), (TARGET, "send:verified")])
-async def test_the_link_of_one_rank_cut(script: Script, faulty: str, step: str) -> None:
-    """The share of rank 0 was verified for nothing: the session stays whole, and moves at the next try."""
-    stage = await script.start(faulty, step, "cut", rank=1)
+@pytest.mark.parametrize(
+    ("faulty", "step", "fault"),
+    [(SOURCE, "send:final", "cut"), (TARGET, "send:verified", "cut"), (TARGET, "send:verified", "hang")],
+)
+async def test_the_share_of_one_rank_lost(script: Script, faulty: str, step: str, fault: str) -> None:
+    """That of rank 0 was verified for nothing: the session stays whole, and moves at the next try."""
+    stage = await script.start(faulty, step, fault, rank=1)
     await stage.begin()
     record = await stage.over()
     assert (record.engine, record.epoch, record.failed_moves) == (stage.source.id, 1, 1)
