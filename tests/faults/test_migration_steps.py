@@ -51,7 +51,9 @@ class Client:
     next_seq: int = 0
     next_frame: int = 0
     link: LinkClient | None = None
-    """To the owner."""
+    """Subscribed at the owner."""
+    buffer_ms: float = 0.0
+    """What the player still holds, as it says."""
     seen: list[tuple[int, EngineId, int]] = field(default_factory=list)
     """(seq, owner, epoch) of each complete chunk."""
 
@@ -68,10 +70,17 @@ class Client:
                 pass
             await asyncio.sleep(0.05)  # the next owner is known to Redis soon
 
+    async def acknowledge(self, link: LinkClient) -> None:
+        """Say what was taken."""
+        credit = Credit(
+            session=self.session, controller_epoch=1, seq=self.next_seq - 1, buffer_ms=self.buffer_ms
+        )
+        await link.send(credit)
+
     async def _watch(self, link: LinkClient, record: SessionRecord) -> None:
-        self.link = link
         try:
             await link.subscribe(self.session, self.next_seq, epoch=record.epoch, next_frame=self.next_frame)
+            self.link = link
             while True:
                 message = await link.receive()
                 if isinstance(message, Moved | Refused):
@@ -84,8 +93,7 @@ class Client:
                     assert record.engine is not None
                     self.seen.append((message.seq, record.engine, message.epoch))
                     self.next_seq, self.next_frame = message.seq + 1, self.next_frame + 12
-                    credit = Credit(session=self.session, controller_epoch=1, seq=message.seq, buffer_ms=0)
-                    await link.send(credit)
+                    await self.acknowledge(link)
         finally:
             await link.close()
 
@@ -119,8 +127,9 @@ class Stage:
     term: int
     client: Client
 
-    async def begin(self, number: int = 1, *, expect_epoch: int = 1) -> None:
-        await until(lambda: self.client.next_seq >= 2)
+    async def begin(self, number: int = 1, *, expect_epoch: int = 1, chunks: int = 2) -> None:
+        """Have it moved once the client has so many chunks."""
+        await until(lambda: self.client.next_seq >= chunks)
         await self.store.begin_migration(
             self.session,
             self.target.id,

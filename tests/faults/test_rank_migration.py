@@ -149,13 +149,20 @@ async def test_moved_again_and_again_changes_no_bit(
 async def test_over_a_slow_link_both_ranks_of_the_target_rebuild(
     script: Script, undisturbed: Latents, latents_folder: Path
 ) -> None:
-    """Exactly, while nothing was evicted."""
+    """Exactly: the client takes no more before anything is evicted."""
     stage = await script.start(SOURCE, "sent-ahead", "rebuild")
-    await stage.begin()
+    client = stage.client
+    client.buffer_ms = 60_000.0
+    await stage.begin(chunks=1)
+    left = client.link
     record = await stage.over()
     assert (record.engine, record.epoch, record.failed_moves) == (stage.target.id, 2, 0)
-    await stage.goes_on()
     assert '"rebuild": true' in stage.source.log.read_text()
+    await until(lambda: client.link is not left)
+    assert client.link is not None
+    client.buffer_ms = 0.0
+    await client.acknowledge(client.link)
+    await stage.goes_on()
     found = latents(latents_folder, stage.session)
     assert_same(found, undisturbed, chunks=stage.client.next_seq)
 
