@@ -42,7 +42,7 @@ if not from or from.model ~= to.model then
   return fail('REFUSED', target .. ' has another model, or other weights')
 end
 if (from.transfer or '') == '' or (to.transfer or '') == '' then
-  return fail('REFUSED', 'an engine of several ranks can not migrate sessions')
+  return fail('REFUSED', 'an engine of several GPUs can not migrate sessions')
 end
 local takes_slot = s.residence == 'resident'
 if (takes_slot or s.active == '1') and count_residents(target) >= tonumber(to.capacity) then

@@ -14,13 +14,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.boundary import _OPAQUE, _WIRE_CLASSES, Boundary, News, PassTime
-from engine.compute_messages import Drop, Feed, Open, Wish
+from engine.compute_messages import (
+    Adopt,
+    AdoptShare,
+    Command,
+    Drop,
+    Feed,
+    Freeze,
+    MoveShare,
+    Open,
+    Reserve,
+    Survey,
+    Thaw,
+    Unreserve,
+    Wish,
+)
 from engine.credit import Player
 from engine.models.base import ModelSpec, TokenExchange
 from engine.rank_wire import from_wire, to_wire
 from engine.ranks import Meeting, Verdict
+from engine.session_state import SessionState
 from engine.steering import LogEntry, Steering
-from scheduler.messages import ControlInput, PromptInput, ResetInput, SessionId
+from scheduler.messages import (
+    ControlInput,
+    EngineId,
+    MigrateSession,
+    PromptInput,
+    ReceiveSession,
+    ResetInput,
+    SessionId,
+)
 from tests.engine.harness import Bench
 
 S1 = SessionId("s_1")
@@ -73,13 +96,14 @@ class ThreadRank:
         return number
 
 
-def together(size: int, work: Callable[[Boundary], object]) -> list[object]:
-    """The results of doing it on each rank at once; rank n's clock shows 100 n + 7."""
+def together(size: int, work: Callable[[Boundary], object], *more: Command) -> list[object]:
+    """The results of doing it on each rank at once; rank n's clock shows 100 n + 7. Rank 0 is told `more`."""
     table = Table(size=size)
     ranks = [ThreadRank(table, rank) for rank in range(size)]
     with ThreadPoolExecutor(size) as threads:
         made = [Boundary(lambda rank=rank: 100.0 * rank.rank + 7.0, rank) for rank in ranks]  # type: ignore[misc]
-        made[0].submit(Drop(session=S1, epoch=3))
+        for command in (Drop(session=S1, epoch=3), *more):
+            made[0].submit(command)
         made[0].wish(S1, 1, Wish(running=True, since_ms=1.5, player=PLAYER))
         results = list(threads.map(work, made))
     return [*results, table.meetings]
@@ -131,6 +155,28 @@ def test_the_news_come_with_the_agreement_on_a_pass() -> None:
         assert first == second and meetings == expected
         verdict, (news,) = second  # type: ignore[misc]
         assert verdict is Verdict.DONE and len(news.commands) == 1  # type: ignore[has-type]
+
+
+ORDER = {"session": S1, "epoch": 1, "migration_id": "m_1", "engine": EngineId("e_1"), "limit_ms": 9}
+SHARES: tuple[Command, ...] = (
+    MoveShare(order=MigrateSession(**ORDER, address="h:1"), meeting="h:2"),  # type: ignore[arg-type]
+    MoveShare(order=ReceiveSession(**ORDER, takes_slot=True), meeting="h:2"),  # type: ignore[arg-type]
+    *(Survey(session=S1, epoch=1, is_last=True), Freeze(session=S1, epoch=1, rebuild=True)),
+    *(Thaw(session=S1, epoch=1), Reserve(migration_id="m_1", in_slot=True), Unreserve(migration_id="m_1")),
+)
+
+
+def test_migrations_are_news_and_each_rank_has_its_own_share_of_what_comes() -> None:
+    """Rank 0 adopts the state that it has itself; the others are told of the adoption only."""
+    state = SessionState(session=S1, epoch=2, slot=0, steering=Steering(seed=1), seq=0, frame=0)
+    adopt = Adopt(migration_id="m_1", state=state, away=None, codec="vp9")
+
+    def work(boundary: Boundary) -> object:
+        return boundary.hear()
+
+    (first,), (second,), _ = together(2, work, *SHARES, adopt)  # type: ignore[misc]
+    assert first.commands[1:] == (*SHARES, adopt) and first.commands[-1].state is state  # type: ignore[has-type]
+    assert second.commands[1:] == (*SHARES, AdoptShare(migration_id="m_1", codec="vp9"))  # type: ignore[has-type]
 
 
 def test_the_worst_verdict_is_that_of_all() -> None:

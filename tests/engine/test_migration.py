@@ -115,8 +115,13 @@ def hosted_of(session: SessionId) -> Hosted:
     )
 
 
-async def migrate(source: End, target: End, session: SessionId, *, in_slot: bool = True) -> Timing:
-    """Move it, both loops running; returns when both have done all that they were told."""
+async def migrate(
+    source: End, target: End, session: SessionId, *, in_slot: bool = True, ranks: int = 1
+) -> Timing:
+    """Move it, both loops running; returns when both have done all that they were told.
+
+    The target says that it has so many `ranks`.
+    """
     loop = asyncio.get_running_loop()
     ends = [Pairs(engine, "127.0.0.1", torch.device("cpu")) for engine in (A, B)]
     outgoing = Outgoing(
@@ -129,7 +134,7 @@ async def migrate(source: End, target: End, session: SessionId, *, in_slot: bool
     order = ReceiveSession(
         session=session, epoch=1, migration_id=ID, engine=A, takes_slot=in_slot, limit_ms=20_000
     )
-    incoming = Incoming(target.model, target.pool, ends[1], target, order)
+    incoming = Incoming(target.model, target.pool, ends[1], target, order, ranks=ranks)
 
     def to_source(event: ComputeEvent) -> None:
         if isinstance(event, Surveyed | Frozen):
@@ -283,3 +288,14 @@ async def test_without_a_place_the_source_goes_on() -> None:
     play(source, session, PLAIN, range(2, 4))
     source.encoders.close()
     assert source.commits == 0 and len(source.model.latents) == 4
+
+
+async def test_an_engine_of_another_number_of_ranks_is_no_target() -> None:
+    """Each of its ranks would have other heads: the session goes by its checkpoint."""
+    source, target, session = stage()
+    play(source, session, PLAIN, range(2))
+    with pytest.raises(CalledOff, match="2 ranks, this engine 1"):
+        await migrate(source, target, session, ranks=2)
+    play(source, session, PLAIN, range(2, 4))
+    source.encoders.close()
+    assert source.commits == 0 and target.pool.num_free == target.slots

@@ -9,7 +9,7 @@ from typing import TypeVar
 import pytest
 import torch
 
-from engine.pairs import MAX_IDLE, Pair, PairLost, Pairs
+from engine.pairs import DONE, MAX_IDLE, Pair, PairLost, Pairs, share_of
 from scheduler.messages import EngineId
 
 A, B = EngineId("e_00000001"), EngineId("e_00000002")
@@ -96,3 +96,29 @@ def test_a_silent_peer_is_noticed(ends: tuple[Pairs, Pairs], what: str) -> None:
             source.call(B, target.address, "m_2", limit_s=0.2)
         else:
             target.answer("m_2", limit_s=0.2)
+
+
+def test_other_ranks_meet_where_rank_0_listens(ends: tuple[Pairs, Pairs]) -> None:
+    """At the same time as rank 0, each the same rank of the other engine."""
+    others = tuple(
+        Pairs(engine, "127.0.0.1", CPU, meeting=end.address) for engine, end in zip((A, B), ends, strict=True)
+    )
+    share = aside(lambda: meet(others, share_of("m_1", 1)))
+    assert carries(meet(ends, "m_1")) and carries(share.result())
+
+
+def test_rank_0_waits_until_all_others_have_taken_a_step(ends: tuple[Pairs, Pairs]) -> None:
+    """A failure is heard where a step is waited for; what nobody reads any more is taken back."""
+    first, *others = (ends[0].reports(limit_s=5) for _ in range(3))
+    others[0].add(share_of("m_1", 1), "met", DONE)
+    with pytest.raises(PairLost, match="rank 2 does not say"):
+        first.wait("m_1", 3, "met", limit_s=0.2)
+    for rank, other in enumerate(others, start=1):
+        other.add(share_of("m_1", rank), "ahead", DONE)
+        other.add(share_of("m_1", rank), "verified", "its link was cut")
+    first.wait("m_1", 3, "ahead", limit_s=5)
+    with pytest.raises(PairLost, match="rank 1: its link was cut"):
+        first.wait("m_1", 3, "verified", limit_s=5)
+    others[1].withdraw(share_of("m_1", 2))
+    with pytest.raises(PairLost, match="rank 1 does not say"):
+        first.wait("m_1", 2, "verified", limit_s=0.2)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from engine.kv_pool import SlabPool
 from engine.models.shapes.model import TINY, ShapesModel
@@ -63,6 +64,27 @@ def test_frames_can_go_ahead_and_the_rest_follow(source: tuple[Bench, SessionSta
         assert part.num_bytes == pool.kv[slot].nbytes * len(ring) // 12
         import_kv_frames(bench.model, pool, part, slot)
     assert torch.equal(pool.kv[slot], bench.pool.kv[state.slot])
+
+
+def test_a_share_of_the_heads_is_no_whole_slab(source: tuple[Bench, SessionState]) -> None:
+    """Ranks have other pools: frames and slabs fit the same share only."""
+    bench, state = source
+    half = SlabPool(bench.model, slots=1, ranks=2)
+    frames = export_kv_frames(bench.model, bench.pool, state, (0, 5))
+    with pytest.raises(StateFormatError, match="ring frames"):
+        import_kv_frames(bench.model, half, frames, half.allocate())
+    half.free(0)
+    with pytest.raises(StateFormatError, match="buffer kv"):
+        import_state(bench.model, half, export_state(bench.model, bench.pool, state), epoch=1)
+    share = bench.pool.kv[state.slot].chunk(2, dim=4)[1]
+    there = import_state(
+        bench.model, half, with_kv(export_state(bench.model, bench.pool, state), share), epoch=1
+    )
+    assert torch.equal(half.kv[there.slot], share)
+
+
+def with_kv(exported: ExportedState, kv: Tensor) -> ExportedState:
+    return describe(exported.header, {**exported.buffers, "kv": kv}, checked=True)
 
 
 def test_parts_are_left_out_as_asked(source: tuple[Bench, SessionState]) -> None:

@@ -185,7 +185,7 @@ async def test_a_session_on_its_way_holds_a_slot_at_the_target(store: Store) -> 
 async def test_what_can_not_be_migrated(store: Store) -> None:
     """Nothing to move, another model, an engine that can't, or is not ready."""
     term, epoch = await placed(store)
-    refusals = ["several ranks", "not ready"]
+    refusals = ["several GPUs", "not ready"]
     await enter(store, E2)
     with pytest.raises(PlacementRefused, match=refusals[0]):
         await begin(store, term, epoch)
