@@ -167,8 +167,8 @@ class Engine:
         )
         control.host = self._host
         self._pairs: Pairs | None = None
-        # With several GPUs each would have two NCCL communicators at work at once, which may wait for each other:
-        # their sessions move by checkpoint.
+        # With several GPUs each would have two NCCL communicators at work at once, which may wait for each
+        # other: sessions of such engines move by checkpoint.
         if ranks.size == 1 or loaded.model.device.type == "cpu":
             self._pairs = Pairs(EngineId(config.engine_id), config.link_host, loaded.model.device)
             control.migrations = Migrations(

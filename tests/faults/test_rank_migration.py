@@ -189,7 +189,7 @@ async def test_a_rank_of_the_target_killed(script: Script) -> None:
     await stage.begin()
     assert await stage.target.exit_status() != 0
     record = await stage.over()
-    assert (record.engine, record.epoch, record.failed_moves) == (stage.source.id, 1, 1)
+    assert (record.engine, record.epoch) == (stage.source.id, 1)
     await stage.goes_on()
 
 
