@@ -307,7 +307,7 @@ class Surveyed:
     session: SessionId
     epoch: int
     look: Look | None
-    """None: it is not in a slot."""
+    """None: it is not in a slot, or its slot is being rebuilt: nothing of it can go ahead."""
     embeds: Tensor | None
     """The prompt embeddings whose K/V its slot has; another tensor later means other K/V."""
     is_last: bool = False

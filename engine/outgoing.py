@@ -221,7 +221,7 @@ class Outgoing:
         for _ in range(MAX_ROUNDS):
             seen = await self._ask(Surveyed, Survey(session=self._hosted.id, epoch=self._hosted.epoch))
             if seen.look is None:
-                return  # it lies in host memory: nothing of it can change
+                return  # nothing of it can go ahead
             frames = self._precopy.wanted(seen.look)
             if not frames:
                 break

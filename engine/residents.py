@@ -321,7 +321,7 @@ class Residents:
 
     def _look(self, resident: Resident) -> Look | None:
         state = resident.state
-        if resident.where is not Where.SLOT:
+        if resident.where is not Where.SLOT or state.stage is Stage.REBUILD:
             return None
         return Look(place=(state.slot, state.resets), index=state.index)
 

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from engine.compute_messages import ComputeEvent, MoveDone, Open, Resided, SessionFailed
+from engine.compute_messages import ComputeEvent, MoveDone, Open, Resided, SessionFailed, Surveyed
 from engine.encoder import EncoderPool, SessionEncoder
 from engine.kv_pool import SlabPool
 from engine.models.shapes.model import TINY, ShapesModel
 from engine.offload import MAX_SLABS, Copier, HostPool, slab_bytes
+from engine.precopy import Look
 from engine.residents import Residents, Where
 from engine.session_state import Stage
 from engine.steering import LogEntry, Steering
@@ -170,6 +171,16 @@ def test_only_at_a_boundary(world: World) -> None:
     world.table[a].state.stage = Stage.BOUNDARY
     world.table.settle()
     assert world.where(a) is Where.LEAVING
+
+
+def test_of_a_session_that_is_rebuilt_nothing_can_go_ahead(world: World) -> None:
+    """Its passes write frames of other chunks than the one in work."""
+    a = world.open(1)
+    for stage in (Stage.REBUILD, Stage.BOUNDARY):
+        world.table[a].state.stage = stage
+        world.table.survey(a, 1)
+    looks = [event.look for event in world.events if isinstance(event, Surveyed)]
+    assert looks == [None, Look(place=(world.table[a].state.slot, 0), index=0)]
 
 
 def test_wanted_before_it_reached_the_boundary_it_says_that_it_stays(world: World) -> None:
