@@ -207,8 +207,8 @@ class _OutgoingShare(_Share):
         except PairLost as exc:
             _log.warning("%s: %s", self._id, exc)
             return
-        while self._events.get() is not None:
-            pass
+        while not self._is_over:
+            self._events.get()
         self._reports.withdraw(self._id)
 
 
@@ -238,6 +238,7 @@ class _IncomingShare(_Share):
         epoch = self.order.epoch + 1
         with self._writing():
             self.landed = land(self._model, self._pool, note, state, reserved, epoch=epoch, decodes=False)
+            self._is_done = True  # whoever adopts it knows that the last word has arrived
         self._say(pair, "verified")
 
     def _receive(self, pair: Pair) -> tuple[Note, ExportedState]:
