@@ -1,6 +1,8 @@
 """One WebSocket to one engine, shared by all sessions of this gateway that it serves.
 
 Reconnects by itself while anybody follows it. What arrives is handed on at once and never waits for a client.
+What goes out is written at once, but for credits: they wait up to CREDIT_WAIT_S, and what is sent meanwhile
+goes out in one write.
 """
 
 from __future__ import annotations
@@ -9,18 +11,21 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Protocol, cast
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 from websockets.frames import Frame, Opcode
-from websockets.protocol import State
+from websockets.protocol import Event, State
 
 from scheduler.messages import (
     LINK_REPLIES,
     MAX_LINK_MESSAGE_BYTES,
+    Bytes,
     ChunkPart,
+    Credit,
     DecodeError,
     EngineId,
     LinkReply,
@@ -42,6 +47,9 @@ FIRST_BACKOFF_S = 0.05
 MAX_BACKOFF_S = 1.0
 LINGER_S = 30.0
 """An unused link stays up for so long."""
+CREDIT_WAIT_S = 0.005
+"""Each ack of each client is a credit, and a write is a third of what it costs. So much later is nothing to
+a lead of hundreds of milliseconds."""
 
 
 class Follower(Protocol):
@@ -55,6 +63,24 @@ class Follower(Protocol):
 
     def receive_chunk(self, engine: EngineId, part: ChunkPart, payload: memoryview, arrived_s: float) -> None:
         """`arrived_s`: time.perf_counter() when the whole message was here."""
+
+
+class LinkConnection(ClientConnection):
+    """Hands on each message inside the read that completed it, without `websockets`' queue and a task behind
+    it: nobody would wait on either side of that queue."""
+
+    def __init__(self, receive: Callable[[Frame], None], *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._receive = receive
+
+    def process_event(self, event: Event) -> None:
+        if not isinstance(event, Frame) or event.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+            super().process_event(event)
+        elif event.fin and event.opcode is not Opcode.CONT:
+            self._receive(event)
+        else:
+            logger.error("an engine sent a message in fragments: its link is cut")
+            self.transport.abort()
 
 
 class EngineLink:
@@ -73,6 +99,9 @@ class EngineLink:
         self._secret = secret
         self._followers: dict[SessionId, set[Follower]] = {}
         self._connection: ClientConnection | None = None
+        self._waiting: list[bytes] = []
+        """Frames for the next write."""
+        self._write_timer: asyncio.TimerHandle | None = None
         self._changed = asyncio.Event()
 
     def is_up(self) -> bool:
@@ -101,18 +130,32 @@ class EngineLink:
         self._changed.set()
 
     def send(self, request: LinkRequest) -> None:
-        """Send a request; dropped while the link is down, because a new link starts with subscriptions.
+        """Send a request; dropped while the link is down, because a new link starts with subscriptions."""
+        if not self.is_up():
+            return
+        self._waiting.append(Frame(Opcode.TEXT, encode_json(request)).serialize(mask=True))
+        if not isinstance(request, Credit):
+            self._write()
+        elif self._write_timer is None:
+            self._write_timer = asyncio.get_running_loop().call_later(CREDIT_WAIT_S, self._write)
 
-        Straight to the transport, which takes whole frames only: each ack of each client comes through here.
-        """
+    def _write(self) -> None:
+        """Straight to the transport, which takes whole frames only, without a queue and a task."""
+        frames = b"".join(self._waiting)
+        self._forget_waiting()
         connection = self._connection
         if connection is None or connection.state is not State.OPEN:
             return
-        transport = connection.transport
-        transport.write(Frame(Opcode.TEXT, encode_json(request)).serialize(mask=True))
-        if transport.get_write_buffer_size() > MAX_QUEUED_BYTES:
+        connection.transport.write(frames)
+        if connection.transport.get_write_buffer_size() > MAX_QUEUED_BYTES:
             logger.error("link to %s is stuck: cut", self.engine)
-            transport.abort()
+            connection.transport.abort()
+
+    def _forget_waiting(self) -> None:
+        self._waiting.clear()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     async def run(self) -> None:
         """Connect, read, connect again; returns when nobody followed for LINGER_S."""
@@ -144,44 +187,30 @@ class EngineLink:
                 ping_interval=PING_INTERVAL_S,
                 ping_timeout=PING_TIMEOUT_S,
                 proxy=None,
+                create_connection=cast(type[ClientConnection], partial(LinkConnection, self._receive)),
             )
         except (OSError, TimeoutError, WebSocketException) as exc:
             logger.info("no link to %s at %s: %s", self.engine, url, exc)
             return False
         self._connection = connection
-        tasks = [asyncio.create_task(job) for job in (self._read(), self._watch_use())]
+        tasks = [asyncio.create_task(job) for job in (connection.wait_closed(), self._watch_use())]
         try:
             self._tell_all_up()
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            logger.info("link to %s ended: %s", self.engine, connection.close_code)
         finally:
             self._connection = None
+            self._forget_waiting()
             for task in tasks:
                 task.cancel()
-            results = await asyncio.gather(*tasks, return_exceptions=True)
-            self._log_end(results)
+            await asyncio.gather(*tasks, return_exceptions=True)
             await self._hang_up(connection)
             self._tell_all_down()
         return True
 
-    def _log_end(self, results: Sequence[object]) -> None:
-        for result in results:
-            if isinstance(result, WebSocketException | TimeoutError):
-                logger.info("link to %s ended: %s", self.engine, result)
-            elif isinstance(result, Exception):
-                logger.error("link to %s failed", self.engine, exc_info=result)
-
     async def _hang_up(self, connection: ClientConnection) -> None:
         with contextlib.suppress(TimeoutError, WebSocketException):
             await asyncio.wait_for(connection.close(), 1.0)
-
-    async def _read(self) -> None:
-        assert self._connection is not None
-        async for data in self._connection:
-            arrived_s = time.perf_counter()
-            try:
-                self._dispatch(data, arrived_s)
-            except DecodeError as exc:
-                logger.warning("%s sent a message that can't be read: %s", self.engine, exc)
 
     async def _watch_use(self) -> None:
         """Ends when nobody followed for LINGER_S, which ends the link."""
@@ -191,12 +220,27 @@ class EngineLink:
             if not await self._is_wanted():
                 return
 
-    def _dispatch(self, data: str | bytes, arrived_s: float) -> None:
-        if isinstance(data, str):
-            reply = decode_json(LINK_REPLIES, data)
-            for follower in self._of(reply.session):
-                follower.receive_link(self.engine, reply)
-            return
+    def _receive(self, frame: Frame) -> None:
+        """A whole message; the link survives one that can't be read."""
+        arrived_s = time.perf_counter()
+        try:
+            if frame.opcode is Opcode.TEXT:
+                self._receive_reply(frame.data)
+            else:
+                self._receive_media(frame.data, arrived_s)
+        except DecodeError as exc:
+            logger.warning("%s sent a message that can't be read: %s", self.engine, exc)
+        except Exception:
+            logger.exception("link to %s failed", self.engine)
+            if self._connection is not None:
+                self._connection.transport.abort()
+
+    def _receive_reply(self, data: Bytes) -> None:
+        reply = decode_json(LINK_REPLIES, data)
+        for follower in self._of(reply.session):
+            follower.receive_link(self.engine, reply)
+
+    def _receive_media(self, data: Bytes, arrived_s: float) -> None:
         header, payload = unframe_media(data)
         part = decode_json(LINK_REPLIES, header)
         if not isinstance(part, ChunkPart) or sum(part.sizes) != len(payload):

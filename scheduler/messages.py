@@ -540,6 +540,7 @@ LINK_REPLIES: Mapping[str, type[LinkReply]] = {c.type: c for c in get_args(LinkR
 # --- bytes --------------------------------------------------------------------------------------------------
 
 M = TypeVar("M")
+Bytes = bytes | bytearray | memoryview
 _JSON_OUT = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 
 
@@ -548,10 +549,10 @@ def encode_json(message: Message) -> bytes:
     return _JSON_OUT.encode(encode(message)).encode()
 
 
-def decode_json(table: Mapping[str, type[M]], data: bytes | str) -> M:
-    """The inverse. Raises DecodeError, also for what is not JSON."""
+def decode_json(table: Mapping[str, type[M]], data: Bytes | str) -> M:
+    """The inverse. Raises DecodeError, also for what is not JSON in UTF-8."""
     try:
-        parsed: Any = json.loads(data)
+        parsed: Any = json.loads(data if isinstance(data, str) else str(data, "utf-8"))
     except (ValueError, RecursionError):
         raise DecodeError("not valid JSON") from None
     return decode(table, parsed)
@@ -562,7 +563,7 @@ def frame_media(header: bytes, payload: bytes) -> bytes:
     return b"".join((struct.pack(">I", len(header)), header, payload))
 
 
-def unframe_media(data: bytes) -> tuple[bytes, memoryview]:
+def unframe_media(data: Bytes) -> tuple[bytes, memoryview]:
     """(header, payload) of a media message. Raises DecodeError when the lengths do not fit."""
     if len(data) < 4:
         raise DecodeError("a media message has at least 4 bytes")

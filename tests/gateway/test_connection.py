@@ -154,6 +154,33 @@ async def test_the_stream_goes_on_with_a_new_owner(world: World) -> None:
             ]
 
 
+async def test_requests_reach_the_engine_in_order(world: World) -> None:
+    """Credits wait for one another, but nothing overtakes them."""
+    async with world.engine() as engine, world.gateway() as gateway, client_of(gateway) as client:
+        session = await begin(client, engine)
+        await engine.send_chunk(SessionId(session.session), 0, parts=1)
+        await client.expect(wire.ChunkHeader)
+        await client.send(
+            wire.Ack(seq=-1, buffer_ms=0),
+            wire.Ack(seq=0, buffer_ms=500),
+            wire.Pause(),
+            wire.Ack(seq=0, buffer_ms=480),
+        )
+        kinds = (Credit, Credit, Pause, Credit)
+        requests = [await engine.expect(kind) for kind in kinds]
+        credits = [(r.seq, r.buffer_ms) for r in requests if isinstance(r, Credit)]
+        assert credits == [(-1, 0.0), (0, 500.0), (0, 480.0)]
+
+
+async def test_an_engine_that_sends_fragments_is_hung_up_on(world: World) -> None:
+    """No engine of ours does; the link is made again."""
+    async with world.engine() as engine, world.gateway() as gateway, client_of(gateway) as client:
+        session = await begin(client, engine)
+        await engine.links[-1].send(["{", "}"])
+        assert (await engine.accept(SessionId(session.session))).next_seq == 0
+        assert len(engine.links) == 2
+
+
 async def test_a_cut_link_is_made_again(world: World) -> None:
     """When only the link breaks, the gateway connects and subscribes again from its next chunk."""
     async with world.engine() as engine, world.gateway() as gateway, client_of(gateway) as client:
