@@ -1,7 +1,7 @@
 """One server-side WebSocket on an asyncio transport: framing, keepalive, bounded sending.
 
-`websockets` parses what comes and answers pings and closes (sans-I/O); this class owns the queue, the timers
-and the only writes to the transport. Policies:
+`websockets` parses what comes, but for small messages in one frame, and answers pings and closes (sans-I/O);
+this class owns the queue, the timers and the only writes to the transport. Policies:
 
 * Outgoing messages queue up to `queue_bytes`; beyond that the socket is aborted.
 * A message that the peer does not take within `send_timeout_s` aborts the socket. The keepalive alone would
@@ -21,6 +21,8 @@ from typing import Protocol
 from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 from websockets.server import ServerProtocol
+
+from gateway.frames import FrameCutter, is_text, payload_of
 
 logger = logging.getLogger("gateway.websocket")
 
@@ -71,7 +73,10 @@ class WebSocket:
         self._queue: deque[tuple[Opcode, tuple[bytes | memoryview, ...], int]] = deque()
         self._queued_bytes = 0
         self._closing: tuple[int, str] | None = None
+        self._cutter = FrameCutter()
         self._fragments: list[bytes] = []
+        self._in_message = False
+        """Are fragments of a message still to come?"""
         self._text = False
         self._writable = True
         self._lost = False
@@ -138,8 +143,10 @@ class WebSocket:
     # --- called by the listener ---
 
     def receive_data(self, data: bytes) -> None:
-        self._protocol.receive_data(data)
-        self._handle_frames()
+        for piece, is_frame in self._cutter.cut(data):
+            if not (is_frame and self._take_small(piece)):
+                self._protocol.receive_data(piece)
+                self._handle_frames()
 
     def receive_eof(self) -> None:
         self._protocol.receive_eof()
@@ -160,6 +167,22 @@ class WebSocket:
         self._pump()
 
     # --- inside ---
+
+    def _take_small(self, frame: bytes) -> bool:
+        """Hand on a small message that is nothing special. False: it is for `websockets`."""
+        if self._in_message or self._closing is not None or self._protocol.state is not State.OPEN:
+            return False
+        payload = payload_of(frame)
+        if payload is None:
+            return False
+        try:
+            message = payload.decode() if is_text(frame) else payload
+        except UnicodeDecodeError:
+            return False
+        self._heard = True
+        if not self._lost:
+            self._receiver.receive_frame(message)
+        return True
 
     def _handle_frames(self) -> None:
         for event in self._protocol.events_received():
@@ -183,6 +206,7 @@ class WebSocket:
             return
         if frame.opcode is not Opcode.CONT:
             self._text = frame.opcode is Opcode.TEXT
+        self._in_message = not frame.fin
         if frame.data:  # of empty ones there may be any number: they count nothing towards a message's size
             self._fragments.append(bytes(frame.data))
         if not frame.fin:

@@ -1,0 +1,160 @@
+"""Where frames of clients end, and that small messages mean the same however they arrive."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+from websockets.frames import Frame, Opcode
+from websockets.protocol import State
+from websockets.server import ServerProtocol
+from websockets.utils import apply_mask
+
+from gateway.frames import FrameCutter, payload_of
+from gateway.websocket import SocketLimits, WebSocket
+
+MAX_BYTES = 64 * 1024
+MASK = b"\x9a\x01\xf0\x5c"
+PAYLOADS = st.one_of(
+    st.binary(max_size=8),
+    st.integers(120, 140).map(bytes),
+    st.sampled_from([65_535, 65_536, 65_537]).map(bytes),
+    st.sampled_from([b'{"type":"ack"}', "ü".encode(), b"\xff"]),
+)
+FRAMES = st.builds(
+    Frame,
+    st.sampled_from([Opcode.TEXT, Opcode.BINARY, Opcode.CONT, Opcode.PING, Opcode.PONG, Opcode.CLOSE]),
+    PAYLOADS,
+    st.booleans(),
+    st.sampled_from([False, False, False, True]),
+)
+
+
+def raw(frame: Frame, *, mask: bool = True) -> bytes:
+    """As it travels, allowed or not (`Frame.serialize` refuses what is not)."""
+    first, length = frame.fin << 7 | frame.rsv1 << 6 | frame.opcode, len(frame.data)
+    if length < 126:
+        head = bytes((first, mask << 7 | length))
+    elif length < 65_536:
+        head = struct.pack(">BBH", first, mask << 7 | 126, length)
+    else:
+        head = struct.pack(">BBQ", first, mask << 7 | 127, length)
+    return head + (MASK + apply_mask(frame.data, MASK) if mask else bytes(frame.data))
+
+
+def cuts_of(stream: bytes, cuts: list[int]) -> list[bytes]:
+    """The stream in the pieces that the network makes of it."""
+    ends = sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts)})
+    return [stream[low:high] for low, high in pairwise(ends)]
+
+
+@given(st.lists(st.tuples(FRAMES, st.booleans()), max_size=6), st.lists(st.integers(0, 400_000), max_size=8))
+def test_pieces_are_the_stream_cut_where_frames_end(sent: list[tuple[Frame, bool]], cuts: list[int]) -> None:
+    """Nothing is lost or added, no piece spans two frames, and what is said to be a frame is one."""
+    frames = [raw(frame, mask=mask) for frame, mask in sent]
+    cutter, got = FrameCutter(), b""
+    ends = {0}
+    for frame in frames:
+        ends.add(max(ends) + len(frame))
+    for data in cuts_of(b"".join(frames), cuts):
+        for piece, is_frame in cutter.cut(data):
+            begin, got = len(got), got + piece
+            assert not any(begin < end < len(got) for end in ends)
+            assert is_frame == (begin in ends and len(got) in ends)
+    assert got == b"".join(frames)
+
+
+def test_only_whole_masked_small_messages_are_taken() -> None:
+    """Everything that RFC 6455 has a rule about stays with `websockets`."""
+    taken = Frame(Opcode.TEXT, b"x" * 125)
+    assert payload_of(raw(taken)) == b"x" * 125
+    assert payload_of(raw(Frame(Opcode.BINARY, b""))) == b""
+    for frame in (
+        Frame(Opcode.TEXT, b"x" * 126),
+        Frame(Opcode.TEXT, b"x", fin=False),
+        Frame(Opcode.TEXT, b"x", rsv1=True),
+        Frame(Opcode.CONT, b"x"),
+        Frame(Opcode.PING, b"x"),
+        Frame(Opcode.CLOSE, b""),
+    ):
+        assert payload_of(raw(frame)) is None
+    assert payload_of(raw(taken, mask=False)) is None
+
+
+class Wire:
+    """Both a transport that keeps what is written and a receiver that keeps what arrives."""
+
+    def __init__(self) -> None:
+        self.written = b""
+        self.got: list[str | bytes] = []
+        self.closed = False
+
+    def receive_open(self, socket: WebSocket) -> None: ...
+
+    def receive_frame(self, data: str | bytes) -> None:
+        self.got.append(data)
+
+    def receive_lost(self) -> None: ...
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def abort(self) -> None:
+        self.closed = True
+
+
+def open_socket() -> tuple[WebSocket, Wire, ServerProtocol]:
+    wire = Wire()
+    protocol = ServerProtocol(state=State.OPEN, max_size=MAX_BYTES)
+    return WebSocket(wire, protocol, wire, SocketLimits()), wire, protocol  # type: ignore[arg-type]
+
+
+@given(st.lists(FRAMES, max_size=6), st.lists(st.integers(0, 400_000), max_size=8))
+def test_messages_do_not_depend_on_who_reads_them(sent: list[Frame], cuts: list[int]) -> None:
+    """The same messages, answers and close codes as where `websockets` alone reads the stream."""
+
+    async def run() -> None:
+        socket, wire, ours = open_socket()
+        theirs, expected, answers = ServerProtocol(state=State.OPEN, max_size=MAX_BYTES), [], b""
+        fragments, is_text = b"", False
+        for data in cuts_of(b"".join(map(raw, sent)), cuts):
+            socket.receive_data(data)
+            theirs.receive_data(data)
+        answers = b"".join(theirs.data_to_send())
+        for frame in theirs.events_received():
+            assert isinstance(frame, Frame)
+            if frame.opcode in (Opcode.TEXT, Opcode.BINARY):
+                fragments, is_text = b"", frame.opcode is Opcode.TEXT
+            if frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+                fragments += bytes(frame.data)
+                if frame.fin:
+                    expected.append((fragments, is_text))
+        broken = [at for at, (data, text) in enumerate(expected) if text and not is_utf8(data)]
+        if broken:  # where reading ends for us: `websockets` leaves the text to whoever reads it
+            del expected[broken[0] :]
+            assert ours.close_sent is not None and ours.close_sent.code == 1007
+        else:
+            assert wire.written == answers
+            assert (ours.close_sent, ours.close_rcvd) == (theirs.close_sent, theirs.close_rcvd)
+        assert wire.got == [data.decode() if text else data for data, text in expected]
+        socket.receive_connection_lost()
+        socket.release()
+
+    asyncio.run(run())
+
+
+def is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
