@@ -112,9 +112,12 @@ class ClientConnection:
         except MessageError as exc:
             self._do(self.machine.receive_bad(exc, self._now_ms()))
         else:
-            self._do(self.machine.receive_message(message, self._now_ms()))
-            if isinstance(message, Ack):
+            outputs = self.machine.receive_message(message, self._now_ms())
+            if isinstance(message, Ack) and self.machine.stage is not Stage.OVER:
+                self._carry_out(outputs)
                 self._count_ack(message)
+            else:
+                self._do(outputs)
         if self.machine.is_identified():  # else bad messages would keep the place of nobody for ever
             self._cancel_silence()
 
@@ -133,9 +136,13 @@ class ClientConnection:
         self._do(self.machine.receive_link_down(engine))
 
     def receive_link(self, engine: EngineId, reply: LinkReply) -> None:
-        if self._trace is not None and isinstance(reply, LinkStats):
+        outputs = self.machine.receive_link(reply, self._now_ms())
+        if not isinstance(reply, LinkStats):
+            self._do(outputs)
+            return
+        if self._trace is not None:
             self._trace.receive_stats(reply)
-        self._do(self.machine.receive_link(reply, self._now_ms()))
+        self._carry_out(outputs)
 
     def receive_chunk(self, engine: EngineId, part: ChunkPart, payload: memoryview, arrived_s: float) -> None:
         if self.machine.is_watching():
@@ -143,7 +150,7 @@ class ClientConnection:
             outputs = self.machine.receive_viewed(part, payload, queued_bytes)
         else:
             outputs = self.machine.receive_chunk(part, payload)
-        for output in outputs:  # a part changes neither the session nor a deadline
+        for output in outputs:
             self._do_one(output)
             if isinstance(output, SendChunk):
                 self._count_part(part, len(payload), arrived_s)
@@ -179,10 +186,14 @@ class ClientConnection:
 
     def _do(self, outputs: Iterable[Output]) -> None:
         """Carry out what the machine decided, then keep registry and timer in line with it."""
-        for output in outputs:
-            self._do_one(output)
+        self._carry_out(outputs)
         self._update_registration()
         self._update_timer()
+
+    def _carry_out(self, outputs: Iterable[Output]) -> None:
+        """For what comes with each chunk, parts, stats and acks: it changes neither session nor deadline."""
+        for output in outputs:
+            self._do_one(output)
 
     def _do_one(self, output: Output) -> None:  # noqa: C901 - one arm per kind
         match output:
@@ -316,7 +327,8 @@ class ClientConnection:
             metrics = self._hub.metrics.clients
             played_ms, stalled_ms = self._meter.receive_ack(message.seq, message.buffer_ms, self._now_ms())
             metrics.played.inc(played_ms / 1000)
-            metrics.stalled.inc(stalled_ms / 1000)
+            if stalled_ms:
+                metrics.stalled.inc(stalled_ms / 1000)
         if self._trace is not None and self._followed is not None and self._hub.tracing is not None:
             now_ms, engine = time.perf_counter() * 1000, self._followed[0]
             self._hub.tracing.export(self._trace.receive_ack(message.seq, message.buffer_ms, engine, now_ms))

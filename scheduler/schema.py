@@ -172,6 +172,8 @@ def _make_check(annotation: Any) -> Check:
         return _make_type_check(annotation)
     annotation, *limits = get_args(annotation)
     check = _make_type_check(annotation)
+    if annotation in (int, float) and len(limits) == 1 and isinstance(limits[0], Range):
+        return _make_range_check(annotation, check, limits[0])
 
     def check_limited(name: str, value: object) -> object:
         checked = check(name, value)
@@ -180,6 +182,20 @@ def _make_check(annotation: Any) -> Check:
         return checked
 
     return check_limited
+
+
+def _make_range_check(number: type[int] | type[float], check: Check, limit: Range) -> Check:
+    """The common case first, as `_make_scalar_check` does; NaN is in no range."""
+    low, high = limit.low, limit.high
+
+    def check_in_range(name: str, value: object) -> object:
+        if type(value) is number and low <= value <= high:
+            return value
+        checked = check(name, value)
+        _check_limit(name, limit, checked)
+        return checked
+
+    return check_in_range
 
 
 def _make_type_check(annotation: Any) -> Check:
