@@ -119,13 +119,16 @@ def decode_fields(cls: type[M], data: Mapping[str, object]) -> M:
 
 def encode(message: Message) -> dict[str, object]:
     """The JSON-able form of a message, its tag first. None is left out, unless metadata say `nullable`."""
-    return {"type": message.type, **_plain_fields(message)}
+    return _plain_fields(message, {"type": message.type})
 
 
-def _plain_fields(value: Any) -> dict[str, object]:
+def _plain_fields(value: Any, into: dict[str, object]) -> dict[str, object]:
     cls: Any = type(value)
-    items = ((name, nullable, getattr(value, name)) for name, nullable in _names(cls))
-    return {name: _plain(item) for name, nullable, item in items if item is not None or nullable}
+    for name, nullable in _names(cls):
+        item = getattr(value, name)
+        if item is not None or nullable:
+            into[name] = item if type(item) in _SCALARS else _plain(item)
+    return into
 
 
 @cache
@@ -145,7 +148,7 @@ def _plain(value: object) -> object:
         case Mapping():
             return {str(key): _plain(item) for key, item in value.items()}
         case _ if is_dataclass(value):
-            return _plain_fields(value)
+            return _plain_fields(value, {})
         case _:
             return value
 
