@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -47,9 +48,9 @@ FIRST_BACKOFF_S = 0.05
 MAX_BACKOFF_S = 1.0
 LINGER_S = 30.0
 """An unused link stays up for so long."""
-CREDIT_WAIT_S = 0.005
+CREDIT_WAIT_S = 0.01
 """Each ack of each client is a credit, and a write is a third of what it costs. So much later is nothing to
-a lead of hundreds of milliseconds."""
+a lead of hundreds of milliseconds. All links write at multiples of it: the process wakes up once for all."""
 
 
 class Follower(Protocol):
@@ -137,7 +138,9 @@ class EngineLink:
         if not isinstance(request, Credit):
             self._write()
         elif self._write_timer is None:
-            self._write_timer = asyncio.get_running_loop().call_later(CREDIT_WAIT_S, self._write)
+            loop = asyncio.get_running_loop()
+            due_s = math.ceil(loop.time() / CREDIT_WAIT_S) * CREDIT_WAIT_S
+            self._write_timer = loop.call_at(due_s, self._write)
 
     def _write(self) -> None:
         """Straight to the transport, which takes whole frames only, without a queue and a task."""
