@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -35,6 +36,9 @@ BUDGET_MS = 200.0
 _ROUNDS = 4
 _HOPELESS = 1.25
 """A way to attend that is this much slower than another is not measured again."""
+_DEARER, _RECHECKS = 1.1, 3
+"""A row of a larger batch that seems to cost this much more than one of a smaller batch was measured in a bad
+moment, most likely: such a size is measured again, a few times at most."""
 _GRAPH_BELOW_MS = 15.0
 """A pass that takes longer has launched everything long before its end: a graph would only cost memory."""
 
@@ -151,6 +155,19 @@ class _Bench:
         for size in self._sizes:
             known = self._ms[bucket, size]
             self._ways[size] = (min(self._ways[size], key=lambda way: known.get(way.name, math.inf)),)
+        for smaller, size in pairwise(self._sizes):
+            self._recheck(bucket, smaller, size)
+
+    def _recheck(self, bucket: int, smaller: int, size: int) -> None:
+        """A planner that believes that a size is dear never tries it, and never learns better."""
+        known, (way,) = self._ms[bucket, size], self._ways[size]
+        limit_ms = _DEARER * min(self._ms[bucket, smaller].values()) * size / smaller
+        for _ in range(_RECHECKS):
+            if known[way.name] <= limit_ms:
+                return
+            measured_ms = self._pass_ms(bucket, size, way)
+            if measured_ms is not None:
+                known[way.name] = min(known[way.name], measured_ms)
 
     def _round(self, bucket: int, *, is_warm_up: bool) -> None:
         """One pass of everything that may still matter, in turn: a slow moment must not hit one size only."""

@@ -110,6 +110,29 @@ def test_the_fastest_way_to_attend_is_chosen_for_each_size_and_slow_ones_are_giv
     assert seen.count("grouped") == 2 + 5 + 5  # of one row, of two in the full window, of two in the short
 
 
+@pytest.mark.parametrize(("num_slow", "expected_ms", "num_again"), [(6, 2.0, 1), (99, 9.0, 3)])
+def test_a_size_that_seems_dearer_than_smaller_ones_is_measured_again(
+    num_slow: int, expected_ms: float, num_again: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its only measurement, three ways, fell into a bad moment; where it stays dear, that is believed."""
+    monkeypatch.setattr("engine.costs.BUDGET_MS", 0.0)
+    model, now_ms, seen = RecordingModel(), 0.0, 0
+
+    def pairs() -> int:
+        return sum(len(batch.rows) == 2 and batch.rows[0].num_valid == 12 for batch in model.batches)
+
+    def clock() -> float:
+        nonlocal now_ms, seen
+        for batch in model.batches[seen:]:
+            seen += 1
+            now_ms += 9.0 if len(batch.rows) == 2 and pairs() <= num_slow else len(batch.rows)
+        return now_ms
+
+    table = measure_costs(model, SlabPool(model, slots=2), clock).costs
+    assert table.ms[-1] == (1.0, expected_ms)
+    assert pairs() == 2 * 3 + num_again
+
+
 def test_what_is_published_says_how_many_passes_a_chunk_takes() -> None:
     """Clean passes included."""
     model = RecordingModel()
