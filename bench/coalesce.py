@@ -149,7 +149,7 @@ class _SkippingLoop(ComputeLoop):
         assert wait_ms is not None, "nothing is left to do"
         self.stopwatch.skip(wait_ms + 0.01)
 
-    def _make_encoder(self) -> SessionEncoder:
+    def _make_encoder(self, codec: str) -> SessionEncoder:
         return cast(SessionEncoder, None)
 
 

@@ -19,6 +19,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 from av.codec.context import CodecContext
+from av.video.codeccontext import VideoCodecContext
 
 from bench.stats import machine, print_json, print_table
 from engine.codecs import CODECS
@@ -78,6 +79,7 @@ def measure(codec: str, chunks: list[Frames]) -> dict[str, float | str]:
 def psnr(codec: str, units: list[bytes], chunks: list[Frames]) -> float:
     """Of the luma, over all frames."""
     context = CodecContext.create(DECODERS[codec], "r")
+    assert isinstance(context, VideoCodecContext)
     context.thread_count = 1
     frames = [frame for unit in [*units, None] for frame in context.decode(unit and av.Packet(unit))]
     pictures = [picture for chunk in chunks for picture in chunk]

@@ -149,7 +149,11 @@ def measure(bench: Bench, size: int, seconds: float, baselines: Sequence[str]) -
 
         number = min(size, math.ceil(ours["cost_engine_s"] / seconds))
         equal = with_budget(number)
-        enough = fewest(1, size, lambda n, of=with_budget: holds(of(n), ours))
+
+        def is_enough(number: int, of: Callable[[int], Figures] = with_budget) -> bool:
+            return holds(of(number), ours)
+
+        enough = fewest(1, size, is_enough)
         verdicts[policy] = {
             "equal_cost_engines": number,
             **{f"ours_to_its_{name}": _ratio(ours[name], equal[name]) for name in names},
