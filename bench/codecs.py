@@ -81,7 +81,8 @@ def psnr(codec: str, units: list[bytes], chunks: list[Frames]) -> float:
     context = CodecContext.create(DECODERS[codec], "r")
     assert isinstance(context, VideoCodecContext)
     context.thread_count = 1
-    frames = [frame for unit in [*units, None] for frame in context.decode(unit and av.Packet(unit))]
+    packets = [*map(av.Packet, units), None]
+    frames = [frame for packet in packets for frame in context.decode(packet)]
     pictures = [picture for chunk in chunks for picture in chunk]
     errors = [
         np.mean((luma(frame) - luma(av.VideoFrame.from_ndarray(picture, format="rgb24"))) ** 2)
