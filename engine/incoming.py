@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
 
@@ -75,6 +78,7 @@ class Incoming:
         self._reserved: asyncio.Future[Reserved] = loop.create_future()
         self._decision: asyncio.Future[bool] = loop.create_future()
         self._pair: Pair | None = None
+        self._lock, self._is_off = threading.Lock(), False
         self._window: list[ReplayChunk] = []
         """What has come of the replay window."""
 
@@ -157,8 +161,9 @@ class Incoming:
             if note.kind != "frames":
                 break
             self._take_replay(exported)
-            if reserved.slot is not None:
-                place_frames(self._model, self._pool, exported, reserved.slot)
+            with self._writing():
+                if reserved.slot is not None:
+                    place_frames(self._model, self._pool, exported, reserved.slot)
             send_note(pair, Note(kind="ready", migration_id=id), limit_s=STEP_LIMIT_S)
         arrival = self._arrival(expect("final", note), exported, record, reserved)
         try:
@@ -181,7 +186,8 @@ class Incoming:
         buffers = {name: data for name, data in exported.buffers.items() if name != "replay"}
         infos = tuple(info for info in header.buffers if info.name != "replay")
         exported = ExportedState(header=replace(header, replay=(), buffers=infos), buffers=buffers)
-        state, away = land(self._model, self._pool, note, exported, reserved, epoch=self.epoch)
+        with self._writing():
+            state, away = land(self._model, self._pool, note, exported, reserved, epoch=self.epoch)
         return Arrival(
             migration_id=note.migration_id,
             record=record,
@@ -217,7 +223,17 @@ class Incoming:
         else:
             self._pairs.keep(self._pair, None)
 
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """The place is not given up meanwhile, the helper thread may be late. Raises PairLost: it was."""
+        with self._lock:
+            if self._is_off:
+                raise PairLost("the migration is off")
+            yield
+
     def _drop(self) -> None:
+        with self._lock:  # for as long as a piece takes to be copied
+            self._is_off = True
         self._side.submit(Unreserve(migration_id=self.command.migration_id))
         if self._pair is not None:
             self._pair.close()

@@ -12,13 +12,16 @@ import torch
 
 from engine.compute_messages import Adopt, Command, ComputeEvent, Drop, Frozen, Reserved, Surveyed, Thaw
 from engine.credit import Player
-from engine.handover import Arrival, HostFacts, facts_of
+from engine.handover import Arrival, HostFacts, Note, facts_of, send_note
 from engine.hosted import Hosted, LogTail
 from engine.incoming import Incoming
 from engine.lifecycle import Life
-from engine.outgoing import CalledOff, Outgoing, Timing
-from engine.pairs import Pairs
+from engine.outgoing import CalledOff, Outgoing, Timing, gather_ahead
+from engine.pairs import PairLost, Pairs
+from engine.precopy import Look
 from engine.replay import Replay
+from engine.state_format import StateHeader
+from engine.state_io import model_key
 from scheduler.messages import (
     EngineId,
     MigrateSession,
@@ -39,6 +42,7 @@ from tests.engine.test_continuity import (
     same_picture,
     undisturbed,
 )
+from tests.engine.test_pairs import aside, meet
 
 A, B = EngineId("e_0000000a"), EngineId("e_0000000b")
 ID = "m_1"
@@ -299,3 +303,32 @@ async def test_an_engine_of_another_number_of_ranks_is_no_target() -> None:
     play(source, session, PLAIN, range(2, 4))
     source.encoders.close()
     assert source.commits == 0 and target.pool.num_free == target.slots
+
+
+async def test_a_place_that_was_given_up_is_not_written_to() -> None:
+    """The helper thread gets frames after the migration took too long: another session may be there."""
+    source, target, session = stage()
+    play(source, session, PLAIN, range(2))
+    source.encoders.close()
+    ends = tuple(Pairs(engine, "127.0.0.1", torch.device("cpu")) for engine in (A, B))
+    there, here = meet((ends[0], ends[1]), ID)
+    order = ReceiveSession(
+        session=session, epoch=1, migration_id=ID, engine=A, takes_slot=True, limit_ms=1_000
+    )
+    incoming = Incoming(target.model, target.pool, ends[1], target, order)
+    slot = target.pool.allocate()
+    incoming._drop()
+    header = StateHeader(model=model_key(source.model.spec), session=session, epoch=1)
+    sent = gather_ahead(source.pool, header, Look(place=(0, 0), index=2), (0, 1, 2))
+    assert sent.buffers["kv"].any()
+    sending = aside(
+        lambda: send_note(
+            there, Note(kind="frames", migration_id=ID, header=sent.header), sent.buffers, limit_s=5
+        )
+    )
+    with pytest.raises(PairLost, match="off"):
+        incoming._receive(here, record_of(session), Reserved(migration_id=ID, slot=slot))
+    sending.result()
+    assert not target.pool.kv[slot].any()
+    for end in (there, here, *ends):
+        end.close()
