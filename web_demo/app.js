@@ -40,10 +40,17 @@ stream.on("mark", ({ kind }) => {
 });
 stream.on("frame", () => {
   view.glow();
+  thumbFor ??= lacking();
   if (thumbFor === null || --thumbFor.frames > 0) return;
   view.thumb(thumbFor.id);
   thumbFor = null;
 });
+
+/** After a reload the prompt on screen has no picture yet. */
+function lacking() {
+  const entry = stream.history.current;
+  return entry === null || view.hasThumb(entry.id) ? null : { id: entry.id, frames: THUMB_AFTER_FRAMES };
+}
 
 /** A link to watch: #watch=s_…&token=…, behind the # so that it is in nobody's log. */
 function readLink() {

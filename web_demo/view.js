@@ -157,6 +157,10 @@ export class View {
     this.#thumbs.set(id, canvas);
   }
 
+  hasThumb(id) {
+    return this.#thumbs.has(id);
+  }
+
   forgetThumbs() {
     this.#thumbs.clear();
   }

@@ -65,6 +65,7 @@ async def test_reload_resumes_the_running_session(browser: Browser, server: Stre
         assert before["seq"] <= after["seq"] <= before["seq"] + 4
         assert await page.input_value("#prompt") == RED_ON_BLUE
         assert len(server.sessions) == 1
+        await until(page, "document.querySelector('canvas.thumb') !== null")
 
 
 async def test_lost_connection_is_survived_without_a_gap(browser: Browser, server: StreamServer) -> None:
