@@ -2,10 +2,11 @@
 
 The engine with the worst latency is relieved first: the largest chunk latency is its own. When it can't be,
 others are relieved only where players run dry, so that it matters how many suffer and not only how much one
-does. A move pays when the ms that it takes off each chunk are more than predictions are wrong by, and, over
-the chunks that the session is expected to live for, worth more than the move costs. Where no player runs dry
-nobody sees those ms: there only the chunks until load evens out by itself count, which must not be soon, as
-every newcomer goes where least is to do, and the gain must be more than what the move adds to one chunk.
+does. A move pays when its target is faster by more than predictions are wrong by, and when the ms that it
+takes off each chunk, over the chunks that the session is expected to live for, are worth more than it costs.
+Where no player runs dry nobody sees those ms: there only the chunks until load evens out by itself count,
+which must not be soon, as every newcomer goes where least is to do, and the gain must be more than what the
+move adds to one chunk.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ class MoveRules:
     horizon_s: float = 60.0
     """Gains later than this don't count: until then the placement has changed anyhow."""
     min_gain_ms: float = 5.0
+    """A move takes more than this off each chunk of the engine that it relieves."""
     noise: float = 0.15
-    """Share of a latency by which a gain may be an error of the measured costs. Of four equal engines on two
-    busy cores, nine in ten predictions were within 6 %, all within 14 % (bench/results/moves_*.md)."""
+    """Share of a latency by which an engine may seem slower than another with as much to do, as costs are
+    measured. Of four equal engines on two busy cores, nine in ten predictions were within 6 %, all within
+    14 % (bench/results/moves_*.md)."""
     calm_s: float = 10.0
     """Where nobody runs dry, an uneven load that evens out by itself within so long is left alone."""
     price: float = 2.0
@@ -81,7 +84,7 @@ class Relief:
             if latency_ms < self._stuck_ms and not self._runs_dry(source):
                 break
             best_ms = float(self._targets_ms.min())
-            if latency_ms - best_ms <= self._error_ms(latency_ms):
+            if latency_ms - best_ms <= self._rules.noise * latency_ms:
                 break  # nobody with a lower latency has more to gain
             move = self._move_off(source, best_ms)
             if move is not None:
@@ -99,7 +102,7 @@ class Relief:
         session = self._least_disturbed(source)
         before_ms = float(board.latency_ms[source])
         gain_ms = before_ms - max(best_ms, board.with_one_less(source))
-        if session is None or gain_ms <= self._error_ms(before_ms):
+        if session is None or gain_ms <= self._rules.min_gain_ms:
             return None
         equal = np.flatnonzero(self._targets_ms == best_ms)
         costs_ms = move_costs_ms(board.view, session, source, equal)
@@ -119,10 +122,8 @@ class Relief:
 
     def _pays(self, session: int, source: int, gain_ms: float, chunks: float, cost_ms: float) -> bool:
         rules = self._rules
-        if not self._runs_dry(source):
-            error_ms = self._error_ms(float(self._board.latency_ms[source]))
-            if self._uneven_s(source) < rules.calm_s or gain_ms <= error_ms + cost_ms:
-                return False
+        if not self._runs_dry(source) and (self._uneven_s(source) < rules.calm_s or gain_ms <= cost_ms):
+            return False
         stall_ms = max(0.0, cost_ms - float(self._board.view.sessions["slack_ms"][session]))
         return gain_ms * chunks > rules.price * cost_ms + rules.stall_price * stall_ms
 
@@ -130,10 +131,6 @@ class Relief:
         """Does it take so long for chunks that its players may stand still?"""
         play_ms = float(self._board.view.engines["play_ms"][engine])
         return float(self._board.latency_ms[engine]) > self._rules.dry * play_ms
-
-    def _error_ms(self, latency_ms: float) -> float:
-        """Gains up to this may be none."""
-        return max(self._rules.min_gain_ms, self._rules.noise * latency_ms)
 
     def _uneven_s(self, source: int) -> float:
         """For how long this engine is expected to have more to do than others if nobody is moved."""

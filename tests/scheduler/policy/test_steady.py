@@ -21,9 +21,11 @@ STEADY = replace(MEMORY, window=tuple(Sample(at_s=NOW_MS // 1000 - n, demand=9, 
 """After a minute in which nobody came or stopped."""
 
 
-def wavering(draw: random.Random, chunk_ms: float) -> EngineCosts:
-    """Costs with which a chunk takes chunk_ms for each of one to four sessions, as measured."""
-    pass_ms = tuple(rows * chunk_ms / 5 * (1.0 + draw.uniform(-SPREAD, SPREAD)) for rows in range(1, 5))
+def wavering(draw: random.Random, chunk_ms: float, most: int = 4) -> EngineCosts:
+    """Costs with which a chunk takes chunk_ms for each of one to `most` sessions, as measured."""
+    pass_ms = tuple(
+        rows * chunk_ms / 5 * (1.0 + draw.uniform(-SPREAD, SPREAD)) for rows in range(1, most + 1)
+    )
     return EngineCosts(buckets=(1,), pass_ms=(pass_ms,), decode_ms=0.0, chunk_passes=5, first_chunk_passes=5)
 
 
@@ -72,6 +74,19 @@ def test_the_noise_that_is_allowed_for_is_needed() -> None:
     draw = random.Random(1)
     trusting = Slack(moves=MoveRules(noise=0.0))
     assert len(migrations(trusting, draw, balanced(draw, 11, 4), 150.0)) > 3
+
+
+@pytest.mark.parametrize("sessions", [3, 9, 16])
+def test_a_crowd_is_relieved_though_one_less_is_little_of_its_latency(sessions: int) -> None:
+    """Players run dry beside an empty engine: what tells is how much faster the target is."""
+    costs = wavering(random.Random(0), 800.0 / sessions, most=16)
+    records: list[EngineRecord | SessionRecord] = [
+        engine(f"e_{n}", capacity=16, costs=costs) for n in range(2)
+    ]
+    cluster = Cluster(*records, *(session(f"s_{n}", "e_0") for n in range(sessions)))
+    cluster.memory = STEADY
+    actions = cluster.step(Slack(), replace(CONFIG, engines=2))
+    assert any(isinstance(a, Migrate) for a in actions)
 
 
 @pytest.mark.parametrize(("every_s", "number"), [(2, 0), (60, 1)])
