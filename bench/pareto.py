@@ -1,7 +1,8 @@
-"""Ours and the baselines under one bursty load on real, paced engines: what does which latency cost?
+"""Ours and the baselines under one bursty load on real engines: what does which latency cost?
 
-The load is a trace drawn by --seed whose peak takes nine tenths of all slots of --size engines. Passes wait
-for their declared cost instead of computing (bench/paced); gateway, scheduler, Redis, engines are real.
+The load is a trace drawn by --seed whose peak takes nine tenths of all slots of --size engines. Passes of the
+model `paced` wait for their declared cost instead of computing (bench/paced), so that 16 engines fit on two
+cores; --model shapes --size 2 computes. Gateway, scheduler, Redis, engines are real.
 
     ours            `slack` and `turboserve`, 1 to --size engines; `slack` twice: what differs is the noise
     equal cost      each baseline with the fewest fixed engines that cost at least what `slack` did
@@ -10,7 +11,8 @@ for their declared cost instead of computing (bench/paced); gateway, scheduler, 
 
 Each run's results and report are files in DIR/runs: what was stopped goes on, a run that was cut begins anew.
 DIR/pareto.html plots engine-seconds against latency and continuity; the last line printed is JSON.
-Run: .venv/bin/python -m bench.pareto --dir DIR [--size 16] [--seconds 600] [--seed 1] [--baselines ...]
+Run: .venv/bin/python -m bench.pareto --dir DIR [--model paced] [--size 16] [--seconds 600] [--seed 1]
+     [--baselines ...]
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,8 +107,8 @@ def fewest(low: int, high: int, does: Callable[[int], bool]) -> int | None:
 class Bench:
     """Runs by name, made when they are asked for."""
 
-    def __init__(self, folder: Path, trace: Path) -> None:
-        self._runs, self._trace = folder / "runs", trace
+    def __init__(self, folder: Path, trace: Path, model: str) -> None:
+        self._runs, self._trace, self._model = folder / "runs", trace, model
         self._runs.mkdir(parents=True, exist_ok=True)
         self.done: dict[str, tuple[Run, Figures]] = {}
 
@@ -121,7 +124,7 @@ class Bench:
 
     def _make(self, run: Run, path: Path) -> None:
         part = path.with_suffix(".part")
-        arguments = ["--model", "paced", "--policy", run.policy, "--max-engines", str(run.high)]
+        arguments = ["--model", self._model, "--policy", run.policy, "--max-engines", str(run.high)]
         with running_cluster(*arguments, engines=run.low, capacity=CAPACITY) as cluster:
             command = [sys.executable, "-m", "launch", "loadtest", "--url", cluster.url]
             command += ["--trace", str(self._trace), "--json", str(part)]
@@ -214,6 +217,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dir", type=Path, required=True)
+    parser.add_argument("--model", default="paced")
     parser.add_argument("--size", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--seed", type=int, default=1)
@@ -221,15 +225,17 @@ def main() -> None:
     options = parser.parse_args()
     print(f"machine: {machine()}", flush=True)
     options.dir.mkdir(parents=True, exist_ok=True)
-    bench = Bench(options.dir, make_trace(options.dir, options))
-    with plugged_in(PACED):
+    bench = Bench(options.dir, make_trace(options.dir, options), options.model)
+    is_paced = options.model == "paced"
+    with plugged_in(PACED) if is_paced else nullcontext():
         verdicts = measure(bench, options.size, options.seconds, options.baselines)
     rows = [[name, *(_shown(f[n]) for n in FIGURES)] for name, (_, f) in bench.done.items()]
     print_table(["run", *FIGURES], rows)
-    title = f"Paced: latency and its cost, {options.seconds:.0f} s of bursts, up to {options.size} engines"
+    title = f"{options.model}: {options.seconds:.0f} s of bursts on up to {options.size} engines"
     (options.dir / "pareto.html").write_text(report(bench.done, title), encoding="utf-8")
     runs = {name: {n: f[n] for n in FIGURES} for name, (_, f) in bench.done.items()}
-    print_json({"bench": "pareto", "paced": True, "seed": options.seed, "verdicts": verdicts, "runs": runs})
+    head = {"bench": "pareto", "model": options.model, "paced": is_paced, "seed": options.seed}
+    print_json({**head, "verdicts": verdicts, "runs": runs})
 
 
 if __name__ == "__main__":

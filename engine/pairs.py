@@ -113,6 +113,14 @@ class Pair:
             raise PairLost(f"the transfer failed: {exc}") from exc
         return self._inbox
 
+    def is_open(self) -> bool:
+        """False: the other end has closed it, and this end has noticed. What comes next must be a message."""
+        try:
+            self._post()
+        except PairLost:
+            return False
+        return not self._coming.is_completed() or bool(self._coming.is_success())
+
     def _post(self) -> None:
         if self._coming is not None:
             return
@@ -235,6 +243,9 @@ class Pairs:
     def call(self, target: EngineId, address: str, migration_id: str, *, limit_s: float) -> Pair:
         """A group with a target that answers. Raises PairLost."""
         pair = self._take(lambda name, kept: kept == target)
+        if pair is not None and not pair.is_open():
+            pair.close()
+            pair = None
         try:
             store = pair.store if pair is not None else _client(address, limit_s)
             name = pair.name if pair is not None else f"pair/{self._engine}/{target}/{migration_id}"

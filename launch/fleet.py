@@ -2,6 +2,9 @@
 
 An engine id is used once. When its process ends while it is still wanted, the exit is reported, and it is the
 scheduler that then wants another id: nothing here starts an engine by its own decision.
+
+Starting takes seconds of a core. Engines that are wanted at once take turns, so that the first ones are ready
+when the last ones begin instead of all of them late.
 """
 
 from __future__ import annotations
@@ -19,8 +22,29 @@ from scheduler.messages import DesiredEngine, EngineId
 
 __all__ = ["Fleet"]
 
+TURN_S: Final = 10.0
+"""Engines that take longer wait for disks and GPUs rather than for a core."""
 _AGENTS_LAST_WORDS: Final = "failed (exitcode:"
 """From here on torchrun says at length that a rank failed, not why."""
+
+
+class _Turns:
+    """At most so many at once, none for longer than TURN_S."""
+
+    def __init__(self, at_once: int) -> None:
+        self._free = asyncio.Semaphore(at_once)
+        self._ends: dict[EngineId, asyncio.TimerHandle] = {}
+
+    async def begin(self, engine: EngineId) -> None:
+        """Wait for a turn."""
+        await self._free.acquire()
+        self._ends[engine] = asyncio.get_running_loop().call_later(TURN_S, self.end, engine)
+
+    def end(self, engine: EngineId) -> None:
+        """The next one's begins. Nothing happens where none has begun, or it has ended."""
+        if (timer := self._ends.pop(engine, None)) is not None:
+            timer.cancel()
+            self._free.release()
 
 
 class _Place:
@@ -45,6 +69,7 @@ class Fleet:
         report: Report,
         on_exit: Callable[[EngineId, EngineEnd], None],
         stop_timeout_s: float,
+        starts_at_once: int,
     ) -> None:
         """`on_exit(id, end)` is called when a process ended that nobody had asked to, or by its own fault."""
         self._make_spec = make_spec
@@ -55,6 +80,7 @@ class Fleet:
         self._places: dict[EngineId, _Place] = {}
         self._used: set[EngineId] = set()
         self._backoff = Backoff()
+        self._turns = _Turns(starts_at_once)
         self.changed: Final = asyncio.Condition()
 
     @property
@@ -91,6 +117,7 @@ class Fleet:
         if place is None or place.ready:
             return
         place.ready = True
+        self._turns.end(engine)
         self._report(f"engine-{engine} ready")
         self._backoff = self._backoff.record(healthy=True)
         async with self.changed:
@@ -110,13 +137,17 @@ class Fleet:
 
     async def _run(self, place: _Place, engine: DesiredEngine) -> None:
         await asyncio.sleep(self._backoff.delay_s)
+        await self._turns.begin(engine.id)
         spec = self._make_spec(engine)
         place.job = EngineJob(
             spec,
             on_start=lambda pid: self._run_file.add(spec.name, pid),
             on_end=lambda pid: self._run_file.remove(spec.name, pid),
         )
-        end = await place.job.run()
+        try:
+            end = await place.job.run()
+        finally:
+            self._turns.end(engine.id)
         self._places.pop(place.id, None)
         if not place.stopping:
             self._backoff = self._backoff.record(healthy=place.ready)

@@ -30,13 +30,13 @@ status = rank.wait()
 sys.exit(128 - status if status < 0 else status)
 """
 RANK = "import signal, sys; signal.signal(15, lambda *_: sys.exit(0)); signal.pause()"
-A, B = (DesiredEngine(id=EngineId(f"e_0000000{n}"), model="m") for n in "ab")
+A, B, C, D = (DesiredEngine(id=EngineId(f"e_0000000{n}"), model="m") for n in "abcd")
 
 
 class Stage:
     """A fleet in a folder."""
 
-    def __init__(self, folder: Path, rank: str = RANK) -> None:
+    def __init__(self, folder: Path, rank: str = RANK, starts_at_once: int = 2) -> None:
         self.folder, self.rank = folder, rank
         self.exits: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
         self.crashes: list[bool] = []
@@ -48,6 +48,7 @@ class Stage:
             report=self.lines.append,
             on_exit=self.note_end,
             stop_timeout_s=30,
+            starts_at_once=starts_at_once,
         )
 
     def note_end(self, engine: EngineId, end: EngineEnd) -> None:
@@ -74,9 +75,9 @@ class Stage:
 
 
 @asynccontextmanager
-async def staged(folder: Path, rank: str = RANK) -> AsyncIterator[Stage]:
+async def staged(folder: Path, rank: str = RANK, starts_at_once: int = 2) -> AsyncIterator[Stage]:
     adopt_orphans()
-    stage = Stage(folder, rank)
+    stage = Stage(folder, rank, starts_at_once)
     try:
         yield stage
     finally:
@@ -105,6 +106,30 @@ async def test_a_dead_engine_is_reported_and_not_started_again(tmp_path: Path) -
         assert await stage.exits.get() == (A.id, "was killed by SIGKILL")
         stage.fleet.reconcile([A, B])
         assert await stage.pids_of(B) == [pid_b]
+
+
+async def test_engines_start_in_turns(tmp_path: Path) -> None:
+    """The next one when one is ready, has ended, or is not wanted any more before it has begun."""
+    async with staged(tmp_path, starts_at_once=1) as stage:
+        stage.fleet.reconcile([A, B, C])
+        (first,) = await stage.pids_of(A)
+        await stage.fleet.mark_ready(A.id)
+        assert (await stage.pids_of(A, B))[0] == first
+        stage.fleet.reconcile([A, B])
+        await until(lambda: list(stage.fleet.owned()) == [A.id, B.id])
+        stage.fleet.reconcile([A, B, D])
+        os.kill(stage.pids()[f"engine-{B.id}"], 9)
+        assert await stage.exits.get() == (B.id, "was killed by SIGKILL")
+        await stage.pids_of(A, D)
+        assert not (tmp_path / f"{C.id}.log").exists()
+
+
+async def test_a_turn_ends_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that loads for minutes does not keep others from it."""
+    monkeypatch.setattr("launch.fleet.TURN_S", 0.1)
+    async with staged(tmp_path, starts_at_once=1) as stage:
+        stage.fleet.reconcile([A, B])
+        await stage.pids_of(A, B)
 
 
 async def test_run_json_is_true_before_the_agent_knows(tmp_path: Path) -> None:

@@ -1,0 +1,138 @@
+"""The simulator against real engines: the runs of bench.pareto, and the same trace simulated.
+
+Policy and budget of a run are in its file's name. Costs and state come from a file of `turboserve profile`;
+how long an engine takes to start is what the runs saw on average. A simulated figure holds if it is off by at
+most its limit (of the real one), or by twice the spread of the runs that were repeated.
+
+Run: .venv/bin/python -m bench.simulated --dir DIR --profile FILE [--capacity 4]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from bench.stats import machine, print_json, print_table
+from launch.simulate_cmd import load_profile
+from launch.trace_file import load_trace
+from scheduler.policy.registry import find_policy
+from scheduler.results import flat
+from scheduler.sim.simulate import Scenario, simulate
+
+LIMITS = {
+    "chunk_latency_ms.p50": 0.10,
+    "ttfc_ms.p50": 0.10,
+    "chunk_latency_ms.p99": 0.25,
+    "ttfc_ms.p99": 0.25,
+    "cost_engine_s": 0.05,
+}
+"""Share by which a simulated figure may be off."""
+SHOWN = ("chunks", "chunk_latency_ms.max", "cpr.mean", "migrations")
+"""Compared, not judged."""
+STOP_MS = 500.0
+"""From the order to stop to the end of an engine's cost, when it is empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One load test."""
+
+    name: str
+    policy: str
+    low: int
+    high: int
+    results: Mapping[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """The same of runs that repeat each other."""
+        return f"{self.policy} {self.low}:{self.high}"
+
+    @property
+    def figures(self) -> Mapping[str, float | int | None]:
+        return flat({name: value for name, value in self.results.items() if name not in ("load", "points")})
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """Those that bench.pareto finished."""
+    runs = []
+    for path in sorted((folder / "runs").glob("*.json")):
+        policy, _, budget = path.stem.removesuffix("_again1").rpartition("_")
+        low, high = map(int, budget.split("-"))
+        results = json.loads(path.read_text(encoding="utf-8"))
+        runs.append(Run(name=path.stem, policy=policy, low=low, high=high, results=results))
+    return runs
+
+
+def mean_start_ms(runs: Iterable[Run]) -> float:
+    """From wanting an engine to its being ready, on average over all that started under load."""
+    total_s = starts = 0.0
+    for run in runs:
+        series = run.results["cluster_series"]
+        samples = list(zip(series["t"], series["starting"], strict=True))
+        for (t, starting), (next_t, then) in pairwise(samples):
+            total_s += starting * (next_t - t)
+            starts += max(0.0, then - starting)
+    return 1000.0 * total_s / starts if starts else 0.0
+
+
+def spreads(runs: Sequence[Run]) -> dict[str, float]:
+    """By how much each figure differed between runs that repeat each other, at most."""
+    kinds = defaultdict(list)
+    for run in runs:
+        kinds[run.kind].append(run.figures)
+    return {
+        name: max(
+            max(f[name] or 0.0 for f in group) - min(f[name] or 0.0 for f in group)
+            for group in kinds.values()
+        )
+        for name in LIMITS
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dir", type=Path, required=True)
+    parser.add_argument("--profile", required=True)
+    parser.add_argument("--capacity", type=int, default=4)
+    options = parser.parse_args()
+    runs = read_runs(options.dir)
+    (trace_path,) = options.dir.glob("*.jsonl")
+    trace, start_ms = load_trace(str(trace_path)), mean_start_ms(runs)
+    profile = replace(
+        load_profile(options.profile), capacity=options.capacity, start_ms=start_ms, stop_ms=STOP_MS
+    )
+    print(f"machine: {machine()}; {len(runs)} runs; an engine took {start_ms:.0f} ms to start")
+    allowed = spreads(runs)
+    rows, errors = list[list[object]](), defaultdict[str, list[float]](list)
+    for kind, group in sorted({run.kind: run for run in reversed(runs)}.items()):
+        scenario = Scenario(
+            policy=find_policy(group.policy), profile=profile, min_engines=group.low, max_engines=group.high
+        )
+        simulated = flat(simulate(trace, scenario).results())
+        for name in (*LIMITS, *SHOWN):
+            real, ours = group.figures[name], simulated[name]
+            if real is None or ours is None:
+                continue
+            error = ours / real - 1.0 if real else float(ours != real)
+            verdict = ""
+            if name in LIMITS:
+                errors[name].append(error)
+                holds = abs(error) <= LIMITS[name] or abs(ours - real) <= 2.0 * allowed[name]
+                verdict = "holds" if holds else "off"
+            rows.append([kind, name, real, ours, f"{error:+.1%}", verdict])
+    print_table(["run", "figure", "real", "simulated", "off by", ""], rows)
+    worst = {name: round(max(map(abs, found)), 3) for name, found in errors.items()}
+    print_json({"bench": "simulated", "runs": len(runs), "start_ms": round(start_ms), "worst_error": worst})
+
+
+if __name__ == "__main__":
+    main()
