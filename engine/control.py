@@ -98,7 +98,7 @@ class Control:
         progress: Progress,
         *,
         checkpoints: Checkpoints,
-        stop: Callable[[], None],
+        stop: Callable[[], object],
     ) -> None:
         """`stop` is called when the scheduler wants this engine to end."""
         self._checkpoints = checkpoints

@@ -47,8 +47,8 @@ DRAIN_LIMIT_S = 5.0
 """At an orderly end, what is made must be handed to the links within this time."""
 
 
-EndEngine = Callable[[int], None]
-"""Ends the engine with an exit status; only the first call counts."""
+EndEngine = Callable[[int], bool]
+"""Ends the engine with an exit status. False: it ends already, with that of the first call."""
 
 
 def run(config: EngineConfig, ranks: Ranks | None = None) -> int:
@@ -83,9 +83,11 @@ def choose_encoding(config: EngineConfig, spec: ModelSpec) -> Encoding:
 async def _serve(config: EngineConfig, ranks: Ranks) -> int:
     outcome: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
-    def end(status: int) -> None:
-        if not outcome.done():
-            outcome.set_result(status)
+    def end(status: int) -> bool:
+        if outcome.done():
+            return False
+        outcome.set_result(status)
+        return True
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end, EXIT_OK)
@@ -278,8 +280,8 @@ def _supervised(work: Coroutine[None, None, None], name: str, end: EndEngine) ->
     def check(task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
         if isinstance(error, EngineGone):
-            _log.error("this engine was declared gone: %s", error)
-            end(EXIT_FENCED)
+            if end(EXIT_FENCED):  # not while it ends in order
+                _log.error("this engine was declared gone: %s", error)
         elif error is not None:
             _log.critical("task %s failed", name, exc_info=error)
             end(EXIT_FAILED)
