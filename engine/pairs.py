@@ -2,8 +2,8 @@
 
 Each engine hosts one TCPStore. The source of a migration calls: it names the group that it will use under
 `migration/<wire version>/<id>` in the target's store, a cached one or `pair/<source>/<target>/<id>`. That was
-never used before: a name used twice would hang when a peer has died in between. The target answers; rank 0
-calls.
+never used before: a name used twice would hang when a peer has died in between. The target answers, in the
+same store, whether it still has a cached one; if not, they meet afresh. Rank 0 calls.
 
 Between engines of several ranks, every rank meets the same rank of the other engine, under the name of its
 share (`share_of`), all of them in the TCPStores of the ranks 0. A source's rank says in that of its own
@@ -45,7 +45,7 @@ __all__ = [
     "share_of",
 ]
 
-WIRE_VERSION = 3
+WIRE_VERSION = 4
 """Raised by one whenever what engines send changes: engines of two versions do not find each other."""
 MAX_MESSAGE_BYTES = 4 * 2**20
 """A receive of this size is posted before the peer sends, so that a message goes one way, without asking
@@ -112,14 +112,6 @@ class Pair:
         except RuntimeError as exc:
             raise PairLost(f"the transfer failed: {exc}") from exc
         return self._inbox
-
-    def is_open(self) -> bool:
-        """False: the other end has closed it, and this end has noticed. What comes next must be a message."""
-        try:
-            self._post()
-        except PairLost:
-            return False
-        return not self._coming.is_completed() or bool(self._coming.is_success())
 
     def _post(self) -> None:
         if self._coming is not None:
@@ -243,30 +235,44 @@ class Pairs:
     def call(self, target: EngineId, address: str, migration_id: str, *, limit_s: float) -> Pair:
         """A group with a target that answers. Raises PairLost."""
         pair = self._take(lambda name, kept: kept == target)
-        if pair is not None and not pair.is_open():
-            pair.close()
-            pair = None
+        afresh = f"pair/{self._engine}/{target}/{migration_id}"
         try:
-            store = pair.store if pair is not None else _client(address, limit_s)
-            name = pair.name if pair is not None else f"pair/{self._engine}/{target}/{migration_id}"
-            store.set(_key(migration_id), name)
-            return pair or self._build(store, name, rank=0, limit_s=limit_s)
+            if pair is None:
+                store = _client(address, limit_s)
+                store.set(_key(migration_id), afresh)
+            elif self._is_kept(pair, migration_id):
+                return pair
+            else:
+                store = pair.store
+                pair.close()
+            return self._build(store, afresh, rank=0, limit_s=limit_s)
         except (RuntimeError, ValueError) as exc:
+            if pair is not None:
+                pair.close()
             raise PairLost(f"{target} can't be reached at {address}: {exc}") from exc
 
+    def _is_kept(self, pair: Pair, migration_id: str) -> bool:
+        """Ask the target for this group, and whether it has it still."""
+        pair.store.set(_key(migration_id), pair.name)
+        answer = pair.store.get(_answer_key(migration_id)).decode()
+        pair.store.delete_key(_answer_key(migration_id))
+        return answer == pair.name
+
     def answer(self, migration_id: str, *, limit_s: float) -> Pair:
-        """The group that the source of this migration wants. Raises PairLost."""
+        """The group that the source of this migration wants, or a new one. Raises PairLost."""
         key = _key(migration_id)
         try:
             store = _client(self.address, limit_s)
             wanted = store.get(key).decode()
             store.delete_key(key)
+            _, source, target, rest = wanted.split("/", 3)
+            if rest == migration_id:
+                return self._build(store, wanted, rank=1, limit_s=limit_s)
+            pair = self._take(lambda name, _: name == wanted)
+            store.set(_answer_key(migration_id), wanted if pair is not None else "")
         except (RuntimeError, ValueError) as exc:
             raise PairLost(f"the source does not call: {exc}") from exc
-        pair = self._take(lambda name, _: name == wanted)
-        if pair is None and not wanted.endswith(f"/{migration_id}"):
-            raise PairLost("the source wants a group that is closed here")
-        return pair or self._build(store, wanted, rank=1, limit_s=limit_s)
+        return pair or self._build(store, f"pair/{source}/{target}/{migration_id}", rank=1, limit_s=limit_s)
 
     def reports(self, *, limit_s: float) -> Reports:
         """A connection of one thread's own to where this engine's ranks report. Raises PairLost."""
@@ -311,6 +317,10 @@ def _report_key(share: str, step: Step) -> str:
 
 def _key(migration_id: str) -> str:
     return f"migration/{WIRE_VERSION}/{migration_id}"
+
+
+def _answer_key(migration_id: str) -> str:
+    return f"{_key(migration_id)}/answer"
 
 
 def _client(address: str, limit_s: float) -> TCPStore:

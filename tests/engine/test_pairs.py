@@ -72,15 +72,17 @@ def test_what_is_sent_arrives(ends: tuple[Pairs, Pairs]) -> None:
     assert carries(meet(ends, "m_3"))  # the cached one is in use
 
 
-def test_a_group_closed_at_one_end_is_not_used(ends: tuple[Pairs, Pairs]) -> None:
-    """The next migration gets a fresh group."""
-    pair = meet(ends, "m_1")
-    ends[0].keep(pair[0], B)
-    pair[1].close()
-    with pytest.raises(PairLost):  # until this end knows
-        pair[0].receive_message(limit_s=5)
-    assert carries(meet(ends, "m_2"))
-    assert ends[0].num_idle == 0
+def test_a_group_that_the_target_has_closed_is_replaced(ends: tuple[Pairs, Pairs]) -> None:
+    """In the same migration, whether or not the source has noticed."""
+    for noticed in (True, False):
+        pair = meet(ends, f"m_{noticed}")
+        ends[0].keep(pair[0], B)
+        pair[1].close()
+        if noticed:
+            with pytest.raises(PairLost):
+                pair[0].receive_message(limit_s=5)
+        assert carries(meet(ends, f"m_{noticed}_again"))
+        assert ends[0].num_idle == 0
 
 
 def test_idle_groups_are_bounded(ends: tuple[Pairs, Pairs]) -> None:
