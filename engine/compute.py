@@ -303,7 +303,7 @@ class ComputeLoop:
             case Stage.REBUILD:
                 return False  # not the planner's: see _rebuild_one
             case Stage.BOUNDARY:
-                return state.due_ms is not None and not self._boundary.stopping
+                return state.due_ms is not None and not state.awaits_prompt and not self._boundary.stopping
             case _:
                 assert_never(state.stage)
 

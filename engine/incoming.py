@@ -273,7 +273,7 @@ def land(
         assert reserved.slot is not None
         state = _into_slot(model, pool, note, exported, reserved.slot, epoch=epoch, decodes=decodes)
         away = None
-    state.emit_from = state.seq
+    state.emit_from, state.awaits_prompt = state.seq, state.steering.text is None
     return state, away
 
 

@@ -176,6 +176,7 @@ class Residents:
         waiting, resident = self._line.get(session), self.find(session, epoch)
         if resident is not None:
             resident.state.pending.extend(entries)
+            resident.state.awaits_prompt = False
         elif waiting is not None and waiting.epoch == epoch:
             self._line[session] = replace(waiting, pending=(*waiting.pending, *entries))
 
@@ -396,7 +397,7 @@ class Residents:
         slot = self._pool.allocate()
         state = load_scalars(away, self._model.device, slot=slot, epoch=before.epoch)
         state.pending, state.recorded = before.pending, before.recorded
-        state.emit_from = before.emit_from
+        state.emit_from, state.awaits_prompt = before.emit_from, before.awaits_prompt
         resident.state, resident.where = state, Where.RETURNING
         self._begin_move(resident, lambda: load_slabs(self._pool, away, slot))
 

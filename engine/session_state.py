@@ -91,6 +91,8 @@ class SessionState:
     """Inputs for the next boundary. Bounded by MAX_PENDING_INPUTS, which the reader observes."""
     recorded: deque[RecordedInput] = field(default_factory=deque)
     """Inputs before the pending ones, each with the chunk that it belongs to."""
+    awaits_prompt: bool = False
+    """It moved here before its first chunk: there is no prompt until its new owner has read the input log."""
     emit_from: int = 0
     """Chunks before this one were sent by an earlier owner: they are made again, but not sent."""
     last_applied: str = "0-0"

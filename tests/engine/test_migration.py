@@ -26,6 +26,7 @@ from scheduler.messages import (
     EngineId,
     MigrateSession,
     Phase,
+    PromptInput,
     ReceiveSession,
     Residence,
     SessionId,
@@ -274,6 +275,32 @@ async def test_an_offloaded_session_moves_to_host_memory() -> None:
     target.follow(session, source)
     target.restore(session)
     play(target, session, PLAIN, range(3, CHUNKS))
+    for bench in (source, target):
+        bench.encoders.close()
+    assert same_picture(joined(source, target), undisturbed(PLAIN)[0])
+
+
+@pytest.mark.parametrize("is_offloaded", [False, True])
+async def test_moved_before_its_first_chunk_it_waits_for_its_prompt(is_offloaded: bool) -> None:
+    """Its start prompt is in the input log, which its new owner reads once the session is there."""
+    source, target, session = stage()
+    source.to_boundary(session)
+    if is_offloaded:
+        source.offload(session)
+    await migrate(source, target, session, in_slot=not is_offloaded)
+    target.follow(session, source)
+    if is_offloaded:
+        target.restore(session)
+    target.run(session, True)
+    other = target.open("s_b", seed=4)
+    while target.made(other) == 0:
+        target.step(1)
+    target.drop(other)
+    assert target.made(session) == 0 and target.failed() == []
+    target.model.latents.clear()  # those of the other
+    target.model.frames.clear()
+    target.feed(session, PromptInput(text="a red ball"))
+    play(target, session, PLAIN, range(CHUNKS))
     for bench in (source, target):
         bench.encoders.close()
     assert same_picture(joined(source, target), undisturbed(PLAIN)[0])
