@@ -47,8 +47,8 @@ class Slack:
     """See the module."""
 
     name: str = "slack"
-    utilisation: float = 0.9
-    """Share of a chunk's play time that its predicted latency may take when engines are counted."""
+    utilisation: float = 0.88
+    """Share of a chunk's play time that predicted latency may take, on average, when engines are counted."""
     margin: float = 2.0
     """Standard deviations of the forecast for which there shall be slots: one time in forty there are not."""
     keep: float = 3.0
@@ -108,14 +108,18 @@ class Slack:
         going = engines["drain_ordered"] | board.view.is_state(EngineState.DRAINING)
         return max(out, min(keep, len(engines) - int(np.count_nonzero(going))))
 
-    def _fit(self, view: View) -> NDArray[np.int64]:
-        """Sessions that each engine serves within `utilisation` and its capacity; at least one."""
+    def _fit(self, view: View) -> NDArray[np.float64]:
+        """Sessions that each engine serves on average, where some have one more than others, within
+        `utilisation` and its capacity; at least one."""
         engines = view.engines
-        limit_ms = self.utilisation * engines["play_ms"]
+        limit_ms, rows = self.utilisation * engines["play_ms"], np.arange(len(engines))
         capacity = engines["capacity"]
-        curves = engines["round_ms"][:, 1 : 1 + int(capacity.max())]
-        within = (curves <= limit_ms[:, None]).sum(axis=1)
-        fit: NDArray[np.int64] = np.maximum(np.minimum(within, capacity), 1)
+        curves = engines["round_ms"][:, : 1 + int(capacity.max())]
+        within = np.maximum((curves[:, 1:] <= limit_ms[:, None]).sum(axis=1), 1)
+        more = np.minimum(within + 1, curves.shape[1] - 1)
+        step_ms = curves[rows, more] - curves[rows, within]
+        part = np.clip((limit_ms - curves[rows, within]) / np.maximum(step_ms, 1e-6), 0.0, 1.0)
+        fit: NDArray[np.float64] = np.minimum(within + part, capacity)
         return fit
 
     def _relieve(self, board: Board, memory: Memory, rates: Churn, now_ms: int) -> list[Migrate]:
@@ -129,13 +133,13 @@ class Slack:
         return found
 
 
-def _tally(fits: NDArray[np.integer[Any]]) -> list[tuple[int, int]]:
-    """(sessions that an engine serves, engines that do), most sessions first."""
-    numbers = np.bincount(fits)
-    return [(fit, int(numbers[fit])) for fit in np.flatnonzero(numbers)[::-1].tolist()]
+def _tally(fits: NDArray[Any]) -> list[tuple[float, int]]:
+    """(sessions that an engine serves, in eighths; engines that do), most sessions first."""
+    numbers = np.bincount((8 * fits).astype(np.int64))
+    return [(eighths / 8, int(numbers[eighths])) for eighths in np.flatnonzero(numbers)[::-1].tolist()]
 
 
-def _count(tally: Sequence[tuple[int, int]], need: float) -> int:
+def _count(tally: Sequence[tuple[float, int]], need: float) -> int:
     """Engines for so many sessions, those that serve most first; more are like their median."""
     number = 0
     for fit, engines in tally:
