@@ -5,7 +5,8 @@ moments count at which that changes: a chunk becomes due, a chunk is done. In be
 start in the order of their players' running dry, first chunks before all others, at pass boundaries, up to
 the batch that does most work per millisecond, and then run their chunk to its end. (The real planner may also
 run fewer at once, or let a more urgent row overtake between passes.) A chunk is there at the end of its last
-pass and its decode; decodes follow one another. Times are float milliseconds.
+pass and its decode; decodes follow one another. A clean pass, if the profile has one, runs next: as a row of
+its own, or before the session's next chunk where that is due already. Times are float milliseconds.
 """
 
 from __future__ import annotations
@@ -179,6 +180,7 @@ class SimEngine:
         "anchor_ms",
         "batch",
         "chunk_passes",
+        "clean_passes",
         "decode_ms",
         "done",
         "figures",
@@ -212,10 +214,11 @@ class SimEngine:
         self.pass_ms = profile.pass_ms
         self.batch = len(self.pass_ms) - 1
         self.decode_ms = profile.costs.decode_ms
-        self.chunk_passes = profile.costs.chunk_passes
-        self.first_passes = profile.costs.first_chunk_passes
-        self.running: list[tuple[int, int, SimSession]] = []
-        """(value of `done` at its end, serial, session), a heap."""
+        self.clean_passes = clean = profile.clean_passes
+        self.chunk_passes = profile.costs.chunk_passes - clean
+        self.first_passes = profile.costs.first_chunk_passes - clean
+        self.running: list[tuple[int, int, SimSession | None]] = []
+        """(value of `done` at its end, serial, session), a heap; None: a clean pass."""
         self.waiting: list[tuple[float, int, SimSession]] = []
         """(when its player runs dry, serial, session), a heap."""
         self.holders: set[SimSession] = set()
@@ -268,8 +271,11 @@ class SimEngine:
         self.anchor_ms = now_ms
         running, waiting, done = self.running, self.waiting, self.done
         while running and running[0][0] <= done:
-            self.anchor_ms += self.decode_ms
-            self._deliver(heappop(running)[2], self.anchor_ms)
+            if (made := heappop(running)[2]) is not None:
+                self.anchor_ms += self.decode_ms
+                self._deliver(made, self.anchor_ms)
+                if self.clean_passes:
+                    self._clean(made)
         while waiting and len(running) < self.batch:
             session = heappop(waiting)[2]
             session.stage = RUNNING
@@ -286,6 +292,14 @@ class SimEngine:
         else:
             self.t_ms = 0.0
             self.next_ms = FOREVER
+
+    def _clean(self, session: SimSession) -> None:
+        """What is left to do of a chunk that was just delivered."""
+        if session.stage == DUE:
+            session.extra_passes += self.clean_passes
+            return
+        self.serial = serial = self.serial + 1
+        heappush(self.running, (self.done + self.clean_passes, serial, None))
 
     def _boundary_ms(self, now_ms: float) -> float:
         """The end of the pass that runs now."""

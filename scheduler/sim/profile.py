@@ -11,6 +11,8 @@ from scheduler.domain import EngineCosts, ModelInfo
 __all__ = ["PROFILES", "Profile", "find_profile", "read_profile", "scaled"]
 
 MIB: Final = 1 << 20
+CLEAN_PASSES: Final = 1
+"""Of an engine's chunks: the pass that writes their K/V, after the frames have left."""
 MIN_GAIN: Final = 0.02
 """As in the engine's planner: a larger batch must make a row cheaper by this share."""
 
@@ -36,6 +38,9 @@ class Profile:
     """State from a slot to host memory, or back."""
     offload_after_ms: float = 30_000.0
     """An idle session gives up its slot after so long."""
+    clean_passes: int = 0
+    """Of a chunk's passes, those that run after its frames have left. None in the named profiles: their
+    latencies are whole chunks'."""
     rebuild_passes: int = 5
     """Clean passes that a session rebuilt from its checkpoint needs first."""
     lead_ms: float = 1_500.0
@@ -48,6 +53,8 @@ class Profile:
     def __post_init__(self) -> None:
         if self.capacity < 1 or self.costs.chunk_passes < 1 or not self.costs.pass_ms[-1]:
             raise ValueError("a profile needs a capacity, a cost table and the passes of a chunk")
+        if not 0 <= self.clean_passes < self.costs.chunk_passes:
+            raise ValueError("a chunk needs a pass before its frames can leave")
         if not 0.0 <= self.precopy <= 1.0 or min(self.start_ms, self.stop_ms, self.offload_ms) < 0:
             raise ValueError("precopy must be between 0 and 1, and delays not negative")
 
@@ -79,7 +86,7 @@ def by_chunk(profile: Profile) -> Profile:
     costs = profile.costs
     passes = tuple(tuple(ms * costs.chunk_passes for ms in bucket) for bucket in costs.pass_ms)
     whole = replace(costs, pass_ms=passes, chunk_passes=1, first_chunk_passes=1)
-    return replace(profile, name=f"{profile.name}:chunk", costs=whole, rebuild_passes=1)
+    return replace(profile, name=f"{profile.name}:chunk", costs=whole, clean_passes=0, rebuild_passes=1)
 
 
 def read_profile(name: str, data: Mapping[str, Any], **changes: Any) -> Profile:
@@ -102,6 +109,7 @@ def read_profile(name: str, data: Mapping[str, Any], **changes: Any) -> Profile:
         known = {
             "capacity": min(len(table.pass_ms[-1]), data["memory"]["sessions_that_fit"]),
             "state_bytes": link["slab_bytes"],
+            "clean_passes": CLEAN_PASSES,
             "rebuild_passes": max(1, round(link["rebuild_ms"] / table.pass_ms[-1][0])),
         }
         return Profile(name=name, model=ModelInfo(**model), costs=table, **{**known, **changes})

@@ -77,6 +77,20 @@ def test_a_second_joins_at_the_next_pass() -> None:
     assert bench.latency_ms == [560.0, 650.0]  # of five passes two are left at 560, where the first goes on
 
 
+def test_a_clean_pass_runs_when_the_frames_have_left() -> None:
+    """At once, and whoever joins shares it; a chunk that is due already waits for it."""
+    profile = replace(PROFILE, clean_passes=1)
+    bench = Bench(profile)
+    bench.start(0.0)
+    bench.run(1_900.0)
+    assert bench.latency_ms == [400.0, 500.0, 400.0]  # due at 0, 400 and 1,400
+    bench = Bench(profile)
+    bench.start(0.0)
+    bench.start(850.0)  # joins at 900: a pass for both, then three alone
+    bench.run(1_320.0)
+    assert bench.latency_ms == [400.0, 500.0, 470.0]
+
+
 def test_chunks_as_the_unit() -> None:
     """By chunk, the second waits for the end of the first's."""
     bench = Bench(by_chunk(PROFILE))
