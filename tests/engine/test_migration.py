@@ -332,6 +332,32 @@ async def test_an_engine_of_another_number_of_ranks_is_no_target() -> None:
     assert source.commits == 0 and target.pool.num_free == target.slots
 
 
+async def test_a_migration_that_is_called_off_holds_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its source never calls: the target hears that it is off before any limit is reached."""
+    monkeypatch.setattr("engine.incoming.STEP_LIMIT_S", 600.0)
+    _, target, session = stage()
+    pairs = Pairs(B, "127.0.0.1", torch.device("cpu"))
+    order = ReceiveSession(
+        session=session, epoch=1, migration_id=ID, engine=A, takes_slot=True, limit_ms=600_000
+    )
+    incoming = Incoming(target.model, target.pool, pairs, target, order)
+    reserved, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def hear(event: ComputeEvent) -> None:
+        if isinstance(event, Reserved):
+            loop.call_soon_threadsafe(reserved.set)
+
+    target.hear = hear
+    receiving = asyncio.create_task(incoming.run())
+    with running(target):
+        await reserved.wait()
+        assert target.pool.num_free == target.slots - 1
+        incoming.decide(is_ours=False)
+        assert not await receiving
+    assert target.pool.num_free == target.slots
+    pairs.close()
+
+
 async def test_a_place_that_was_given_up_is_not_written_to() -> None:
     """The helper thread gets frames after the migration took too long: another session may be there."""
     source, target, session = stage()
