@@ -3,8 +3,12 @@
 What happens is in the file that FAULT_FILE names, as JSON, and happens once: then the file is gone. `step` is
 `send:<kind of note>`, on the rank `rank` (0 unless said), `commit` or `committed`, the latter two just before
 and just after Redis has heard of it; `sent-ahead` for the fault `rebuild` (the link is taken for a slow one).
+The step at which the prompt's K/V goes ahead is `send:prompt`.
 Other faults are `kill`, `cut` (the link to the other engine), `hang` (for longer than a step may take) and
-`stop-redis` (SIGSTOP, to the pid `redis_pid`).
+`stop-redis` (SIGSTOP, to the pid `redis_pid`). With `fed` or `applied` the step waits for an input, until the
+rank has it or a chunk is begun with it.
+
+An input whose id is `at-<seq>` applies at that chunk, wherever it stands in the log.
 
 With LATENTS_FOLDER in the environment, each rank writes the clean latents of every chunk to
 <session>/<engine>-<rank>-<seq>.pt there.
@@ -16,6 +20,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,11 +38,15 @@ from engine.hosted import Hosted
 from engine.incoming import STEP_LIMIT_S
 from engine.migration_cost import LinkCost, Sizes, is_rebuild_cheaper
 from engine.pairs import Pair
+from engine.residents import Residents
 from engine.session_state import SessionState
+from engine.steering import LogEntry
 from engine.stepper import Stepper
-from scheduler.messages import Residence
+from scheduler.messages import Residence, SessionId
 
 _FILE = Path(os.environ["FAULT_FILE"])
+_happened = {"fed": threading.Event(), "applied": threading.Event()}
+"""To an input."""
 
 
 def strike(step: str, pair: Pair | None = None) -> bool:
@@ -47,7 +56,9 @@ def strike(step: str, pair: Pair | None = None) -> bool:
     order = json.loads(_FILE.read_text())
     if order["step"] != step or order["rank"] != int(os.environ["RANK"]):
         return False
-    _FILE.unlink()
+    for event in _happened.values():
+        event.clear()
+    _FILE.unlink()  # now the test knows
     match order["fault"]:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -58,11 +69,14 @@ def strike(step: str, pair: Pair | None = None) -> bool:
         case "cut":
             assert pair is not None
             pair.close()
+        case "fed" | "applied" as what:
+            _happened[what].wait()
     return True
 
 
 def send(pair: Pair, note: Note, buffers: Mapping[str, Tensor] | None = None, *, limit_s: float) -> None:
-    strike(f"send:{note.kind}", pair)
+    is_prompt = note.kind == "frames" and "prompt_kv" in (buffers or {})
+    strike("send:prompt" if is_prompt else f"send:{note.kind}", pair)
     send_note(pair, note, buffers, limit_s=limit_s)
 
 
@@ -94,12 +108,40 @@ def note_latents(folder: Path) -> None:
     Stepper.advance = noting  # type: ignore[method-assign]
 
 
+def watch_inputs() -> None:
+    """See the module."""
+    feed, take = Residents.feed, Stepper._take_inputs
+
+    def feeding(residents: Residents, session: SessionId, epoch: int, entries: tuple[LogEntry, ...]) -> None:
+        feed(residents, session, epoch, entries)
+        _happened["fed"].set()
+
+    def taking(state: SessionState) -> list[LogEntry]:
+        early = [item for item in state.pending if _first_seq(item) > state.seq]
+        for item in early:
+            state.pending.remove(item)
+        taken = take(state)
+        state.pending.extend(early)
+        if taken:
+            _happened["applied"].set()
+        return taken
+
+    Residents.feed = feeding  # type: ignore[method-assign]
+    Stepper._take_inputs = staticmethod(taking)  # type: ignore[method-assign,assignment]
+
+
+def _first_seq(item: LogEntry) -> int:
+    kind, _, seq = (item.message.id or "").partition("-")
+    return int(seq) if kind == "at" else 0
+
+
 engine.incoming.send_note = send  # type: ignore[attr-defined]
 engine.outgoing.send_note = send  # type: ignore[attr-defined]
 engine.outgoing.is_rebuild_cheaper = is_cheaper  # type: ignore[attr-defined]
 engine.shares.send_note = send  # type: ignore[attr-defined]
 engine.engine.Control = FaultyControl  # type: ignore[attr-defined,misc]
 
+watch_inputs()
 if "LATENTS_FOLDER" in os.environ:
     note_latents(Path(os.environ["LATENTS_FOLDER"]))
 

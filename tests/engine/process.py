@@ -8,13 +8,13 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from engine.config import EngineConfig
 from launch.processes import read_environment
-from scheduler.messages import EngineId, EngineRecord, EngineState, PromptInput, SessionId
+from scheduler.messages import EngineId, EngineRecord, EngineState, Input, PromptInput, SessionId
 from scheduler.store import Store
 from tests.engine.link_client import SECRET
 
@@ -128,9 +128,15 @@ class Engines:
 
 
 async def place(
-    store: Store, engine: EngineId, session: SessionId, *, text: str = "a red ball", term: int
+    store: Store,
+    engine: EngineId,
+    session: SessionId,
+    *,
+    text: str = "a red ball",
+    inputs: Sequence[Input] = (),
+    term: int,
 ) -> int:
-    """Create a session and place it; returns its epoch."""
+    """Create a session, with more inputs after its prompt, and place it; returns its epoch."""
     from tests.scheduler.conftest import GATEWAY
 
     await store.create_session(
@@ -144,6 +150,8 @@ async def place(
         gateway=GATEWAY,
         queue_limit=64,
     )
+    for item in inputs:
+        await store.append_input(session, item, controller_epoch=1)
     return await store.place_session(session, engine, expect_epoch=0, term=term)
 
 

@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from scheduler.messages import (
     ChunkPart,
     Credit,
     EngineId,
+    Input,
     Moved,
     Phase,
     PromptInput,
@@ -106,10 +107,16 @@ class FaultyEngines(Engines):
         module = "tests.engine.faulty_engine"
         return await EngineProcess.start(self.settings(engine), log, module=module, FAULT_FILE=faults)
 
-    def arm(self, engine: EngineId, step: str, fault: str, redis_pid: int, *, rank: int = 0) -> None:
+    def arm(
+        self, engine: EngineId, step: str, fault: str, *, redis_pid: int | None = None, rank: int = 0
+    ) -> None:
         """See `tests.engine.faulty_engine`."""
         order = {"step": step, "fault": fault, "redis_pid": redis_pid, "rank": rank}
         self._faults(engine).write_text(json.dumps(order))
+
+    def has_struck(self, engine: EngineId) -> bool:
+        """Has it happened?"""
+        return not self._faults(engine).exists()
 
     def _faults(self, engine: EngineId) -> Path:
         return self.logs / f"{engine}.fault"
@@ -169,13 +176,16 @@ class Script:
         self._following: asyncio.Task[None] | None = None
         self._client = Client(engines.store, session)
 
-    async def start(self, faulty: str, step: str, fault: str, *, rank: int = 0) -> Stage:
+    async def start(
+        self, faulty: str, step: str, fault: str, *, rank: int = 0, inputs: Sequence[Input] = ()
+    ) -> Stage:
+        """`inputs` follow the start prompt in the log."""
         engines, session = self._engines, self._session
         source, target = await engines.take(2)
         assert self._redis.process is not None
         armed = source if faulty == SOURCE else target
-        engines.arm(armed.id, step, fault, self._redis.process.pid, rank=rank)
-        await place(engines.store, source.id, session, term=self._term)
+        engines.arm(armed.id, step, fault, redis_pid=self._redis.process.pid, rank=rank)
+        await place(engines.store, source.id, session, inputs=inputs, term=self._term)
         self.follow()
         return Stage(engines.store, self._redis, source, target, session, self._term, self._client)
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import pytest_asyncio
 import torch
 
 from engine.config import EngineConfig
-from scheduler.messages import EngineId, Pause, Phase, Residence, Resume, SessionId
+from scheduler.messages import EngineId, Input, Pause, Phase, PromptInput, Residence, Resume, SessionId
 from scheduler.store import Store
 from tests.cluster import until
 from tests.engine.conftest import random_weights  # noqa: F401 - a fixture
@@ -98,10 +99,15 @@ def latents(folder: Path, session: SessionId) -> Latents:
 async def undisturbed(engines: PairedEngines, redis: RedisServer, term: int, latents_folder: Path) -> Latents:
     """What a session makes that stays where it is."""
     script = Script(engines, redis, SessionId("s_00000000000000ff"), term)
-    stage = await script.start(SOURCE, "none", "none")
-    await stage.goes_on(CHUNKS)
+    return await at_one_place(script, latents_folder, chunks=CHUNKS)
+
+
+async def at_one_place(script: Script, folder: Path, *, chunks: int, inputs: Sequence[Input] = ()) -> Latents:
+    """What a session makes that stays where it is; its script is over then."""
+    stage = await script.start(SOURCE, "none", "none", inputs=inputs)
+    await stage.goes_on(chunks)
     await script.end()
-    return latents(latents_folder, stage.session)
+    return latents(folder, stage.session)
 
 
 async def offloaded(stage: Stage) -> None:
@@ -114,7 +120,6 @@ async def offloaded(stage: Stage) -> None:
 
 def assert_same(found: Latents, expected: Latents, *, chunks: int) -> None:
     """To the bit, on either rank."""
-    assert chunks <= CHUNKS
     for key in itertools.product(range(2), range(chunks)):
         assert torch.equal(found[key], expected[key]), f"(rank, chunk) {key} differs"
 
@@ -144,6 +149,46 @@ async def test_moved_again_and_again_changes_no_bit(
     await stage.goes_on()
     found = latents(latents_folder, stage.session)
     assert_same(found, undisturbed, chunks=stage.client.next_seq)
+
+
+ON_THE_WAY = (
+    (PromptInput(text="a large blue square"), "send:prompt", "applied", 0),
+    (PromptInput(text="a green star on white"), "send:prompt", "applied", 1),
+    (PromptInput(text="two yellow balls", transition="blend", blend_chunks=3), "send:final", "fed", 0),
+    (PromptInput(text="a red triangle", transition="blend", blend_chunks=3), "send:final", "fed", 1),
+)
+"""(prompt, step that waits for it, until what has become of it, rank). At first the source makes a chunk with
+it while the K/V of the prompt before goes ahead: that must not be used. Then it comes when the session rests
+already: the target has to apply it, and a blend that is begun twice shows."""
+
+
+async def test_prompts_that_come_while_it_moves_are_applied_once(
+    engines: PairedEngines, redis: RedisServer, term: int, script: Script, latents_folder: Path
+) -> None:
+    """All that is made is what a session that stays makes with these prompts at these chunks."""
+    stage = await script.start(SOURCE, "none", "none")
+    ends = itertools.cycle((stage, replace(stage, source=stage.target, target=stage.source)))
+    for epoch, (prompt, step, fate, rank) in enumerate(ON_THE_WAY, 1):
+        here = next(ends)
+        engines.arm(here.source.id, step, fate, rank=rank)
+        await here.begin(epoch, expect_epoch=epoch)
+        await until(partial(engines.has_struck, here.source.id))
+        await stage.store.append_input(stage.session, replace(prompt, id=f"p{epoch}"), controller_epoch=1)
+        record = await here.over()
+        assert (record.engine, record.epoch, record.failed_moves) == (here.target.id, epoch + 1, 0)
+        await stage.goes_on(3)
+    _, *applied = await stage.store.applied_history(stage.session)
+    await script.end()
+    assert [(item.id, item.rev) for item in applied] == [("p1", 1), ("p2", 2), ("p3", 3), ("p4", 4)]
+    epochs = {seq: epoch for seq, _, epoch in stage.client.seen}
+    assert [epochs[item.seq] for item in applied] == [1, 2, 4, 5]
+    found, chunks = latents(latents_folder, stage.session), stage.client.next_seq
+    other = Script(engines, redis, SessionId("s_00000000000000fe"), term)
+    inputs = [
+        replace(prompt, id=f"at-{item.seq}") for (prompt, *_), item in zip(ON_THE_WAY, applied, strict=True)
+    ]
+    expected = await at_one_place(other, latents_folder, chunks=chunks, inputs=inputs)
+    assert_same(found, expected, chunks=chunks)
 
 
 async def test_over_a_slow_link_both_ranks_of_the_target_rebuild(
