@@ -3,14 +3,16 @@
     shapes      two real engines, viewers on both so that both compute all the time; one session moves back
                 and forth. From the source's log: boundary to commit, and each step. At the client: how much
                 later than its cadence the last byte of the next chunk comes, as a share of the chunk's play
-                duration (targets: boundary to commit p50 <= 5 ms, p99 <= 20 ms; added delay p99 <= 15 %)
+                duration (targets: boundary to commit p50 <= 5 ms, p99 <= 20 ms; added delay p99 <= 15 %).
+                With --ranks each engine has so many processes: each moves its share, bytes are those of the
+                first one's
     synthetic   states of a wanted size with a window of 21 frames and 3 frames a chunk, moved over a pair on
                 this machine, 3 frames at a time: all of it at rest (stop-and-copy) against the 3 dirty frames
                 at rest after the others went ahead (target: <= 1/4). Checksums on both sides included
 
 Added delay is against the median interval of the session's other chunks; a chunk that comes early counts 0.
 Bounded by the CPU: checksums and copies take the cores that the passes want. Clients run on the same machine.
-Run: .venv/bin/python -m bench.migration [--moves 60] [--viewers 2] [--mib 256,1024]
+Run: .venv/bin/python -m bench.migration [--moves 60] [--viewers 2] [--ranks 1] [--mib 256,1024]
 """
 
 from __future__ import annotations
@@ -122,8 +124,8 @@ def timings(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line.partition("migrated ")[2]) for line in lines if " migrated {" in line]
 
 
-def shapes(moves: int, viewers: int) -> dict[str, Any]:
-    with running_cluster(engines=2, capacity=viewers + 2) as cluster:
+def shapes(moves: int, viewers: int, ranks: int) -> dict[str, Any]:
+    with running_cluster("--ranks", str(ranks), engines=2, capacity=viewers + 2) as cluster:
         came = asyncio.run(watch(cluster, moves, viewers))
         taken = timings(cluster.folder)
     pauses = [t["verify_ms"] + t["commit_ms"] for t in taken]
@@ -138,6 +140,7 @@ def shapes(moves: int, viewers: int) -> dict[str, Any]:
     return {
         "moves": len(taken),
         "viewers": viewers + 1,
+        "ranks": ranks,
         "pause_ms": {"p50": round(percentile(pauses, 0.5), 2), "p99": round(percentile(pauses, 0.99), 2)},
         "stall_share": {"p50": round(percentile(shares, 0.5), 3), "p99": round(percentile(shares, 0.99), 3)},
         "precopy_bytes": round(percentile([t["precopy_bytes"] for t in taken], 0.5)),
@@ -178,12 +181,13 @@ def main() -> None:
     )
     parser.add_argument("--moves", type=int, default=60)
     parser.add_argument("--viewers", type=int, default=2, help="besides the one that is moved")
+    parser.add_argument("--ranks", type=int, default=1, help="of each of the two engines")
     parser.add_argument("--mib", default="256,1024")
     options = parser.parse_args()
     print(f"machine: {machine()}")
     result: dict[str, Any] = {"bench": "migration"}
     if options.moves:
-        result["shapes"] = shapes(options.moves, options.viewers)
+        result["shapes"] = shapes(options.moves, options.viewers, options.ranks)
     sizes = [synthetic(int(mib)) for mib in options.mib.split(",") if mib]
     if sizes:
         print_table(list(sizes[0]), [list(size.values()) for size in sizes])
