@@ -8,15 +8,18 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Self
 
 from engine.config import EngineConfig
 from launch.processes import read_environment
 from scheduler.messages import EngineId, EngineRecord, EngineState, Input, PromptInput, SessionId
 from scheduler.store import Store
 from tests.engine.link_client import SECRET
+from tests.scheduler.conftest import GATEWAY, RedisServer
 
 RESUME_HASH = "ab" * 32
 
@@ -99,12 +102,29 @@ class Engines:
     """Live engines for the tests of a module, whatever happened to the ones before."""
 
     store: Store
-    redis_url: str
+    term: int
+    """The test is the leader for as long as it takes."""
+    redis: RedisServer
     cluster: str
     weights: Path
     logs: Path
     alive: list[EngineProcess] = field(default_factory=list)
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, redis: RedisServer, cluster: str, weights: Path, logs: Path) -> AsyncIterator[Self]:
+        """None yet; those that are alive at the end are killed."""
+        store = await Store.connect(redis.url, cluster=cluster)
+        term = await store.acquire_lease("test", 3_600_000)
+        assert term is not None
+        engines = cls(store, term, redis, cluster, weights, logs)
+        try:
+            yield engines
+        finally:
+            for engine in engines.alive:
+                await engine.kill()
+            await store.close()
 
     async def take(self, count: int) -> list[EngineProcess]:
         """So many engines that are ready: those of earlier tests that still run, and new ones."""
@@ -120,11 +140,7 @@ class Engines:
         return await EngineProcess.start(self.settings(engine), self.logs / f"{engine}.log")
 
     def settings(self, engine: EngineId) -> EngineConfig:
-        return config(self.redis_url, self.cluster, self.weights, engine=engine)
-
-    async def kill(self) -> None:
-        for engine in self.alive:
-            await engine.kill()
+        return config(self.redis.url, self.cluster, self.weights, engine=engine)
 
 
 async def place(
@@ -137,8 +153,6 @@ async def place(
     term: int,
 ) -> int:
     """Create a session, with more inputs after its prompt, and place it; returns its epoch."""
-    from tests.scheduler.conftest import GATEWAY
-
     await store.create_session(
         session=session,
         model="shapes",

@@ -60,31 +60,21 @@ async def engines(
     redis_server: RedisServer, random_weights: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Engines]:
     """Engines with random weights."""
-    store = await Store.connect(redis_server.url, cluster="process")
-    engines = Engines(store, redis_server.url, "process", random_weights, tmp_path_factory.mktemp("process"))
-    yield engines
-    await engines.kill()
-    await store.close()
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def term(engines: Engines) -> int:
-    """The test is the leader for as long as it takes."""
-    term = await engines.store.acquire_lease("test", 3_600_000)
-    assert term is not None
-    return term
+    logs = tmp_path_factory.mktemp("process")
+    async with Engines.open(redis_server, "process", random_weights, logs) as engines:
+        yield engines
 
 
 _numbers = itertools.count(1)
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def served(engines: Engines, term: int) -> AsyncIterator[Served]:
+async def served(engines: Engines) -> AsyncIterator[Served]:
     (engine,) = await engines.take(1)
     record = await engine.ready(engines.store)
     link = await LinkClient.open(record.url)
     session = SessionId(f"s_{next(_numbers):016x}")
-    yield Served(store=engines.store, engine=engine, link=link, term=term, session=session)
+    yield Served(store=engines.store, engine=engine, link=link, term=engines.term, session=session)
     await link.close()
 
 

@@ -1,7 +1,6 @@
 """Live migration between two engines of two ranks each: both shares or nothing.
 
-As in `test_migration_steps.py`; each engine has room for one session, so that a place which is not given up
-is noticed by the next migration.
+Each engine has room for one session, so that a place which is not given up is noticed by the next migration.
 """
 
 from __future__ import annotations
@@ -19,11 +18,9 @@ import torch
 
 from engine.config import EngineConfig
 from scheduler.messages import EngineId, Input, Pause, Phase, PromptInput, Residence, Resume, SessionId
-from scheduler.store import Store
 from tests.cluster import until
-from tests.engine.conftest import random_weights  # noqa: F401 - a fixture
-from tests.faults.test_migration_steps import SOURCE, TARGET, FaultyEngines, Script, Stage
-from tests.scheduler.conftest import RedisServer, start_redis
+from tests.faults.stage import SOURCE, TARGET, FaultyEngines, Script, Stage
+from tests.scheduler.conftest import RedisServer
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
 CHUNKS = 24
@@ -38,11 +35,6 @@ class PairedEngines(FaultyEngines):
 
 
 @pytest.fixture(scope="module")
-def redis() -> Iterator[RedisServer]:
-    yield from start_redis()
-
-
-@pytest.fixture(scope="module")
 def latents_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where the engines write the latents of each chunk, on each rank."""
     folder = tmp_path_factory.mktemp("latents")
@@ -53,34 +45,11 @@ def latents_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engines(
-    redis: RedisServer,
-    latents_folder: Path,
-    random_weights: Path,  # noqa: F811
-    tmp_path_factory: pytest.TempPathFactory,
+    redis: RedisServer, latents_folder: Path, random_weights: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[PairedEngines]:
-    store = await Store.connect(redis.url, cluster="ranks")
-    engines = PairedEngines(store, redis.url, "ranks", random_weights, tmp_path_factory.mktemp("ranks"))
-    yield engines
-    await engines.kill()
-    await store.close()
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def term(engines: PairedEngines) -> int:
-    """The test is the leader for as long as it takes."""
-    term = await engines.store.acquire_lease("test", 3_600_000)
-    assert term is not None
-    return term
-
-
-_numbers = itertools.count(1)
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def script(engines: PairedEngines, redis: RedisServer, term: int) -> AsyncIterator[Script]:
-    script = Script(engines, redis, SessionId(f"s_{next(_numbers):016x}"), term)
-    yield script
-    await script.end()
+    logs = tmp_path_factory.mktemp("ranks")
+    async with PairedEngines.open(redis, "ranks", random_weights, logs) as engines:
+        yield engines
 
 
 Latents = dict[tuple[int, int], torch.Tensor]
@@ -96,15 +65,16 @@ def latents(folder: Path, session: SessionId) -> Latents:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def undisturbed(engines: PairedEngines, redis: RedisServer, term: int, latents_folder: Path) -> Latents:
+async def undisturbed(engines: PairedEngines, latents_folder: Path) -> Latents:
+    return await at_one_place(engines, latents_folder, chunks=CHUNKS)
+
+
+async def at_one_place(
+    engines: PairedEngines, folder: Path, *, chunks: int, inputs: Sequence[Input] = ()
+) -> Latents:
     """What a session makes that stays where it is."""
-    script = Script(engines, redis, SessionId("s_00000000000000ff"), term)
-    return await at_one_place(script, latents_folder, chunks=CHUNKS)
-
-
-async def at_one_place(script: Script, folder: Path, *, chunks: int, inputs: Sequence[Input] = ()) -> Latents:
-    """What a session makes that stays where it is; its script is over then."""
-    stage = await script.start(SOURCE, "none", "none", inputs=inputs)
+    script = Script(engines)
+    stage = await script.start(inputs=inputs)
     await stage.goes_on(chunks)
     await script.end()
     return latents(folder, stage.session)
@@ -129,7 +99,7 @@ async def test_moved_again_and_again_changes_no_bit(
 ) -> None:
     """While chunks are made, then with the past out of the window, then over cached groups, and at last from
     host memory to host memory."""
-    stage = await script.start(SOURCE, "none", "none")
+    stage = await script.start()
     ends = itertools.cycle((stage, replace(stage, source=stage.target, target=stage.source)))
     for epoch in range(1, 4):
         here = next(ends)
@@ -163,10 +133,10 @@ already: the target has to apply it, and a blend that is begun twice shows."""
 
 
 async def test_prompts_that_come_while_it_moves_are_applied_once(
-    engines: PairedEngines, redis: RedisServer, term: int, script: Script, latents_folder: Path
+    engines: PairedEngines, script: Script, latents_folder: Path
 ) -> None:
     """All that is made is what a session that stays makes with these prompts at these chunks."""
-    stage = await script.start(SOURCE, "none", "none")
+    stage = await script.start()
     ends = itertools.cycle((stage, replace(stage, source=stage.target, target=stage.source)))
     for epoch, (prompt, step, fate, rank) in enumerate(ON_THE_WAY, 1):
         here = next(ends)
@@ -183,11 +153,10 @@ async def test_prompts_that_come_while_it_moves_are_applied_once(
     epochs = {seq: epoch for seq, _, epoch in stage.client.seen}
     assert [epochs[item.seq] for item in applied] == [1, 2, 4, 5]
     found, chunks = latents(latents_folder, stage.session), stage.client.next_seq
-    other = Script(engines, redis, SessionId("s_00000000000000fe"), term)
     inputs = [
         replace(prompt, id=f"at-{item.seq}") for (prompt, *_), item in zip(ON_THE_WAY, applied, strict=True)
     ]
-    expected = await at_one_place(other, latents_folder, chunks=chunks, inputs=inputs)
+    expected = await at_one_place(engines, latents_folder, chunks=chunks, inputs=inputs)
     assert_same(found, expected, chunks=chunks)
 
 
