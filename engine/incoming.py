@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
 
@@ -36,6 +33,7 @@ from engine.state_io import (
     load_slabs,
     model_key,
 )
+from engine.work_scope import WorkScope
 from scheduler.messages import ReceiveSession, SessionRecord
 
 __all__ = ["Incoming", "TargetSide", "land", "place_frames"]
@@ -78,7 +76,8 @@ class Incoming:
         self._reserved: asyncio.Future[Reserved] = loop.create_future()
         self._decision: asyncio.Future[bool] = loop.create_future()
         self._pair: Pair | None = None
-        self._lock, self._is_off = threading.Lock(), False
+        self._scope = WorkScope()
+        """Of the thread that writes into the place; it may be late."""
         self._window: list[ReplayChunk] = []
         """What has come of the replay window."""
 
@@ -172,7 +171,7 @@ class Incoming:
             if note.kind != "frames":
                 break
             self._take_replay(exported)
-            with self._writing():
+            with self._scope.step():
                 if reserved.slot is not None:
                     place_frames(self._model, self._pool, exported, reserved.slot)
             send_note(pair, Note(kind="ready", migration_id=id), limit_s=STEP_LIMIT_S)
@@ -197,7 +196,7 @@ class Incoming:
         buffers = {name: data for name, data in exported.buffers.items() if name != "replay"}
         infos = tuple(info for info in header.buffers if info.name != "replay")
         exported = ExportedState(header=replace(header, replay=(), buffers=infos), buffers=buffers)
-        with self._writing():
+        with self._scope.step():
             state, away = land(self._model, self._pool, note, exported, reserved, epoch=self.epoch)
         return Arrival(
             migration_id=note.migration_id,
@@ -234,17 +233,8 @@ class Incoming:
         else:
             self._pairs.keep(self._pair, None)
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """The place is not given up meanwhile, the helper thread may be late. Raises PairLost: it was."""
-        with self._lock:
-            if self._is_off:
-                raise PairLost("the migration is off")
-            yield
-
     def _drop(self) -> None:
-        with self._lock:  # for as long as a piece takes to be copied
-            self._is_off = True
+        self._scope.end()  # waits for as long as a piece takes to be copied
         self._side.submit(Unreserve(migration_id=self.command.migration_id))
         if self._pair is not None:
             self._pair.close()

@@ -12,8 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import replace
 from queue import Empty, SimpleQueue
 
@@ -49,6 +48,7 @@ from engine.pairs import DONE, Pair, PairLost, Pairs, Reports, Step, share_of
 from engine.session_state import SessionState
 from engine.state_format import ExportedState, StateFormatError, StateHeader, describe
 from engine.state_io import model_key
+from engine.work_scope import WorkScope
 from scheduler.messages import EngineId, MigrateSession, ReceiveSession, SessionId
 
 __all__ = ["Shares"]
@@ -72,9 +72,9 @@ class _Share(ABC):
         self.order, self._id = order, share_of(order.migration_id, rank)
         self._limit_s = order.limit_ms / 1000.0
         self._events: SimpleQueue[MigrationEvent | None] = SimpleQueue()
-        self._lock = threading.Lock()
-        self._is_over = self._is_done = False
+        self._scope, self._is_done = WorkScope(), False
         self._pair: Pair | None = None
+        """The thread's, in steps, until its work is over."""
         threading.Thread(target=self._run, name=f"share {self._id}", daemon=True).start()
 
     def hear(self, event: MigrationEvent) -> None:
@@ -83,9 +83,8 @@ class _Share(ABC):
 
     def end(self, *, committed: bool) -> None:
         """The migration is over. From here on nothing is written to the session's place."""
-        with self._lock:
-            self._is_over = True
-            pair, self._pair = self._pair, None
+        self._scope.end()
+        pair, self._pair = self._pair, None
         if pair is not None and committed and self._is_done:
             is_source = isinstance(self.order, MigrateSession)
             self._pairs.keep(pair, self.order.engine if is_source else None)
@@ -116,12 +115,13 @@ class _Share(ABC):
 
     def _met(self, pair: Pair) -> Pair:
         """Raises PairLost: the migration is over."""
-        with self._lock:
-            if not self._is_over:
+        try:
+            with self._scope.step():
                 self._pair = pair
-                return pair
-        pair.close()
-        raise PairLost("the migration is off")
+        except PairLost:
+            pair.close()
+            raise
+        return pair
 
     def _next(self) -> MigrationEvent:
         """Raises PairLost: the migration is over, or rank 0 says nothing."""
@@ -134,7 +134,8 @@ class _Share(ABC):
         return event
 
     def _lose(self) -> None:
-        with self._lock:
+        pair = None
+        with suppress(PairLost), self._scope.step():  # else `end` has it
             pair, self._pair = self._pair, None
         if pair is not None:
             pair.close()
@@ -207,7 +208,7 @@ class _OutgoingShare(_Share):
         except PairLost as exc:
             _log.warning("%s: %s", self._id, exc)
             return
-        while not self._is_over:
+        while not self._scope.is_over:
             self._events.get()
         self._reports.withdraw(self._id)
 
@@ -227,7 +228,7 @@ class _IncomingShare(_Share):
             raise PairLost("there is no place for it")
         self._say(pair, "ready")
         while (came := self._receive(pair))[0].kind == "frames":
-            with self._writing():
+            with self._scope.step():
                 if reserved.slot is not None:
                     place_frames(self._model, self._pool, came[1], reserved.slot)
             self._say(pair, "ready")
@@ -236,7 +237,7 @@ class _IncomingShare(_Share):
         if state.header.scalars is None or state.header.session != self.order.session:
             raise StateFormatError("the final part has no scalars, or is another session's")
         epoch = self.order.epoch + 1
-        with self._writing():
+        with self._scope.step():
             self.landed = land(self._model, self._pool, note, state, reserved, epoch=epoch, decodes=False)
             self._is_done = True  # whoever adopts it knows that the last word has arrived
         self._say(pair, "verified")
@@ -249,14 +250,6 @@ class _IncomingShare(_Share):
 
     def _say(self, pair: Pair, kind: Kind) -> None:
         send_note(pair, Note(kind=kind, migration_id=self._id), limit_s=step_limit_s(0))
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """The place is not given up meanwhile. Raises PairLost: it was."""
-        with self._lock:
-            if self._is_over:
-                raise PairLost("the migration is off")
-            yield
 
     def _conclude(self, word: str) -> None:
         """The source's rank says it."""
