@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from engine.lifecycle import LifeLimits
+
 __all__ = ["EngineConfig"]
 
 
@@ -87,6 +89,17 @@ class EngineConfig:
             raise ValueError(f"link_port must be between 0 and 65535, got {self.link_port}")
         if self.device != "cpu" and self.device.partition(":")[0] != "cuda":
             raise ValueError(f"device must be cpu, cuda or cuda:N, got {self.device!r}")
+
+    @property
+    def life_limits(self) -> LifeLimits:
+        """When a session becomes idle, leaves its slot and is closed."""
+        return LifeLimits(
+            linger_ms=self.linger_s * 1000.0,
+            retain_ms=self.retain_s * 1000.0,
+            idle_close_ms=self.idle_close_s * 1000.0,
+            full_ms=self.full_s * 1000.0,
+            offload_ms=self.offload_after_s * 1000.0,
+        )
 
     @property
     def checkpoint_ttl_s(self) -> int:

@@ -23,7 +23,6 @@ from engine.control import MAX_BACKOFF_S, Control
 from engine.costs import engine_costs
 from engine.encoder import EncoderPool, Encoding, probe_hardware
 from engine.host import Host
-from engine.lifecycle import LifeLimits
 from engine.link import LinkServer
 from engine.loading import Loaded, load, monotonic_ms
 from engine.memory import slot_bytes
@@ -156,31 +155,13 @@ class Engine:
             self._compute,
             control,
             control.checkpointer,
-            limits=LifeLimits(
-                linger_ms=config.linger_s * 1000.0,
-                retain_ms=config.retain_s * 1000.0,
-                idle_close_ms=config.idle_close_s * 1000.0,
-                full_ms=config.full_s * 1000.0,
-                offload_ms=config.offload_after_s * 1000.0,
-            ),
+            limits=config.life_limits,
             clock=monotonic_ms,
             combine=loaded.model.combine_prompts,
             fatal=self._fail,
         )
         control.host = self._host
-        self._pairs: Pairs | None = None
-        # With several GPUs each would have two NCCL communicators at work at once, which may wait for each
-        # other: sessions of such engines move by checkpoint.
-        if ranks.size == 1 or loaded.model.device.type == "cpu":
-            self._pairs = Pairs(EngineId(config.engine_id), config.link_host, loaded.model.device)
-            control.migrations = Migrations(
-                *(loaded.model, loaded.pool, self._pairs, self._host, control),
-                engine=EngineId(config.engine_id),
-                ranks=ranks.size,
-                submit=self._compute.submit,
-                costs=lambda: self._compute.costs,
-                clock=monotonic_ms,
-            )
+        control.migrations = self._make_migrations(loaded)
         control.costs = lambda: engine_costs(
             *(self._compute.costs, self._spec),
             move=control.migrations.cost if control.migrations is not None else None,
@@ -188,6 +169,22 @@ class Engine:
         control.state_bytes = slot_bytes(loaded.model)
         self._links = LinkServer(self._host, secret=config.link_secret)
         self._thread = threading.Thread(target=self._run_compute, name="compute", daemon=True)
+
+    def _make_migrations(self, loaded: Loaded) -> Migrations | None:
+        """None: sessions of this engine move by checkpoint."""
+        device = loaded.model.device
+        if self._ranks.size > 1 and device.type != "cpu":
+            return None  # each GPU would have two NCCL communicators at work, which may wait for each other
+        engine = EngineId(self._config.engine_id)
+        pairs = Pairs(engine, self._config.link_host, device)
+        return Migrations(
+            *(loaded.model, loaded.pool, pairs, self._host, self._control),
+            engine=engine,
+            ranks=self._ranks.size,
+            submit=self._compute.submit,
+            costs=lambda: self._compute.costs,
+            clock=monotonic_ms,
+        )
 
     async def serve(self, tasks: list[asyncio.Task[None]], outcome: asyncio.Future[int]) -> int:
         """Serve until `outcome` is known, then end in order. Adds its tasks to `tasks`."""
@@ -202,11 +199,12 @@ class Engine:
 
     async def _register(self, tasks: list[asyncio.Task[None]]) -> None:
         """Register, then follow what Redis says."""
+        migrations = self._control.migrations
         await self._control.register(
             self._links.url,
             model_info(self._spec),
             capacity=self._capacity,
-            transfer=self._pairs.address if self._pairs is not None else "",
+            transfer=migrations.address if migrations is not None else "",
         )
         _log.info("engine %s serves %s at %s", self._config.engine_id, self._spec.name, self._links.url)
         parts = {

@@ -93,6 +93,11 @@ class Migrations:
         host.migration_event = self.receive_event
         host.park = self._park
 
+    @property
+    def address(self) -> str:
+        """Where other engines' ranks meet those of this one, host:port."""
+        return self._pairs.address
+
     # --- from the scheduler --------------------------------------------------------------------------------
 
     def migrate(self, command: MigrateSession) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine.config import EngineConfig
+from engine.lifecycle import LifeLimits
 from scheduler.messages import DecodeError, decode_fields
 
 GOOD = {"engine_id": "e_00000001", "redis": "redis://localhost", "link_secret": "x"}
@@ -14,6 +15,15 @@ def test_defaults() -> None:
     """What must be given, and what need not."""
     config = decode_fields(EngineConfig, GOOD)
     assert (config.model, config.device, config.capacity, config.linger_s) == ("shapes", "cpu", 4, 30.0)
+
+
+def test_the_limits_of_a_session_are_those_that_were_set() -> None:
+    """In milliseconds."""
+    seconds = {"linger_s": 1.0, "retain_s": 2.0, "idle_close_s": 3.0, "full_s": 4.0, "offload_after_s": 5.0}
+    limits = decode_fields(EngineConfig, {**GOOD, **seconds}).life_limits
+    assert limits == LifeLimits(
+        linger_ms=1_000, retain_ms=2_000, idle_close_ms=3_000, full_ms=4_000, offload_ms=5_000
+    )
 
 
 @pytest.mark.parametrize(
