@@ -33,8 +33,8 @@ _START_TIMEOUT_S: Final = 30.0
 """Limit for redis, scheduler and gateway each."""
 _PROBE_INTERVAL_S: Final = 0.03
 _STARTS_PER_CORE: Final = 2
-"""Half of a start is waiting. Of 8 engines on two cores the last was ready after 15.5 s like this, after 25.4 s
-with one for each core, and after 19.6 s, as all others were, without turns."""
+"""Half of a start is waiting. Of 8 engines on two cores the last was ready after 15.5 s like this, after
+25.4 s with one for each core, and after 19.6 s, as all others were, without turns."""
 _MAX_START_FAILURES: Final = 2
 """So many engines in a row that end before they are ready, with none ready yet: give up."""
 
