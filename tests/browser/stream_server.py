@@ -11,7 +11,9 @@ import asyncio
 import itertools
 import json
 import mimetypes
+import os
 import secrets
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -29,6 +31,7 @@ from websockets.http11 import Request, Response
 
 from engine.codecs import CODECS
 from engine.encoder import SessionEncoder
+from engine.encoder_child import ChildEncoder
 
 WEB = Path(__file__).resolve().parents[2] / "web_demo"
 FPS = 16
@@ -72,6 +75,15 @@ class Encoder:
         ends = list(itertools.accumulate(part.sizes))
         return [part.payload[end - size : end] for end, size in zip(ends, part.sizes, strict=True)]
 
+    def encode_losing_it(self, pictures: list[np.ndarray[Any, np.dtype[np.uint8]]]) -> list[bytes]:
+        """The same, but the encoder's process is killed amid the chunk: a key frame comes there too."""
+        half = len(pictures) // 2
+        at_work = self._coder._at_work
+        assert isinstance(at_work, ChildEncoder) and at_work.pid is not None
+        units = at_work.encode(np.stack(pictures[:half]), key=True)
+        os.kill(at_work.pid, signal.SIGKILL)
+        return units + at_work.encode(np.stack(pictures[half:]), key=False)
+
     def close(self) -> None:
         self._coder.close()
 
@@ -114,6 +126,8 @@ class Faults:
     """Abort the connection after part 0 of this chunk, once; needs parts > 1."""
     gap_at: int | None = None
     """Skip this chunk and say so, once."""
+    lose_encoder_in: int | None = None
+    """Kill the encoder amid this chunk. AV1 only."""
     damage_chunk: int | None = None
     """Send this chunk with its first access unit overwritten, once."""
     queue: asyncio.Event | None = None
@@ -338,7 +352,9 @@ class StreamServer:
     async def _emit(self, session: Session) -> None:
         seq = len(session.chunks)
         pictures = [draw(session.prompt, seq * CHUNK_FRAMES + k) for k in range(CHUNK_FRAMES)]
-        chunk = Chunk(seq, session.rev, session.encoder.encode(pictures))
+        lossy = self.faults.lose_encoder_in == seq
+        encode = session.encoder.encode_losing_it if lossy else session.encoder.encode
+        chunk = Chunk(seq, session.rev, encode(pictures))
         session.chunks.append(chunk)
         await self._tell()
         for viewer in session.viewers:

@@ -617,6 +617,17 @@ async def test_a_browser_without_h264_gets_what_it_decodes(
         assert complaints == []
 
 
+async def test_av1_plays_on_over_a_lost_encoder(browser: Browser, server: StreamServer) -> None:
+    """The key frame amid a chunk, which a fresh encoder began with, is one frame like the others."""
+    server.faults.lose_encoder_in = 2
+    async with tab(browser, server.url, init_script=ONLY % "av01") as (page, complaints):
+        await begin(page)
+        await until(page, "turboserve.seq >= 4")
+        await assert_each_frame_shown_once(page)
+        assert server.only.encoder.codec == "av1"
+        assert share(await pixels(page), 2) > 0.5 and complaints == []
+
+
 async def test_without_any_decoder_the_page_says_what_to_do(browser: Browser, server: StreamServer) -> None:
     """A browser that shows neither video nor pictures gets a sentence, not a blank picture."""
     script = "delete window.VideoDecoder; delete window.createImageBitmap"

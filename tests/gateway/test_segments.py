@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import numpy as np
+import numpy.typing as npt
 import pytest
 
+from engine.encoder import SessionEncoder
+from engine.encoder_child import ChildEncoder
 from gateway.protocol import ChunkHeader
 from gateway.segments import SegmentWriter, download_path, make_mp4, read_chunks, remove, take_stock
 from tests.browser.stream_server import CHUNK_FRAMES, FPS, Encoder
@@ -128,3 +134,42 @@ def test_all_together_are_limited(tmp_path: Path) -> None:
     remove(tmp_path / NAMES[0])
     assert not (tmp_path / NAMES[0]).exists()
     assert take_stock(tmp_path, limit_bytes=limit, now_s=700, rest_s=600).rested == ()
+
+
+def bars(seq: int) -> npt.NDArray[np.uint8]:
+    """Frame i of the session, of those of chunk `seq`, has its white bar at column 8 * i."""
+    video = np.zeros((CHUNK_FRAMES, 256, 288, 3), np.uint8)
+    for k, picture in enumerate(video):
+        first = 8 * (seq * CHUNK_FRAMES + k)
+        picture[:, first : first + 8] = 255
+    return video
+
+
+def split(payload: bytes, sizes: tuple[int, ...]) -> Iterator[bytes]:
+    for end, size in zip(itertools.accumulate(sizes), sizes, strict=True):
+        yield payload[end - size : end]
+
+
+def test_recording_goes_on_over_a_lost_encoder(tmp_path: Path) -> None:
+    """AV1 whose encoder was killed amid a chunk: the key frame that no chunk begins with spoils nothing."""
+    folder, path = tmp_path / NAMES[0], tmp_path / "out.mp4"
+    writer, lost = SegmentWriter(folder, LIMIT), []
+    coder = SessionEncoder(width=288, height=256, fps=FPS, codec="av1")
+    for seq in range(3):
+        units: list[bytes] = []
+        for made in coder.encode(bars(seq)):
+            units += split(made.payload, made.sizes)
+            if (seq, made.part) == (1, 0):
+                assert isinstance(coder._at_work, ChildEncoder) and coder._at_work.pid is not None
+                lost.append(coder._at_work.pid)
+                os.kill(coder._at_work.pid, signal.SIGKILL)
+        parts = (part(seq, number, 3, units, "av1") for number in range(3))
+        writer.append([(header, bytes(payload)) for header, payload in parts])
+    assert isinstance(coder._at_work, ChildEncoder) and coder._at_work.pid not in lost
+    coder.close()
+    assert make_mp4(folder, path) == 3 * CHUNK_FRAMES
+    with av.open(str(path)) as container:
+        frames = list(container.decode(video=0))
+    found = [int(frame.to_ndarray(format="gray").astype(int).sum(0).argmax()) // 8 for frame in frames]
+    assert found == list(range(3 * CHUNK_FRAMES))
+    assert [round(frame.time * FPS) for frame in frames] == found
