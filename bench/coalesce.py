@@ -49,7 +49,7 @@ from engine.models.shapes.model import SHAPES, ShapesConfig, ShapesModel
 from engine.planner import Batch, Planner, ReadyRow, plan
 from engine.progress import Progress
 from engine.steering import LogEntry, Steering
-from scheduler.messages import PromptInput, SessionId
+from scheduler.messages import PromptInput, Rung, SessionId
 
 LEAD_MS, JOIN_MS, TURN_MS = 1_500.0, 300.0, 600.0
 
@@ -127,6 +127,7 @@ class _NoEncoders:
         frames: npt.NDArray[np.uint8],
         on_part: Callable[[EncodedPart], None],
         on_error: Callable[[Exception], None],
+        rungs: Sequence[Rung] = (Rung.FULL,),
     ) -> Future[None]:
         on_part(EncodedPart(part=0, parts=1, frames=len(frames), sizes=(), payload=b""))
         done: Future[None] = Future()

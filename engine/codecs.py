@@ -13,9 +13,7 @@ __all__ = ["CODECS", "H264", "Coder", "coders_of", "find_coder", "hardware_coder
 
 H264, VP9, AV1, MJPEG = "h264", "vp9", "av1", "mjpeg"
 
-_X264_PARAMS = (
-    "keyint=infinite:scenecut=0:colorprim=smpte170m:transfer=smpte170m:colormatrix=smpte170m:fullrange=off"
-)
+_X264_PARAMS = "keyint=infinite:scenecut=0:stitchable=1:colorprim=smpte170m:transfer=smpte170m:colormatrix=smpte170m:fullrange=off"
 _SVT_PARAMS = "pred-struct=1:lookahead=0:lp=1:rc=0:keyint=-1:scd=0"
 
 
@@ -26,6 +24,8 @@ class Coder:
     name: str
     options: Callable[[int], dict[str, str]]
     """From the setting `crf`."""
+    low_step: int = 10
+    """What the lower rung adds to `crf`: a quarter of the bitrate, Motion JPEG half of it."""
     pix_fmt: str = "yuv420p"
     only_keys: bool = False
     """Is every frame a key frame?"""
@@ -72,6 +72,7 @@ CODECS: Mapping[str, tuple[Coder, ...]] = {
                 "crf": str(crf),
                 "b": "0",
             },
+            low_step=16,
         ),
     ),
     AV1: (
@@ -79,6 +80,7 @@ CODECS: Mapping[str, tuple[Coder, ...]] = {
         Coder(
             name="libsvtav1",
             options=lambda crf: {"preset": "12", "crf": str(crf), "svtav1-params": _SVT_PARAMS},
+            low_step=16,
             apart=True,
         ),
     ),
@@ -86,6 +88,7 @@ CODECS: Mapping[str, tuple[Coder, ...]] = {
         Coder(
             name="mjpeg",
             options=lambda crf: dict.fromkeys(("qmin", "qmax"), str(max(2, crf // 6))),
+            low_step=28,
             pix_fmt="yuvj420p",
             only_keys=True,
         ),

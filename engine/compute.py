@@ -66,7 +66,7 @@ from engine.session_state import SessionState, Stage
 from engine.state_format import ExportedState
 from engine.state_io import snapshot
 from engine.stepper import Stepper
-from scheduler.messages import SessionId
+from scheduler.messages import Rung, SessionId
 
 __all__ = ["ComputeLoop", "Movers"]
 
@@ -470,14 +470,17 @@ class ComputeLoop:
             nonlocal sent
             gen_ms = self._clock() - work.started_ms
             self._emit(replace(template, frame=template.chunk_frame + sent, encoded=encoded, gen_ms=gen_ms))
-            sent += encoded.frames
+            if encoded.rung is not Rung.LOW:  # else the same frames come again
+                sent += encoded.frames
 
         def on_error(exc: Exception) -> None:
             _log.error("session %s: encoding failed", template.session, exc_info=exc)
             self._emit(SessionFailed(session=template.session, epoch=template.epoch, message=FAILURE_MESSAGE))
 
         encoded = Encoded(session=state.session, epoch=state.epoch, seq=state.seq)
-        encoding = self._encoders.submit(resident.lane, frames, on_part, on_error)
+        wish = self._wishes.get((state.session, state.epoch))
+        rungs = wish.rungs if wish is not None else (Rung.FULL,)
+        encoding = self._encoders.submit(resident.lane, frames, on_part, on_error, rungs)
         encoding.add_done_callback(lambda _: self._boundary.post(encoded))
 
     def _make_encoder(self, codec: str) -> SessionEncoder:

@@ -17,7 +17,7 @@ from engine.precopy import Look
 from engine.session_state import SessionState
 from engine.state_format import ExportedState
 from engine.steering import AppliedInput, LogEntry, RecordedInput, Steering
-from scheduler.messages import MigrateSession, ReceiveSession, Residence, SessionId
+from scheduler.messages import MigrateSession, ReceiveSession, Residence, Rung, SessionId
 
 __all__ = [
     "Adopt",
@@ -224,6 +224,8 @@ class Wish:
     since_ms: float
     """Since when `running` is so."""
     player: Player
+    rungs: tuple[Rung, ...] = (Rung.FULL,)
+    """At which its next chunk is encoded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from engine.credit import delivered, unplayed_ms
 from engine.hosted import Hosted
 from engine.models.base import ModelSpec
 from engine.replay import ReplayChunk
-from scheduler.messages import Applied, ChunkPart, Stats, encode_json, frame_media
+from scheduler.messages import Applied, ChunkPart, Rung, Stats, encode_json, frame_media
 from scheduler.store import AppliedRecord
 
 __all__ = ["Emitter"]
@@ -69,7 +69,7 @@ class Emitter:
     async def _emit(self, hosted: Hosted) -> None:
         while True:
             made = await hosted.parts.get()
-            if made.encoded.part == 0:
+            if made.encoded.part == 0 and made.encoded.rung is not Rung.FULL:  # LOW comes before it
                 await self._begin_chunk(hosted, made)
             self._emit_part(hosted, made)
             hosted.parts.task_done()
@@ -114,12 +114,12 @@ class Emitter:
             codec=hosted.record.codec,
             rev=made.rev,
             gen_ms=round(made.gen_ms, 2) if last else None,
+            rung=encoded.rung,
         )
         data = frame_media(encode_json(header), encoded.payload)
-        hosted.media_bytes += len(encoded.payload)
-        hosted.replay.add(data, last=last)
-        if last:
-            self._finish_chunk(hosted, made)
+        if encoded.rung is not Rung.LOW:  # that is a copy
+            self._note_part(hosted, made, header, data)
+        last = last and encoded.rung is not Rung.LOW
         if hosted.link is not None and made.seq >= hosted.start_seq:
             chunk = hosted.replay.since(made.seq)[0]
             hosted.link.send_media(data, self.on_delivered(hosted, chunk, made) if last else None)
@@ -132,6 +132,16 @@ class Emitter:
             link.send_media(data)
         if last:
             self._refresh(hosted)
+
+    def _note_part(self, hosted: Hosted, made: PartMade, header: ChunkPart, data: bytes) -> None:
+        """What follows from a part besides that it is sent. Whoever comes later gets it as the only one."""
+        encoded = made.encoded
+        if header.rung is not None:
+            data = frame_media(encode_json(replace(header, rung=None)), encoded.payload)
+        hosted.media_bytes += len(encoded.payload)
+        hosted.replay.add(data, last=encoded.is_last)
+        if encoded.is_last:
+            self._finish_chunk(hosted, made)
 
     def _finish_chunk(self, hosted: Hosted, made: PartMade) -> None:
         hosted.player = replace(hosted.player, emitted_seq=made.seq + 1)

@@ -1,4 +1,4 @@
-"""Video encoding: one encoder per session, each kept on one thread of a small pool.
+"""Video encoding: one encoder per session and rung, all of a session on one thread of a small pool.
 
 Every chunk starts with a key frame, so it decodes alone; H.264 is Annex B, with SPS and PPS before each IDR.
 Colours are converted to BT.601 and tagged so: browsers take untagged video for BT.709, with wrong colours.
@@ -8,7 +8,7 @@ Hardware is used where it was seen to work (`probe_hardware`), and a session tha
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from engine.codecs import H264, Coder, coders_of, hardware_coders
 from engine.encoder_child import ChildEncoder
 from engine.frame_encoder import FrameEncoder
+from scheduler.messages import Rung
 
 __all__ = [
     "EncodedPart",
@@ -37,6 +38,7 @@ _log = logging.getLogger("turboserve.engine.encoder")
 MAX_WHOLE_CHUNK_PIXELS = 256 * 256
 """Up to this frame size a chunk travels in one part."""
 MAX_PART_FRAMES = 4
+MAX_CRF = 51
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,8 @@ class EncodedPart:
     sizes: tuple[int, ...]
     """Bytes of each access unit; one per frame; they sum to the payload."""
     payload: bytes
+    rung: Rung | None = None
+    """Set where the chunk is encoded at both: each LOW part comes right before its FULL one."""
 
     @property
     def is_last(self) -> bool:
@@ -82,7 +86,7 @@ class SessionEncoder:
         self._size, self._fps, self._encoding = (width, height), fps, encoding or Encoding()
         self._coders = coders_of(codec, self._encoding.hardware)
         self._coder = self._coders[-1]
-        self._at_work: FrameEncoder | ChildEncoder | None = None
+        self._at_work: dict[Rung, FrameEncoder | ChildEncoder] = {}
 
     def try_out(self, coder: Coder) -> None:
         """Encode a few frames with this encoder and no other. Raises what is wrong with it."""
@@ -99,54 +103,62 @@ class SessionEncoder:
 
     def prepare(self) -> None:
         """Begin what the first frame would wait for: a process takes a while to start. Raises OSError."""
-        if self._at_work is None and self._coders[0].apart:
-            self._open()
+        if not self._at_work and self._coders[0].apart:
+            self._open(Rung.FULL)
 
-    def encode(self, frames: npt.NDArray[np.uint8]) -> Iterator[EncodedPart]:
+    def encode(
+        self, frames: npt.NDArray[np.uint8], rungs: Sequence[Rung] = (Rung.FULL,)
+    ) -> Iterator[EncodedPart]:
         """RGB uint8 [frames, height, width, 3] → parts, each as soon as it is ready.
 
-        A part after the first begins with a key frame only where an encoder hung and another went on with it.
+        At `rungs` and no others: what encodes at another is ended. A part after the first begins with a key
+        frame only where an encoder hung and another went on with it.
         """
         lengths = part_lengths(len(frames), pixels=self._size[0] * self._size[1])
+        for rung in set(self._at_work) - set(rungs):
+            self._at_work.pop(rung).close()
         first = 0
         for part, length in enumerate(lengths):
-            at_work = self._at_work or self._open()
-            units = at_work.encode(frames[first : first + length], key=part == 0)
+            for rung in sorted(rungs, reverse=True):  # LOW, FULL
+                at_work = self._at_work.get(rung) or self._open(rung)
+                units = at_work.encode(frames[first : first + length], key=part == 0)
+                yield EncodedPart(
+                    part=part,
+                    parts=len(lengths),
+                    frames=length,
+                    sizes=tuple(map(len, units)),
+                    payload=b"".join(units),
+                    rung=rung if len(rungs) > 1 else None,
+                )
             first += length
-            yield EncodedPart(
-                part=part,
-                parts=len(lengths),
-                frames=length,
-                sizes=tuple(map(len, units)),
-                payload=b"".join(units),
-            )
 
     def renew(self) -> None:
         """The next chunk owes nothing to those before, as that of a new SessionEncoder."""
-        if isinstance(self._at_work, ChildEncoder):
-            self._at_work.renew()
-        else:
-            self._at_work = None
+        for rung, at_work in list(self._at_work.items()):
+            if isinstance(at_work, ChildEncoder):
+                at_work.renew()
+            else:
+                del self._at_work[rung]
 
     def close(self) -> None:
         """Blocks until the encoder's process is gone, if it has one. Whoever encodes again gets a new one."""
-        if self._at_work is not None:
-            self._at_work.close()
-            self._at_work = None
+        while self._at_work:
+            self._at_work.popitem()[1].close()
 
-    def _open(self) -> FrameEncoder | ChildEncoder:
+    def _open(self, rung: Rung) -> FrameEncoder | ChildEncoder:
         """The best encoder that can be had now: hardware takes so many sessions and no more."""
         width, height = self._size
         for coder in self._coders:
             make = ChildEncoder if coder.apart else FrameEncoder
+            crf = min(MAX_CRF, self._encoding.crf + (coder.low_step if rung is Rung.LOW else 0))
             try:
-                at_work = make(coder, width=width, height=height, fps=self._fps, crf=self._encoding.crf)
+                at_work = make(coder, width=width, height=height, fps=self._fps, crf=crf)
             except av.error.FFmpegError as exc:
                 if coder is self._coders[-1]:
                     raise
                 _log.warning("%s can't take another session: %s", coder.name, exc)
                 continue
-            self._at_work, self._coder = at_work, coder
+            self._at_work[rung], self._coder = at_work, coder
             return at_work
         raise AssertionError("every codec has an encoder")
 
@@ -193,6 +205,7 @@ class Encoders(Protocol):
         frames: npt.NDArray[np.uint8],
         on_part: Callable[[EncodedPart], None],
         on_error: Callable[[Exception], None],
+        rungs: Sequence[Rung] = (Rung.FULL,),
     ) -> Future[None]:
         """Encode a chunk; the callbacks run before the future is done."""
 
@@ -229,9 +242,10 @@ class EncoderPool:
         frames: npt.NDArray[np.uint8],
         on_part: Callable[[EncodedPart], None],
         on_error: Callable[[Exception], None],
+        rungs: Sequence[Rung] = (Rung.FULL,),
     ) -> Future[None]:
         """Encode a chunk; the callbacks run on the encoder's thread, before the future is done."""
-        return self._threads[lane.thread].submit(_encode, lane.encoder, frames, on_part, on_error)
+        return self._threads[lane.thread].submit(_encode, lane.encoder, frames, on_part, on_error, rungs)
 
     def close(self) -> None:
         """Finish what was submitted, then end the threads and every encoder. Blocks."""
@@ -246,9 +260,10 @@ def _encode(
     frames: npt.NDArray[np.uint8],
     on_part: Callable[[EncodedPart], None],
     on_error: Callable[[Exception], None],
+    rungs: Sequence[Rung],
 ) -> None:
     try:
-        for part in encoder.encode(frames):
+        for part in encoder.encode(frames, rungs):
             on_part(part)
     except Exception as exc:  # one session's failure must not end the pool's thread
         on_error(exc)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 import numpy as np
@@ -20,7 +20,7 @@ from engine.offload import HostPool
 from engine.progress import Progress
 from engine.ranks import Ranks, RanksLost
 from engine.shares import Shares
-from scheduler.messages import EngineId
+from scheduler.messages import EngineId, Rung
 
 __all__ = ["follow"]
 
@@ -45,6 +45,7 @@ class _NoEncoders:
         frames: npt.NDArray[np.uint8],
         on_part: Callable[[EncodedPart], None],
         on_error: Callable[[Exception], None],
+        rungs: Sequence[Rung] = (Rung.FULL,),
     ) -> Future[None]:
         raise AssertionError("only rank 0 decodes")
 

@@ -46,6 +46,7 @@ from engine.steering import Combine, LogEntry
 from scheduler.messages import (
     REPLAY_CHUNKS,
     Accepted,
+    ChooseRungs,
     Closed,
     ControlInput,
     Credit,
@@ -347,6 +348,8 @@ class Host:
     def receive_request(self, link: Link, request: LinkRequest) -> None:
         """Act on a gateway's request; one of an older controller is ignored."""
         hosted = self.sessions.get(request.session)
+        if hosted is None and isinstance(request, ChooseRungs):
+            return  # the gateway says it again to the next owner
         if hosted is None and isinstance(request, Subscribe) and self.park(link, request):
             return
         if hosted is None:
@@ -355,8 +358,9 @@ class Host:
         if isinstance(request, Subscribe):
             self._subscribe(hosted, link, request)
             return
-        if isinstance(request, Watch | Unwatch):
-            self._watch(hosted, link, request)
+        if isinstance(request, Watch | Unwatch | ChooseRungs):
+            hosted.receive_viewing(link, request)
+            self._refresh(hosted)
             return
         if link is not hosted.link or request.controller_epoch != hosted.controller_epoch:
             return
@@ -386,17 +390,9 @@ class Host:
         """Its sessions have no subscriber until a gateway subscribes again."""
         for hosted in list(self.sessions.values()):
             hosted.watchers.discard(link)
+            hosted.chosen.pop(link, None)
             if hosted.link is link:
                 self._leave(hosted)
-
-    def _watch(self, hosted: Hosted, link: Link, request: Watch | Unwatch) -> None:
-        if isinstance(request, Unwatch):
-            hosted.watchers.discard(link)
-        elif request.epoch == hosted.epoch:  # else the gateway is about to hear of this owner, and asks again
-            hosted.watchers.add(link)
-            link.send(
-                StateChanged(session=hosted.id, epoch=hosted.epoch, state=hosted.state, reason=hosted.reason)
-            )
 
     def _subscribe(self, hosted: Hosted, link: Link, request: Subscribe) -> None:
         if request.epoch != hosted.epoch:
@@ -413,6 +409,7 @@ class Host:
         if hosted.link is not None and request.controller_epoch > hosted.controller_epoch:
             hosted.link.send(Superseded(session=hosted.id, controller_epoch=request.controller_epoch))
         hosted.controller_epoch, hosted.link = request.controller_epoch, link
+        hosted.chosen.pop(link, None)
         hosted.subscription += 1
         hosted.life = replace(hosted.life, left_ms=None)
         if hosted.opening is not None and hosted.is_recovered:
@@ -525,7 +522,8 @@ class Host:
         if not hosted.moving:
             self._residency.settle(hosted, verdict)
         if hosted.at_compute:
-            wish = Wish(running=hosted.active, since_ms=hosted.active_since_ms, player=hosted.player)
+            since_ms, player = hosted.active_since_ms, hosted.player
+            wish = Wish(running=hosted.active, since_ms=since_ms, player=player, rungs=hosted.rungs)
             self._compute.wish(hosted.id, hosted.epoch, wish)
 
     def _change_state(self, hosted: Hosted, *, active: bool, reason: str, now_ms: float) -> None:

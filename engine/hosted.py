@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 from engine.compute_messages import PartMade
 from engine.credit import Player
@@ -16,12 +16,17 @@ from engine.replay import Replay
 from engine.steering import MAX_PENDING_INPUTS, LogEntry, split_log
 from scheduler.messages import (
     MAX_REMEMBERED_IDS,
+    ChooseRungs,
     LinkReply,
     LinkRequest,
     Residence,
+    Rung,
     SessionId,
     SessionRecord,
     SessionState,
+    StateChanged,
+    Unwatch,
+    Watch,
 )
 from scheduler.store import AppliedRecord, CheckpointPointer
 from scheduler.store.values import SessionProgress
@@ -110,6 +115,8 @@ class Hosted:
     link: Link | None = None
     watchers: set[Link] = field(default_factory=set)
     """Links of gateways that have viewers of it."""
+    chosen: dict[Link, tuple[Rung, ...]] = field(default_factory=dict)
+    """What these links' clients watch it at; those of others at FULL."""
     subscription: int = 0
     """Grows by one at each Subscribe, so that what was sent for an older one no longer counts."""
     start_seq: int = 0
@@ -149,6 +156,32 @@ class Hosted:
         self.say(message)
         for link in self.watchers - {self.link}:
             link.send(message)
+
+    def receive_viewing(self, link: Link, request: Watch | Unwatch | ChooseRungs) -> None:
+        """A gateway says whether it has viewers, or at what its clients watch."""
+        match request:
+            case Watch(epoch=self.epoch):
+                self.watchers.add(link)
+                self.chosen.pop(link, None)
+                link.send(
+                    StateChanged(session=self.id, epoch=self.epoch, state=self.state, reason=self.reason)
+                )
+            case Watch():
+                pass  # the gateway is about to hear of this owner, and asks again
+            case Unwatch():
+                self.watchers.discard(link)
+            case ChooseRungs(rungs=rungs):
+                if link is self.link or link in self.watchers:
+                    self.chosen[link] = rungs
+            case _:
+                assert_never(request)
+
+    @property
+    def rungs(self) -> tuple[Rung, ...]:
+        """What it must be encoded at: FULL where nobody watches."""
+        links = self.watchers | ({self.link} if self.link is not None else set())
+        wanted = {rung for link in links for rung in self.chosen.get(link) or (Rung.FULL,)} or {Rung.FULL}
+        return tuple(rung for rung in Rung if rung in wanted)
 
     def progress(self, slack_ms: int) -> SessionProgress:
         """What Redis is told of it."""

@@ -16,7 +16,7 @@ import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 # Re-exported: this is the one module of ours that gateway and engine share.
@@ -72,6 +72,13 @@ class ErrorCode(Enum):
     UNAVAILABLE = "unavailable"
     RATE = "rate"
     INTERNAL = "internal"
+
+
+class Rung(StrEnum):
+    """At which bitrate a session's video is encoded, best first: same codec, size and frames."""
+
+    FULL = "full"
+    LOW = "low"
 
 
 # --- input log: gateway -> engine -----------------------------------------------------------------------
@@ -407,7 +414,18 @@ class Unwatch:
     session: SessionId
 
 
-LinkRequest = Subscribe | Unsubscribe | Credit | Pause | Resume | Stop | Watch | Unwatch
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChooseRungs:
+    """What this gateway's clients of the session watch from its next chunk on; FULL until it says so, and
+    again after each Subscribe and Watch. No answer: chunks come in what somebody, somewhere, has chosen.
+    """
+
+    type: ClassVar[str] = "choose_rungs"
+    session: SessionId
+    rungs: Annotated[tuple[Rung, ...], Items(len(Rung))]
+
+
+LinkRequest = Subscribe | Unsubscribe | Credit | Pause | Resume | Stop | Watch | Unwatch | ChooseRungs
 LINK_REQUESTS: Mapping[str, type[LinkRequest]] = {c.type: c for c in get_args(LinkRequest)}
 
 
@@ -456,6 +474,8 @@ class ChunkPart:
     codec: str
     rev: int
     gen_ms: float | None = None
+    rung: Rung | None = None
+    """Set where the chunk comes in both, each part of it twice; None: it comes once, whatever was chosen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,6 +32,7 @@ from websockets.http11 import Request, Response
 from engine.codecs import CODECS
 from engine.encoder import SessionEncoder
 from engine.encoder_child import ChildEncoder
+from scheduler.messages import Rung
 
 WEB = Path(__file__).resolve().parents[2] / "web_demo"
 FPS = 16
@@ -78,7 +79,7 @@ class Encoder:
     def encode_losing_it(self, pictures: list[np.ndarray[Any, np.dtype[np.uint8]]]) -> list[bytes]:
         """The same, but the encoder's process is killed amid the chunk: a key frame comes there too."""
         half = len(pictures) // 2
-        at_work = self._coder._at_work
+        at_work = self._coder._at_work[Rung.FULL]
         assert isinstance(at_work, ChildEncoder) and at_work.pid is not None
         units = at_work.encode(np.stack(pictures[:half]), key=True)
         os.kill(at_work.pid, signal.SIGKILL)

@@ -9,7 +9,15 @@ from engine.compute_messages import PartMade
 from engine.encoder import EncodedPart
 from engine.models.shapes.model import TINY, ShapesModel
 from engine.steering import AppliedInput
-from scheduler.messages import LINK_REPLIES, LinkReply, Message, SessionId, decode_json, unframe_media
+from scheduler.messages import (
+    LINK_REPLIES,
+    LinkReply,
+    Message,
+    Rung,
+    SessionId,
+    decode_json,
+    unframe_media,
+)
 
 S1 = SessionId("s_0000000000000001")
 SPEC = ShapesModel.random(0, config=TINY).spec
@@ -40,7 +48,13 @@ class RecordedLink:
 
 
 def made(
-    seq: int, *, part: int = 0, parts: int = 1, applied: tuple[AppliedInput, ...] = (), epoch: int = 1
+    seq: int,
+    *,
+    part: int = 0,
+    parts: int = 1,
+    applied: tuple[AppliedInput, ...] = (),
+    epoch: int = 1,
+    rung: Rung | None = None,
 ) -> PartMade:
     frames = SPEC.chunk_frames // parts
     return PartMade(
@@ -53,7 +67,7 @@ def made(
         rev=0,
         applied=applied,
         encoded=EncodedPart(
-            part=part, parts=parts, frames=frames, sizes=(1,) * frames, payload=b"x" * frames
+            part=part, parts=parts, frames=frames, sizes=(1,) * frames, payload=b"x" * frames, rung=rung
         ),
         due_ms=0.0,
         gen_ms=5.0,

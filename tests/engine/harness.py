@@ -33,7 +33,7 @@ from engine.progress import Progress
 from engine.session_state import Stage
 from engine.state_format import ExportedState, describe, pack, unpack
 from engine.steering import LogEntry, RecordedInput, Steering
-from scheduler.messages import Input, PromptInput, Residence, SessionId
+from scheduler.messages import Input, PromptInput, Residence, Rung, SessionId
 
 BATCHING_PAYS = CostTable.flat(1.0, 1.01, 1.02, 1.03, 1.04, 1.05, 1.06, 1.07)
 BATCHING_COSTS = CostTable.flat(1.0)
@@ -100,6 +100,7 @@ class Client:
     player: Player
     running: bool = True
     since_ms: float = 0.0
+    rungs: tuple[Rung, ...] = (Rung.FULL,)
 
 
 @dataclass
@@ -173,6 +174,11 @@ class Bench:
     def run(self, session: SessionId, running: bool) -> None:
         """Resume or pause."""
         self.clients[session].running = running
+        self._wish(session)
+
+    def choose(self, session: SessionId, *rungs: Rung) -> None:
+        """What its clients watch."""
+        self.clients[session].rungs = rungs
         self._wish(session)
 
     def feed(self, session: SessionId, *inputs: Input) -> None:
@@ -293,5 +299,10 @@ class Bench:
         self.loop.wish(
             session,
             client.epoch,
-            Wish(running=client.running, since_ms=client.since_ms, player=client.player),
+            Wish(
+                running=client.running,
+                since_ms=client.since_ms,
+                player=client.player,
+                rungs=client.rungs,
+            ),
         )

@@ -11,7 +11,7 @@ from engine.compute import RETRY_MEMORY_PASSES
 from engine.compute_messages import Drop, InputsTaken, PartMade
 from engine.cost_table import CostTable
 from engine.session_state import Stage
-from scheduler.messages import ControlInput, PromptInput, ResetInput, SessionId
+from scheduler.messages import ControlInput, PromptInput, ResetInput, Rung, SessionId
 from tests.engine.harness import BATCHING_COSTS, BATCHING_PAYS, Bench
 
 TOLERANCE = 2e-5
@@ -73,6 +73,19 @@ def test_chunks_are_contiguous_with_pts_from_the_frame_index() -> None:
     assert [(p.seq, p.frame, p.chunk_frames) for p in bench.parts(a)] == [
         (seq, seq * frames, frames) for seq in (3, 4, 5)
     ]
+
+
+def test_a_chunk_at_two_rungs_is_the_same_frames_twice() -> None:
+    """From the chunk on that is made after somebody chose it; the copy first."""
+    bench = Bench()
+    a = bench.open("s_a")
+    bench.step(len(bench.model.spec.first_sigmas) + 1)
+    bench.choose(a, Rung.FULL, Rung.LOW)
+    bench.chunks(a, 3)
+    frames = bench.model.spec.chunk_frames
+    (first, *_) = parts = [(part.seq, part.encoded.rung, part.frame) for part in bench.parts(a)]
+    assert first == (0, None, 0)
+    assert parts[1:] == [(seq, rung, seq * frames) for seq in (1, 2) for rung in (Rung.LOW, Rung.FULL)]
 
 
 def test_frames_leave_before_the_clean_pass() -> None:

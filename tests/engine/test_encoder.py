@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from fractions import Fraction
@@ -22,7 +23,9 @@ from engine.encoder import (
 )
 from engine.encoder_child import ChildEncoder
 from engine.frame_encoder import FrameEncoder
+from gateway.client_chunks import ChunkDecoder
 from scheduler import messages
+from scheduler.messages import Rung
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (20, 40, 230), "white": (255, 255, 255)}
 
@@ -108,8 +111,9 @@ def test_encoder_time_goes_on_over_chunks() -> None:
     coder = encoder()
     for _ in range(2):
         list(coder.encode(solid(COLOURS["blue"], frames=3)))
-    assert isinstance(coder._at_work, FrameEncoder)
-    assert coder._at_work._next_pts == 6 and coder._at_work._context.time_base == Fraction(1, 16)
+    at_work = coder._at_work[Rung.FULL]
+    assert isinstance(at_work, FrameEncoder)
+    assert at_work._next_pts == 6 and at_work._context.time_base == Fraction(1, 16)
 
 
 def test_the_pool_keeps_a_session_on_one_thread_in_order() -> None:
@@ -150,7 +154,7 @@ def test_no_encoder_outlives_its_lane_or_the_pool() -> None:
 
     def note(part: EncodedPart) -> None:
         parts.append(part)
-        at_work = coders[len(pids)]._at_work
+        at_work = coders[len(pids)]._at_work[Rung.FULL]
         assert isinstance(at_work, ChildEncoder) and at_work.pid is not None
         pids.append(at_work.pid)
 
@@ -199,14 +203,63 @@ def test_every_codec_makes_chunks_that_decode_alone(codec: str) -> None:
     assert np.abs(frame.to_ndarray(format="rgb24").astype(int) - COLOURS["red"]).max() <= 8
 
 
+def scene(chunk: int) -> npt.NDArray[np.uint8]:
+    """Grain that scrolls over a ramp, with a red square in it: something for a rate to be spent on."""
+    grain = np.random.default_rng(0).integers(0, 48, (192, 96, 3), np.uint8)
+    ramp = np.arange(96, dtype=np.uint8)[:, None, None]
+    frames = np.stack([grain[k : k + 96] + ramp for k in range(12 * chunk, 12 * chunk + 12)])
+    frames[:, 32:64, 32:64] = COLOURS["red"]
+    return frames
+
+
+LOW_SHARE = {"h264": 0.4, "vp9": 0.5, "av1": 0.5, "mjpeg": 0.75}
+"""Of the bytes, at most. Keys cost the others more here than in longer chunks."""
+
+
+def units_of(part: EncodedPart) -> list[bytes]:
+    ends = list(itertools.accumulate(part.sizes))
+    return [part.payload[end - size : end] for end, size in zip(ends, part.sizes, strict=True)]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_the_lower_rung_is_the_same_scene_in_far_fewer_bytes(codec: str) -> None:
+    """A stream that changes rungs at any chunk decodes on, with the same pictures."""
+    coder = SessionEncoder(width=96, height=96, fps=16, codec=codec)
+    decoder = ChunkDecoder(codec)
+    (full,) = coder.encode(scene(0))
+    low, full_again = coder.encode(scene(1), (Rung.FULL, Rung.LOW))
+    (low_again,) = coder.encode(scene(2), (Rung.LOW,))
+    assert [part.rung for part in (full, low, full_again, low_again)] == [None, Rung.LOW, Rung.FULL, None]
+    assert list(coder._at_work) == [Rung.LOW]
+    for better, worse in ((full_again, low), (full, low_again)):
+        assert len(worse.payload) < len(better.payload) * LOW_SHARE[codec]
+    for part, chunk in ((full, 0), (low, 1), (low_again, 2), (full_again, 1)):
+        for picture, wanted in zip(decoder.decode(units_of(part)), scene(chunk), strict=True):
+            assert np.abs(picture[40:56, 40:56].astype(int) - COLOURS["red"]).mean() < 8
+            assert np.abs(picture.astype(int) - wanted).mean() < 16
+    coder.close()
+
+
+def test_h264_headers_are_the_same_at_each_rung() -> None:
+    """An MP4 file of a recording has one set, for the whole of it."""
+    low, full = encoder().encode(scene(0), (Rung.FULL, Rung.LOW))
+    assert headers(low.payload) == headers(full.payload)
+
+
+def headers(payload: bytes) -> list[bytes]:
+    """SPS and PPS in Annex-B data."""
+    units = payload.replace(b"\x00\x00\x00\x01", b"\x00\x00\x01").split(b"\x00\x00\x01")
+    return [unit for unit in units if unit and unit[0] & 0x1F in (7, 8)]
+
+
 @pytest.mark.parametrize("codec", CODECS)
 def test_no_codec_leaves_real_time_threads(codec: str) -> None:
     """SVT-AV1 makes them where root runs it, the caller among them: not here, nor in a process of its own."""
     coder = SessionEncoder(width=96, height=96, fps=16, codec=codec)
     list(coder.encode(moving()))
     assert policies("self") == {os.SCHED_OTHER}
-    if isinstance(coder._at_work, ChildEncoder):
-        assert policies(str(coder._at_work.pid)) == {os.SCHED_BATCH}
+    if isinstance(at_work := coder._at_work[Rung.FULL], ChildEncoder):
+        assert policies(str(at_work.pid)) == {os.SCHED_BATCH}
 
 
 def policies(pid: str) -> set[int]:

@@ -34,6 +34,7 @@ from engine.steering import MAX_PENDING_INPUTS, AppliedInput, LogEntry
 from scheduler.messages import (
     Accepted,
     Applied,
+    ChooseRungs,
     ChunkPart,
     Closed,
     ControlInput,
@@ -48,6 +49,7 @@ from scheduler.messages import (
     ReleaseSession,
     Residence,
     Resume,
+    Rung,
     SessionId,
     SessionRecord,
     SessionState,
@@ -725,3 +727,45 @@ async def test_viewers_get_one_copy_per_gateway(world: World) -> None:
     assert kinds(viewers) == ["state_changed", "chunk", "chunk"] and not stale.sent
     assert [cast(ChunkPart, part).seq for part in viewers.of(ChunkPart)] == [1, 2]
     assert not hosted.watchers
+
+
+async def test_a_session_is_encoded_at_what_gateways_have_chosen(world: World) -> None:
+    """At FULL for who chose nothing, and for nobody; a choice ends with its link or subscription."""
+    hosted, viewers = world.open(), RecordedLink()
+    low = ChooseRungs(session=S1, rungs=(Rung.LOW,))
+    world.ask(low)
+    world.subscribe()
+    assert world.wishes[-1].rungs == (Rung.FULL,)  # it had no client
+    world.ask(low)
+    assert world.wishes[-1].rungs == (Rung.LOW,)
+    world.ask(Watch(session=S1, epoch=1), viewers)
+    assert world.wishes[-1].rungs == (Rung.FULL, Rung.LOW)
+    world.ask(low, viewers)
+    assert world.wishes[-1].rungs == (Rung.LOW,)
+    world.subscribe()
+    assert world.wishes[-1].rungs == (Rung.FULL, Rung.LOW)
+    world.ask(Unwatch(session=S1), viewers)
+    assert world.wishes[-1].rungs == (Rung.FULL,)
+    world.ask(low)
+    world.host.receive_link_lost(cast(Link, world.link))
+    assert world.wishes[-1].rungs == (Rung.FULL,) and hosted.rungs == (Rung.FULL,)
+
+
+async def test_a_copy_at_the_lower_rung_goes_out_and_counts_for_nothing(world: World) -> None:
+    """Each link gets both; who comes later gets the FULL one, as the only one there is."""
+    hosted, late = world.open(), RecordedLink()
+    world.subscribe()
+    start = AppliedInput(entry="1-0", id=None, rev=0)
+    for part in range(2):
+        for rung in (Rung.LOW, Rung.FULL):
+            world.host.receive_event(made(0, part=part, parts=2, rung=rung, applied=(start,)))
+    await world.settle()
+    assert kinds(world.link) == ["subscribed", "applied", "chunk", "chunk", "chunk", "chunk", "stats"]
+    got = [cast(ChunkPart, part) for part in world.link.of(ChunkPart)]
+    assert [(part.part, part.rung) for part in got] == [
+        (part, rung) for part in range(2) for rung in (Rung.LOW, Rung.FULL)
+    ]
+    assert hosted.media_bytes == SPEC.chunk_frames and hosted.replay.next_seq == 1
+    world.subscribe(link=late)
+    got = [cast(ChunkPart, part) for part in late.of(ChunkPart)]
+    assert [(part.part, part.rung) for part in got] == [(0, None), (1, None)]

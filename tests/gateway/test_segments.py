@@ -17,6 +17,7 @@ from engine.encoder import SessionEncoder
 from engine.encoder_child import ChildEncoder
 from gateway.protocol import ChunkHeader
 from gateway.segments import SegmentWriter, download_path, make_mp4, read_chunks, remove, take_stock
+from scheduler.messages import Rung
 from tests.browser.stream_server import CHUNK_FRAMES, FPS, Encoder
 from tests.gateway.test_client_chunks import encode, part
 
@@ -160,12 +161,14 @@ def test_recording_goes_on_over_a_lost_encoder(tmp_path: Path) -> None:
         for made in coder.encode(bars(seq)):
             units += split(made.payload, made.sizes)
             if (seq, made.part) == (1, 0):
-                assert isinstance(coder._at_work, ChildEncoder) and coder._at_work.pid is not None
-                lost.append(coder._at_work.pid)
-                os.kill(coder._at_work.pid, signal.SIGKILL)
+                at_work = coder._at_work[Rung.FULL]
+                assert isinstance(at_work, ChildEncoder) and at_work.pid is not None
+                lost.append(at_work.pid)
+                os.kill(at_work.pid, signal.SIGKILL)
         parts = (part(seq, number, 3, units, "av1") for number in range(3))
         writer.append([(header, bytes(payload)) for header, payload in parts])
-    assert isinstance(coder._at_work, ChildEncoder) and coder._at_work.pid not in lost
+    at_work = coder._at_work[Rung.FULL]
+    assert isinstance(at_work, ChildEncoder) and at_work.pid not in lost
     coder.close()
     assert make_mp4(folder, path) == 3 * CHUNK_FRAMES
     with av.open(str(path)) as container:
