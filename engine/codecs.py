@@ -13,7 +13,10 @@ __all__ = ["CODECS", "H264", "Coder", "coders_of", "find_coder", "hardware_coder
 
 H264, VP9, AV1, MJPEG = "h264", "vp9", "av1", "mjpeg"
 
-_X264_PARAMS = "keyint=infinite:scenecut=0:stitchable=1:colorprim=smpte170m:transfer=smpte170m:colormatrix=smpte170m:fullrange=off"
+_X264_PARAMS = (
+    "keyint=infinite:scenecut=0:stitchable=1:"  # stitchable: the headers do not depend on `crf`
+    "colorprim=smpte170m:transfer=smpte170m:colormatrix=smpte170m:fullrange=off"
+)
 _SVT_PARAMS = "pred-struct=1:lookahead=0:lp=1:rc=0:keyint=-1:scd=0"
 
 

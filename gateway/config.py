@@ -64,6 +64,8 @@ class GatewayConfig:
     """Model of a `start` that names none; None: the first that the cluster serves."""
     codecs: tuple[str, ...] = ("h264", "vp9", "mjpeg")
     """What clients may have their video in; of h264, vp9, av1, mjpeg. The client's order decides."""
+    low_rung: bool = True
+    """Send clients that keep falling behind the video at a lower bitrate, which engines encode for them."""
     queue_limit: int = 64
     """Sessions of one model that may wait; more are refused with error capacity."""
     max_connections: int = 4096

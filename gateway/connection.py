@@ -30,6 +30,7 @@ from gateway.protocol import (
     Stats,
 )
 from gateway.recorder import Take
+from gateway.rungs import RungMeter
 from gateway.session import Draw, SessionMachine, Stage
 from gateway.steps import (
     AppendInput,
@@ -55,8 +56,11 @@ from scheduler.messages import (
     Event,
     LinkReply,
     LinkRequest,
+    Rung,
     SessionId,
     SessionState,
+    StateChanged,
+    Subscribed,
     Unwatch,
 )
 from scheduler.messages import Stats as LinkStats
@@ -88,6 +92,7 @@ class ClientConnection:
         self._was_queued = False
         self._started_s: float | None = None
         self._meter = PlayMeter()
+        self._rungs = RungMeter(can_fall=hub.config.low_rung)
         self._trace = ChunkTrace() if hub.tracing is not None else None
         self._tick: asyncio.TimerHandle | None = None
         self._silence: asyncio.TimerHandle | None = None
@@ -96,6 +101,16 @@ class ClientConnection:
     def calls_task(self) -> asyncio.Task[None] | None:
         """Runs while store calls are under way."""
         return self._calls.task
+
+    @property
+    def engine(self) -> EngineId | None:
+        """Who is followed."""
+        return self._followed[0] if self._followed is not None else None
+
+    @property
+    def rung(self) -> Rung:
+        """At which the client should get its video."""
+        return self._rungs.rung
 
     # --- Receiver --------------------------------------------------------------------------------------
 
@@ -139,21 +154,28 @@ class ClientConnection:
         outputs = self.machine.receive_link(reply, self._now_ms())
         if not isinstance(reply, LinkStats):
             self._do(outputs)
+            if self.rung is Rung.LOW and isinstance(reply, Subscribed | StateChanged):
+                self._hub.choose_rungs(reply.session)  # it answers a request that has undone our choice
             return
         if self._trace is not None:
             self._trace.receive_stats(reply)
         self._carry_out(outputs)
 
     def receive_chunk(self, engine: EngineId, part: ChunkPart, payload: memoryview, arrived_s: float) -> None:
+        rung = self.rung
         if self.machine.is_watching():
             queued_bytes = self._socket.queued_bytes if self._socket is not None else 0
-            outputs = self.machine.receive_viewed(part, payload, queued_bytes)
+            outputs = self.machine.receive_viewed(part, payload, queued_bytes, rung)
+            self._rungs.receive_offered(part.seq, part.duration_ms * part.parts, queued_bytes)
         else:
-            outputs = self.machine.receive_chunk(part, payload)
+            outputs = self.machine.receive_chunk(part, payload, rung)
         for output in outputs:
             self._do_one(output)
             if isinstance(output, SendChunk):
                 self._count_part(part, len(payload), arrived_s)
+        if self.rung is not rung:
+            self._hub.metrics.clients.rung_changes.labels(self.rung.value).inc()
+            self._hub.choose_rungs(part.session)
 
     # --- from the hub ----------------------------------------------------------------------------------
 
@@ -254,7 +276,7 @@ class ClientConnection:
         session = self.machine.session_id
         if session != self._registered:
             if self._registered is not None:
-                self._hub.unregister(self._registered, self)
+                self._unregister(self._registered)
             if session is not None:
                 self._hub.register(session, self)
             self._registered = session
@@ -269,6 +291,13 @@ class ClientConnection:
         if is_queued and not self._was_queued:
             self._hub.queue_changed()
         self._was_queued = is_queued
+
+    def _unregister(self, session: SessionId) -> None:
+        self._hub.unregister(session, self)
+        rungs = {self.rung, *(other.rung for other in self._hub.of(session))}
+        if Rung.LOW in rungs:  # who is left may want something else
+            self._hub.choose_rungs(session)
+        self._rungs = RungMeter(can_fall=self._hub.config.low_rung)
 
     def _announce_control(self, session: SessionId, epoch: int) -> None:
         """Other connections of this gateway hear at once that they lost the session, without Redis."""
@@ -297,6 +326,8 @@ class ClientConnection:
     def _count_part(self, part: ChunkPart, num_bytes: int, arrived_s: float) -> None:
         if part.part + 1 == part.parts:
             self._meter.receive_chunk(part.seq, part.pts_ms + part.duration_ms)
+            if not self.machine.is_watching():
+                self._rungs.receive_sent(part.seq, part.duration_ms * part.parts, self._now_ms())
         metrics, now_s = self._hub.metrics, time.perf_counter()
         metrics.relay.observe(now_s - arrived_s)
         metrics.parts.inc()
@@ -323,6 +354,7 @@ class ClientConnection:
                 self._trace = ChunkTrace() if self._hub.tracing is not None else None
 
     def _count_ack(self, message: Ack) -> None:
+        self._rungs.receive_ack(message.seq, message.buffer_ms, self._now_ms())
         if self.machine.told_state() is SessionState.ACTIVE:
             metrics = self._hub.metrics.clients
             played_ms, stalled_ms = self._meter.receive_ack(message.seq, message.buffer_ms, self._now_ms())

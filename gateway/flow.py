@@ -17,7 +17,8 @@ import logging
 from enum import Enum
 
 from gateway.protocol import Gap
-from scheduler.messages import ChunkPart, EngineId, SessionId, Subscribe, Subscribed
+from gateway.rungs import RungFilter
+from scheduler.messages import ChunkPart, EngineId, Rung, SessionId, Subscribe, Subscribed
 
 logger = logging.getLogger("gateway.flow")
 
@@ -67,6 +68,7 @@ class Flow:
         self._chunk_frames = 0
         self._fps = fps
         self._resubscribes = 0
+        self._filter = RungFilter()
 
     def is_flowing(self) -> bool:
         return self.state is FlowState.FLOWING
@@ -117,9 +119,11 @@ class Flow:
         self._next_frame = None
         return True, gap
 
-    def receive_part(self, part: ChunkPart) -> PartVerdict:
-        """Decide about one part and remember what was relayed."""
+    def receive_part(self, part: ChunkPart, rung: Rung = Rung.FULL) -> PartVerdict:
+        """Decide about one part and remember what was relayed. `rung`: what the client should get."""
         if not self.is_flowing() or part.epoch != self.epoch or part.seq < self.next_seq:
+            return PartVerdict.DROP
+        if not self._filter.takes(part, rung):
             return PartVerdict.DROP
         if part.seq != self.next_seq or part.part not in (0, self._next_part):
             return self._count_skip(part)

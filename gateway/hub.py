@@ -16,7 +16,7 @@ from gateway.prompt_hook import PromptHook, load_hook
 from gateway.recorder import MIB, Recorder
 from gateway.relay import Relay
 from gateway.tracing import make_tracing
-from scheduler.messages import GatewayId, SessionId
+from scheduler.messages import ChooseRungs, GatewayId, Rung, SessionId
 from scheduler.store import Store
 
 if TYPE_CHECKING:
@@ -56,6 +56,15 @@ class Hub:
     def of(self, session: SessionId) -> tuple[ClientConnection, ...]:
         """The connections that want news of this session."""
         return tuple(self._by_session.get(session, ()))
+
+    def choose_rungs(self, session: SessionId) -> None:
+        """Tell who has the session at which rungs the clients here get it."""
+        connections = self.of(session)
+        wanted = {connection.rung for connection in connections}
+        request = ChooseRungs(session=session, rungs=tuple(rung for rung in Rung if rung in wanted))
+        engines = {connection.engine for connection in connections if connection.engine is not None}
+        for engine in engines:
+            self.relay.send(engine, request)
 
 
 def _load_prompt_hook(config: GatewayConfig) -> PromptHook | None:

@@ -96,6 +96,14 @@ class ClientMetrics:
         self.gaps = Counter(
             "turboserve_gateway_gap_chunks", "Chunks that clients were told they will not get.", registry=r
         )
+        self.low_rung = Gauge(
+            "turboserve_gateway_low_rung_clients",
+            "Clients that get the lower bitrate, because they fell behind.",
+            registry=r,
+        )
+        self.rung_changes = Counter(
+            "turboserve_gateway_rung_changes", "Changes of a client's bitrate.", ["to"], registry=r
+        )
         self.errors = Counter("turboserve_gateway_errors", "Errors sent to clients.", ["code"], registry=r)
         self.closes = Counter(
             "turboserve_gateway_closes", "Connections closed by the gateway.", ["code"], registry=r

@@ -29,7 +29,7 @@ from gateway.pages import Pages
 from gateway.protocol import CODECS, JSON_SUBPROTOCOL, TOKEN_SUBPROTOCOL_PREFIX, CloseCode, Error
 from gateway.usage import list_usage
 from gateway.websocket import Receiver, WebSocket
-from scheduler.messages import EngineId, EngineState, ErrorCode, SessionId
+from scheduler.messages import EngineId, EngineState, ErrorCode, Rung, SessionId
 from scheduler.store import (
     NoSuchEngine,
     NoSuchSession,
@@ -177,6 +177,7 @@ class Routes:
         clients, machines = hub.metrics.clients, [connection.machine for connection in hub.connections]
         clients.connections.set(len(machines))
         clients.viewers.set(sum(machine.is_watching() for machine in machines))
+        clients.low_rung.set(sum(connection.rung is Rung.LOW for connection in hub.connections))
         clients.set_sessions(state for m in machines if (state := m.told_state()) is not None)
         hub.metrics.tasks.set(len(asyncio.all_tasks()))
         hub.metrics.set_link_latencies(hub.relay.latencies_s())

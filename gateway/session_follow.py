@@ -10,7 +10,7 @@ from gateway.flow import PartVerdict
 from gateway.session_core import Cause, Session, SessionCore, Stage
 from gateway.steps import Follow, Output, SendChunk, Unfollow
 from scheduler import messages as link
-from scheduler.messages import EngineId, ErrorCode, Phase, SessionRecord, SessionState
+from scheduler.messages import EngineId, ErrorCode, Phase, Rung, SessionRecord, SessionState
 
 RELOAD_MS = 500
 """After an engine refused a subscription that the record says it serves."""
@@ -106,12 +106,14 @@ class FollowRules(SessionCore):
             self._end_if_stopping(s)
         return self._take()
 
-    def receive_chunk(self, part: link.ChunkPart, payload: bytes | memoryview) -> list[Output]:
-        """A chunk part of this session."""
+    def receive_chunk(
+        self, part: link.ChunkPart, payload: bytes | memoryview, rung: Rung = Rung.FULL
+    ) -> list[Output]:
+        """A chunk part of this session, whose client should get it at `rung`."""
         s = self._session
         if s is None or self._stage is not Stage.RUNNING:
             return self._take()
-        match s.flow.receive_part(part):
+        match s.flow.receive_part(part, rung):
             case PartVerdict.RELAY:
                 header = chunk_header(part, s.flow.engine or EngineId(""))
                 self._out.append(SendChunk(header=header, payload=payload))

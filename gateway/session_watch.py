@@ -7,15 +7,16 @@ viewer that does not keep up misses whole chunks that have not begun, and is tol
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gateway import protocol as wire
 from gateway.auth import ANYONE, Scope
+from gateway.rungs import RungFilter
 from gateway.session_entry import RETRY_AFTER_MS, SESSION_ID, EntryRules, session_message
 from gateway.session_follow import RELOAD_MS, chunk_header
 from gateway.steps import Ask, Follow, LoadSession, Output, SendChunk, Unfollow
 from scheduler import messages as link
-from scheduler.messages import EngineId, ErrorCode, Phase, SessionId, SessionRecord, SessionState
+from scheduler.messages import EngineId, ErrorCode, Phase, Rung, SessionId, SessionRecord, SessionState
 
 MAX_VIEWER_QUEUE_BYTES = 4 * 1024 * 1024
 """A viewer for whom more waits gets no further chunk until less does."""
@@ -41,6 +42,7 @@ class Viewer:
     part: int | None = None
     """Next part of that chunk; None: it has not begun."""
     chunk_bytes: int = 0
+    filter: RungFilter = field(default_factory=RungFilter)
     told_state: wire.State | None = None
     reload_ms: float | None = None
 
@@ -229,11 +231,11 @@ class WatchRules(EntryRules):
         return self._take()
 
     def receive_viewed(
-        self, part: link.ChunkPart, payload: bytes | memoryview, queued_bytes: int
+        self, part: link.ChunkPart, payload: bytes | memoryview, queued_bytes: int, rung: Rung = Rung.FULL
     ) -> list[Output]:
-        """A chunk part while watching; so many bytes wait for the viewer's socket."""
+        """A chunk part while watching; so many bytes wait for the viewer, who should get it at `rung`."""
         v = self._viewer
-        if v is None or v.engine is None or part.epoch != v.epoch:
+        if v is None or v.engine is None or part.epoch != v.epoch or not v.filter.takes(part, rung):
             return self._take()
         if part.part == 0 and (v.next_seq is None or part.seq >= v.next_seq):
             behind = queued_bytes > min(MAX_VIEWER_QUEUE_BYTES, MAX_VIEWER_QUEUE_CHUNKS * v.chunk_bytes)

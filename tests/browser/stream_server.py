@@ -71,8 +71,10 @@ class Encoder:
         self.codec = codec
         self._coder = SessionEncoder(width=SIDE, height=SIDE, fps=FPS, codec=codec)
 
-    def encode(self, pictures: list[np.ndarray[Any, np.dtype[np.uint8]]]) -> list[bytes]:
-        (part,) = self._coder.encode(np.stack(pictures))
+    def encode(
+        self, pictures: list[np.ndarray[Any, np.dtype[np.uint8]]], rung: Rung = Rung.FULL
+    ) -> list[bytes]:
+        (part,) = self._coder.encode(np.stack(pictures), (rung,))
         ends = list(itertools.accumulate(part.sizes))
         return [part.payload[end - size : end] for end, size in zip(ends, part.sizes, strict=True)]
 
@@ -129,6 +131,8 @@ class Faults:
     """Skip this chunk and say so, once."""
     lose_encoder_in: int | None = None
     """Kill the encoder amid this chunk. AV1 only."""
+    low_chunks: range = range(0)
+    """Chunks that come at the lower rung."""
     damage_chunk: int | None = None
     """Send this chunk with its first access unit overwritten, once."""
     queue: asyncio.Event | None = None
@@ -353,9 +357,11 @@ class StreamServer:
     async def _emit(self, session: Session) -> None:
         seq = len(session.chunks)
         pictures = [draw(session.prompt, seq * CHUNK_FRAMES + k) for k in range(CHUNK_FRAMES)]
-        lossy = self.faults.lose_encoder_in == seq
-        encode = session.encoder.encode_losing_it if lossy else session.encoder.encode
-        chunk = Chunk(seq, session.rev, encode(pictures))
+        if self.faults.lose_encoder_in == seq:
+            units = session.encoder.encode_losing_it(pictures)
+        else:
+            units = session.encoder.encode(pictures, Rung.LOW if seq in self.faults.low_chunks else Rung.FULL)
+        chunk = Chunk(seq, session.rev, units)
         session.chunks.append(chunk)
         await self._tell()
         for viewer in session.viewers:

@@ -617,6 +617,18 @@ async def test_a_browser_without_h264_gets_what_it_decodes(
         assert complaints == []
 
 
+async def test_a_change_of_the_bitrate_is_not_noticed(browser: Browser, server: StreamServer) -> None:
+    """Down and up again between two chunks: every frame is shown, with no complaint."""
+    server.faults.low_chunks = range(2, 4)
+    async with tab(browser, server.url) as (page, complaints):
+        await begin(page)
+        await until(page, "turboserve.seq >= 5")
+        await assert_each_frame_shown_once(page)
+        chunks = server.only.chunks
+        assert sum(map(len, chunks[3].units)) < sum(map(len, chunks[1].units))
+        assert share(await pixels(page), 2) > 0.5 and complaints == []
+
+
 async def test_av1_plays_on_over_a_lost_encoder(browser: Browser, server: StreamServer) -> None:
     """The key frame amid a chunk, which a fresh encoder began with, is one frame like the others."""
     server.faults.lose_encoder_in = 2

@@ -94,11 +94,13 @@ async def client_of(
     gateway: Gateway,
     subprotocol: str = wire.JSON_SUBPROTOCOL,
     extra_subprotocols: Sequence[str] = (),
+    port: int | None = None,
     **options: object,
 ) -> AsyncIterator[Client]:
-    url = gateway.url.replace("http", "ws") + "/v1/stream"
+    """`port`: of another way to it."""
+    url = gateway.url.replace("http", "ws") if port is None else f"ws://127.0.0.1:{port}"
     async with connect(
-        url,
+        url + "/v1/stream",
         subprotocols=[subprotocol, *extra_subprotocols],
         compression=None,
         proxy=None,

@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from engine.codecs import CODECS
 from engine.encoder import SessionEncoder
 from engine.encoder_child import ChildEncoder
 from gateway.protocol import ChunkHeader
 from gateway.segments import SegmentWriter, download_path, make_mp4, read_chunks, remove, take_stock
 from scheduler.messages import Rung
-from tests.browser.stream_server import CHUNK_FRAMES, FPS, Encoder
+from tests.browser.stream_server import CHUNK_FRAMES, FPS, Encoder, draw
 from tests.gateway.test_client_chunks import encode, part
 
 NAMES = ("s_000000000000000a", "s_000000000000000b")
@@ -135,6 +136,21 @@ def test_all_together_are_limited(tmp_path: Path) -> None:
     remove(tmp_path / NAMES[0])
     assert not (tmp_path / NAMES[0]).exists()
     assert take_stock(tmp_path, limit_bytes=limit, now_s=700, rest_s=600).rested == ()
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_recording_is_one_video_at_both_rungs(tmp_path: Path, codec: str) -> None:
+    """Its client fell to the lower rung and rose again: the file has the headers of its first chunk only."""
+    folder, path = tmp_path / NAMES[0], tmp_path / "out.mp4"
+    writer, coder = SegmentWriter(folder, LIMIT), Encoder(codec)
+    for seq in range(3):
+        pictures = [draw("red on blue", seq * CHUNK_FRAMES + k) for k in range(CHUNK_FRAMES)]
+        units = coder.encode(pictures, Rung.LOW if seq == 1 else Rung.FULL)
+        header, payload = part(seq, 0, 1, units, codec)
+        writer.append([(header, bytes(payload))])
+    coder.close()
+    assert make_mp4(folder, path) == 3 * CHUNK_FRAMES
+    assert numbers_in(path) == [(n, n) for n in range(3 * CHUNK_FRAMES)]
 
 
 def bars(seq: int) -> npt.NDArray[np.uint8]:
