@@ -17,11 +17,13 @@ import pytest_asyncio
 
 from scheduler.messages import (
     Applied,
+    ChooseRungs,
     Closed,
     Credit,
     EngineState,
     Phase,
     PromptInput,
+    Rung,
     SessionId,
     Stop,
     Subscribed,
@@ -90,6 +92,27 @@ async def test_a_placed_session_streams_chunks_that_decode(served: Served) -> No
     assert [chunk.seq for chunk in chunks] == [0, 1, 2, 3]
     assert [chunk.pts_ms for chunk in chunks] == [0.0, 750.0, 1500.0, 2250.0]
     assert [served.link.decoded_frames(seq) for seq in range(4)] == [12] * 4
+
+
+async def test_chunks_come_at_the_rungs_that_the_gateway_has_chosen(served: Served) -> None:
+    """At the lower one alone, in far fewer bytes; then at both, each chunk twice. All of them decode."""
+    await served.subscribe()
+    full = len(served.link.payloads[(await served.link.chunk()).seq, 0])
+    await served.link.send(ChooseRungs(session=served.session, rungs=(Rung.LOW,)))
+    await served.ack(0)
+    seq = 0
+    while len(served.link.payloads[seq, 0]) > full / 2:
+        seq = (await served.link.chunk()).seq
+        await served.ack(seq)
+    await served.link.send(ChooseRungs(session=served.session, rungs=(Rung.FULL, Rung.LOW)))
+    while (chunk := await served.link.chunk()).rung is None:
+        assert len(served.link.payloads[chunk.seq, 0]) <= full / 2
+        await served.ack(chunk.seq)
+    low = len(served.link.payloads[chunk.seq, 0])
+    same = await served.link.chunk()
+    assert (chunk.rung, same.rung, same.seq) == (Rung.LOW, Rung.FULL, chunk.seq)
+    assert low < len(served.link.payloads[same.seq, 0])
+    assert [served.link.decoded_frames(n) for n in range(same.seq + 1)] == [12] * (same.seq + 1)
 
 
 async def test_a_prompt_from_the_log_is_applied_and_recorded(served: Served) -> None:
