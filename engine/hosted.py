@@ -179,6 +179,8 @@ class Hosted:
     @property
     def rungs(self) -> tuple[Rung, ...]:
         """What it must be encoded at: FULL where nobody watches."""
+        if not self.chosen:
+            return (Rung.FULL,)
         links = self.watchers | ({self.link} if self.link is not None else set())
         wanted = {rung for link in links for rung in self.chosen.get(link) or (Rung.FULL,)} or {Rung.FULL}
         return tuple(rung for rung in Rung if rung in wanted)

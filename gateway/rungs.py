@@ -49,6 +49,8 @@ def judge(standing: Standing, *, is_late: bool, chunk_ms: float) -> Standing:
         if calm_ms < standing.rest_ms:
             return replace(standing, calm_ms=calm_ms)
         return Standing(calm_ms=0.0, rest_ms=standing.rest_ms)
+    if not is_late and standing.late_ms == 0.0 and standing.calm_ms >= STEADY_MS:
+        return standing  # as with nearly every chunk of all
     late_ms = max(0.0, standing.late_ms + (chunk_ms if is_late else -chunk_ms))
     calm_ms = standing.calm_ms + chunk_ms
     if late_ms < FALL_MS:

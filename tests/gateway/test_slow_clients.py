@@ -38,6 +38,7 @@ from tests.gateway.gateway_fixtures import Client, World, begin, client_of
 from tests.gateway.scripted_engine import ScriptedEngine, make_part
 
 MEGABYTE = 1_000_000
+PATIENCE_S = 60
 CHUNK_S, CHUNK_FRAMES, SIDE = 0.5, 12, 96
 BYTES_PER_S = 13_000
 """The thin network: FULL is some 22 kB/s here, LOW some 8."""
@@ -242,8 +243,8 @@ async def test_the_next_owner_hears_of_the_lower_rung_too(world: World) -> None:
     """And so does the same one when its link was cut; a gateway where nobody fell says nothing."""
     async with (
         world.engine() as engine,
-        world.gateway() as gateway,
-        world.gateway(low_rung=False) as stubborn,
+        world.gateway(send_timeout_s=PATIENCE_S) as gateway,
+        world.gateway(send_timeout_s=PATIENCE_S, low_rung=False) as stubborn,
     ):
         async with (
             client_of(gateway) as controller,
@@ -267,3 +268,5 @@ async def test_the_next_owner_hears_of_the_lower_rung_too(world: World) -> None:
             await engine.say(state)
             assert await engine.expect(ChooseRungs) == ChooseRungs(session=session, rungs=tuple(Rung))
             reading.cancel()
+            for client in (viewer, other):  # they would never read the answer to a close
+                client.ws.transport.abort()
