@@ -49,6 +49,9 @@ FIGURES = (
     "ttfc_ms.p99",
     "cpr.mean",
     "cpr.min",
+    "stalls.count",
+    "stalls.sum_s",
+    "stalls.longest_ms",
     "unserved",
     "refused",
     "migrations",
@@ -61,6 +64,7 @@ PLOTS = {
     "Worst chunk latency, ms": "chunk_latency_ms.max",
     "Time to first chunk p99, ms": "ttfc_ms.p99",
     "Mean CPR": "cpr.mean",
+    "Seconds for which players stood still": "stalls.sum_s",
 }
 
 

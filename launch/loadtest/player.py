@@ -51,8 +51,11 @@ class Player:
         self._client = script.client
         self._check = StreamCheck()
         self._started_ms = 0.0
+        """When its start was accepted, later by the time that it was paused."""
         self._cuts = 0
         self._is_idle = False
+        self._paused_ms = 0.0
+        """Since when it is idle, if it is."""
         self._pauses = 0
         self._played_ms = self._stalled_ms = 0.0
         self._edits: list[tuple[float, Applied]] = []
@@ -129,12 +132,13 @@ class Player:
     async def _do(self, session: Session, step: Step) -> None:
         match step.do:
             case Do.PAUSE:
-                self._is_idle, self._pauses = True, self._pauses + 1
+                self._is_idle, self._paused_ms, self._pauses = True, self._now_ms(), self._pauses + 1
                 self._edits.clear()  # a viewer who rests waits for nothing
                 await session.pause()
             case Do.RESUME:
                 await session.resume()
                 self._is_idle = False
+                self._started_ms += self._now_ms() - self._paused_ms
             case Do.PROMPT:
                 task = asyncio.create_task(self._edit(session, step.prompt))
                 self._tasks.add(task)
@@ -170,7 +174,8 @@ class Player:
     async def _on_part(self, header: ChunkHeader) -> None:
         if self._check.num_chunks == 0 and header.part == 0:
             now_ms = self._now_ms()
-            self._put(FirstPart(client=self._client, at_ms=now_ms, ttfc_ms=now_ms - self._started_ms))
+            waited_ms = (self._paused_ms if self._is_idle else now_ms) - self._started_ms
+            self._put(FirstPart(client=self._client, at_ms=now_ms, ttfc_ms=waited_ms))
         for fault in self._check.part(header):
             self._fault(fault)
         if self._script.slow_factor:

@@ -96,7 +96,7 @@ class FirstPart:
     client: int
     at_ms: float
     ttfc_ms: float
-    """Since the start was accepted."""
+    """Since the start was accepted, without pauses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
