@@ -172,10 +172,13 @@ class Cluster:
 
 @contextmanager
 def running_cluster(*arguments: str, engines: int = 2) -> Iterator[Cluster]:
-    """A ready cluster with so many engines; stopped at the end, and nothing of it left."""
+    """A ready cluster with so many engines; stopped at the end, and nothing of it left.
+
+    Clients get the full bitrate however late they are on this machine: pictures are compared exactly.
+    """
     # Not pytest's own folders: their names are too long for sockets, which the fallback has tests for.
     folder = Path(tempfile.mkdtemp(prefix="ts-"))
-    cluster = Cluster(folder / "run", free_port(), "--engines", str(engines), *arguments)
+    cluster = Cluster(folder / "run", free_port(), "--engines", str(engines), "--no-low-rung", *arguments)
     try:
         cluster.wait_ready(engines)
         yield cluster
