@@ -68,6 +68,9 @@ PLOTS = {
 }
 
 
+_AGAIN = "_again"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """One policy with one budget."""
@@ -80,8 +83,16 @@ class Run:
     @property
     def name(self) -> str:
         """Unique, and fit for a file's name."""
-        again = f"_again{self.repeat}" if self.repeat else ""
+        again = f"{_AGAIN}{self.repeat}" if self.repeat else ""
         return f"{self.policy}_{self.low}-{self.high}{again}"
+
+    @classmethod
+    def named(cls, name: str) -> Run:
+        """The one of this `name`."""
+        first, _, repeat = name.partition(_AGAIN)
+        policy, _, budget = first.rpartition("_")
+        low, high = map(int, budget.split("-"))
+        return cls(policy=policy, low=low, high=high, repeat=int(repeat or 0))
 
 
 Figures = Mapping[str, Any]

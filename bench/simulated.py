@@ -18,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from bench.pareto import Figures, Run
 from bench.stats import machine, print_json, print_table
 from launch.simulate_cmd import load_profile
 from launch.trace_file import load_trace
@@ -39,42 +40,32 @@ STOP_MS = 500.0
 """From the order to stop to the end of an engine's cost, when it is empty."""
 
 
-Figures = Mapping[str, float | int | None]
-"""As `flat` gives them."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class Seen:
     """One load test."""
 
-    name: str
-    policy: str
-    low: int
-    high: int
+    run: Run
     results: Mapping[str, Any]
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Run:
         """The same of runs that repeat each other."""
-        return f"{self.policy} {self.low}:{self.high}"
+        return replace(self.run, repeat=0)
 
     @property
     def figures(self) -> Figures:
         return flat({name: value for name, value in self.results.items() if name not in ("load", "points")})
 
 
-def read_runs(folder: Path) -> list[Run]:
+def read_runs(folder: Path) -> list[Seen]:
     """Those that bench.pareto finished."""
-    runs = []
-    for path in sorted((folder / "runs").glob("*.json")):
-        policy, _, budget = path.stem.removesuffix("_again1").rpartition("_")
-        low, high = map(int, budget.split("-"))
-        results = json.loads(path.read_text(encoding="utf-8"))
-        runs.append(Run(name=path.stem, policy=policy, low=low, high=high, results=results))
-    return runs
+    return [
+        Seen(run=Run.named(path.stem), results=json.loads(path.read_text(encoding="utf-8")))
+        for path in sorted((folder / "runs").glob("*.json"))
+    ]
 
 
-def mean_start_ms(runs: Iterable[Run]) -> float:
+def mean_start_ms(runs: Iterable[Seen]) -> float:
     """From wanting an engine to its being ready, on average over all that started under load."""
     total_s = starts = 0.0
     for run in runs:
@@ -86,7 +77,7 @@ def mean_start_ms(runs: Iterable[Run]) -> float:
     return 1000.0 * total_s / starts if starts else 0.0
 
 
-def spreads(runs: Sequence[Run]) -> dict[str, float]:
+def spreads(runs: Sequence[Seen]) -> dict[str, float]:
     """By how much each figure differed between runs that repeat each other, at most."""
     kinds = defaultdict(list)
     for run in runs:
@@ -100,18 +91,18 @@ def spreads(runs: Sequence[Run]) -> dict[str, float]:
     }
 
 
-def compare(run: Run, simulated: Figures, allowed: Mapping[str, float]) -> list[list[object]]:
+def compare(seen: Seen, simulated: Figures, allowed: Mapping[str, float]) -> list[list[object]]:
     """Rows of the table: what was seen, what was simulated, the error, and whether it is within its limit."""
     rows = list[list[object]]()
     for name in (*LIMITS, *SHOWN):
-        real, ours = run.figures[name], simulated[name]
+        real, ours = seen.figures[name], simulated[name]
         if not real or ours is None:
             continue
         error, verdict = ours / real - 1.0, ""
         if name in LIMITS:
             holds = abs(error) <= LIMITS[name] or abs(ours - real) <= 2.0 * allowed[name]
             verdict = "holds" if holds else "off"
-        rows.append([run.kind, name, real, ours, f"{error:+.1%}", verdict])
+        rows.append([seen.kind.name, name, real, ours, f"{error:+.1%}", verdict])
     return rows
 
 
@@ -131,10 +122,10 @@ def main() -> None:
     )
     print(f"machine: {machine()}; {len(runs)} runs; an engine took {start_ms:.0f} ms to start")
     allowed, rows = spreads(runs), list[list[object]]()
-    for run in {run.kind: run for run in reversed(runs)}.values():
+    for run, seen in {seen.kind: seen for seen in reversed(runs)}.items():
         policy = find_policy(run.policy)
         scenario = Scenario(policy=policy, profile=profile, min_engines=run.low, max_engines=run.high)
-        rows += compare(run, flat(simulate(trace, scenario).results()), allowed)
+        rows += compare(seen, flat(simulate(trace, scenario).results()), allowed)
     print_table(["run", "figure", "real", "simulated", "off by", ""], rows)
     held = sum(row[-1] == "holds" for row in rows)
     judged = sum(row[-1] != "" for row in rows)
