@@ -25,7 +25,7 @@ from engine.config import EngineConfig  # noqa: E402
 from engine.engine import EXIT_FAILED, EXIT_OK, run  # noqa: E402
 from engine.follower import follow  # noqa: E402
 from engine.loading import rank_device  # noqa: E402
-from engine.process import die_with  # noqa: E402
+from engine.process import die_with, take_name  # noqa: E402
 from engine.ranks import RankGroup, RanksLost, leave  # noqa: E402
 from scheduler.messages import DecodeError, decode_fields  # noqa: E402
 from scheduler.store import StoreError  # noqa: E402
@@ -44,6 +44,7 @@ def main() -> int:
         die_with(_PARENT)
         config = read_config()
         _check_launcher(config.ranks)
+        take_name(f"engine {os.environ['RANK']}/{config.ranks}")  # launch/engine_job.py looks for it
         distributed.init_process_group("gloo", timeout=timedelta(seconds=START_TIMEOUT_S))
         try:
             return _run_rank(config)

@@ -1,30 +1,54 @@
-"""torchrun, with an exit status that says how the first rank that failed ended: its own, or 128 + the signal
-that killed it, or that ended this agent. torchrun alone exits with 1 whatever it was.
+"""torchrun as it starts an engine, with two differences.
+
+A rank is a fork of this agent, which has imported what an engine needs: for each rank torchrun alone would
+import it again, which takes more of a core than all else that an engine does at its start. Where there are
+GPUs a rank is a program of its own after all: torchrun itself asks for them, after which no fork could use
+them, and it binds ranks to processors by a command.
+
+The exit status says how the first rank that failed ended: its own, or 128 + the signal that killed it, or
+that ended this agent. torchrun alone exits with 1 whatever it was.
 
     python -m launch.agent ARGUMENTS_OF_TORCHRUN
 """
 
 from __future__ import annotations
 
-import signal
-import sys
-from typing import Final
+import gc
 
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.run import main
+gc.disable()  # see engine/__main__.py
 
-from launch.engine_job import SIGNALLED
+import os  # noqa: E402
+import runpy  # noqa: E402
+import select  # noqa: E402
+import signal  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Mapping, Sequence  # noqa: E402
+from typing import Final  # noqa: E402
+
+import torch  # noqa: E402
+from setproctitle import setproctitle  # noqa: E402
+from torch.distributed.elastic.multiprocessing.api import SignalException  # noqa: E402
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # noqa: E402
+from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler  # noqa: E402
+from torch.distributed.run import main  # noqa: E402
+
+import engine.engine  # noqa: E402
+import engine.follower  # noqa: E402, F401 - with all that they import, what a rank needs
+from launch.engine_job import SIGNALLED  # noqa: E402
+from launch.processes import fork  # noqa: E402
 
 _TOGETHER_S: Final = 5
 """Ranks that fail within so long may have failed of one cause. torchrun itself kills a rank that does not end
 after 30 s, no sooner."""
 
 
-def run() -> int:
+def run(arguments: Sequence[str]) -> int:
     """Until every rank has ended."""
+    gc.freeze()  # or a collection would copy what forks share
+    gc.enable()
     try:
-        main()
+        main(arguments)
     except SignalException as exc:
         return SIGNALLED + exc.sigval
     except ChildFailedError as exc:
@@ -47,5 +71,63 @@ def _first_status(error: ChildFailedError) -> int:
     return -signal.SIGKILL if is_killed else first.exitcode
 
 
+class _Rank:
+    """A fork, with what torchrun uses of a `Popen`."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid: Final = pid
+        self._descriptor = os.pidfd_open(pid)
+        self._status: int | None = None
+
+    def poll(self) -> int | None:
+        """As of `Popen`."""
+        if self._status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self._status = os.waitstatus_to_exitcode(status) if pid else None
+        return self._status
+
+    def wait(self, timeout: float) -> int:
+        """As of `Popen`."""
+        ended = select.poll()
+        ended.register(self._descriptor, select.POLLIN)
+        ended.poll(timeout * 1000.0)
+        if (status := self.poll()) is None:
+            raise subprocess.TimeoutExpired(str(self.pid), timeout)
+        return status
+
+
+def _start_rank(
+    _: SubprocessHandler, command: Sequence[str], environment: Mapping[str, str]
+) -> _Rank | subprocess.Popen[bytes]:
+    """In this agent's session. A fork does what `command` would: the interpreter, its option -u, -m and a
+    module or a script, then arguments.
+    """
+    if torch.cuda.is_available():
+        return subprocess.Popen(command, env=environment, process_group=0)
+    pid = fork(lambda: _become_rank(command, environment))
+    os.setpgid(pid, pid)  # by its group torchrun signals a rank
+    return _Rank(pid)
+
+
+def _become_rank(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    os.setpgid(0, 0)
+    setproctitle(" ".join(command))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)  # those of the agent raise an exception
+    os.environ.clear()
+    os.environ.update(environment)
+    program = command[2:]
+    is_module = program[0] == "-m"
+    sys.argv = list(program[1:] if is_module else program)
+    gc.disable()
+    if is_module:
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    return 0
+
+
+SubprocessHandler._popen = _start_rank  # type: ignore[method-assign, assignment]
+
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(run(sys.argv[1:]))

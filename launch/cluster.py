@@ -16,6 +16,7 @@ from launch.config import UpConfig
 from launch.console import Console
 from launch.engine_job import EngineEnd
 from launch.fleet import Fleet
+from launch.fork_server import ForkServer
 from launch.gpus import GpuShares
 from launch.http_get import get
 from launch.provisioner import Provisioner
@@ -68,6 +69,9 @@ class Cluster:
         self._keepers: list[asyncio.Task[Any]] = []
         self._store: Store | None = None
         self._fleet: Fleet | None = None
+        self._fork_server = ForkServer(
+            engine_environment(plan.engine, threads=plan.engine.threads), self._log("fork-server")
+        )
         self._gpus = GpuShares(plan.gpus)
 
     async def run(self) -> None:
@@ -90,6 +94,7 @@ class Cluster:
         await asyncio.gather(*stops)
         if self._store is not None:
             await self._store.close()
+        await self._fork_server.stop()
         if redis is not None:
             await redis.stop(timeout_s)
 
@@ -99,8 +104,10 @@ class Cluster:
             service.kill()
         if self._fleet is not None:
             self._fleet.kill()
+        self._fork_server.kill()
 
     async def _bring_up(self) -> None:
+        self._fork_server.begin()  # what it imports takes longest
         if self._plan.redis_command is not None:
             await self._start_redis(self._plan.redis_command)
         config = self._plan.scheduler
@@ -174,6 +181,7 @@ class Cluster:
             starts_at_once=max(
                 1, _STARTS_PER_CORE * len(os.sched_getaffinity(0)) // self._plan.engine.threads
             ),
+            start=self._fork_server.start,
         )
         provisioner = Provisioner(store, fleet, newer_than=term)
         self._keep(provisioner.follow(), "provisioner")

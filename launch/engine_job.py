@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
+import re
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
 from engine.process import EXIT_FENCED, EXIT_OK
-from launch.processes import Child, Watched, children_of, read_environment, spawn
-from launch.roles import CONFIG_VARIABLES
+from launch.processes import Child, Watched, members_of, name_of, spawn
 from launch.supervisor import ProcessSpec, describe_exit
 
-__all__ = ["EngineEnd", "EngineJob"]
+__all__ = ["EngineEnd", "EngineJob", "Start", "start_program"]
 
 _RANK_POLL_S: Final = 0.05
 """torchrun tells nobody when it has started its ranks, so we look."""
+_RANK_NAME: Final = re.compile(r"engine (?P<rank>\d+)/(?P<ranks>\d+)")
+"""See engine/__main__.py."""
 
 
 SIGNALLED: Final = 128
@@ -39,6 +40,15 @@ class EngineEnd:
     """By its own fault: nobody killed it, or its agent."""
 
 
+Start = Callable[[ProcessSpec], Awaitable[Child]]
+"""Starts an engine's agent in a session of its own. Raises OSError."""
+
+
+async def start_program(spec: ProcessSpec) -> Child:
+    """The usual `Start`."""
+    return spawn(spec.command, environment=spec.environment, log=spec.log)
+
+
 class EngineJob:
     """`run` it once; `send` reaches it from anywhere meanwhile."""
 
@@ -46,30 +56,34 @@ class EngineJob:
         self,
         spec: ProcessSpec,
         *,
+        start: Start = start_program,
         on_start: Callable[[int], None] = lambda pid: None,
         on_end: Callable[[int], None] = lambda pid: None,
     ) -> None:
         """`on_start` and `on_end` are called with the pid of rank 0, each at once when it happens."""
-        self._spec = spec
+        self._spec, self._start = spec, start
         self._on_start = on_start
         self._on_end = on_end
         self._agent: Child | None = None
         self._ranks: dict[int, Watched] = {}
         self._num_ranks = 1
         """Known once one of them was found."""
+        self._asked: signal.Signals | None = None
+        """Before there was an agent."""
 
     async def run(self) -> EngineEnd:
         """Start the job and wait for its end. Nothing of it is left then."""
-        spec = self._spec
         try:
-            agent = self._agent = spawn(spec.command, environment=spec.environment, log=spec.log)
+            agent = self._agent = await self._start(self._spec)
         except OSError as exc:
-            return EngineEnd(how=f"can't be started: {exc.strerror}", crashed=False)
+            return EngineEnd(how=f"can't be started: {exc.strerror or exc}", crashed=False)
+        if self._asked is not None:
+            agent.send(self._asked)
         looking = asyncio.create_task(self._find_ranks(agent))
         status = await asyncio.shield(agent.exited)
         looking.cancel()
         await asyncio.wait((looking,))
-        await self._end_ranks()
+        await self._end_rest(agent)
         status = SIGNALLED - status if status > SIGNALLED else status  # of the rank, see launch/agent.py
         return EngineEnd(how=describe_exit(status), crashed=_is_own_fault(status))
 
@@ -81,35 +95,31 @@ class EngineJob:
         running = [rank for rank in self._ranks.values() if not rank.ended.done()]
         for rank in running:
             rank.send(number)
-        if self._agent is not None and (not self._ranks or number is signal.SIGKILL):
+        if self._agent is None:
+            self._asked = number
+        elif not self._ranks or number is signal.SIGKILL:
             self._agent.send(number)
 
     async def _find_ranks(self, agent: Child) -> None:
         while len(self._ranks) < self._num_ranks:
             await asyncio.sleep(_RANK_POLL_S)
-            for pid in children_of(agent.pid):
-                self._meet(pid)
+            for pid in members_of(agent.pid):
+                if pid not in self._ranks and (name := _RANK_NAME.fullmatch(name_of(pid))):
+                    self._num_ranks = int(name["ranks"])
+                    self._meet(pid, is_first=name["rank"] == "0")
 
-    def _meet(self, pid: int) -> None:
-        environment = read_environment(pid)
-        rank = environment.get("RANK")
-        if rank is None or pid in self._ranks:  # between fork and exec a rank still looks like its agent
-            return
-        self._num_ranks = int(environment["WORLD_SIZE"])
+    def _meet(self, pid: int, *, is_first: bool) -> None:
         with contextlib.suppress(ProcessLookupError):
             watched = self._ranks[pid] = Watched(pid)
-            if rank == "0":
+            if is_first:
                 self._on_start(pid)
                 watched.ended.add_done_callback(lambda _: self._on_end(pid))
 
-    async def _end_ranks(self) -> None:
+    async def _end_rest(self, agent: Child) -> None:
         """After the agent's end: whatever it left behind is ours now, and must not go on."""
-        variable = CONFIG_VARIABLES["engine"]
-        for pid in children_of(os.getpid()):
-            is_of_job = read_environment(pid).get(variable) == self._spec.environment[variable]
-            if is_of_job and pid not in self._ranks:
-                with contextlib.suppress(ProcessLookupError):
-                    self._ranks[pid] = Watched(pid)
+        for pid in members_of(agent.pid):
+            if pid not in self._ranks:
+                self._meet(pid, is_first=False)
         for rank in self._ranks.values():
             rank.send(signal.SIGKILL)
             await rank.ended

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from launch.backoff import Backoff
-from launch.engine_job import EngineEnd, EngineJob
+from launch.engine_job import EngineEnd, EngineJob, Start, start_program
 from launch.run_file import RunFile
 from launch.supervisor import ProcessSpec, Report, log_tail
 from scheduler.messages import DesiredEngine, EngineId
@@ -70,6 +70,7 @@ class Fleet:
         on_exit: Callable[[EngineId, EngineEnd], None],
         stop_timeout_s: float,
         starts_at_once: int,
+        start: Start = start_program,
     ) -> None:
         """`on_exit(id, end)` is called when a process ended that nobody had asked to, or by its own fault."""
         self._make_spec = make_spec
@@ -81,6 +82,7 @@ class Fleet:
         self._used: set[EngineId] = set()
         self._backoff = Backoff()
         self._turns = _Turns(starts_at_once)
+        self._start = start
         self.changed: Final = asyncio.Condition()
 
     @property
@@ -141,6 +143,7 @@ class Fleet:
         spec = self._make_spec(engine)
         place.job = EngineJob(
             spec,
+            start=self._start,
             on_start=lambda pid: self._run_file.add(spec.name, pid),
             on_end=lambda pid: self._run_file.remove(spec.name, pid),
         )

@@ -13,14 +13,20 @@ import ctypes
 import os
 import signal
 import subprocess
+import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-__all__ = ["Child", "Watched", "adopt_orphans", "children_of", "read_environment", "spawn"]
+__all__ = ["Child", "Watched", "adopt_orphans", "children_of", "die_with", "fork", "members_of", "name_of"]
+__all__ += ["spawn"]
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_PARENT: Final = 4
+_SESSION: Final = 6
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -57,24 +63,27 @@ class Watched:
 
 
 class Child:
-    """A process that we started. `exited` completes with its status (negative: killed by that signal)."""
+    """A child of ours that nobody else collects. `exited` completes with its status (negative: killed by that
+    signal).
+    """
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        self.pid: Final = process.pid
+    def __init__(self, pid: int) -> None:
+        self.pid: Final = pid
         loop = asyncio.get_running_loop()
         self.exited: Final[asyncio.Future[int]] = loop.create_future()
-        self._descriptor = os.pidfd_open(process.pid)
+        self._descriptor = os.pidfd_open(pid)
         loop.add_reader(self._descriptor, self._collect)
 
     def _collect(self) -> None:
         asyncio.get_running_loop().remove_reader(self._descriptor)
         os.close(self._descriptor)
-        self.exited.set_result(self._process.wait())
+        _, status = os.waitpid(self.pid, 0)
+        self.exited.set_result(os.waitstatus_to_exitcode(status))
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal; no effect when the process has been collected."""
-        self._process.send_signal(number)
+        if not self.exited.done():
+            signal.pidfd_send_signal(self._descriptor, number)
 
     async def stop(self, timeout_s: float) -> int:
         """Ask the process to end; when it has not done so in time, end it. Returns the exit status."""
@@ -85,7 +94,9 @@ class Child:
         return await asyncio.shield(self.exited)
 
 
-def spawn(command: Sequence[str], *, environment: Mapping[str, str], log: Path) -> Child:
+def spawn(
+    command: Sequence[str], *, environment: Mapping[str, str], log: Path, stdin: int = subprocess.DEVNULL
+) -> Child:
     """Start a program in a session of its own, its output appended to `log`. Call from the main thread.
 
     Raises:
@@ -95,24 +106,47 @@ def spawn(command: Sequence[str], *, environment: Mapping[str, str], log: Path) 
         process = subprocess.Popen(
             command,
             env=dict(environment),
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a terminal's Ctrl-C reaches only us; we stop the rest in order
-            preexec_fn=_death_signal(os.getpid()),
+            preexec_fn=partial(die_with, os.getpid()),
         )
-    return Child(process)
+    child = Child(process.pid)
+    process.returncode = 0  # collecting it is not its business
+    return child
 
 
-def _death_signal(parent: int) -> Callable[[], None]:
-    """What the child runs before exec: as little as possible, since no other thread of ours exists there."""
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when `parent`, its parent, dies.
 
-    def arm() -> None:
-        _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-        if os.getppid() != parent:  # died between fork and prctl
-            os._exit(1)
+    All that runs between fork and exec, and as little as possible: no other thread of ours exists there.
+    """
+    _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent:  # died between fork and prctl
+        os._exit(1)
 
-    return arm
+
+def fork(work: Callable[[], int]) -> int:
+    """Run `work` in a fork of this process, whose exit status is what it returns. Returns the fork's pid."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    if pid := os.fork():
+        return pid
+    status = 1
+    try:
+        status = work()
+    except SystemExit as exc:
+        status = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
+        if isinstance(exc.code, str):
+            sys.stderr.write(f"{exc.code}\n")
+    except BaseException:  # nothing may return into the stack of the process that was forked
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
 
 
 def adopt_orphans() -> None:
@@ -123,24 +157,32 @@ def adopt_orphans() -> None:
 
 def children_of(parent: int) -> list[int]:
     """Process ids of the direct children, smallest first; zombies included."""
+    return _processes_where(_PARENT, parent)
+
+
+def members_of(session: int) -> list[int]:
+    """Process ids of a session, smallest first; zombies included. No other gets its id before."""
+    return _processes_where(_SESSION, session)
+
+
+def _processes_where(field: int, value: int) -> list[int]:
     running = (int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit())
-    return sorted(pid for pid in running if _parent_of(pid) == parent)
+    return sorted(pid for pid in running if _stat(pid, field) == value)
 
 
-def _parent_of(pid: int) -> int | None:
+def _stat(pid: int, field: int) -> int | None:
+    """A numeric field of `/proc/PID/stat`, counted from 1 as in proc(5)."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:  # ended while we looked
         return None
     # The second field is the name in parentheses and may itself hold spaces and parentheses.
-    return int(stat.rpartition(b")")[2].split()[1])
+    return int(stat.rpartition(b")")[2].split()[field - 3])
 
 
-def read_environment(pid: int) -> dict[str, str]:
-    """The environment that a process of ours was started with; empty when it is gone."""
+def name_of(pid: int) -> str:
+    """The name of a process, as `ps -o comm` and `top` show it; empty when it is gone."""
     try:
-        content = Path(f"/proc/{pid}/environ").read_bytes()
+        return Path(f"/proc/{pid}/comm").read_text().rstrip("\n")
     except OSError:
-        return {}
-    pairs = (item.partition(b"=") for item in content.split(b"\0") if item)
-    return {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}
+        return ""

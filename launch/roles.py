@@ -12,11 +12,14 @@ from typing import Any, Final
 
 from launch.settings import ENVIRONMENT_PREFIX
 
-__all__ = ["engine_command", "engine_environment", "role_command", "role_environment"]
+__all__ = ["AGENT", "engine_command", "engine_environment", "role_command", "role_environment"]
 
 CONFIG_VARIABLES: Final[Mapping[str, str]] = {
     role: f"{ENVIRONMENT_PREFIX}{role.upper()}_CONFIG" for role in ("gateway", "scheduler", "engine")
 }
+
+AGENT: Final = (sys.executable, "-m", "launch.agent")
+"""Before the arguments of torchrun."""
 
 
 def role_command(role: str) -> list[str]:
@@ -41,7 +44,7 @@ def role_environment(role: str, config: Any) -> dict[str, str]:
 def engine_command(*, ranks: int, log_dir: Path | None = None) -> list[str]:
     """One engine: a torchrun job that never restarts its ranks."""
     command = [
-        *(sys.executable, "-m", "launch.agent"),
+        *AGENT,
         *("--nnodes=1", f"--nproc-per-node={ranks}", "--max-restarts=0"),
         *("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"),
     ]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from engine.config import EngineConfig
-from launch.processes import read_environment
+from launch.processes import name_of
 from scheduler.messages import EngineId, EngineRecord, EngineState, Input, PromptInput, SessionId
 from scheduler.store import Store
 from tests.engine.link_client import SECRET
@@ -30,6 +30,11 @@ def torchrun(ranks: int) -> list[str]:
         *(sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--max-restarts=0"),
         *("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"),
     ]
+
+
+def rank_of(pid: int) -> int:
+    """Which rank of a running engine this process is."""
+    return int(name_of(pid).removeprefix("engine ").partition("/")[0])
 
 
 class EngineProcess:
@@ -53,7 +58,7 @@ class EngineProcess:
     def ranks(self) -> dict[int, int]:
         """Rank → pid: the agent's children."""
         children = Path(f"/proc/{self.agent.pid}/task/{self.agent.pid}/children").read_text().split()
-        return {int(read_environment(int(pid))["RANK"]): int(pid) for pid in children}
+        return {rank_of(int(pid)): int(pid) for pid in children}
 
     @property
     def rank(self) -> int:

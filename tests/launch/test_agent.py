@@ -14,7 +14,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from launch import agent
 from launch.engine_job import SIGNALLED, EngineJob
 from launch.processes import adopt_orphans
-from launch.roles import CONFIG_VARIABLES, engine_command
+from launch.roles import engine_command
 from launch.supervisor import ProcessSpec
 
 NOW_S = 1_700_000_000
@@ -44,11 +44,11 @@ def failed(*ends: tuple[int, int]) -> ChildFailedError:
 def test_status(monkeypatch: pytest.MonkeyPatch, end: Exception, status: int) -> None:
     """torchrun raises; the status says what happened."""
 
-    def run() -> None:
+    def run(_: object) -> None:
         raise end
 
     monkeypatch.setattr(agent, "main", run)
-    assert agent.run() == status
+    assert agent.run([]) == status
 
 
 RANK = """
@@ -74,7 +74,7 @@ async def test_of_two_ranks_the_one_that_was_killed_counts(tmp_path: Path) -> No
             name="engine",
             command=[*torchrun, str(script), str(fifo)],
             log=tmp_path / "log",
-            environment=os.environ | {CONFIG_VARIABLES["engine"]: str(tmp_path)},
+            environment=os.environ,
         )
     )
     async with asyncio.timeout(60):

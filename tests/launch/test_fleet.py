@@ -15,17 +15,16 @@ import pytest
 from launch.engine_job import EngineEnd
 from launch.fleet import Fleet
 from launch.processes import adopt_orphans, children_of
-from launch.roles import CONFIG_VARIABLES
 from launch.run_file import RunFile
 from launch.supervisor import ProcessSpec
 from scheduler.messages import DesiredEngine, EngineId
 from tests.cluster import is_running, parent_of, until
 
-# Like launch/agent.py: starts one rank in a session of its own, ends when it ends, passes its failure on.
+# Like launch/agent.py: starts one rank in a group of its own, ends when it ends, passes its failure on.
 AGENT = """
-import os, subprocess, sys
-environment = os.environ | {{"RANK": "0", "WORLD_SIZE": "1"}}
-rank = subprocess.Popen([sys.executable, "-c", {rank!r}], env=environment, start_new_session=True)
+import subprocess, sys
+program = "from engine.process import take_name; take_name('engine 0/1')\\n" + {rank!r}
+rank = subprocess.Popen([sys.executable, "-c", program], process_group=0)
 status = rank.wait()
 sys.exit(128 - status if status < 0 else status)
 """
@@ -60,7 +59,7 @@ class Stage:
             name=f"engine-{wanted.id}",
             command=[sys.executable, "-c", AGENT.format(rank=self.rank)],
             log=self.folder / f"{wanted.id}.log",
-            environment=os.environ | {CONFIG_VARIABLES["engine"]: wanted.id},
+            environment=os.environ,
         )
 
     def pids(self) -> dict[str, int]:

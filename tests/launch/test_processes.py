@@ -7,11 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from launch.processes import Child, Watched, children_of, read_environment, spawn
+from launch.processes import Child, Watched, children_of, fork, members_of, name_of, spawn
 from tests.cluster import is_running, until, wait_for
 
 SLEEP = (sys.executable, "-c", "import signal; signal.pause()")
@@ -74,13 +75,34 @@ def test_children_die_with_a_killed_parent(tmp_path: Path) -> None:
     wait_for("the child's end", lambda: not is_running(child))
 
 
-async def test_children_are_found_with_their_environment(tmp_path: Path) -> None:
-    """What was started with a variable can be told from the rest."""
-    child = start(tmp_path, *SLEEP, MARK="a=b")
+async def test_children_are_found_by_parent_session_and_name(tmp_path: Path) -> None:
+    """Those of a child of ours too: they are members of its session."""
+    child = start(tmp_path, "/bin/sh", "-c", "sleep 1000 & wait")
+    await until(lambda: len(members_of(child.pid)) == 2)
     assert child.pid in children_of(os.getpid())
-    await until(lambda: read_environment(child.pid).get("MARK") == "a=b")
+    first, second = sorted(members_of(child.pid), key=lambda pid: pid != child.pid)
+    assert (first, children_of(child.pid)) == (child.pid, [second])
+    await until(lambda: name_of(second) == "sleep")
     await child.stop(30)
-    assert read_environment(child.pid) == {}
+    os.kill(second, signal.SIGKILL)
+    wait_for("its end", lambda: not is_running(second))
+    assert name_of(child.pid) == ""
+
+
+@pytest.mark.parametrize(
+    ("work", "status"),
+    [
+        pytest.param(lambda: 7, 7, id="returns"),
+        pytest.param(lambda: sys.exit(), 0, id="exits"),
+        pytest.param(lambda: sys.exit(3), 3, id="exits with a status"),
+        pytest.param(lambda: sys.exit("why"), 1, id="exits with a sentence"),
+        pytest.param(lambda: 1 // 0, 1, id="raises"),
+        pytest.param(lambda: os.kill(os.getpid(), signal.SIGKILL), -signal.SIGKILL, id="is killed"),
+    ],
+)
+async def test_a_fork_ends_as_a_program_would(work: Callable[[], int], status: int) -> None:
+    """It never returns into the stack that was forked."""
+    assert await Child(fork(work)).exited == status
 
 
 async def test_watched_process_may_be_anybodys() -> None:
