@@ -102,7 +102,9 @@ def note_latents(folder: Path) -> None:
         ready = advance(stepper, state, velocity)
         if ready:
             (folder / state.session).mkdir(parents=True, exist_ok=True)
-            torch.save(state.x, folder / state.session / f"{name}-{state.seq}.pt")
+            path = folder / state.session / f"{name}-{state.seq}.pt"
+            torch.save(state.x, path.with_suffix(".part"))
+            path.with_suffix(".part").rename(path)  # it is whole when a test sees it
         return ready
 
     Stepper.advance = noting  # type: ignore[method-assign]

@@ -27,7 +27,7 @@ RESUME_HASH = "ab" * 32
 def torchrun(ranks: int) -> list[str]:
     """The command to which a program's name and arguments are added."""
     return [
-        *(sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--max-restarts=0"),
+        *(sys.executable, "-m", "launch.agent", f"--nproc-per-node={ranks}", "--max-restarts=0"),
         *("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"),
     ]
 

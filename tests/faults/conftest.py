@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 
 import pytest
 import pytest_asyncio
@@ -10,6 +10,9 @@ import pytest_asyncio
 from tests.engine.conftest import random_weights  # noqa: F401 - a fixture
 from tests.faults.stage import FaultyEngines, Script
 from tests.scheduler.conftest import RedisServer, start_redis
+
+LAST_LINES = 15
+"""Of each log."""
 
 
 @pytest.fixture(scope="module")
@@ -24,3 +27,15 @@ async def script(engines: FaultyEngines) -> AsyncIterator[Script]:
     script = Script(engines)
     yield script
     await script.end()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failure is shown with what the engines have said last: only there the cause may stand."""
+    report = yield
+    engines = getattr(item, "funcargs", {}).get("engines")
+    if report.failed and isinstance(engines, FaultyEngines):
+        for log in sorted(engines.logs.glob("*.log")):
+            last = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+            report.sections.append((log.name, "\n".join(last)))
+    return report

@@ -56,12 +56,18 @@ Latents = dict[tuple[int, int], torch.Tensor]
 """(rank, seq) → of the chunk, whichever engine made it."""
 
 
-def latents(folder: Path, session: SessionId) -> Latents:
-    found = {}
-    for path in (folder / session).glob("*.pt"):
-        _, rank, seq = path.stem.rsplit("-", 2)
-        found[int(rank), int(seq)] = torch.load(path, weights_only=True)
-    return found
+async def latents(folder: Path, session: SessionId, *, chunks: int) -> Latents:
+    """Of so many chunks, on both ranks. Rank 1 may be about to write what the client has seen of rank 0."""
+    found: dict[tuple[int, int], Path] = {}
+
+    def are_there() -> bool:
+        for path in (folder / session).glob("*.pt"):
+            _, rank, seq = path.stem.rsplit("-", 2)
+            found[int(rank), int(seq)] = path
+        return all(key in found for key in itertools.product(range(2), range(chunks)))
+
+    await until(are_there)
+    return {key: torch.load(path, weights_only=True) for key, path in found.items()}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -77,7 +83,7 @@ async def at_one_place(
     stage = await script.start(inputs=inputs)
     await stage.goes_on(chunks)
     await script.end()
-    return latents(folder, stage.session)
+    return await latents(folder, stage.session, chunks=chunks)
 
 
 async def offloaded(stage: Stage) -> None:
@@ -117,8 +123,9 @@ async def test_moved_again_and_again_changes_no_bit(
     await until(lambda: stage.client.link is not left)
     await stage.client.link.send(Resume(session=stage.session, controller_epoch=1))
     await stage.goes_on()
-    found = latents(latents_folder, stage.session)
-    assert_same(found, undisturbed, chunks=stage.client.next_seq)
+    chunks = stage.client.next_seq
+    found = await latents(latents_folder, stage.session, chunks=chunks)
+    assert_same(found, undisturbed, chunks=chunks)
 
 
 ON_THE_WAY = (
@@ -152,7 +159,8 @@ async def test_prompts_that_come_while_it_moves_are_applied_once(
     assert [(item.id, item.rev) for item in applied] == [("p1", 1), ("p2", 2), ("p3", 3), ("p4", 4)]
     epochs = {seq: epoch for seq, _, epoch in stage.client.seen}
     assert [epochs[item.seq] for item in applied] == [1, 2, 4, 5]
-    found, chunks = latents(latents_folder, stage.session), stage.client.next_seq
+    chunks = stage.client.next_seq
+    found = await latents(latents_folder, stage.session, chunks=chunks)
     inputs = [
         replace(prompt, id=f"at-{item.seq}") for (prompt, *_), item in zip(ON_THE_WAY, applied, strict=True)
     ]
@@ -177,8 +185,9 @@ async def test_over_a_slow_link_both_ranks_of_the_target_rebuild(
     client.buffer_ms = 0.0
     await client.acknowledge(client.link)
     await stage.goes_on()
-    found = latents(latents_folder, stage.session)
-    assert_same(found, undisturbed, chunks=stage.client.next_seq)
+    chunks = stage.client.next_seq
+    found = await latents(latents_folder, stage.session, chunks=chunks)
+    assert_same(found, undisturbed, chunks=chunks)
 
 
 @pytest.mark.parametrize(
