@@ -101,24 +101,18 @@ class Incoming:
     async def run(self) -> bool:
         """Until the session is adopted (True) or its copy dropped."""
         command, taking = self.command, asyncio.create_task(self._take_in())
-
-        def stop(decision: asyncio.Future[bool]) -> None:
-            if not decision.cancelled() and not decision.result():
-                taking.cancel()  # or the place would be held until a limit is reached
-
-        self._decision.add_done_callback(stop)
         try:
             async with asyncio.timeout(command.limit_ms / 1000.0):
-                await asyncio.wait({taking})
-                arrival = taking.result()
+                await asyncio.wait({taking, self._decision}, return_when=asyncio.FIRST_COMPLETED)
+                if not taking.done() and not self._decision.result():
+                    raise PairLost("it was called off")  # or the place would be held until a limit is reached
+                arrival = await taking
         except (PairLost, StateFormatError, TimeoutError) as exc:
             _log.warning("%s does not come from %s: %s", command.session, command.engine, exc or "too slow")
             self._drop()
             return False
         except BaseException:
             self._drop()
-            if taking.cancelled():
-                return False
             raise
         finally:
             taking.cancel()

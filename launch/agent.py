@@ -36,7 +36,7 @@ from torch.distributed.run import main  # noqa: E402
 import engine.engine  # noqa: E402
 import engine.follower  # noqa: E402, F401 - with all that they import, what a rank needs
 from launch.engine_job import SIGNALLED  # noqa: E402
-from launch.processes import fork  # noqa: E402
+from launch.processes import die_with, fork  # noqa: E402
 
 _TOGETHER_S: Final = 5
 """Ranks that fail within so long may have failed of one cause. torchrun itself kills a rank that does not end
@@ -86,12 +86,13 @@ class _Rank:
             self._status = os.waitstatus_to_exitcode(status) if pid else None
         return self._status
 
-    def wait(self, timeout: float) -> int:
+    def wait(self, timeout: float | None = None) -> int:
         """As of `Popen`."""
         ended = select.poll()
         ended.register(self._descriptor, select.POLLIN)
-        ended.poll(timeout * 1000.0)
+        ended.poll(None if timeout is None else timeout * 1000.0)
         if (status := self.poll()) is None:
+            assert timeout is not None
             raise subprocess.TimeoutExpired(str(self.pid), timeout)
         return status
 
@@ -104,16 +105,16 @@ def _start_rank(
     """
     if torch.cuda.is_available():
         return subprocess.Popen(command, env=environment, process_group=0)
-    pid = fork(lambda: _become_rank(command, environment))
+    agent = os.getpid()
+    pid = fork(lambda: _become_rank(agent, command, environment))
     os.setpgid(pid, pid)  # by its group torchrun signals a rank
     return _Rank(pid)
 
 
-def _become_rank(command: Sequence[str], environment: Mapping[str, str]) -> int:
+def _become_rank(agent: int, command: Sequence[str], environment: Mapping[str, str]) -> int:
+    die_with(agent)
     os.setpgid(0, 0)
     setproctitle(" ".join(command))
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_DFL)  # those of the agent raise an exception
     os.environ.clear()
     os.environ.update(environment)
     program = command[2:]

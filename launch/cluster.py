@@ -107,7 +107,10 @@ class Cluster:
         self._fork_server.kill()
 
     async def _bring_up(self) -> None:
-        self._fork_server.begin()  # what it imports takes longest
+        try:
+            self._fork_server.begin()  # what it imports takes longest
+        except OSError as exc:
+            raise StartError(f"the fork server can't be started: {exc.strerror}") from exc
         if self._plan.redis_command is not None:
             await self._start_redis(self._plan.redis_command)
         config = self._plan.scheduler

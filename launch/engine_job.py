@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from engine.process import EXIT_FENCED, EXIT_OK
-from launch.processes import Child, Watched, members_of, name_of, spawn
+from launch.processes import Child, Watched, children_of, members_of, name_of, spawn
 from launch.supervisor import ProcessSpec, describe_exit
 
 __all__ = ["EngineEnd", "EngineJob", "Start", "start_program"]
@@ -68,17 +68,24 @@ class EngineJob:
         self._ranks: dict[int, Watched] = {}
         self._num_ranks = 1
         """Known once one of them was found."""
-        self._asked: signal.Signals | None = None
+        self._asked: Final[asyncio.Future[signal.Signals]] = asyncio.get_running_loop().create_future()
         """Before there was an agent."""
 
     async def run(self) -> EngineEnd:
         """Start the job and wait for its end. Nothing of it is left then."""
+        starting = asyncio.ensure_future(self._start(self._spec))
+        await asyncio.wait((starting, self._asked), return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            await asyncio.wait((starting,))
+        if starting.cancelled():
+            return EngineEnd(how="was not wanted any more before it had started", crashed=False)
         try:
-            agent = self._agent = await self._start(self._spec)
+            agent = self._agent = starting.result()
         except OSError as exc:
             return EngineEnd(how=f"can't be started: {exc.strerror or exc}", crashed=False)
-        if self._asked is not None:
-            agent.send(self._asked)
+        if self._asked.done():
+            agent.send(self._asked.result())
         looking = asyncio.create_task(self._find_ranks(agent))
         status = await asyncio.shield(agent.exited)
         looking.cancel()
@@ -95,15 +102,15 @@ class EngineJob:
         running = [rank for rank in self._ranks.values() if not rank.ended.done()]
         for rank in running:
             rank.send(number)
-        if self._agent is None:
-            self._asked = number
-        elif not self._ranks or number is signal.SIGKILL:
+        if self._agent is None and not self._asked.done():
+            self._asked.set_result(number)
+        elif self._agent is not None and (not self._ranks or number is signal.SIGKILL):
             self._agent.send(number)
 
     async def _find_ranks(self, agent: Child) -> None:
         while len(self._ranks) < self._num_ranks:
             await asyncio.sleep(_RANK_POLL_S)
-            for pid in members_of(agent.pid):
+            for pid in children_of(agent.pid):
                 if pid not in self._ranks and (name := _RANK_NAME.fullmatch(name_of(pid))):
                     self._num_ranks = int(name["ranks"])
                     self._meet(pid, is_first=name["rank"] == "0")

@@ -3,9 +3,12 @@
 Imports take an engine four fifths of its start. The fork server does them once; each agent (launch/agent.py)
 is a fork of it, and each rank a fork of its agent. What they share is in memory once, too.
 
-A request is one packet: JSON with `arguments` and `environment` of the agent, and its log as a descriptor.
-The answer has its `pid`, or the `error`. An agent becomes a child of the launcher: it is forked by a fork
-that ends at once, and the launcher adopts orphans. So no engine that runs depends on the fork server.
+A request is one packet: JSON with its `number`, and `arguments` and `environment` of the agent; with it come
+descriptors of the agent's log and of a pipe. The answer has the number, and the `pid` or the `error`. The
+agent begins when the launcher, which knows it then, writes a byte to the pipe: none runs that nobody watches.
+
+An agent becomes a child of the launcher: it is forked by a fork that ends at once, and the launcher adopts
+orphans. So no engine that runs depends on the fork server.
 
     python -m launch.fork_server, with the socket as its standard input
 """
@@ -19,7 +22,8 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +38,9 @@ __all__ = ["ForkServer"]
 
 _COMMAND: Final = (sys.executable, "-m", "launch.fork_server")
 _MAX_PACKET_BYTES: Final = 1 << 20
+_TRIES: Final = 2
+_LIMIT_S: Final = 60.0
+"""Of its imports and a fork."""
 
 
 class ForkServer:
@@ -44,12 +51,13 @@ class ForkServer:
         self._process: Child | None = None
         self._socket: socket.socket | None = None
         self._turn = asyncio.Lock()
+        self._number = 0
+        """Of the last request."""
 
     def begin(self) -> None:
         """Start it, unless it runs: it is ready sooner then. Raises OSError."""
-        if self._socket is not None and self._process is not None and not self._process.exited.done():
+        if self._socket is not None:
             return
-        self._close()
         self._socket, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with its:
             for end in (self._socket, its):
@@ -62,14 +70,18 @@ class ForkServer:
         assert tuple(spec.command[: len(AGENT)]) == AGENT, "it can do nothing else"
         request = {"arguments": spec.command[len(AGENT) :], "environment": dict(spec.environment)}
         async with self._turn:
-            self.begin()
-            with spec.log.open("ab") as log:
-                return Child(await self._ask(json.dumps(request).encode(), log.fileno()))
+            for _ in range(_TRIES):
+                self.begin()
+                try:
+                    async with asyncio.timeout(_LIMIT_S):
+                        return await self._ask(request, spec.log)
+                except (ConnectionError, TimeoutError):  # it has ended, or hangs: another one may not
+                    self.kill()
+        raise OSError(f"the fork server has ended, see {self._log}")
 
     async def stop(self) -> None:
         """End it; what it has started goes on."""
         self.kill()
-        self._close()
         if self._process is not None:
             await self._process.exited
 
@@ -77,38 +89,53 @@ class ForkServer:
         """The same, without waiting for the end."""
         if self._process is not None:
             self._process.send(signal.SIGKILL)
-
-    async def _ask(self, request: bytes, log: int) -> int:
-        assert self._socket is not None
-        answer = b""
-        try:
-            socket.send_fds(self._socket, [request], [log])
-            answer = await asyncio.get_running_loop().sock_recv(self._socket, _MAX_PACKET_BYTES)
-        except ConnectionError:
-            pass
-        finally:
-            if not answer:  # nor may a later request get the answer to this one
-                self._close()
-        if not answer:
-            raise OSError(f"the fork server has ended, see {self._log}")
-        match json.loads(answer):
-            case {"pid": int(pid)}:
-                return pid
-            case other:
-                raise OSError(f"the fork server can't: {other['error']}")
-
-    def _close(self) -> None:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+    async def _ask(self, request: Mapping[str, Any], log_path: Path) -> Child:
+        assert self._socket is not None
+        self._number += 1
+        packet = json.dumps({"number": self._number, **request}).encode()
+        with log_path.open("ab") as log, _pipe() as (waits, go):
+            socket.send_fds(self._socket, [packet], [log.fileno(), waits])
+            child = Child(await self._answer())
+            os.write(go, b"1")
+            return child
+
+    async def _answer(self) -> int:
+        """To the last request; what was given up before may be answered first."""
+        assert self._socket is not None
+        while True:
+            answer = await asyncio.get_running_loop().sock_recv(self._socket, _MAX_PACKET_BYTES)
+            if not answer:
+                raise ConnectionError
+            match json.loads(answer):
+                case {"number": self._number, "pid": int(pid)}:
+                    return pid
+                case {"number": self._number, "error": str(error)}:
+                    raise OSError(f"the fork server can't: {error}")
+
+
+@contextmanager
+def _pipe() -> Iterator[tuple[int, int]]:
+    """Its end to read and its end to write."""
+    ends = os.pipe()
+    try:
+        yield ends
+    finally:
+        for end in ends:
+            os.close(end)
 
 
 def serve(requests: socket.socket, launcher: int) -> int:
     """Until the launcher closes its end."""
     from launch import agent  # the imports
 
-    def become_agent(request: Mapping[str, Any], log: int) -> int:
+    def become_agent(request: Mapping[str, Any], log: int, waits: int) -> int:
         die_with(launcher)
+        if not os.read(waits, 1):
+            return 0  # nobody knows of us: the launcher has given up, or never heard the answer
         os.setsid()
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # it was `requests`
         for output in (1, 2):
@@ -120,40 +147,38 @@ def serve(requests: socket.socket, launcher: int) -> int:
         return agent.run(request["arguments"])
 
     while True:
-        packet, logs, _, _ = socket.recv_fds(requests, _MAX_PACKET_BYTES, 1)
+        packet, descriptors, _, _ = socket.recv_fds(requests, _MAX_PACKET_BYTES, 2)
         if not packet:
             return 0
+        request = json.loads(packet)
+        answer: dict[str, Any] = {"number": request["number"]}
         try:
-            answer: dict[str, Any] = {"pid": _fork_orphan(partial(become_agent, json.loads(packet), logs[0]))}
+            answer["pid"] = _fork_orphan(partial(become_agent, request, *descriptors))
         except OSError as exc:
-            answer = {"error": exc.strerror}
-        for log in logs:
-            os.close(log)
+            answer["error"] = exc.strerror
+        for descriptor in descriptors:
+            os.close(descriptor)
         requests.send(json.dumps(answer).encode())
 
 
 def _fork_orphan(work: Callable[[], int]) -> int:
     """Fork, by a fork that ends at once; `work` begins when somebody has adopted it. Raises OSError."""
-    reader, writer = os.pipe()
+    with _pipe() as (reader, writer):
 
-    def between() -> int:
-        ended = select.poll()
-        ended.register(os.pidfd_open(os.getpid()), select.POLLIN)
+        def between() -> int:
+            ended = select.poll()
+            ended.register(os.pidfd_open(os.getpid()), select.POLLIN)
 
-        def adopted() -> int:
-            ended.poll()
-            return work()
+            def adopted() -> int:
+                ended.poll()
+                return work()
 
-        os.write(writer, fork(adopted).to_bytes(4))
-        return 0
+            os.write(writer, fork(adopted).to_bytes(4))
+            return 0
 
-    try:
         os.waitpid(fork(between), 0)
         os.set_blocking(reader, False)  # it may hold nothing
         return int.from_bytes(os.read(reader, 4))
-    finally:
-        os.close(reader)
-        os.close(writer)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ __all__ += ["spawn"]
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_REQUESTS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""To end."""
 _PARENT: Final = 4
 _SESSION: Final = 6
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -128,13 +130,25 @@ def die_with(parent: int) -> None:
 
 
 def fork(work: Callable[[], int]) -> int:
-    """Run `work` in a fork of this process, whose exit status is what it returns. Returns the fork's pid."""
+    """Run `work` in a fork of this process, whose exit status is what it returns. Signals that ask for an end
+    are not handled there. Returns the fork's pid.
+    """
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    if pid := os.fork():
+    pid, mask = -1, signal.pthread_sigmask(signal.SIG_BLOCK, _REQUESTS)  # a handler of ours may raise
+    try:
+        pid = os.fork()
+    finally:
+        if pid:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    if pid:
         return pid
     status = 1
     try:
+        for number in _REQUESTS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         status = work()
     except SystemExit as exc:
         status = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
@@ -150,7 +164,10 @@ def fork(work: Callable[[], int]) -> int:
 
 
 def adopt_orphans() -> None:
-    """Make this process the parent of every descendant whose own parent dies."""
+    """Make this process the parent of every descendant whose own parent dies, and of all see the end."""
+    signal.signal(
+        signal.SIGCHLD, signal.SIG_DFL
+    )  # who starts us may ignore it: then the kernel collects them
     if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 

@@ -95,6 +95,7 @@ class SimSession:
         "token",
         "turn",
         "wants_rest",
+        "window",
     )
 
     def __init__(self, number: int, record: SimRecord, now_ms: float, profile: Profile) -> None:
@@ -134,6 +135,8 @@ class SimSession:
         self.played_ms = 0.0
         """What of that was shown, once it has left."""
         self.stalled_ms = 0.0
+        self.window = 0
+        """Chunks in its window."""
 
     def slack_ms(self, now_ms: float) -> float:
         """Video that its player holds."""
@@ -190,7 +193,6 @@ class SimEngine:
         "id",
         "is_dead",
         "next_ms",
-        "pass_ms",
         "profile",
         "rested",
         "running",
@@ -199,6 +201,7 @@ class SimEngine:
         "stopped_ms",
         "t_ms",
         "waiting",
+        "windows_ms",
     )
 
     def __init__(self, id: Any, profile: Profile, agenda: Agenda, figures: Figures, now_ms: float) -> None:
@@ -211,14 +214,14 @@ class SimEngine:
         """Time of its last heartbeat."""
         self.stopped_ms: float | None = None
         self.is_dead = False
-        self.pass_ms = profile.pass_ms
-        self.batch = len(self.pass_ms) - 1
+        self.windows_ms = profile.windows_ms
+        self.batch = len(profile.pass_ms) - 1
         self.decode_ms = profile.costs.decode_ms
         self.clean_passes = clean = profile.clean_passes
         self.chunk_passes = profile.costs.chunk_passes - clean
         self.first_passes = profile.costs.first_chunk_passes - clean
-        self.running: list[tuple[int, int, SimSession | None]] = []
-        """(value of `done` at its end, serial, session), a heap; None: a clean pass."""
+        self.running: list[tuple[int, int, SimSession | None, int]] = []
+        """(value of `done` at its end, serial, session, chunks in its window), a heap; None: a clean pass."""
         self.waiting: list[tuple[float, int, SimSession]] = []
         """(when its player runs dry, serial, session), a heap."""
         self.holders: set[SimSession] = set()
@@ -270,12 +273,15 @@ class SimEngine:
             self.done += round((now_ms - self.anchor_ms) / self.t_ms)
         self.anchor_ms = now_ms
         running, waiting, done = self.running, self.waiting, self.done
+        full = len(self.windows_ms) - 1
         while running and running[0][0] <= done:
-            if (made := heappop(running)[2]) is not None:
+            _, _, made, window = heappop(running)
+            if made is not None:
                 self.anchor_ms += self.decode_ms
+                made.window = min(window + 1, full)
                 self._deliver(made, self.anchor_ms)
                 if self.clean_passes:
-                    self._clean(made)
+                    self._clean(made, window)
         while waiting and len(running) < self.batch:
             session = heappop(waiting)[2]
             session.stage = RUNNING
@@ -284,22 +290,23 @@ class SimEngine:
                 passes += session.extra_passes
                 session.extra_passes = 0
             self.serial = serial = self.serial + 1
-            heappush(running, (done + passes, serial, session))
+            heappush(running, (done + passes, serial, session, session.window))
         if running:
-            self.t_ms = t_ms = self.pass_ms[len(running)]
+            widest = max([entry[3] for entry in running]) if full else 0
+            self.t_ms = t_ms = self.windows_ms[widest][len(running)]
             self.next_ms = next_ms = self.anchor_ms + (running[0][0] - done) * t_ms
             self.agenda.add(next_ms, BOUNDARY, self)
         else:
             self.t_ms = 0.0
             self.next_ms = FOREVER
 
-    def _clean(self, session: SimSession) -> None:
+    def _clean(self, session: SimSession, window: int) -> None:
         """What is left to do of a chunk that was just delivered."""
         if session.stage == DUE:
             session.extra_passes += self.clean_passes
             return
         self.serial = serial = self.serial + 1
-        heappush(self.running, (self.done + self.clean_passes, serial, None))
+        heappush(self.running, (self.done + self.clean_passes, serial, None, window))
 
     def _boundary_ms(self, now_ms: float) -> float:
         """The end of the pass that runs now."""

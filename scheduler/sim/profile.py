@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -65,13 +66,28 @@ class Profile:
 
     @property
     def pass_ms(self) -> tuple[float, ...]:
-        """By rows, [0] unused: up to the batch that does most work per millisecond."""
-        table = [ms for ms in self.costs.pass_ms[-1] if ms > 0]
+        """Over a full window, by rows, [0] unused: up to the batch that does most work per millisecond."""
+        return self.windows_ms[-1]
+
+    @property
+    def windows_ms(self) -> tuple[tuple[float, ...], ...]:
+        """The same for each chunk of a session until its window is full, the last for all after it. The first
+        bucket of the costs is a chunk.
+        """
+        full, buckets = self.costs.pass_ms[-1], self.costs.buckets
+        measured = [row for row, ms in enumerate(full) if ms > 0]
         best, gain = 1, 1.0
-        for rows, ms in enumerate(table, start=1):
-            if (faster := rows * table[0] / ms) * (1.0 - MIN_GAIN) >= gain:
+        for rows, row in enumerate(measured, start=1):
+            if (faster := rows * full[measured[0]] / full[row]) * (1.0 - MIN_GAIN) >= gain:
                 best, gain = rows, faster
-        return (0.0, *table[:best])
+        ends = [min(end, buckets[-1]) for end in range(buckets[0], buckets[-1] + buckets[0], buckets[0])]
+        tables = [self.costs.pass_ms[bisect_left(buckets, end)] for end in ends]
+        return tuple((0.0, *(_cell(table, row) or full[row] for row in measured[:best])) for table in tables)
+
+
+def _cell(table: Sequence[float], row: int) -> float:
+    """0: not measured."""
+    return table[row] if row < len(table) else 0.0
 
 
 def scaled(profile: Profile, speed: float) -> Profile:

@@ -161,8 +161,34 @@ async def test_a_signal_before_there_is_an_agent_counts(server: ForkServer, tmp_
     running = asyncio.create_task(job.run())
     await asyncio.sleep(0)
     job.send(signal.SIGTERM)
-    assert (await running).how == "was killed by SIGTERM"
-    assert "rank" not in (tmp_path / "engine.log").read_text()
+    assert (await running).how == "was not wanted any more before it had started"
+    # What was asked for is answered, late, and runs nothing.
+    other = await server.start(spec(tmp_path, "print('here')", "other"))
+    assert await other.exited == 0
+    assert "here" in (tmp_path / "other.log").read_text()
+    assert (tmp_path / "engine.log").read_text() == ""
+
+
+async def test_a_fork_server_that_hangs_keeps_nobody_from_ending(server: ForkServer, tmp_path: Path) -> None:
+    """An engine that waits for it can be given up; so can the fork server."""
+    server.begin()
+    (forker,) = (pid for pid in children_of(os.getpid()) if command_of(pid).endswith("fork_server"))
+    os.kill(forker, signal.SIGSTOP)
+    job = EngineJob(spec(tmp_path, WAITS), start=server.start)
+    running = asyncio.create_task(job.run())
+    await until(lambda: (tmp_path / "engine.log").exists())
+    job.send(signal.SIGKILL)
+    assert not (await running).crashed
+
+
+async def test_one_that_dies_while_it_is_asked_is_replaced(server: ForkServer, tmp_path: Path) -> None:
+    """The start that waits for it does not notice."""
+    starting = asyncio.create_task(server.start(spec(tmp_path, "print('here')")))
+    await until(lambda: (tmp_path / "engine.log").exists())
+    (forker,) = (pid for pid in children_of(os.getpid()) if command_of(pid).endswith("fork_server"))
+    os.kill(forker, signal.SIGKILL)
+    assert await (await starting).exited == 0
+    assert "here" in (tmp_path / "engine.log").read_text()
 
 
 async def test_a_fork_server_that_cannot_run_is_an_error(tmp_path: Path) -> None:
@@ -180,7 +206,7 @@ async def test_a_fork_server_that_cannot_run_is_an_error(tmp_path: Path) -> None
 
 
 def test_engines_die_with_a_killed_launcher(tmp_path: Path) -> None:
-    """kill -9 of it leaves no fork server and no agent: the kernel ends them."""
+    """kill -9 of it leaves no fork server, no agent and no rank: the kernel ends them."""
     program = (
         "import asyncio, os; from pathlib import Path; from launch.processes import *\n"
         "from launch.fork_server import ForkServer; from tests.launch.test_fork_server import WAITS, spec\n"
@@ -189,14 +215,16 @@ def test_engines_die_with_a_killed_launcher(tmp_path: Path) -> None:
         f"    folder = Path({str(tmp_path)!r})\n"
         "    server = ForkServer(os.environ, folder / 'log')\n"
         "    agent = await server.start(spec(folder, WAITS))\n"
-        "    print(*children_of(os.getpid()), flush=True)\n"
+        "    while not (ranks := children_of(agent.pid)):\n"
+        "        await asyncio.sleep(0.05)\n"
+        "    print(*children_of(os.getpid()), *ranks, flush=True)\n"
         "    await agent.exited\n"
         "asyncio.run(main())"
     )
     launcher = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert launcher.stdout is not None
     started = [int(pid) for pid in launcher.stdout.readline().split()]
-    assert len(started) == 2
+    assert len(started) == 3
     launcher.kill()
     launcher.wait()
     launcher.stdout.close()

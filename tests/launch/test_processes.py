@@ -105,6 +105,21 @@ async def test_a_fork_ends_as_a_program_would(work: Callable[[], int], status: i
     assert await Child(fork(work)).exited == status
 
 
+async def test_a_fork_does_not_handle_signals_as_we_do() -> None:
+    """It ends of those that ask for it."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a handler of the process that was forked")
+
+    before = signal.signal(signal.SIGTERM, fail)
+    try:
+        child = Child(fork(lambda: signal.pause() or 0))
+        child.send(signal.SIGTERM)
+        assert await child.exited == -signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 async def test_watched_process_may_be_anybodys() -> None:
     """The end of a process is seen without being its parent, and late signals hit nobody."""
     shell = await asyncio.create_subprocess_exec(

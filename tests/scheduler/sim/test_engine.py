@@ -91,6 +91,45 @@ def test_a_clean_pass_runs_when_the_frames_have_left() -> None:
     assert bench.latency_ms == [400.0, 500.0, 470.0]
 
 
+def test_passes_over_a_window_that_fills() -> None:
+    """The first chunks are cheaper; in a batch the longest window counts."""
+    costs = replace(PROFILE.costs, buckets=(3, 6), pass_ms=((60.0, 80.0), (100.0, 120.0)))
+    bench = Bench(replace(PROFILE, costs=costs))
+    bench.start(0.0)
+    bench.run(2_300.0)
+    assert bench.latency_ms == [300.0, 500.0, 500.0]  # due at 0, 300 and 1,300
+    bench.start(2_350.0)  # joins at 2,400 the first's fourth chunk, which has four passes to go
+    bench.run(3_000.0)
+    assert bench.latency_ms[3:] == [580.0, 590.0]  # 100 + 4 * 120; the fifth pass of the other is alone: 60
+
+
+@pytest.mark.parametrize(
+    ("buckets", "pass_ms", "windows_ms"),
+    [
+        pytest.param((12,), ((9.0, 12.0),), ((0.0, 9.0, 12.0),), id="one bucket"),
+        pytest.param(
+            (3, 12), ((5.0,), (9.0, 12.0)), ((0.0, 5.0, 12.0), *(3 * [(0.0, 9.0, 12.0)])), id="a cell missing"
+        ),
+        pytest.param((5, 12), ((5.0,), (9.0,)), ((0.0, 5.0), (0.0, 9.0), (0.0, 9.0)), id="not whole chunks"),
+        pytest.param(
+            (3, 6),
+            ((5.0, 6.0, 7.0), (9.0, 0.0, 12.0)),
+            ((0.0, 5.0, 7.0), (0.0, 9.0, 12.0)),
+            id="a row missing",
+        ),
+    ],
+)
+def test_costs_while_a_window_fills(
+    buckets: tuple[int, ...],
+    pass_ms: tuple[tuple[float, ...], ...],
+    windows_ms: tuple[tuple[float, ...], ...],
+) -> None:
+    """For each chunk until it is full. What is missing costs what it costs then."""
+    profile = replace(PROFILE, costs=replace(PROFILE.costs, buckets=buckets, pass_ms=pass_ms))
+    assert profile.windows_ms == windows_ms
+    assert profile.pass_ms == windows_ms[-1]
+
+
 def test_chunks_as_the_unit() -> None:
     """By chunk, the second waits for the end of the first's."""
     bench = Bench(by_chunk(PROFILE))
