@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -103,7 +103,8 @@ class Incoming:
         command, taking = self.command, asyncio.create_task(self._take_in())
         try:
             async with asyncio.timeout(command.limit_ms / 1000.0):
-                await asyncio.wait({taking, self._decision}, return_when=asyncio.FIRST_COMPLETED)
+                either: set[asyncio.Future[Any]] = {taking, self._decision}
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                 if not taking.done() and not self._decision.result():
                     raise PairLost("it was called off")  # or the place would be held until a limit is reached
                 arrival = await taking
