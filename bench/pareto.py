@@ -9,7 +9,8 @@ cores; --model shapes --size 2 computes. Gateway, scheduler, Redis, engines are 
     equal latency   each baseline with the fewest, by bisection, at which it holds what `slack` held: p99 of
                     chunk latency and of time to first chunk (TOLERANCE for noise), nobody left unserved
 
-Each run's results and report are files in DIR/runs: what was stopped goes on, a run that was cut begins anew.
+Each run's results, report and logs are files in DIR/runs: what was stopped goes on, a run that was cut begins
+anew.
 DIR/pareto.html plots engine-seconds against latency and continuity; the last line printed is JSON.
 Run: .venv/bin/python -m bench.pareto --dir DIR [--model paced] [--size 16] [--seconds 600] [--seed 1]
      [--baselines ...]
@@ -20,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -146,6 +148,7 @@ class Bench:
             command += ["--html", str(path.with_suffix(".html"))]
             part.unlink(missing_ok=True)
             status = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
+            shutil.copytree(cluster.folder / "logs", path.with_suffix(".logs"), dirs_exist_ok=True)
         if not part.exists():
             raise SystemExit(f"the load test of {run.name} ended with status {status} and no results")
         part.replace(path)

@@ -51,9 +51,10 @@ _happened = {"fed": threading.Event(), "applied": threading.Event()}
 
 def strike(step: str, pair: Pair | None = None) -> bool:
     """The fault, if there is one and this is its step: then true."""
-    if not _FILE.exists():
+    try:
+        order = json.loads(_FILE.read_text())
+    except FileNotFoundError:  # also when another rank took it just now
         return False
-    order = json.loads(_FILE.read_text())
     if order["step"] != step or order["rank"] != int(os.environ["RANK"]):
         return False
     for event in _happened.values():

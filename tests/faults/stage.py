@@ -105,7 +105,9 @@ class FaultyEngines(Engines):
         """See `tests.engine.faulty_engine`."""
         assert self.redis.process is not None
         order = {"step": step, "fault": fault, "redis_pid": self.redis.process.pid, "rank": rank}
-        self._faults(engine).write_text(json.dumps(order))
+        part = self._faults(engine).with_suffix(".part")
+        part.write_text(json.dumps(order))
+        part.rename(self._faults(engine))
 
     def has_struck(self, engine: EngineId) -> bool:
         """Has it happened?"""
