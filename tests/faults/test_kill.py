@@ -244,7 +244,10 @@ async def test_engine_killed(victim: Cluster) -> None:
     """Its session goes on elsewhere with the next chunk; a session of the other engine notices nothing."""
     async with watching(victim.url) as one, watching(victim.url, "a blue square", seed=2) as other:
         (first,), (undisturbed,) = await one.take(1), await other.take(1)
-        assert first.engine != undisturbed.engine
+        if first.engine == undisturbed.engine:  # the other measured itself as much slower while both started
+            (free,) = set(victim.engines()) - {first.engine}
+            assert victim.post("/v1/admin/migrate", {"session": undisturbed.session, "engine": free}) == 202
+            undisturbed = await other.take_until_engine(free)
         before = await killed(victim, f"engine-{first.engine}")
         moved = await one.take_until_engine(other_than=first.engine)
         assert moved.engine != first.engine
