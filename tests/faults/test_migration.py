@@ -108,8 +108,8 @@ async def test_many_random_moves_under_load() -> None:
         engines = cluster.engines()
         left = [MOVES]
         await asyncio.gather(*(wander(cluster, engines, number, left) for number in range(SESSIONS)))
-        sessions = cluster.get("/v1/cluster")["sessions"]
-    assert left[0] <= 0 and sessions == []
+        await until(lambda: not cluster.get("/v1/cluster")["sessions"])  # one may stop while it moves
+    assert left[0] <= 0
 
 
 async def wander(cluster: Cluster, engines: list[str], number: int, left: list[int]) -> None:
