@@ -164,10 +164,8 @@ def fork(work: Callable[[], int]) -> int:
 
 
 def adopt_orphans() -> None:
-    """Make this process the parent of every descendant whose own parent dies, and of all see the end."""
-    signal.signal(
-        signal.SIGCHLD, signal.SIG_DFL
-    )  # who starts us may ignore it: then the kernel collects them
+    """Make this process the parent of every descendant whose own parent dies, and see the ends of all."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # were it ignored, the kernel would collect them
     if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
@@ -178,7 +176,7 @@ def children_of(parent: int) -> list[int]:
 
 
 def members_of(session: int) -> list[int]:
-    """Process ids of a session, smallest first; zombies included. No other gets its id before."""
+    """Process ids of a session, smallest first; zombies included. No other gets its id while it has any."""
     return _processes_where(_SESSION, session)
 
 

@@ -53,6 +53,24 @@ async def until(condition: Callable[[], bool], timeout_s: float = 30.0 * SCALE) 
             await asyncio.sleep(POLL_S)
 
 
+def command_of(pid: int) -> str:
+    """What `ps` shows."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode()
+
+
+def killed_parent(program: str) -> list[int]:
+    """Run a Python program that prints pids on one line and goes on, and kill it; returns the pids, of
+    processes that ran then."""
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    started = [int(pid) for pid in parent.stdout.readline().split()]
+    assert started and all(map(is_running, started))
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    return started
+
+
 def is_running(pid: int) -> bool:
     """Is there such a process, and not only its remains?"""
     try:

@@ -215,7 +215,7 @@ class SimEngine:
         self.stopped_ms: float | None = None
         self.is_dead = False
         self.windows_ms = profile.windows_ms
-        self.batch = len(profile.pass_ms) - 1
+        self.batch = len(self.windows_ms[-1]) - 1
         self.decode_ms = profile.costs.decode_ms
         self.clean_passes = clean = profile.clean_passes
         self.chunk_passes = profile.costs.chunk_passes - clean

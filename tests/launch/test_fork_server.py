@@ -19,7 +19,7 @@ from launch.fork_server import ForkServer
 from launch.processes import adopt_orphans, children_of
 from launch.roles import AGENT, engine_command
 from launch.supervisor import ProcessSpec
-from tests.cluster import is_running, parent_of, until, wait_for
+from tests.cluster import command_of, is_running, killed_parent, parent_of, until, wait_for
 
 WAITS = "import os, signal; print('rank', os.getpid(), flush=True); signal.pause()"
 
@@ -42,6 +42,11 @@ def spec(folder: Path, program: str, name: str = "engine", ranks: int = 1, **var
         log=folder / f"{name}.log",
         environment=os.environ | variables,
     )
+
+
+def pid_of_server() -> int:
+    (pid,) = (pid for pid in children_of(os.getpid()) if command_of(pid).endswith("fork_server"))
+    return pid
 
 
 async def test_ranks_run_with_the_environment_and_log_of_their_engine(
@@ -69,11 +74,6 @@ async def test_processes_are_called_what_torchrun_would_start(server: ForkServer
     assert command_of(rank) == f"{sys.executable} -u {tmp_path / 'engine.py'} more"
     agent.send(signal.SIGTERM)
     await agent.exited
-
-
-def command_of(pid: int) -> str:
-    """What `ps` shows."""
-    return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode()
 
 
 FORBIDDING = """
@@ -127,8 +127,7 @@ async def test_the_agent_is_a_child_of_the_launcher(server: ForkServer, tmp_path
     agent = await server.start(spec(tmp_path, WAITS))
     assert parent_of(agent.pid) == os.getpid()
     await until(lambda: os.getsid(agent.pid) == agent.pid)
-    (forker,) = (pid for pid in children_of(os.getpid()) if command_of(pid).endswith("fork_server"))
-    os.kill(forker, signal.SIGKILL)
+    os.kill(pid_of_server(), signal.SIGKILL)
     await until(lambda: "rank" in (tmp_path / "engine.log").read_text())
     other = await server.start(spec(tmp_path, "print('here')", "other"))
     assert await other.exited == 0
@@ -173,8 +172,7 @@ async def test_a_signal_before_there_is_an_agent_counts(server: ForkServer, tmp_
 async def test_a_fork_server_that_hangs_keeps_nobody_from_ending(server: ForkServer, tmp_path: Path) -> None:
     """An engine that waits for it can be given up; so can the fork server."""
     server.begin()
-    (forker,) = (pid for pid in children_of(os.getpid()) if command_of(pid).endswith("fork_server"))
-    os.kill(forker, signal.SIGSTOP)
+    os.kill(pid_of_server(), signal.SIGSTOP)
     job = EngineJob(spec(tmp_path, WAITS), start=server.start)
     running = asyncio.create_task(job.run())
     await until(lambda: (tmp_path / "engine.log").exists())
@@ -186,8 +184,7 @@ async def test_one_that_dies_while_it_is_asked_is_replaced(server: ForkServer, t
     """The start that waits for it does not notice."""
     starting = asyncio.create_task(server.start(spec(tmp_path, "print('here')")))
     await until(lambda: (tmp_path / "engine.log").exists())
-    (forker,) = (pid for pid in children_of(os.getpid()) if command_of(pid).endswith("fork_server"))
-    os.kill(forker, signal.SIGKILL)
+    os.kill(pid_of_server(), signal.SIGKILL)
     assert await (await starting).exited == 0
     assert "here" in (tmp_path / "engine.log").read_text()
 
@@ -222,11 +219,6 @@ def test_engines_die_with_a_killed_launcher(tmp_path: Path) -> None:
         "    await agent.exited\n"
         "asyncio.run(main())"
     )
-    launcher = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-    assert launcher.stdout is not None
-    started = [int(pid) for pid in launcher.stdout.readline().split()]
+    started = killed_parent(program)
     assert len(started) == 3
-    launcher.kill()
-    launcher.wait()
-    launcher.stdout.close()
     wait_for("their ends", lambda: not any(is_running(pid) for pid in started))

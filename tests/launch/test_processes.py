@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from launch.processes import Child, Watched, children_of, fork, members_of, name_of, spawn
-from tests.cluster import is_running, until, wait_for
+from tests.cluster import is_running, killed_parent, until, wait_for
 
 SLEEP = (sys.executable, "-c", "import signal; signal.pause()")
 DEAF = "import signal; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); signal.pause()"
@@ -65,13 +64,7 @@ def test_children_die_with_a_killed_parent(tmp_path: Path) -> None:
         "    await child.exited\n"
         "asyncio.run(main())"
     )
-    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    child = int(parent.stdout.readline())
-    assert is_running(child)
-    parent.kill()
-    parent.wait()
-    parent.stdout.close()
+    (child,) = killed_parent(program)
     wait_for("the child's end", lambda: not is_running(child))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import Cluster, descendants, is_running, wait_for
+from tests.cluster import Cluster, command_of, descendants, is_running, wait_for
 
 
 def turboserve(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -109,7 +109,7 @@ def test_run_json_names_every_process(cluster: Cluster) -> None:
         [*(f"engine-{id}" for id in cluster.engines()), "gateway-0", "redis", "scheduler-0"]
     )
     for name, pid in cluster.pids("").items():
-        line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+        line = command_of(pid)
         assert name.partition("-")[0] in line
         assert ("launch.agent" in line) is False
 
