@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import av
 import pytest
@@ -95,6 +96,18 @@ def kill(cluster: Cluster, prefix: str) -> None:
     os.kill(min(cluster.pids(prefix).values()), signal.SIGKILL)
 
 
+async def usage_of(page: Page, session: str) -> list[dict[str, Any]]:
+    """Its usage records."""
+    records: list[dict[str, Any]] = await page.evaluate(
+        """async (id) => {
+            const {usage} = await (await fetch("/v1/usage")).json();
+            return usage.filter(({session}) => session === id);
+        }""",
+        session,
+    )
+    return records
+
+
 @pytest.mark.faults
 async def test_killed_gateway_and_engine_are_survived(
     browser: Browser, restored_cluster: Cluster, tmp_path: Path
@@ -116,13 +129,9 @@ async def test_killed_gateway_and_engine_are_survived(
         await (await download.value).save_as(tmp_path / "all.mp4")
         await page.click("#stop")
         await until(page, "turboserve.state === 'ended'")
-        answer = await page.evaluate(
-            """async (id) => {
-                const {usage} = await (await fetch("/v1/usage")).json();
-                return usage.filter(({session}) => session === id);
-            }""",
-            session,
-        )
+        async with asyncio.timeout(LIMIT_S):  # the page hears of the end before Redis does
+            while not (answer := await usage_of(page, session)):  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(0.05)
         (usage,) = answer
         assert usage["reason"] == "stopped" and usage["chunks"] > figures["newestSeq"]
         assert usage["engine_ms"] > 10 * usage["chunks"] and usage["media_bytes"] > 100 * usage["chunks"]
