@@ -1,6 +1,6 @@
 """The Python client: live generated video as RGB arrays, steered while it runs.
 
-    async with connect("http://localhost:8000") as client:
+    async with connect("http://localhost:8080") as client:
         session = await client.start("a red ball bouncing on a blue background", seed=1)
         async for chunk in session:
             for frame in chunk.frames():      # RGB uint8 [height, width, 3]
@@ -40,7 +40,7 @@ from gateway.client_errors import (
     SessionEnded,
     TakenOver,
 )
-from gateway.client_session import Mode, Session
+from gateway.client_session import Mode, Session, check_prompt
 from gateway.client_stream import OnPart
 from gateway.client_viewer import Viewer
 from gateway.protocol import (
@@ -97,7 +97,7 @@ def stream_url(url: str) -> str:
     parts = urlsplit(url if "://" in url else f"http://{url}")
     scheme = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}.get(parts.scheme)
     if scheme is None or not parts.hostname:
-        raise ValueError(f"not the address of a server: {url!r} (expected for example http://localhost:8000)")
+        raise ValueError(f"not the address of a server: {url!r} (expected for example http://localhost:8080)")
     path = parts.path if parts.path.endswith(STREAM_PATH) else parts.path.rstrip("/") + STREAM_PATH
     return urlunsplit((scheme, parts.netloc, path, "", ""))
 
@@ -155,6 +155,7 @@ class Client:
         each part as it arrives, before anything is done with it; while it waits, nothing more is read.
         Raises ServerError when refused, ConnectionLost, SessionEnded.
         """
+        check_prompt(prompt)
         opening = Start(prompt=prompt, seed=seed, model=model, lead_ms=lead_ms, accept=tuple(accept))
         return await self._open(opening, mode, on_part)
 

@@ -34,8 +34,9 @@ from gateway.protocol import (
     Start,
     Stop,
 )
+from scheduler.messages import MAX_PROMPT_CHARS, ErrorCode
 
-__all__ = ["Mode", "Session"]
+__all__ = ["Mode", "Session", "check_prompt"]
 
 Mode = Literal["viewer", "recorder"]
 Input = Prompt | Reset | Pause | Resume | Stop
@@ -92,6 +93,7 @@ class Session(Stream):
         self, text: str, *, transition: Literal["cut", "blend"] = "cut", blend_chunks: int = 2
     ) -> asyncio.Future[Applied]:
         """Like `prompt`, but returns when the prompt is sure not to be lost, with a future of the rest."""
+        check_prompt(text)
         message = Prompt(text=text, transition=transition, blend_chunks=blend_chunks, id=_new_id())
         return await self._submit(message)
 
@@ -228,6 +230,13 @@ class Session(Stream):
             # An input is applied where a chunk begins: without credit none would, for ever.
             return 0.0
         return self._chunks.qsize() * 1000 * self.info.chunk_frames / self.info.fps
+
+
+def check_prompt(text: str) -> None:
+    """Raises ServerError, as the server would: a longer one might end the connection instead."""
+    if len(text) > MAX_PROMPT_CHARS:
+        sentence = f"a prompt may have {MAX_PROMPT_CHARS} characters, this one has {len(text)}"
+        raise ServerError(ErrorCode.TOO_LARGE.value, sentence)
 
 
 def _fail(entry: _OpenInput, error: ClientError) -> None:

@@ -11,8 +11,10 @@ import asyncio
 import contextlib
 import logging
 import random
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import assert_never
 
 from websockets.asyncio.client import ClientConnection
@@ -111,6 +113,8 @@ class Stream(abc.ABC):
         self._task: asyncio.Task[None] | None = None
         self._refused_since: float | None = None  # the server said "not yet" since then
         self._end: ClientError | None = None
+        self._opened_with: Start | Attach | Watch | None = None
+        """What was asked for first on this connection."""
         self._is_settled = False
         self._is_over = False
         self._is_stopping = False
@@ -226,7 +230,8 @@ class Stream(abc.ABC):
         self._socket, self._is_settled = socket, False
         codec = _codec(socket)
         with contextlib.suppress(ConnectionClosed):
-            await socket.send(codec.encode_control(self._next_opening()))
+            self._opened_with = replace(self._next_opening(), id=secrets.token_hex(8))
+            await socket.send(codec.encode_control(self._opened_with))
             async for data in socket:
                 try:
                     if codec.is_media(data):
@@ -281,7 +286,7 @@ class Stream(abc.ABC):
         match message:
             case SessionInfo():
                 await self._take_info(message)
-            case Error() if not self._is_settled:
+            case Error() if self._is_of_opening(message):
                 raise self._why_not_opened(message)
             case Accepted() | Applied() | Error():
                 self._take_answer(message)
@@ -305,6 +310,12 @@ class Stream(abc.ABC):
             self._established.set_result(info)
             return
         await self._reopened()
+
+    def _is_of_opening(self, error: Error) -> bool:
+        """By its id; until we are let in also without one. Others answer what was sent before."""
+        if error.id is None:
+            return not self._is_settled
+        return self._opened_with is not None and error.id == self._opened_with.id
 
     def _fail_open(self, failure: ClientError) -> None:  # noqa: B027 - as above
         """It is over: whoever waits for an answer shall hear it."""
@@ -340,8 +351,8 @@ class Stream(abc.ABC):
         self._events.put_nowait(event)
 
     async def _send(self, message: ClientMessage) -> None:
-        """Send if connected. Inputs are sent again after an attach, acks are not worth it."""
-        if self._socket is not None:
+        """Send if let in. Inputs are sent again after an attach, acks are not worth it."""
+        if self._socket is not None and self._is_settled:
             with contextlib.suppress(ConnectionClosed):
                 await self._socket.send(_codec(self._socket).encode_control(message))
 

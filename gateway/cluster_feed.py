@@ -16,9 +16,9 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Final, Protocol
 
 from gateway.cluster_view import describe_cluster
-from gateway.http import Response, text_response
+from gateway.http import Response, error_response
 from gateway.metrics import ClusterMetrics
-from scheduler.messages import EngineRecord, EngineState, SessionRecord
+from scheduler.messages import EngineRecord, EngineState, ErrorCode, SessionRecord
 from scheduler.store import StoreError
 from scheduler.store.values import ClusterInfo, Decision
 
@@ -78,7 +78,8 @@ class ClusterFeed:
     def respond(self) -> Response:
         """A stream that lasts until the watcher leaves or `close`; 503 when too many watch."""
         if self._watchers >= MAX_WATCHERS or self._is_closed:
-            return text_response(503, "too many watch the cluster here", ("Retry-After", "5"))
+            text = "too many watch the cluster here"
+            return error_response(503, ErrorCode.CAPACITY, text, ("Retry-After", "5"))
         headers = (("Cache-Control", "no-store"), ("X-Accel-Buffering", "no"))
         return Response(body=self._stream(), content_type=EVENT_STREAM, headers=headers)
 

@@ -177,6 +177,10 @@ class ClientConnection:
             self._hub.metrics.clients.rung_changes.labels(self.rung.value).inc()
             self._hub.choose_rungs(part.session)
 
+    def receive_failure(self) -> None:
+        if self._socket is not None:
+            self._socket.abort("an internal error")
+
     # --- from the hub ----------------------------------------------------------------------------------
 
     def receive_event(self, event: Event) -> None:

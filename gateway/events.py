@@ -79,7 +79,11 @@ class EventReader:
         session = getattr(event, "session", None)
         if session is not None:
             for connection in self._hub.of(session):
-                connection.receive_event(event)
+                try:
+                    connection.receive_event(event)
+                except Exception:  # one connection is at fault, and all wait for events
+                    logger.exception("%s: an event could not be handled", session)
+                    connection.receive_failure()
         if isinstance(event, QUEUE_EVENTS):
             self._hub.queue_changed()
 

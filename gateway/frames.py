@@ -1,7 +1,8 @@
-"""Where the frames begin and end in what a client sends, RFC 6455, 5.2. Pure.
+"""Where the frames begin and end in what a client or an engine sends, RFC 6455, 5.2. Pure.
 
-Checks nothing: whether a frame is allowed is for `websockets` to say. But what a gateway reads all the time,
-acks, are small messages in one frame, and those cost it less than half with `payload_of`.
+Checks nothing: whether a frame is allowed is for `websockets` to say. But what a gateway reads all the time
+are messages in one frame, small ones of clients (acks) and large ones of engines (chunks). Those cost it less
+than half with `payload_of` and `message_of`, and large ones are copied once, not twice.
 """
 
 from __future__ import annotations
@@ -14,12 +15,18 @@ _WHOLE_MESSAGES = (0x81, 0x82)
 """First byte of a text and of a binary message in one frame, no extension bit set."""
 _SMALL = range(0x80, 0x80 + 126)
 """Second byte of a masked frame whose length is in it."""
+_LENGTH_BYTES = {126: 2, 127: 8}
+"""By the second byte of a frame that is not masked: how many behind it tell the length."""
 
 
 class FrameCutter:
     """Cuts a byte stream where frames end."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, whole_bytes: int = 0) -> None:
+        """Frames of up to `whole_bytes` come whole, longer ones in the pieces in which they were read."""
+        self._whole_bytes = whole_bytes
+        self._pieces: list[bytes] = []
+        """Of a frame that is to come whole."""
         self._head = b""
         """Begins a frame whose length it does not tell yet; at most 9 bytes."""
         self._owed = 0
@@ -39,7 +46,13 @@ class FrameCutter:
             piece = data[at : at + size]
             self._owed = size - len(piece)
             at += len(piece)
-            yield piece, not is_begun and self._owed == 0
+            if self._pieces or (not is_begun and size <= self._whole_bytes):
+                self._pieces.append(piece)
+                if self._owed == 0:
+                    whole, self._pieces = b"".join(self._pieces), []
+                    yield whole, True
+            else:
+                yield piece, not is_begun and self._owed == 0
 
 
 def _frame_bytes(data: bytes, at: int) -> int | None:
@@ -61,6 +74,13 @@ def payload_of(frame: bytes) -> bytes | None:
     if frame[0] not in _WHOLE_MESSAGES or frame[1] not in _SMALL:
         return None
     return apply_mask(frame[6:], frame[2:6])
+
+
+def message_of(frame: bytes) -> memoryview | None:
+    """What a message of any size says, if this frame is all of one and not masked, as a client gets it."""
+    if frame[0] not in _WHOLE_MESSAGES or frame[1] & 0x80:
+        return None
+    return memoryview(frame)[2 + _LENGTH_BYTES.get(frame[1], 0) :]
 
 
 def is_text(frame: bytes) -> bool:

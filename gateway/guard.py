@@ -8,6 +8,7 @@ comes from.
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from gateway.config import LOOPBACK, GatewayConfig
@@ -33,6 +34,25 @@ def is_origin_allowed(origin: str | None, host: str | None, config: GatewayConfi
     except ValueError:
         return False
     return parts.scheme in ("http", "https") and parts.netloc.lower() == (host or "").lower()
+
+
+def sharing_headers(origin: str | None, config: GatewayConfig) -> tuple[tuple[str, str], ...]:
+    """What lets a page of another origin read an answer, if it is a configured one (Fetch standard, 3.3)."""
+    if not config.allowed_origins:
+        return ()
+    vary = ("Vary", "Origin")
+    if origin is None or origin not in config.allowed_origins:
+        return (vary,)
+    return vary, ("Access-Control-Allow-Origin", origin)
+
+
+def preflight_headers(methods: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """What such a page may send; browsers ask before they do, and remember it for ten minutes."""
+    return (
+        ("Access-Control-Allow-Methods", ", ".join(methods)),
+        ("Access-Control-Allow-Headers", "Authorization, Content-Type"),
+        ("Access-Control-Max-Age", "600"),
+    )
 
 
 def _host_name(host: str | None) -> str | None:

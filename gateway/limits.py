@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from enum import Enum
 
-from gateway.protocol import Control
+from gateway.protocol import MAX_KEYS, Control
 from scheduler.messages import ControlInput
 
 MESSAGES_PER_S = 100
@@ -133,7 +133,9 @@ class ControlMerger:
                 return False
             self._ids.append(control.id)
         self._latest = control
-        self._pressed.update(dict.fromkeys(control.keys))
+        for key in control.keys:
+            if len(self._pressed) < MAX_KEYS:
+                self._pressed[key] = None
         return True
 
     def due_ms(self) -> float | None:
@@ -146,9 +148,9 @@ class ControlMerger:
         if latest is None or now_ms < self._next_ms:
             return None
         ids, self._ids = tuple(self._ids), []
-        keys = tuple(self._pressed)[:16]
+        keys = tuple(self._pressed)
         released = set(keys) != set(latest.keys)
-        self._pressed = {}
+        self._pressed = dict.fromkeys(latest.keys) if released else {}
         self._latest = Control(keys=latest.keys, axes=latest.axes) if released else None
         self._next_ms = now_ms + CONTROL_INTERVAL_MS
         return ControlInput(keys=keys, axes=latest.axes, id=ids[-1] if ids else None), ids

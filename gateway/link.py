@@ -21,6 +21,7 @@ from websockets.exceptions import WebSocketException
 from websockets.frames import Frame, Opcode
 from websockets.protocol import Event, State
 
+from gateway.frames import FrameCutter, is_text, message_of
 from scheduler.messages import (
     LINK_REPLIES,
     MAX_LINK_MESSAGE_BYTES,
@@ -51,6 +52,7 @@ LINGER_S = 30.0
 CREDIT_WAIT_S = 0.01
 """Each ack of each client is a credit, and a write is a third of what it costs. So much later is nothing to
 a lead of hundreds of milliseconds. All links write at multiples of it: the process wakes up once for all."""
+_HEAD_END = b"\r\n\r\n"
 
 
 class Follower(Protocol):
@@ -65,20 +67,46 @@ class Follower(Protocol):
     def receive_chunk(self, engine: EngineId, part: ChunkPart, payload: memoryview, arrived_s: float) -> None:
         """`arrived_s`: time.perf_counter() when the whole message was here."""
 
+    def receive_failure(self) -> None:
+        """What came last could not be handled: nothing of its state can be relied on any more."""
+
 
 class LinkConnection(ClientConnection):
     """Hands on each message inside the read that completed it, without `websockets`' queue and a task behind
-    it: nobody would wait on either side of that queue."""
+    it: nobody would wait on either side of that queue. `websockets` reads the handshake and all that is not a
+    message in one frame."""
 
-    def __init__(self, receive: Callable[[Frame], None], *args: Any, **kwargs: Any) -> None:
+    def __init__(self, receive: Callable[[Bytes, bool], None], *args: Any, **kwargs: Any) -> None:
+        """receive: gets a message and whether it is text."""
         super().__init__(*args, **kwargs)
         self._receive = receive
+        self._cutter: FrameCutter | None = None
+        """None: `websockets` reads everything."""
+
+    def data_received(self, data: bytes) -> None:
+        if self._cutter is None:
+            was_open = self.state is State.OPEN
+            super().data_received(data)
+            # A read that ends with the head of the answer ends where a frame begins.
+            if (
+                not was_open
+                and self.state is State.OPEN
+                and data.find(_HEAD_END) + len(_HEAD_END) == len(data)
+            ):
+                self._cutter = FrameCutter(whole_bytes=MAX_LINK_MESSAGE_BYTES)
+            return
+        for piece, is_frame in self._cutter.cut(data):
+            message = message_of(piece) if is_frame and self.state is State.OPEN else None
+            if message is None:
+                super().data_received(piece)
+            else:
+                self._receive(message, is_text(piece))
 
     def process_event(self, event: Event) -> None:
         if not isinstance(event, Frame) or event.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
             super().process_event(event)
         elif event.fin and event.opcode is not Opcode.CONT:
-            self._receive(event)
+            self._receive(event.data, event.opcode is Opcode.TEXT)
         else:
             logger.error("an engine sent a message in fragments: its link is cut")
             self.transport.abort()
@@ -223,14 +251,14 @@ class EngineLink:
             if not await self._is_wanted():
                 return
 
-    def _receive(self, frame: Frame) -> None:
+    def _receive(self, message: Bytes, is_text: bool) -> None:
         """A whole message; the link survives one that can't be read."""
         arrived_s = time.perf_counter()
         try:
-            if frame.opcode is Opcode.TEXT:
-                self._receive_reply(frame.data)
+            if is_text:
+                self._receive_reply(message)
             else:
-                self._receive_media(frame.data, arrived_s)
+                self._receive_media(message, arrived_s)
         except DecodeError as exc:
             logger.warning("%s sent a message that can't be read: %s", self.engine, exc)
         except Exception:
@@ -241,7 +269,10 @@ class EngineLink:
     def _receive_reply(self, data: Bytes) -> None:
         reply = decode_json(LINK_REPLIES, data)
         for follower in self._of(reply.session):
-            follower.receive_link(self.engine, reply)
+            try:
+                follower.receive_link(self.engine, reply)
+            except Exception:
+                self._give_up(reply.session, follower)
 
     def _receive_media(self, data: Bytes, arrived_s: float) -> None:
         header, payload = unframe_media(data)
@@ -252,7 +283,15 @@ class EngineLink:
         if not followers:
             self._count_drop()
         for follower in followers:
-            follower.receive_chunk(self.engine, part, payload, arrived_s)
+            try:
+                follower.receive_chunk(self.engine, part, payload, arrived_s)
+            except Exception:
+                self._give_up(part.session, follower)
+
+    def _give_up(self, session: SessionId, follower: Follower) -> None:
+        """One connection is at fault, and the link has many."""
+        logger.exception("%s: what %s sent could not be handled", session, self.engine)
+        follower.receive_failure()
 
     def _of(self, session: SessionId) -> tuple[Follower, ...]:
         return tuple(self._followers.get(session, ()))

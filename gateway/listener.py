@@ -185,7 +185,16 @@ class HttpConnection(asyncio.Protocol):
     def close_if_idle(self) -> None:
         """Close between two requests."""
         if self._websocket is None and self.task is None:
+            self._close()
+
+    def _close(self) -> None:
+        """Once the peer has read what was written, or has not for too long."""
+        self._cancel_timer()
+        if not self.transport.is_closing():
             self.transport.close()
+            self._timer = asyncio.get_running_loop().call_later(
+                self._limits.stall_timeout_s, self.transport.abort
+            )
 
     def abort(self) -> None:
         """Drop the connection at once."""
@@ -212,7 +221,7 @@ class HttpConnection(asyncio.Protocol):
                     self._dispatch()
                 case _:  # PAUSED, ConnectionClosed
                     if event is not h11.PAUSED:
-                        self.transport.close()
+                        self._close()
                     return
 
     def _begin(self, event: h11.Request) -> None:
@@ -247,6 +256,7 @@ class HttpConnection(asyncio.Protocol):
             response = text_response(500, "internal error")
         try:
             await self._send_response(response, head=request.method == "HEAD")
+            await asyncio.wait_for(self._writable.wait(), self._limits.stall_timeout_s)
         except (h11.LocalProtocolError, OSError, TimeoutError) as exc:
             logger.info("response cut off: %s", exc)
             self.transport.abort()
@@ -256,7 +266,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _next_request(self) -> None:
         if self._h11.our_state is not h11.DONE or self._h11.their_state is not h11.DONE:
-            self.transport.close()
+            self._close()
             return
         self._h11.start_next_cycle()
         self._request = None
@@ -300,8 +310,7 @@ class HttpConnection(asyncio.Protocol):
             closing = replace(response, headers=(*response.headers, ("Connection", "close")))
             with contextlib.suppress(h11.LocalProtocolError):
                 self._send_whole(closing, head=head)
-        self._cancel_timer()
-        self.transport.close()
+        self._close()
 
     def _send(self, event: h11.Event) -> None:
         data = self._h11.send(event)
@@ -320,7 +329,7 @@ class HttpConnection(asyncio.Protocol):
         self._cancel_timer()
         self.transport.write(response.serialize())
         if response.status_code != 101:
-            self.transport.close()
+            self._close()
             return
         # A protocol that did not parse the request itself has to begin in the open state.
         protocol = ServerProtocol(state=State.OPEN, max_size=MAX_CLIENT_MESSAGE_BYTES)
@@ -347,7 +356,7 @@ class HttpConnection(asyncio.Protocol):
         if self._heard:
             self._refuse(text_response(408, "the request was not complete in time"))
         else:  # nobody asked anything: nothing to answer
-            self.transport.close()
+            self._close()
 
 
 def _set_buffers(transport: asyncio.Transport, limits: ListenerLimits) -> None:

@@ -49,6 +49,10 @@ MAX_LEAD_MS = 10_000
 DEFAULT_LEAD_MS = 1_500
 MAX_BUFFER_MS = 3_600_000
 MAX_TOKEN_CHARS = 8_192
+MAX_CODECS = 16
+"""That a client names."""
+MAX_KEYS = 16
+"""Held at once, of a `control`; as many axes."""
 MAX_NAME_CHARS = 64
 """Names and ids that a client sends: model, session, resume token."""
 
@@ -88,6 +92,7 @@ class MessageError(DecodeError):
 # --- client -> server ------------------------------------------------------------------------------------
 
 Name = Annotated[str, Chars(MAX_NAME_CHARS)]
+KeyName = Annotated[str, Chars(32)]
 Token = Annotated[str, Chars(MAX_TOKEN_CHARS)]
 PromptText = Annotated[str, Chars(MAX_PROMPT_CHARS)]
 Seed = Annotated[int, Range(0, MAX_SEED)]
@@ -104,7 +109,7 @@ class Start:
     """None: random."""
     model: Name | None = None
     """None: the cluster's default."""
-    accept: Annotated[tuple[Name, ...], Items(16)] = ("h264",)
+    accept: Annotated[tuple[Name, ...], Items(MAX_CODECS)] = ("h264",)
     """Codecs that the client decodes, the one that it likes best first."""
     lead_ms: Annotated[int, Range(MIN_LEAD_MS, MAX_LEAD_MS)] = DEFAULT_LEAD_MS
     """Unplayed media that the server keeps ahead of the playhead."""
@@ -128,8 +133,8 @@ class Control:
     """The state of keys and axes, not events."""
 
     type: ClassVar[str] = "control"
-    keys: Annotated[tuple[Annotated[str, Chars(32)], ...], Items(16)] = ()
-    axes: Annotated[dict[Annotated[str, Chars(32)], Annotated[float, Range(-1, 1)]], Items(16)] | None = None
+    keys: Annotated[tuple[KeyName, ...], Items(MAX_KEYS)] = ()
+    axes: Annotated[dict[KeyName, Annotated[float, Range(-1, 1)]], Items(MAX_KEYS)] | None = None
     id: MessageId | None = None
 
 

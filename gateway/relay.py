@@ -13,6 +13,8 @@ from scheduler.store import Store, StoreUnavailable
 
 logger = logging.getLogger("gateway.relay")
 
+RETRY_S = 1.0
+
 
 class Relay:
     """Follow an engine, speak to it. `close` ends all links, which tells engines that the clients are
@@ -24,6 +26,8 @@ class Relay:
         self._links: dict[EngineId, EngineLink] = {}
         self._tasks: dict[EngineId, asyncio.Task[None]] = {}
         self._urls: dict[EngineId, str] = {}
+        self._retries: dict[EngineId, asyncio.TimerHandle] = {}
+        """Of links that failed for a reason that nobody has thought of."""
         self._count_drop: Callable[[], None] = metrics.drops.inc
         metrics.links.set_function(lambda: sum(link.is_up() for link in self._links.values()))
 
@@ -51,12 +55,15 @@ class Relay:
         return {engine: link.latency_s for engine, link in self._links.items() if link.is_up()}
 
     async def close(self) -> None:
+        for timer in self._retries.values():
+            timer.cancel()
         tasks = tuple(self._tasks.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _start(self, engine: EngineId, link: EngineLink) -> None:
+        self._retries.pop(engine, None)
         task = self._tasks[engine] = asyncio.get_running_loop().create_task(link.run())
         task.add_done_callback(lambda task: self._end(engine, link, task))
 
@@ -64,11 +71,14 @@ class Relay:
         exc = None if task.cancelled() else task.exception()
         if exc is not None:
             logger.error("the link to %s failed", engine, exc_info=exc)
-        if link.is_used() and not task.cancelled() and exc is None:  # followed in the very moment it gave up
+        if task.cancelled() or not link.is_used():
+            del self._links[engine], self._tasks[engine]
+            self._urls.pop(engine, None)
+        elif exc is None:  # followed in the very moment it gave up
             self._start(engine, link)
-            return
-        del self._links[engine], self._tasks[engine]
-        self._urls.pop(engine, None)
+        else:
+            loop = asyncio.get_running_loop()
+            self._retries[engine] = loop.call_later(RETRY_S, self._start, engine, link)
 
     async def _find_url(self, engine: EngineId) -> str | None:
         """From the engine's record; remembered, so that a link comes back during a Redis outage."""

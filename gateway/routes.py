@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -22,7 +24,7 @@ from gateway.admission import (
 from gateway.auth import Scope, TokenRefused
 from gateway.connection import ClientConnection
 from gateway.downloads import send_recording
-from gateway.guard import is_host_allowed, is_origin_allowed
+from gateway.guard import is_host_allowed, is_origin_allowed, preflight_headers, sharing_headers
 from gateway.http import JSON, Request, Response, error_response, json_response, text_response
 from gateway.hub import Hub
 from gateway.pages import Pages
@@ -52,7 +54,10 @@ DRAIN_PATH = API + "admin/drain"
 MIGRATE_PATH = API + "admin/migrate"
 USAGE_PATH = API + "usage"
 RETRY_AFTER_S = "2"
+ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 JSON_TYPE = "application/json"
+CODES = {403: ErrorCode.NOT_ALLOWED, 429: ErrorCode.RATE, 500: ErrorCode.INTERNAL}
+"""By status."""
 NO_SUCH_ENGINE = "there is no such engine; /v1/cluster lists them"
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -98,6 +103,10 @@ class Routes:
     # --- Application ----------------------------------------------------------------------------------------
 
     def check(self, request: Request) -> Response | None:
+        refusal = self._check(request)
+        return None if refusal is None else self._shared(request, refusal)
+
+    def _check(self, request: Request) -> Response | None:
         config, host = self._hub.config, request.header("host")
         if not is_host_allowed(host, config):
             return _refusal(request, 403, "this Host name is not served; configure allowed_hosts")
@@ -109,6 +118,8 @@ class Routes:
         if not is_stream and not is_origin_allowed(request.header("origin"), host, config):
             return _refusal(request, 403, "pages of this Origin may not use this gateway")
         methods = self._methods(request.path)
+        if request.method == "OPTIONS" and request.header("access-control-request-method") is not None:
+            return Response(headers=preflight_headers(methods))
         if request.method not in methods:
             allow = ", ".join(methods)
             return _refusal(request, 405, f"use {allow}", ("Allow", allow))
@@ -128,6 +139,14 @@ class Routes:
         return None
 
     async def respond(self, request: Request) -> Response:
+        return self._shared(request, await self._respond(request))
+
+    def _shared(self, request: Request, response: Response) -> Response:
+        """With what a page of a configured origin needs to read it."""
+        headers = sharing_headers(request.header("origin"), self._hub.config)
+        return replace(response, headers=(*response.headers, *headers)) if headers else response
+
+    async def _respond(self, request: Request) -> Response:
         handlers = self._handlers.get(_route(request.path))
         if handlers is None and request.path.startswith(API):
             return _refusal(request, 404, "there is nothing here")
@@ -139,6 +158,9 @@ class Routes:
         except StoreUnavailable:
             headers = (("Retry-After", RETRY_AFTER_S),)
             return error_response(503, ErrorCode.UNAVAILABLE, "Redis can't be reached right now", *headers)
+        except Exception:
+            logger.exception("a request handler failed: %s %s", request.method, request.path)
+            return _refusal(request, 500, "internal error")
 
     def accept(self, request: Request) -> Receiver | Response:
         if request.path != STREAM_PATH:
@@ -262,8 +284,9 @@ def _is_json(request: Request) -> bool:
 
 
 def _string_field(body: bytes, name: str) -> str | None:
+    """An id: it will be part of a key, of which colons separate the parts."""
     value = (parse_object(body) or {}).get(name)
-    return value if isinstance(value, str) and 0 < len(value) <= 64 and value.isascii() else None
+    return value if isinstance(value, str) and ID.fullmatch(value) else None
 
 
 def _route(path: str) -> str:
@@ -286,5 +309,4 @@ def _refusal(request: Request, status: int, text: str, *headers: tuple[str, str]
     """In the form of the path: programs get JSON, people a sentence."""
     if not request.path.startswith(API):
         return text_response(status, text, *headers)
-    code = {403: ErrorCode.NOT_ALLOWED, 429: ErrorCode.RATE}.get(status, ErrorCode.UNSUPPORTED)
-    return error_response(status, code, text, *headers)
+    return error_response(status, CODES.get(status, ErrorCode.UNSUPPORTED), text, *headers)

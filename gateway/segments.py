@@ -81,8 +81,10 @@ class SegmentWriter:
         assert self._path is not None
         # Opened each time: nothing is held for sessions that rest, and the folder may be swept meanwhile.
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with self._path.open("ab") as file:
+        path, self._path = self._path, None  # a file that ends with half a chunk is not added to
+        with path.open("ab") as file:
             file.write(data)
+        self._path = path
         self._size += len(data)
         return len(data)
 

@@ -298,6 +298,8 @@ class SessionCore(abc.ABC):
         """The session is closed in the cluster; the connection may start again."""
         if self._stage not in (Stage.RUNNING, Stage.STOPPING):
             return
+        if self._session is not None and self._session.attach is not None:
+            self._accept(self._session.attach.id)
         self._accept(self._stop_id)
         self._send(wire.Closed(reason=reason))
         if not (self._session is None or self._session.flow.is_waiting()):

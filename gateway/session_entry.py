@@ -133,21 +133,21 @@ class EntryRules(FollowRules):
             return
         start, drawn = self._start, self._drawn
         assert start is not None and drawn is not None
-        self._enter(record, resume=drawn.resume, next_seq=0, id=start.id, now_ms=now_ms)
-        if (s := self._session) is not None:
-            s.start_id = start.id
-            s.copy = QueuedCopy(
-                session=call.session,
-                model=call.model,
-                prompt=call.prompt,
-                seed=call.seed,
-                lead_ms=call.lead_ms,
-                codec=call.codec,
-                resume_hash=call.resume_hash,
-                subject=call.subject,
-                created_ms=record.created_ms,
-                inputs=[],
-            )
+        s = self._enter(record, resume=drawn.resume, next_seq=0, id=start.id)
+        s.start_id = start.id
+        s.copy = QueuedCopy(
+            session=call.session,
+            model=call.model,
+            prompt=call.prompt,
+            seed=call.seed,
+            lead_ms=call.lead_ms,
+            codec=call.codec,
+            resume_hash=call.resume_hash,
+            subject=call.subject,
+            created_ms=record.created_ms,
+            inputs=[],
+        )
+        self._begin_work(s, now_ms)
 
     def _receive_taken(self, call: TakeControl, taken: Taken, now_ms: float) -> None:
         attach, record = self._attach, taken.record
@@ -160,14 +160,14 @@ class EntryRules(FollowRules):
             self._out.append(Forget(session=call.session, controller_epoch=epoch, close=None))
             self._fail_pending(ErrorCode.UNAVAILABLE, text, id=attach.id, now_ms=now_ms)
             return
-        self._enter(
+        s = self._enter(
             record,
             resume=attach.resume,
             next_seq=attach.next_seq,
             id=attach.id,
             pause_ids=taken.pause_ids,
-            now_ms=now_ms,
         )
+        self._begin_work(s, now_ms)
 
     def _enter(
         self,
@@ -177,9 +177,8 @@ class EntryRules(FollowRules):
         next_seq: int,
         id: str | None,
         pause_ids: tuple[str, ...] = (),
-        now_ms: float,
-    ) -> None:
-        """Control the session from here on."""
+    ) -> Session:
+        """Control the session from here on. `_begin_work` follows."""
         info = self._catalog().models[record.model]
         next_frame = record.next_frame if next_seq == record.next_seq else None
         flow = Flow(
@@ -209,6 +208,10 @@ class EntryRules(FollowRules):
             s.attach = None  # else the owner says whether next_seq fits
         if attach is not None and flow.is_waiting():
             self._tell_state(s, SessionState.QUEUED, None, record.reason)
+        return s
+
+    def _begin_work(self, s: Session, now_ms: float) -> None:
+        """All that is known of the session is in its place."""
         if self._missed_event:
             self._load(s)
         self._release_backlog(now_ms)

@@ -82,7 +82,7 @@ class FollowRules(SessionCore):
         is_followed = s.flow.receive_owner(engine, epoch, opened=opened)
         if was_followed and (s.flow.is_waiting() or is_followed):
             self._out.append(Unfollow())
-            s.pause_wish = s.asked_pause if s.pause_wish is None else s.pause_wish
+            self._keep_pause_wish(s)
             if s.queue_reason is not None:
                 self._tell_state(s, SessionState.QUEUED, None, s.queue_reason)
         if is_followed and engine is not None:
@@ -103,6 +103,7 @@ class FollowRules(SessionCore):
         s = self._session
         if s is not None and s.flow.engine == engine:
             s.flow.receive_link_down()
+            self._keep_pause_wish(s)
             self._end_if_stopping(s)
         return self._take()
 
@@ -182,6 +183,8 @@ class FollowRules(SessionCore):
                 self._accept(s.asked_pause_ids.popleft())
 
     def _receive_refused(self, s: Session, reply: link.Refused, now_ms: float) -> None:
+        if reply.is_watch:
+            return
         if reply.id is not None and reply.code is ErrorCode.NO_SUCH_SESSION:
             self._end_if_stopping(s)  # it has just moved: the next owner is told about a pause
         elif reply.id is not None:
@@ -190,7 +193,10 @@ class FollowRules(SessionCore):
             return
         elif reply.code is ErrorCode.BAD_STATE and reply.epoch == s.flow.epoch:
             id = s.attach.id if s.attach is not None else None
+            s.attach = None
             self._error(ErrorCode.BAD_STATE, reply.message, id=id)
+            if self._stage is Stage.STOPPING:
+                return  # its end is on its way to the store
             self._drop_session(s)
             self._move(Cause.REFUSED)
             self._release_backlog(now_ms)
@@ -216,7 +222,13 @@ class FollowRules(SessionCore):
 
     def _stop_following(self, s: Session) -> None:
         s.flow.receive_refused()
+        self._keep_pause_wish(s)
         self._out.append(Unfollow())
+
+    @staticmethod
+    def _keep_pause_wish(s: Session) -> None:
+        """What was asked last may not have arrived: it is asked again after the next subscription."""
+        s.pause_wish = s.asked_pause if s.pause_wish is None else s.pause_wish
 
 
 def chunk_header(part: link.ChunkPart, engine: EngineId) -> wire.ChunkHeader:

@@ -92,6 +92,8 @@ class WatchRules(EntryRules):
             case wire.Ack():
                 self._accept(message.id)
             case wire.Stop():
+                if self._viewer is not None and not self._viewer.is_known:
+                    self._accept(self._viewer.id)
                 self._leave_viewing()
                 self._accept(message.id)
                 self._send(wire.Closed(reason="stopped"))

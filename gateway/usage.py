@@ -8,7 +8,7 @@ from gateway.http import Request, Response, error_response, json_response
 from scheduler.messages import ErrorCode, encode
 from scheduler.store import Store
 
-SINCE = re.compile(r"\d{1,15}(-\d{1,15})?")
+SINCE = re.compile(r"[0-9]{1,15}(-[0-9]{1,15})?")
 PAGE = 1_000
 
 

@@ -251,6 +251,8 @@ class WebSocket:
                 self._transport.write(data)
             elif self._transport.can_write_eof():
                 self._transport.write_eof()
+            else:  # TLS: who waits for the end of the connection would wait until we cut it
+                self._transport.close()
 
     def _keep_alive(self) -> None:
         if not self._heard:

@@ -188,6 +188,10 @@ class Cluster:
         return self.process.wait(timeout=30 * SCALE)
 
 
+FOREIGN_ORIGIN = "http://localhost:9"
+"""Of pages that the shared cluster takes; nothing listens there."""
+
+
 @contextmanager
 def running_cluster(*arguments: str, engines: int = 2) -> Iterator[Cluster]:
     """A ready cluster with so many engines; stopped at the end, and nothing of it left.

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launch import redis_server
-from tests.cluster import Cluster, running_cluster, wait_for
+from tests.cluster import FOREIGN_ORIGIN, Cluster, running_cluster, wait_for
 from tests.redis_process import RedisProcess
 
 os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:2")  # see launch.roles.engine_environment
@@ -30,7 +30,7 @@ def redis_url() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A running cluster with two engines, shared: who kills processes of it asks for `restored_cluster`."""
-    with running_cluster() as running:
+    with running_cluster("--allowed-origins", FOREIGN_ORIGIN) as running:
         yield running
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import subprocess
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -107,6 +109,16 @@ async def client_of(
         **options,  # type: ignore[arg-type, list-item]
     ) as ws:
         yield Client(ws, wire.CODECS[subprotocol])
+
+
+async def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1, which is its own authority, and its key."""
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    name = ("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1")
+    new = ("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    command = [*new, "-days", "2", "-keyout", str(key), "-out", str(cert), *name]
+    await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True, timeout=30)
+    return cert, key
 
 
 async def begin(client: Client, engine: ScriptedEngine, **fields: object) -> wire.Session:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import logging
 import ssl
-import subprocess
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -25,7 +23,7 @@ from gateway.metrics import Metrics
 from gateway.protocol import TOKEN_SUBPROTOCOL_PREFIX, CloseCode
 from launch.http_get import get
 from scheduler.messages import ErrorCode, SessionId
-from tests.gateway.gateway_fixtures import World, begin, client_of
+from tests.gateway.gateway_fixtures import World, begin, client_of, make_certificate
 from tests.gateway.test_routes import ask
 
 SECRET = "a secret of at least 32 characters"
@@ -159,11 +157,7 @@ async def test_minting(world: World) -> None:
 
 async def test_tls(world: World, tmp_path: Path) -> None:
     """https and wss with a certificate from files."""
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    name = ("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1")
-    new = ("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    command = [*new, "-days", "2", "-keyout", str(key), "-out", str(cert), *name]
-    await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True, timeout=30)
+    cert, key = await make_certificate(tmp_path)
     trust = ssl.create_default_context(cafile=str(cert))
     async with (
         world.engine() as engine,

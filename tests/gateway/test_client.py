@@ -9,7 +9,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.typing import Subprotocol
 
+from gateway import protocol as wire
 from gateway.client import (
     BadServer,
     Chunk,
@@ -25,6 +28,7 @@ from gateway.client import (
     stream_url,
 )
 from gateway.protocol import JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL, ChunkHeader
+from scheduler.messages import MAX_PROMPT_CHARS, ErrorCode
 from tests.browser.stream_server import StreamServer, stream_server
 
 RED_ON_BLUE = "a red ball bouncing on a blue background"
@@ -232,6 +236,73 @@ async def test_attach_is_tried_again_while_the_server_is_not_ready(
     chunks += await take(session, 4)
     assert seqs(chunks) == list(range(6))
     assert server.faults.refusals == []
+
+
+INFO = wire.Session(
+    session="s_0000000000000001",
+    resume="secret",
+    model="shapes",
+    width=96,
+    height=96,
+    fps=16,
+    chunk_frames=12,
+    codec="h264",
+    lead_ms=1500,
+)
+
+
+async def test_nothing_is_said_before_the_server_has_let_us_in() -> None:
+    """A pause made while an attach waits for its time comes after it; and a refusal that comes later than
+    `session`, as an engine's does, is known by the id of the attach."""
+    codec, heard = wire.CODECS[MSGPACK_SUBPROTOCOL], list[wire.ClientMessage]()
+    is_refused, is_let_in = asyncio.Event(), asyncio.Event()
+
+    async def serve_one(socket: ServerConnection) -> None:
+        async def say(message: wire.ServerMessage) -> None:
+            await socket.send(codec.encode_control(message))
+
+        async for data in socket:
+            message = codec.decode_control(wire.CLIENT_MESSAGES, data)
+            if not isinstance(message, wire.Ack) or not is_let_in.is_set():
+                heard.append(message)
+            match message:
+                case wire.Start():
+                    await say(INFO)
+                    await socket.close(wire.CloseCode.RESTART)
+                case wire.Attach() if not is_refused.is_set():
+                    text = "the model is not known here yet"
+                    await say(wire.Error(code=ErrorCode.UNAVAILABLE, message=text, retry_after_ms=1500))
+                    is_refused.set()
+                case wire.Attach():
+                    is_let_in.set()
+                    await say(INFO)
+                case wire.Pause():
+                    attach = heard[-2]
+                    assert attach.id is not None and message.id is not None
+                    await say(wire.Accepted(id=message.id))
+                    text = "next_seq must be between 0 and 3"
+                    await say(wire.Error(code=ErrorCode.BAD_STATE, message=text, id=attach.id))
+
+    async with serve(serve_one, "127.0.0.1", 0, subprotocols=[Subprotocol(MSGPACK_SUBPROTOCOL)]) as server:
+        async with connect(f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}") as client:
+            session = await client.start(RED_ON_BLUE)
+            await is_refused.wait()
+            await session.pause()
+            with pytest.raises(ServerError, match="next_seq must be"):
+                await anext(session)
+    assert [message.type for message in heard] == ["start", "attach", "attach", "pause"]
+
+
+async def test_a_prompt_beyond_the_limit_is_refused_here(client: Client) -> None:
+    """One beyond the size of messages would end the connection, after each attach again."""
+    for length in (MAX_PROMPT_CHARS + 1, wire.MAX_CLIENT_MESSAGE_BYTES + 1):
+        with pytest.raises(ServerError, match="a prompt may have") as caught:
+            await client.start("x" * length)
+        assert caught.value.code == ErrorCode.TOO_LARGE.value
+    session = await client.start(RED_ON_BLUE, mode="recorder")
+    with pytest.raises(ServerError, match="a prompt may have"):
+        await session.prompt("x" * (MAX_PROMPT_CHARS + 1))
+    assert seqs(await take(session, 1)) == [0]
 
 
 async def test_attach_refused_for_good_ends_the_session(client: Client, server: StreamServer) -> None:

@@ -10,6 +10,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from gateway import protocol as wire
+from gateway.link import EngineLink
 from scheduler.messages import (
     Accepted,
     Applied,
@@ -179,6 +180,39 @@ async def test_an_engine_that_sends_fragments_is_hung_up_on(world: World) -> Non
         await engine.links[-1].send(["{", "}"])
         assert (await engine.accept(SessionId(session.session))).next_seq == 0
         assert len(engine.links) == 2
+
+
+async def test_who_fails_on_a_message_takes_nobody_along(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its socket ends; the link stays, and others get their video over it."""
+    async with world.engine() as engine, world.gateway() as gateway:
+        async with client_of(gateway) as one, client_of(gateway) as two:
+            first, second = await begin(one, engine), await begin(two, engine)
+            (broken,) = gateway.hub.of(SessionId(first.session))
+            monkeypatch.setattr(broken, "receive_chunk", lambda *_: {}["nothing"])
+            await engine.send_chunk(SessionId(first.session), 0)
+            await engine.send_chunk(SessionId(second.session), 0)
+            assert (await two.expect(wire.ChunkHeader)).session == second.session
+            await engine.expect(Unsubscribe)
+            assert len(engine.links) == 1
+
+
+async def test_a_link_that_fails_is_made_again_while_it_is_followed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for a reason that nobody has thought of: who follows waits for nothing else."""
+    monkeypatch.setattr("gateway.relay.RETRY_S", 0.01)
+    serve_once, fails = EngineLink._serve_once, iter([True])
+
+    async def failing(link: EngineLink, url: str) -> bool:
+        if next(fails, False):
+            raise RuntimeError("a fault in a test")
+        return await serve_once(link, url)
+
+    monkeypatch.setattr(EngineLink, "_serve_once", failing)
+    async with world.engine() as engine, world.gateway() as gateway, client_of(gateway) as client:
+        await begin(client, engine)
 
 
 async def test_a_cut_link_is_made_again(world: World) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from itertools import pairwise
+from dataclasses import replace
+from itertools import accumulate, pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.utils import apply_mask
 
-from gateway.frames import FrameCutter, payload_of
+from gateway.frames import FrameCutter, message_of, payload_of
 from gateway.websocket import SocketLimits, WebSocket
 
 MAX_BYTES = 64 * 1024
@@ -56,15 +57,49 @@ def test_pieces_are_the_stream_cut_where_frames_end(sent: list[tuple[Frame, bool
     """Nothing is lost or added, no piece spans two frames, and what is said to be a frame is one."""
     frames = [raw(frame, mask=mask) for frame, mask in sent]
     cutter, got = FrameCutter(), b""
-    ends = {0}
-    for frame in frames:
-        ends.add(max(ends) + len(frame))
+    ends = ends_of(frames)
     for data in cuts_of(b"".join(frames), cuts):
         for piece, is_frame in cutter.cut(data):
             begin, got = len(got), got + piece
             assert not any(begin < end < len(got) for end in ends)
             assert is_frame == (begin in ends and len(got) in ends)
     assert got == b"".join(frames)
+
+
+@given(
+    st.lists(FRAMES, max_size=6),
+    st.lists(st.integers(0, 400_000), max_size=8),
+    st.sampled_from([0, 9, 140, 65_550, 2**24]),
+)
+def test_frames_up_to_a_length_come_whole(sent: list[Frame], cuts: list[int], whole_bytes: int) -> None:
+    """However they were read; longer ones do not wait for their end."""
+    frames = [raw(frame, mask=False) for frame in sent]
+    cutter, got, ends = FrameCutter(whole_bytes=whole_bytes), b"", ends_of(frames)
+    for data in cuts_of(b"".join(frames), cuts):
+        for piece, is_frame in cutter.cut(data):
+            begin, got = len(got), got + piece
+            is_short = (
+                next(end for end in ends if end > begin) - max(e for e in ends if e <= begin) <= whole_bytes
+            )
+            assert is_frame or not is_short
+            assert is_frame == (begin in ends and len(got) in ends)
+    assert got == b"".join(frames)
+
+
+def ends_of(frames: list[bytes]) -> list[int]:
+    """Where each frame ends in the stream, and where the first begins."""
+    return [0, *accumulate(map(len, frames))]
+
+
+def test_only_whole_messages_that_are_not_masked_are_taken_from_engines() -> None:
+    """Of any length."""
+    for length in (0, 1, 125, 126, 65_535, 65_536):
+        for opcode in (Opcode.TEXT, Opcode.BINARY):
+            assert message_of(raw(Frame(opcode, b"x" * length), mask=False)) == b"x" * length
+    taken = Frame(Opcode.TEXT, b"x")
+    for frame in (replace(taken, fin=False), replace(taken, rsv1=True), Frame(Opcode.PING, b"x")):
+        assert message_of(raw(frame, mask=False)) is None
+    assert message_of(raw(taken)) is None
 
 
 def test_only_whole_masked_small_messages_are_taken() -> None:
@@ -107,6 +142,9 @@ class Wire:
 
     def is_closing(self) -> bool:
         return self.closed
+
+    def close(self) -> None:
+        self.closed = True
 
     def abort(self) -> None:
         self.closed = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.limits import MAX_REFUSED, MESSAGE_BURST, ControlMerger, MessageBucket, RateBuckets, Verdict
-from gateway.protocol import Control
+from gateway.protocol import MAX_KEYS, Control
 
 
 def test_a_burst_passes_and_then_the_rate_holds() -> None:
@@ -54,6 +54,28 @@ def test_a_press_and_release_between_two_slots_is_not_lost() -> None:
     released = merger.pop(100)
     assert released is not None and released[0].keys == ()
     assert merger.due_ms() is None
+
+
+def test_a_key_that_stays_held_is_not_let_go_of() -> None:
+    """One key down, the next too, the first up, all within a slot: the second is held, and said once."""
+    merger = ControlMerger()
+    merger.push(Control(keys=("a",)))
+    merger.pop(0)
+    merger.push(Control(keys=("a", "b")))
+    merger.push(Control(keys=("b",)))
+    both, one = merger.pop(50), merger.pop(100)
+    assert both is not None and both[0].keys == ("a", "b")
+    assert one is not None and one[0].keys == ("b",)
+    assert merger.due_ms() is None
+
+
+def test_keys_that_wait_are_bounded() -> None:
+    """However many were pressed while Redis was away."""
+    merger = ControlMerger()
+    for number in range(1_000):
+        merger.push(Control(keys=(f"key {number}",)))
+    entry = merger.pop(0)
+    assert entry is not None and len(entry[0].keys) == MAX_KEYS
 
 
 def test_twenty_entries_per_second_at_most() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from websockets.asyncio.client import connect
@@ -15,8 +17,10 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from gateway.http import Request, Response, json_response, text_response
 from gateway.listener import Listener, ListenerLimits
 from gateway.websocket import Receiver, SocketLimits, WebSocket
+from tests.gateway.gateway_fixtures import make_certificate
 
 BIG_BYTES = 100 * 1024 * 1024
+PAGE_BYTES = 16 * 1024 * 1024
 HANDSHAKE = (
     b"GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
@@ -52,6 +56,8 @@ class App:
 
     def __init__(self) -> None:
         self.echoes: list[Echo] = []
+        self.num_pages = 0
+        self.asked = asyncio.Event()
         self.opened = asyncio.Event()
 
     def check(self, request: Request) -> Response | None:
@@ -62,6 +68,10 @@ class App:
             return Response(body=_big(), length=BIG_BYTES, content_type="application/octet-stream")
         if request.path == "/chunked":
             return Response(body=_few())
+        if request.path == "/page":
+            self.num_pages += 1
+            self.asked.set()
+            return Response(body=bytes(PAGE_BYTES))
         if request.path == "/broken":
             raise RuntimeError("a handler fails")
         return json_response({"method": request.method, "path": request.path, "bytes": len(request.body)})
@@ -87,10 +97,12 @@ async def _few() -> AsyncGenerator[bytes, None]:
 
 @asynccontextmanager
 async def listening(
-    limits: ListenerLimits | None = None, sockets: SocketLimits | None = None
+    limits: ListenerLimits | None = None,
+    sockets: SocketLimits | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[tuple[App, int]]:
     app = App()
-    listener = Listener(app, limits=limits, sockets=sockets)
+    listener = Listener(app, limits=limits, sockets=sockets, tls=tls)
     port = await listener.start("127.0.0.1", 0)
     try:
         yield app, port
@@ -216,6 +228,39 @@ async def test_too_many_connections_are_refused() -> None:
         assert b"200 OK" in await first_answer(_reader, writer)
         assert (await talk(port, ask("/x"))).startswith(b"HTTP/1.1 503")
         writer.close()
+
+
+async def unread(port: int, requests: bytes) -> asyncio.StreamWriter:
+    """A connection that asks and does not read."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+    writer.transport.pause_reading()  # type: ignore[attr-defined]
+    writer.write(requests)
+    del reader
+    return writer
+
+
+@pytest.mark.parametrize(
+    ("limits", "requests"),
+    [
+        (ListenerLimits(stall_timeout_s=0.3), ask("/page", close=False) * 10_000),
+        (ListenerLimits(stall_timeout_s=0.3, write_high_bytes=2**30), ask("/page") + b"x" * 2**20),
+    ],
+    ids=["pipelined requests wait", "the last answer"],
+)
+async def test_answers_that_nobody_reads_keep_neither_memory_nor_a_place(
+    limits: ListenerLimits, requests: bytes
+) -> None:
+    """No more is answered than the kernel and one full buffer take; then the connection is dropped."""
+    app = App()
+    listener = Listener(app, limits=limits)
+    port = await listener.start("127.0.0.1", 0)
+    writer = await unread(port, requests)
+    async with asyncio.timeout(20):
+        await app.asked.wait()
+        await listener.drained()
+    assert app.num_pages * PAGE_BYTES < 100 * 2**20
+    writer.transport.abort()
+    await listener.close()
 
 
 async def test_stopping_drops_idle_connections_only() -> None:
@@ -371,6 +416,19 @@ async def test_pings_of_a_peer_that_does_not_read_do_not_pile_up() -> None:
             await asyncio.sleep(0)
         assert echo.lost.is_set()
         writer.transport.abort()
+
+
+async def test_a_close_over_tls_ends_the_connection(tmp_path: Path) -> None:
+    """TLS has no half-closed connections: a browser would wait for one that never ends."""
+    cert, key = await make_certificate(tmp_path)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(cert, key)
+    trust = ssl.create_default_context(cafile=str(cert))
+    async with listening(sockets=SocketLimits(close_timeout_s=600), tls=tls) as (_app, port):
+        async with connect(f"wss://127.0.0.1:{port}/ws", ssl=trust, close_timeout=600) as ws:
+            await ws.send("close")
+            await asyncio.wait_for(ws.wait_closed(), 20)
+            assert ws.close_code == 4400
 
 
 async def test_a_dead_peer_is_noticed_by_ping() -> None:

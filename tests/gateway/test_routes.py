@@ -121,7 +121,8 @@ async def test_migrate(world: World) -> None:
         assert await order(session, other) == (202, "")
         record = await world.store.get_session(SessionId(session))
         assert record is not None and record.move_to == other
-        for broken in (b"", b'{"engine": "e_1"}', b'{"session": "s", "engine": 5}'):
+        parts = json.dumps({"session": f"{session}:inputs", "engine": engine.id}).encode()  # of another key
+        for broken in (b"", b'{"engine": "e_1"}', b'{"session": "s", "engine": 5}', parts):
             assert (await ask(gateway, "/v1/admin/migrate", "POST", broken, **json_type))[0] == 400
 
 
@@ -180,6 +181,26 @@ async def test_configured_hosts_and_origins(world: World) -> None:
     async with world.gateway(**settings) as gateway:
         assert (await ask(gateway, "/healthz", host="video.example:8080"))[0] == 200
         assert (await ask(gateway, "/healthz", origin="https://page.example"))[0] == 200
+
+
+async def test_pages_of_configured_origins_may_read_answers(world: World) -> None:
+    """Browsers ask before they send a token or JSON, and show the page what is marked for its origin only."""
+    ours, asks = "https://page.example", {"access-control-request-method": "POST"}
+    path = "/v1/sessions/s_0000000000000000/watch"
+    async with world.gateway(allowed_origins=(ours,)) as gateway:
+        status, headers, _ = await ask(gateway, path, "OPTIONS", origin=ours, **asks)
+        assert (status, headers["access-control-allow-origin"]) == (200, ours)
+        assert headers["access-control-allow-methods"] == "POST"
+        for expected, (status, headers, _) in (
+            (200, await ask(gateway, "/turboserve.js", origin=ours)),
+            (400, await ask(gateway, path, "POST", origin=ours, content_type="application/json")),
+            (405, await ask(gateway, path, "OPTIONS", origin=ours)),
+        ):
+            assert (status, headers["access-control-allow-origin"]) == (expected, ours)
+        status, headers, _ = await ask(gateway, path, "OPTIONS", origin="https://evil.example", **asks)
+        assert status == 403 and "access-control-allow-origin" not in headers
+        _, headers, _ = await ask(gateway, "/turboserve.js")
+        assert headers["vary"] == "Origin" and "access-control-allow-origin" not in headers
 
 
 async def test_the_page(world: World) -> None:

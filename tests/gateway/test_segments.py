@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import resource
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +68,22 @@ def test_file_is_what_was_recorded(tmp_path: Path) -> None:
     assert make_mp4(folder, path) == 6 * CHUNK_FRAMES
     assert numbers_in(path) == [(n, n) for n in range(6 * CHUNK_FRAMES)]
     assert duration_s(path) == pytest.approx(6 * CHUNK_FRAMES / FPS, abs=0.01)
+
+
+def test_nothing_is_added_behind_what_the_disk_did_not_take(tmp_path: Path) -> None:
+    """A write that fails amid a chunk costs that chunk, not those that come later."""
+    folder, encoder = tmp_path / NAMES[0], Encoder()
+    writer = SegmentWriter(folder, LIMIT)
+    written = writer.append(parts_of(0, encoder))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (written + 100, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            writer.append(parts_of(1, encoder))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    writer.append(parts_of(2, encoder))
+    assert [chunk.seq for chunk in read_chunks(folder)] == [0, 2]
 
 
 def test_half_a_record_is_not_there(tmp_path: Path) -> None:

@@ -183,6 +183,16 @@ def test_one_session_per_connection_at_a_time() -> None:
         assert error_of(machine.receive_message(message, 0)).code is ErrorCode.BAD_STATE
 
 
+def test_a_start_that_is_repeated_before_its_answer() -> None:
+    """In one go with the first: the log knows its id and answers, as it does later."""
+    machine, start = make_machine(), wire.Start(prompt="x", id="i")
+    call = only(machine.receive_message(start, 0), CreateSession)
+    assert machine.receive_message(start, 0) == []
+    outputs = machine.receive_result(call, RECORD, 0)
+    assert only(outputs, AppendInput).message == link.PromptInput(text="x", id="i")
+    assert not any(isinstance(message, wire.Error) for message in sent(outputs))
+
+
 def test_messages_sent_with_start_wait_for_its_answer() -> None:
     """`start` and `prompt` in one go; the wait is bounded."""
     machine = make_machine()
@@ -314,6 +324,37 @@ def test_attach_beyond_what_was_generated_is_an_error() -> None:
     outputs = machine.receive_link(refused, 0)
     assert error_of(outputs) == wire.Error(code=ErrorCode.BAD_STATE, message="too far", id="a")
     assert only(outputs, Forget).close is None and machine.stage is Stage.FRESH
+
+
+def test_a_stop_behind_an_attach_that_the_engine_refuses() -> None:
+    """All sent in one go: the attach gets its error, the stop its end."""
+    machine, _ = attach(PLACED, replace(ATTACH, next_seq=7))
+    machine.receive_link_up(E1)
+    end = only(machine.receive_message(wire.Stop(id="s"), 0), EndSession)
+    refused = link.Refused(session=S, epoch=2, code=ErrorCode.BAD_STATE, message="too far")
+    assert error_of(machine.receive_link(refused, 0)).id == "a"
+    assert machine.stage is Stage.STOPPING
+    outputs = machine.receive_result(end, None, 0)
+    assert sent(outputs) == [wire.Accepted(id="s"), wire.Closed(reason="stopped")]
+    assert machine.stage is Stage.FRESH
+
+
+def test_an_attach_is_answered_when_the_session_ends_first() -> None:
+    """Its id and `closed`."""
+    machine, _ = attach(PLACED)
+    outputs = machine.receive_event(link.SessionClosed(session=S, reason="idle_client"), 0)
+    assert sent(outputs) == [wire.Accepted(id="a"), wire.Closed(reason="idle_client")]
+
+
+def test_a_refused_watch_says_nothing_to_the_controller() -> None:
+    """Viewers at the same gateway ask the same engine over the same link."""
+    machine, _ = attach(PLACED)
+    machine.receive_link_up(E1)
+    refused = link.Refused(
+        session=S, epoch=0, code=ErrorCode.NO_SUCH_SESSION, message="not here", is_watch=True
+    )
+    assert machine.receive_link(refused, 0) == []
+    assert sent(machine.receive_link(subscribed(2, 3), 0))[0] == wire.Accepted(id="a")
 
 
 def test_events_during_attach_make_it_read_the_record_again() -> None:
@@ -451,6 +492,17 @@ def test_a_pause_while_queued_is_recorded_and_told_to_the_engine_later() -> None
     machine.receive_link_up(E1)
     asked = [o.request for o in machine.receive_link(subscribed(1, 0), 0) if isinstance(o, Ask)]
     assert asked == [link.Pause(session=S, controller_epoch=1)]
+
+
+def test_a_pause_that_was_on_a_broken_link_is_asked_again() -> None:
+    """The engine lives on and may not have heard of it."""
+    machine = flowing()
+    machine.receive_message(wire.Pause(id="p"), 0)
+    machine.receive_link_down(E1)
+    machine.receive_link_up(E1)
+    outputs = machine.receive_link(subscribed(1, 0), 0)
+    assert only(outputs, Ask).request == link.Pause(session=S, controller_epoch=1)
+    assert wire.Accepted(id="p") in sent(outputs)
 
 
 # --- stop -------------------------------------------------------------------------------------------------

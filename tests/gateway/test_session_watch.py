@@ -95,6 +95,14 @@ def test_a_refused_viewer_asks_again() -> None:
     assert only(machine.receive_result(call, replace(PLACED, epoch=2), 0), Follow).engine == E1
 
 
+def test_a_viewer_that_leaves_before_it_was_let_in_is_answered() -> None:
+    """Each of its messages once."""
+    machine = make_machine()
+    machine.receive_message(replace(WATCH, id="1"), 0)
+    outputs = machine.receive_message(wire.Stop(id="2"), 0)
+    assert sent(outputs) == [wire.Accepted(id="1"), wire.Accepted(id="2"), wire.Closed(reason="stopped")]
+
+
 @pytest.mark.parametrize(
     "message",
     [wire.Prompt(text="x", id="1"), wire.Pause(id="1"), wire.Reset(id="1"), wire.Start(prompt="x", id="1")],
