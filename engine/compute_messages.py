@@ -20,6 +20,7 @@ from engine.steering import AppliedInput, LogEntry, RecordedInput, Steering
 from scheduler.messages import MigrateSession, ReceiveSession, Residence, Rung, SessionId
 
 __all__ = [
+    "Absent",
     "Adopt",
     "AdoptShare",
     "CheckpointMade",
@@ -317,6 +318,14 @@ class Surveyed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Absent:
+    """What was to be surveyed or frozen is not here: it waits for a slot, or was forgotten."""
+
+    session: SessionId
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Frozen:
     """A session rests at a chunk boundary, everything made is encoded. Its state stays as it is until Thaw or
     Drop."""
@@ -340,7 +349,7 @@ class Reserved:
     slab: HostSlab | None = None
 
 
-MigrationEvent = Surveyed | Frozen | Reserved
+MigrationEvent = Surveyed | Frozen | Absent | Reserved
 ComputeEvent = (
     PartMade | InputsTaken | SessionFailed | Resided | CheckpointMade | ComputeDied | MigrationEvent
 )

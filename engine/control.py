@@ -111,6 +111,9 @@ class Control:
         """Makes this engine known; None before it has been."""
         self._online = True
         self._changed = asyncio.Event()
+        self._residences = asyncio.Lock()
+        """Redis hears of a residence and of a wish for a slot in the order in which they were true: what is
+        published late would take back a slot that was granted meanwhile."""
         self._logs_changed = asyncio.Event()
         self._published_costs: EngineCosts | None = None
         self._ended: dict[SessionId, _Ended] = {}
@@ -147,19 +150,22 @@ class Control:
 
         async def ask() -> None:
             try:
-                is_granted = await self._store.admit_session(self.engine, hosted.id, hosted.epoch)
+                async with self._residences:
+                    if await self._is_granted(hosted):
+                        self.host.admit(hosted.id, hosted.epoch)
+                    else:
+                        self.changed()  # the leader sees an active session without a slot
             except StaleEpoch:
                 await self._insist(lambda: self._ownership.disowned(hosted))
-                return
-            except StoreUnavailable as exc:
-                self._went_offline(exc)
-                is_granted = True  # nobody can give the slot to others meanwhile
-            if is_granted:
-                self.host.admit(hosted.id, hosted.epoch)
-            else:
-                self.changed()  # the leader sees an active session without a slot
 
         self._run_errand(ask(), f"ask a slot for {hosted.id}")
+
+    async def _is_granted(self, hosted: Hosted) -> bool:
+        try:
+            return await self._store.admit_session(self.engine, hosted.id, hosted.epoch)
+        except StoreUnavailable as exc:
+            self._went_offline(exc)
+            return True  # nobody can give the slot to others meanwhile
 
     def load(self, hosted: Hosted) -> None:
         """Read the past of a session whose state the compute thread gave up."""
@@ -225,7 +231,13 @@ class Control:
         async def commit() -> None:
             epochs.append(
                 await self._store.commit_migration(
-                    self.engine, hosted.id, hosted.epoch, migration_id=migration_id, residence=residence
+                    self.engine,
+                    hosted.id,
+                    hosted.epoch,
+                    migration_id=migration_id,
+                    residence=residence,
+                    engine_ms=round(hosted.engine_ms),
+                    media_bytes=hosted.media_bytes,
                 )
             )
 
@@ -542,17 +554,20 @@ class Control:
         hosted.unrecorded = [entry for entry in hosted.unrecorded if entry not in entries]
 
     async def _flush_progress(self) -> None:
-        news = [
-            (hosted, facts)
-            for hosted in self.host.sessions.values()
-            if (facts := hosted.news()) != hosted.published
-        ]
-        progress = [hosted.progress(self.host.slack_ms(hosted)) for hosted, _ in news]
-        stale = set(await self._store.publish_sessions(self.engine, progress))
-        for hosted, facts in news:
+        async with self._residences:
+            news = [h for h in self.host.sessions.values() if h.news() != h.published]
+            progress = [hosted.progress(self.host.slack_ms(hosted)) for hosted in news]
+            for hosted in news:
+                hosted.published = hosted.news()  # unless it is unsaid while this is on its way
+            try:
+                stale = set(await self._store.publish_sessions(self.engine, progress))
+            except BaseException:
+                for hosted in news:
+                    hosted.published = None
+                raise
+        for hosted in news:
             if hosted.id in stale:
                 await self._ownership.disowned(hosted)
-            hosted.published = facts
 
     async def _insist(self, action: Callable[[], Awaitable[None]]) -> None:
         """Do it, again and again while Redis is out of reach. Only for what may be repeated."""

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Protocol, assert_never
 
 from engine.compute_messages import (
+    Absent,
     Adopt,
     CheckpointMade,
     Command,
@@ -499,7 +500,10 @@ class Host:
 
     def _refuse(self, link: Link, request: LinkRequest, epoch: int, code: ErrorCode, why: str) -> None:
         id = request.id if isinstance(request, Pause | Resume | Stop) else None
-        link.send(Refused(session=request.session, epoch=epoch, code=code, message=why, id=id))
+        is_watch = isinstance(request, Watch | Unwatch)
+        link.send(
+            Refused(session=request.session, epoch=epoch, code=code, message=why, id=id, is_watch=is_watch)
+        )
 
     # --- life --------------------------------------------------------------------------------------------
 
@@ -568,7 +572,7 @@ class Host:
         if isinstance(event, ComputeDied):
             self._fatal(event.error)
             return
-        if isinstance(event, Surveyed | Frozen | Reserved):
+        if isinstance(event, Surveyed | Frozen | Absent | Reserved):
             self.migration_event(event)
             return
         hosted = self.sessions.get(event.session)

@@ -198,6 +198,7 @@ class Hosted:
             residence=self.residence,
             engine_ms=round(self.engine_ms),
             media_bytes=self.media_bytes,
+            asks_slot=self.asking,
         )
 
     def news(self) -> SessionProgress:

@@ -169,6 +169,8 @@ class Incoming:
             with self._scope.step():
                 if reserved.slot is not None:
                     place_frames(self._model, self._pool, exported, reserved.slot)
+                elif exported.header.kv_ring or "prompt_kv" in exported.buffers:
+                    raise StateFormatError("it is in a slot there, and a place in host memory is held here")
             send_note(pair, Note(kind="ready", migration_id=id), limit_s=STEP_LIMIT_S)
         arrival = self._arrival(expect("final", note), exported, record, reserved)
         try:
@@ -276,6 +278,8 @@ def land(
 def _into_slab(
     model: CausalVideoModel, pool: SlabPool, exported: ExportedState, slab: HostSlab, *, epoch: int
 ) -> tuple[SessionState, ExportedState]:
+    if exported.header.kv_ring or not {"kv", "prompt_kv"} <= exported.buffers.keys():
+        raise StateFormatError("not all of its state came, and host memory takes nothing less")
     check_shapes(model.spec, pool, exported)
     away = slab.place(exported)
     for name, target in away.buffers.items():

@@ -81,16 +81,23 @@ class Link:
 
     async def pump(self) -> None:
         """Send what is queued, in order, until the link is lost."""
-        while not self.lost:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._queue:
-                data, on_sent = self._queue.popleft()
-                await self._send_one(data)
-                self._queued_bytes -= len(data)
-                if on_sent is not None and not self.lost:
-                    on_sent()
-            self._idle.set()
+        try:
+            while not self.lost:
+                await self._wake.wait()
+                self._wake.clear()
+                await self._send_queued()
+                self._idle.set()
+        except Exception:
+            _log.exception("a link to a gateway failed")
+            self.abort()  # it would stay up, with nothing on it but pings
+
+    async def _send_queued(self) -> None:
+        while self._queue:
+            data, on_sent = self._queue.popleft()
+            await self._send_one(data)
+            self._queued_bytes -= len(data)
+            if on_sent is not None and not self.lost:
+                on_sent()
 
     async def _send_one(self, data: str | bytes) -> None:
         try:

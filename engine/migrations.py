@@ -52,7 +52,10 @@ class MigrationLedger(Protocol):
         """Record what is not recorded. Raises StoreUnavailable."""
 
     async def commit_migration(self, hosted: Hosted, migration_id: str, residence: Residence) -> int:
-        """The new epoch; repeats until Redis answers. Raises StaleEpoch, PlacementRefused."""
+        """The new epoch; repeats until Redis answers. What was made here counts as used from then on.
+
+        Raises StaleEpoch, PlacementRefused.
+        """
 
     async def abort_migration(self, session: SessionId, epoch: int, migration_id: str) -> None:
         """Repeats until Redis answers. No effect if it is over, or the session another engine's."""
@@ -121,8 +124,11 @@ class Migrations:
 
     def receive(self, command: ReceiveSession) -> None:
         """Expect a session."""
-        if command.session in self._incoming:
-            return  # Redis lost the order and gave it again; the source will call it off
+        known = self._incoming.get(command.session)
+        if known is not None and known.command.migration_id == command.migration_id:
+            return
+        if known is not None:
+            known.decide(is_ours=False)  # it was called off, and this is the next try
         self._share(command)
         incoming = Incoming(self._model, self._pool, self._pairs, self, command, ranks=self._ranks)
         self._incoming[command.session] = incoming
@@ -134,7 +140,8 @@ class Migrations:
         if incoming is not None and incoming.command.migration_id == command.migration_id:
             incoming.decide(is_ours=False)
         sending = self._outgoing.get(command.session)
-        if sending is not None and not sending[0].is_committing:
+        is_meant = sending is not None and sending[0].migration_id == command.migration_id
+        if sending is not None and is_meant and not sending[0].is_committing:
             sending[1].cancel()
         hosted = self._host.sessions.get(command.session)
         if sending is None and incoming is None and hosted is None:
@@ -228,7 +235,7 @@ class Migrations:
             outgoing.close()
             self._stay(hosted)
             await self._ledger.abort_migration(hosted.id, hosted.epoch, command.migration_id)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError:  # Redis, and so the leader, had called it off; or this engine ends
             outgoing.close()
             self._stay(hosted)
             raise
@@ -239,7 +246,9 @@ class Migrations:
             self.cost = MoveCost.after(self.cost, timing.pause_ms, outgoing.link)
             await outgoing.tell_committed()
         finally:
-            self._outgoing.pop(hosted.id, None)
+            sending = self._outgoing.get(hosted.id)
+            if sending is not None and sending[0] is outgoing:  # not the next try, which may be under way
+                del self._outgoing[hosted.id]
 
     def _share(self, order: MigrateSession | ReceiveSession) -> None:
         """The other ranks take part from their next boundary on, until Thaw or Drop, Unreserve or Adopt."""
@@ -261,7 +270,7 @@ class Migrations:
         finally:
             if self._incoming.get(session) is incoming:
                 del self._incoming[session]
-            self._unpark(session)
+                self._unpark(session)
 
     def _unpark(self, session: SessionId) -> None:
         for link, request in self._parked.pop(session, []):

@@ -15,7 +15,7 @@ from typing import Protocol, TypedDict, TypeVar
 
 import torch
 
-from engine.compute_messages import Command, Freeze, Frozen, Survey, Surveyed
+from engine.compute_messages import Absent, Command, Freeze, Frozen, Survey, Surveyed
 from engine.handover import HostFacts, Kind, Note, expect, receive_note, send_note
 from engine.helper_thread import HelperThread
 from engine.hosted import Hosted
@@ -120,7 +120,7 @@ class Outgoing:
         self._pair: Pair | None = None
         self._reports: Reports | None = None
         """Of the other ranks, if there are any."""
-        self._answer: asyncio.Future[Surveyed | Frozen] | None = None
+        self._answer: asyncio.Future[Surveyed | Frozen | Absent] | None = None
         self._precopy, self.link = make_precopy(model.spec), link
         """Measured while it is used."""
         self._embeds: torch.Tensor | None = None
@@ -132,9 +132,13 @@ class Outgoing:
         self.is_committing = False
         """Is it for Redis to say what becomes of it?"""
 
+    @property
+    def migration_id(self) -> str:
+        return self._command.migration_id
+
     # --- from the engine -----------------------------------------------------------------------------------
 
-    def receive(self, event: Surveyed | Frozen) -> None:
+    def receive(self, event: Surveyed | Frozen | Absent) -> None:
         """What the compute thread answers."""
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(event)
@@ -327,6 +331,8 @@ class Outgoing:
         self._answer = asyncio.get_running_loop().create_future()
         self._side.submit(command)
         answer = await self._answer
+        if isinstance(answer, Absent):
+            raise CalledOff("its state is not in this engine's memory")
         assert isinstance(answer, kind), f"{type(answer).__name__} where {kind.__name__} was asked for"
         return answer
 

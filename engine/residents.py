@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from engine.compute_messages import (
+    Absent,
     ComputeEvent,
     Frozen,
     MoveDone,
@@ -206,10 +207,7 @@ class Residents:
                     frame=command.frame,
                 )
             )
-        elif in_slot and session not in self._line:
-            self._emit(
-                Resided(session=session, epoch=epoch, residence=Residence.STORED)
-            )  # forgotten meanwhile
+        # Else it was forgotten meanwhile, and that has been said.
 
     def note_encoded(self, session: SessionId, epoch: int, seq: int) -> None:
         """A chunk has left the encoder."""
@@ -271,20 +269,21 @@ class Residents:
     # --- migration ---------------------------------------------------------------------------------------
 
     def survey(self, session: SessionId, epoch: int, *, is_last: bool = False) -> None:
-        """Say where a session stands; nothing when it is not here."""
+        """Say where a session stands, or that it is not here."""
         resident = self.find(session, epoch)
-        if resident is not None:
-            state = resident.state
-            look = self._look(resident)
-            self._emit(
-                Surveyed(session=session, epoch=epoch, look=look, embeds=state.embeds, is_last=is_last)
-            )
+        if resident is None:
+            self._emit(Absent(session=session, epoch=epoch))
+            return
+        look, embeds = self._look(resident), resident.state.embeds
+        self._emit(Surveyed(session=session, epoch=epoch, look=look, embeds=embeds, is_last=is_last))
 
     def freeze(self, session: SessionId, epoch: int, *, on: bool) -> None:
         """Hold a session at its next boundary, or let it go on."""
         resident = self.find(session, epoch)
         if resident is not None:
             resident.freezing, resident.frozen = on, False
+        elif on:
+            self._emit(Absent(session=session, epoch=epoch))
 
     def reserve(self, migration_id: str, *, in_slot: bool) -> None:
         """Hold a free slot, or host memory, and say which."""

@@ -28,6 +28,8 @@ log = logging.getLogger("scheduler")
 
 MIGRATION_LIMIT_MS = 20_000
 """From the order to the commit."""
+WAITING_LIMIT_MS = 9_000
+"""The same of a session that makes no chunks meanwhile: as long as it would wait for a slot (`upkeep`)."""
 
 
 async def apply(
@@ -100,6 +102,7 @@ async def _move(store: Store, action: Place | Migrate, engine: EngineId, term: i
             term=term,
             migration_id=id,
             limit_ms=MIGRATION_LIMIT_MS,
+            waiting_limit_ms=WAITING_LIMIT_MS,
         )
     except PlacementRefused as exc:
         epoch = await store.place_session(session, engine, expect_epoch=epoch, term=term)

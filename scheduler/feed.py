@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import assert_never
 
@@ -58,6 +59,9 @@ class Feed:
         self.view: View = self._table.view()
         self.special: dict[SessionId, SessionRecord] = {}
         """Sessions that are being migrated, or were ordered to be."""
+        self._starting: set[EngineId] = set()
+        self._starts_ms: list[int] = []
+        """Of engines that became ready, and nobody was told yet."""
 
     async def rebuild(self) -> None:
         """Read everything. Logs when the view kept by deltas differs (by more than a change in between)."""
@@ -66,6 +70,7 @@ class Feed:
         read_ms = await self._store.now_ms()
         engines, sessions = await self._store.list_engines(), await self._store.list_sessions()
         _, desired = await self._store.read_desired()
+        self._starting = {engine.id for engine in engines if engine.state is EngineState.STARTING}
         self._table = build_table(engines, sessions, desired)
         self.special = {record.id: record for record in sessions if is_special(record)}
         self._table.read_ms = read_ms
@@ -78,6 +83,11 @@ class Feed:
 
     async def follow(self, block_ms: int) -> Delta:
         """Wait up to block_ms for events, then bring the view up to them."""
+        delta = await self._follow(block_ms)
+        starts_ms, self._starts_ms = tuple(self._starts_ms), []
+        return replace(delta, starts_ms=starts_ms)
+
+    async def _follow(self, block_ms: int) -> Delta:
         try:
             events = batch = await self._store.read_events(self._after, block_ms=block_ms, count=BATCH)
             while len(batch) == BATCH:  # a plan on half of the news would repeat what the other half says
@@ -96,7 +106,9 @@ class Feed:
     async def refresh(self) -> None:
         """Read what changes without events: heartbeats, and whether queued sessions were left."""
         read_ms = await self._store.now_ms()  # before the heartbeats: silence is never overrated
-        for engine in await self._store.list_engines():
+        engines = await self._store.list_engines()
+        self._note_starts(engines, read_ms)  # also of those whose events are not followed yet
+        for engine in engines:
             self._table.put_engine(engine)
         queued = [self.view.sessions.ids[row] for row in self.view.queued]
         await self._read_sessions(queued)
@@ -104,6 +116,7 @@ class Feed:
         self.view = self._table.view()
 
     async def _take(self, events: list[Event]) -> Delta:
+        self.view = self._table.view()  # Redis may have gone away when the last news were half read
         delta = self._count(events)
         sessions: set[SessionId] = set()
         engines: set[EngineId] = set()
@@ -122,16 +135,12 @@ class Feed:
                     is_desired_changed = True
                 case _:
                     assert_never(event)
-        starting = {id: self._starting_ms(id) for id in engines}
         gone = await self._read_engines(sorted(engines))
         await self._read_sessions(sorted(sessions))
         if is_desired_changed:
             _, self._table.desired = await self._store.read_desired()
         self.view = self._table.view()
-        ready = self.view.is_state(EngineState.READY)
-        rows = {id: self.view.engines.find(id) for id in sorted(engines)}
-        took = [starting[id] for id, row in rows.items() if row is not None and ready[row]]
-        return replace(delta, gone=gone, starts_ms=tuple(ms for ms in took if ms is not None))
+        return replace(delta, gone=gone)
 
     def _count(self, events: list[Event]) -> Delta:
         """What events mean to a view that does not know them yet."""
@@ -169,16 +178,23 @@ class Feed:
                 self._table.put_session(record)
 
     async def _read_engines(self, engines: list[EngineId]) -> tuple[GoneEngine, ...]:
-        gone: list[GoneEngine] = []
-        for id, record in (await self._store.get_engines(engines)).items():
-            if record is None or record.state is EngineState.GONE:
-                gone.extend(self._gone(id, record))
+        records = await self._store.get_engines(engines)
+        self._note_starts((record for record in records.values() if record is not None), self.view.read_ms)
+        # Before any of them changes the table: who comes or goes shifts the rows that the view looks at.
+        gone = [
+            found
+            for id, record in records.items()
+            if record is None or record.state is EngineState.GONE
+            if (found := self._gone(id, record)) is not None
+        ]
+        for id, record in records.items():
+            if record is None:
                 self._table.drop_engine(id)
             else:
                 self._table.put_engine(record)
         return tuple(gone)
 
-    def _gone(self, engine: EngineId, record: EngineRecord | None) -> list[GoneEngine]:
+    def _gone(self, engine: EngineId, record: EngineRecord | None) -> GoneEngine | None:
         row = self.view.engines.find(engine)
         if row is not None:
             state = ENGINE_STATES[self.view.engines["state"][row]]
@@ -186,12 +202,15 @@ class Feed:
         elif record is not None:  # wanted and gone within one batch of events
             state, started_ms = EngineState.STARTING, record.started_ms
         else:
-            return []
-        return [GoneEngine(id=engine, state=state, started_ms=started_ms)]
-
-    def _starting_ms(self, engine: EngineId) -> int | None:
-        """For how long an engine has been starting, to within a tick; None if it does not start."""
-        row = self.view.engines.find(engine)
-        if row is None or not self.view.is_state(EngineState.STARTING)[row]:
             return None
-        return max(0, self.view.read_ms - int(self.view.engines["started_ms"][row]))
+        return GoneEngine(id=engine, state=state, started_ms=started_ms)
+
+    def _note_starts(self, engines: Iterable[EngineRecord], read_ms: int) -> None:
+        """Watch engines until they are ready, which tells how long that took, to within a tick."""
+        for engine in engines:
+            if engine.state is EngineState.STARTING:
+                self._starting.add(engine.id)
+            elif engine.id in self._starting:
+                self._starting.remove(engine.id)
+                if engine.state is EngineState.READY:
+                    self._starts_ms.append(max(0, read_ms - engine.started_ms))

@@ -37,8 +37,9 @@ The Lua side gets this same table (`scheduler/store/scripts.py` renders it), so 
     queue:<model>                zset     queued sessions → queue_order: returners below zero, starts above
     queued_models                set      models that ever had a queue
     engines                      zset     engines that are not gone → heartbeat_ms
-    engine:<id>                  hash     an EngineRecord, plus suspects (JSON list of sessions: who may
-                                          be why it is gone); kept GONE_TTL_S after it is gone
+    engine:<id>                  hash     an EngineRecord, plus claimed_by (who starts it) and suspects
+                                          (JSON list of sessions: who may be why it is gone); kept
+                                          GONE_TTL_S after it is gone
     engine:<id>:placed           set      sessions placed on it
     engine:<id>:away             set      those of them that hold no slot: offloaded or stored
     engine:<id>:arriving         hash     sessions that migrate to it → 1 if they take a slot there, else 0

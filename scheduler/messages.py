@@ -242,7 +242,7 @@ ENGINE_COMMANDS: Mapping[str, type[EngineCommand]] = {c.type: c for c in get_arg
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionQueued:
-    """A session waits for a place: new, or back from a lost or drained engine."""
+    """A session waits for a place: new, or back from an engine that is lost or has no slot for it."""
 
     type: ClassVar[str] = "session_queued"
     session: SessionId
@@ -454,6 +454,8 @@ class Refused:
     code: ErrorCode
     message: str
     id: MessageId | None = None
+    is_watch: bool = False
+    """Was it asked for viewers, so that it says nothing to who controls the session?"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

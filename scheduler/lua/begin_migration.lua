@@ -7,6 +7,7 @@
 -- ARGV[4]  term of the leader
 -- ARGV[5]  migration_id
 -- ARGV[6]  limit_ms: without a commit it is called off after so long, ms
+-- ARGV[7]  waiting_limit_ms: the same of one that makes no chunks meanwhile, ms
 -- Derived  engine:<id> (hash) and engine:<id>:commands (stream) of both engines, engine:<id>:arriving (hash)
 -- Returns  1
 -- Errors   STALE_TERM, REFUSED
@@ -50,6 +51,9 @@ if (takes_slot or s.active == '1') and count_residents(target) >= tonumber(to.ca
 end
 
 local limit_ms = tonumber(ARGV[6])
+if s.active == '1' and not takes_slot then
+  limit_ms = math.min(limit_ms, tonumber(ARGV[7]))
+end
 redis.call('HSET', KEYS[1], 'flight_id', id, 'flight_to', target,
   'flight_deadline_ms', string.format('%.0f', now_ms() + limit_ms), 'move_to', '')
 -- One that is active comes with a claim to a slot, wherever its state is now.

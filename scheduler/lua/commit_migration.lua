@@ -6,6 +6,8 @@
 -- ARGV[3]  epoch of the source
 -- ARGV[4]  migration_id
 -- ARGV[5]  residence at the target
+-- ARGV[6]  engine_ms: compute time of what the source made under its epoch, ms
+-- ARGV[7]  media_bytes made under that epoch
 -- Derived  engine:<id> (hash), its placed, away and arriving, engine:<id>:commands (stream)
 -- Returns  the new epoch, also of a repeat
 -- Errors   STALE_EPOCH; REFUSED: it was called off, the source goes on
@@ -30,6 +32,7 @@ local target, epoch = s.flight_to, s.epoch + 1
 if redis.call('HGET', key('engine', target), 'state') ~= 'ready' then
   return fail('REFUSED', target .. ' is not ready')
 end
+count_made(session, s, ARGV[6], ARGV[7])
 detach(session, s)
 land(session, s)
 redis.call('SADD', key('placed', target), session)

@@ -8,7 +8,8 @@
 -- Derived  engines (zset), engine:<id>:placed (set), engine:<id>:commands (stream), its sessions and queues
 -- Returns  ids of the sessions that wait again
 -- Errors   STALE_TERM
--- Events   engine_changed, session_queued per session, session_closed per poisonous one
+-- Events   engine_changed, session_queued per session, session_closed per poisonous one, session_changed per session
+--          that was on its way there
 
 local bad = check_term(ARGV[2])
 if bad then

@@ -366,6 +366,7 @@ local function retire(engine, e, reason, crashed)
       command(s.engine, {type = 'cancel_migration', session = session, epoch = tonumber(s.epoch),
         migration_id = s.flight_id})
       land(session, s)
+      emit({type = 'session_changed', session = session, active = s.active == '1'})
     end
   end
   move_engine(engine, e, 'lose')

@@ -12,6 +12,7 @@
 -- ARGV[9]  residence
 -- ARGV[10] engine_ms: compute time of what was made under this epoch, ms
 -- ARGV[11] media_bytes made under this epoch
+-- ARGV[12] asks_slot, 0 or 1: it waits for a slot. One that was granted meanwhile is not taken back
 -- Derived  engine:<id>:away (set)
 -- Returns  1
 -- Errors   STALE_EPOCH
@@ -31,9 +32,12 @@ if s.active == '1' or ARGV[4] == '1' then
 end
 local is_new = s.active ~= ARGV[4]
 s.active = ARGV[4]
-local residence = s.residence
-set_residence(ARGV[1], s, ARGV[9])
-if is_new and residence == ARGV[9] then
+local before, after = s.residence, ARGV[9]
+if ARGV[12] == '1' and before == 'resident' then
+  after = before
+end
+set_residence(ARGV[1], s, after)
+if is_new and before == after then
   emit({type = 'session_changed', session = ARGV[1], active = ARGV[4] == '1'})
 end
 return 1

@@ -6,7 +6,8 @@
 -- ARGV[3]  1 if it crashed by its own fault, 0 if it ends in order or was killed
 -- Derived  engines (zset), engine:<id>:placed (set), engine:<id>:commands (stream), its sessions and queues
 -- Returns  ids of the sessions that wait again
--- Events   engine_changed, session_queued per session, session_closed per poisonous one
+-- Events   engine_changed, session_queued per session, session_closed per poisonous one, session_changed per session
+--          that was on its way there
 
 local e = read_hash(KEYS[1])
 if not e then

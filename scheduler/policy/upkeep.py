@@ -105,8 +105,9 @@ def make_room(
     is_patient: bool = False,
 ) -> list[Action]:
     """Take the slots of sessions that nobody watches, or that are idle, while others wait: the longest gone
-    first, then the longest idle. Who is short and can't be helped so waits in the queue, if placed; so does
-    who has waited for MAX_WAIT_MS at its engine.
+    first, then the longest idle. Who is placed without a slot, is short and can't be helped so waits in the
+    queue; so does who has waited for MAX_WAIT_MS at its engine. Who has a slot, of an engine that drains,
+    streams on there until there is room elsewhere.
 
     short: rows of sessions that found no slot, who comes first first. busy: rows of sessions that the
     plan does something else with. ahead: slots that others will need soon, by model. is_patient: who is short
@@ -145,7 +146,7 @@ def make_room(
         actions += [
             Requeue(session=sessions.ids[row], expect_epoch=int(sessions["epoch"][row]), why="no_room")
             for at, row in enumerate(rows)
-            if row in overdue or (placed[row] and at >= coming + len(leaving) and not is_patient)
+            if row in overdue or (row in view.wanting and at >= coming + len(leaving) and not is_patient)
         ]
     return actions
 

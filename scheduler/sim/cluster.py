@@ -171,7 +171,8 @@ class SimCluster:
 
     def _take_turn(self, kind: int, session: SimSession) -> None:
         if kind == IDLE_LONG:
-            if not session.active:
+            # It may have been active in between: then a later one is about this pause.
+            if not session.active and session.paused_ms + self._profile.offload_after_ms <= self.now_ms:
                 self._take_out(session)
         elif kind in (OFFLOADED, FREEZE) and session.stage == RUNNING:
             session.wants_rest = True

@@ -331,7 +331,8 @@ class SimEngine:
         if session.wants_rest:
             self.rested.append(session)
         if dry_ms is None:
-            figures.ttfc_ms.append(at_ms - session.came_ms)
+            waited_until_ms = at_ms if session.active else session.paused_ms
+            figures.ttfc_ms.append(waited_until_ms - session.came_ms)
             dry_ms = at_ms
         if not session.active:
             session.held_ms += play_ms

@@ -244,19 +244,21 @@ class EngineStore(StoreReader):
         *,
         migration_id: str,
         residence: Residence,
+        engine_ms: int,
+        media_bytes: int,
     ) -> int:
         """Give the session to the target, which has verified its state. Returns the new epoch, also when it
         was committed before.
+
+        engine_ms and media_bytes are as in SessionProgress: nobody can publish them any more afterwards.
 
         Raises:
             StaleEpoch
             PlacementRefused: the migration was called off; this engine goes on.
         """
         key = self._key("session", session)
-        epoch_now = await self._redis.run(
-            "commit_migration", key, session, engine, epoch, migration_id, residence.value
-        )
-        return int(epoch_now)
+        args = (session, engine, epoch, migration_id, residence.value, engine_ms, media_bytes)
+        return int(await self._redis.run("commit_migration", key, *args))
 
     async def abort_migration(
         self, engine: EngineId, session: SessionId, epoch: int, *, migration_id: str
@@ -276,4 +278,4 @@ class EngineStore(StoreReader):
 
 def _progress_args(engine: EngineId, p: SessionProgress) -> tuple[str | int, ...]:
     numbers = (p.epoch, int(p.active), p.next_seq, p.next_frame, p.rev, p.slack_ms)
-    return (p.session, engine, *numbers, p.residence.value, p.engine_ms, p.media_bytes)
+    return (p.session, engine, *numbers, p.residence.value, p.engine_ms, p.media_bytes, int(p.asks_slot))

@@ -53,15 +53,20 @@ class LeaderStore(StoreReader):
         term: int,
         migration_id: str,
         limit_ms: int,
+        waiting_limit_ms: int | None = None,
     ) -> None:
         """Have a placed session moved with its state; its owner commits. Other moves are refused until then.
+
+        It is called off after limit_ms; after waiting_limit_ms, if that is less, where its client waits for
+        chunks that are not made meanwhile.
 
         Raises:
             PlacementRefused: not placed, epoch changed, in flight, without state to move, or the target isn't
                 ready, is full, or has another model.
         """
         key = self._key("session", session)
-        args = (session, engine, expect_epoch, term, migration_id, limit_ms)
+        waiting_ms = limit_ms if waiting_limit_ms is None else waiting_limit_ms
+        args = (session, engine, expect_epoch, term, migration_id, limit_ms, waiting_ms)
         await self._redis.run("begin_migration", key, *args)
 
     async def call_off_migration(self, session: SessionId, *, term: int) -> None:

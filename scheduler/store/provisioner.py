@@ -32,11 +32,12 @@ class ProvisionerStore(StoreReader):
         """
         await self._redis.run("raise_term", self._key("term"), floor)
 
-    async def claim_engine(self) -> EngineId | None:
-        """Take one desired engine that nobody starts yet; its start time limit runs from here.
+    async def claim_engine(self, claimer: str, engine: EngineId | None = None) -> EngineId | None:
+        """Take a desired engine that nobody starts yet, this one or any; its start time limit runs from here.
 
-        For `turboserve engine` on a machine of its own. None: the cluster wants no more engines. A claim ends
+        claimer: the provisioner's name, which no other that runs has; who takes the same again gets it. None:
+        the engine is somebody else's, or not wanted; of any, the cluster wants no more engines. A claim ends
         with the engine: after the start time limit a new id replaces it.
         """
-        claimed: str = await self._redis.run("claim_engine", self._key("desired"))
+        claimed: str = await self._redis.run("claim_engine", self._key("desired"), claimer, engine or "")
         return EngineId(claimed) if claimed else None

@@ -48,6 +48,8 @@ class SessionProgress:
     """Compute time of what was made under this epoch."""
     media_bytes: int = 0
     """Made under this epoch."""
+    asks_slot: bool = False
+    """It waits for a slot: one that Redis has granted meanwhile counts, whatever `residence` says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

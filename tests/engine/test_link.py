@@ -111,6 +111,16 @@ async def test_messages_and_media_keep_their_order(server: LinkServer, inbox: In
     await client.close()
 
 
+async def test_a_link_on_which_nothing_is_sent_any_more_is_cut(server: LinkServer, inbox: Inbox) -> None:
+    """Pings would keep it up for ever."""
+    client, link = await accepted(server, inbox)
+    link.send_media(b"media", lambda: {}["nothing"])
+    with pytest.raises(ConnectionClosedError):
+        while True:
+            await asyncio.wait_for(client.socket.recv(), 20)
+    await inbox.lost.get()
+
+
 async def test_a_link_that_is_not_read_is_cut_when_its_queue_is_full(
     server: LinkServer, inbox: Inbox
 ) -> None:

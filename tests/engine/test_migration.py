@@ -10,7 +10,17 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
-from engine.compute_messages import Adopt, Command, ComputeEvent, Drop, Frozen, Reserved, Surveyed, Thaw
+from engine.compute_messages import (
+    Absent,
+    Adopt,
+    Command,
+    ComputeEvent,
+    Drop,
+    Frozen,
+    Reserved,
+    Surveyed,
+    Thaw,
+)
 from engine.credit import Player
 from engine.handover import Arrival, HostFacts, Note, facts_of, send_note
 from engine.hosted import Hosted, LogTail
@@ -142,7 +152,7 @@ async def migrate(
     incoming = Incoming(target.model, target.pool, ends[1], target, order, ranks=ranks)
 
     def to_source(event: ComputeEvent) -> None:
-        if isinstance(event, Surveyed | Frozen):
+        if isinstance(event, Surveyed | Frozen | Absent):
             loop.call_soon_threadsafe(outgoing.receive, event)
 
     def to_target(event: ComputeEvent) -> None:
@@ -319,6 +329,31 @@ async def test_without_a_place_the_source_goes_on() -> None:
     play(source, session, PLAIN, range(2, 4))
     source.encoders.close()
     assert source.commits == 0 and len(source.model.latents) == 4
+
+
+async def test_from_a_slot_nothing_moves_into_host_memory() -> None:
+    """Redis may have known of an older place: not all of its state would come."""
+    source, target, session = stage()
+    play(source, session, PLAIN, range(2))
+    with pytest.raises(CalledOff):
+        await migrate(source, target, session, in_slot=False)
+    play(source, session, PLAIN, range(2, 4))
+    source.encoders.close()
+    assert source.commits == 0 and len(source.model.latents) == 4
+
+
+async def test_who_waits_for_its_first_slot_does_not_move() -> None:
+    """It has no state; who asks hears that, and waits for no limit."""
+    source, target, _ = stage()
+    for number in range(1, source.slots):
+        source.open(f"s_{number}", seed=number)
+    waiting = source.open("s_waiting", seed=9)
+    for client in source.clients.values():
+        client.running = False
+    source.step(1)
+    with pytest.raises(CalledOff, match="not in this engine's memory"):
+        await migrate(source, target, waiting)
+    source.encoders.close()
 
 
 async def test_an_engine_of_another_number_of_ranks_is_no_target() -> None:

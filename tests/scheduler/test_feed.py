@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from scheduler.feed import Feed
-from scheduler.messages import DesiredEngine
-from scheduler.store import SessionProgress, Store
-from tests.scheduler.conftest import E1, E2, S1, S2, S3, create, lead, placed, ready
+from scheduler.messages import DesiredEngine, EngineId, EngineState
+from scheduler.store import SessionProgress, Store, StoreUnavailable
+from tests.scheduler.conftest import E1, E2, MODEL, S1, S2, S3, create, lead, placed, ready
+
+E0 = EngineId("e_00000000")
 
 
 @pytest.fixture
@@ -64,6 +68,64 @@ async def test_engines_that_become_ready_say_how_long_it_took(store: Store, feed
     assert 0 <= took_ms < 60_000
     await ready(store, E2)
     assert (await feed.follow(100)).starts_ms == ()
+
+
+async def test_starts_are_counted_whoever_hears_of_them_first(store: Store, feed: Feed) -> None:
+    """The tick has read that E2 is ready before its event was followed."""
+    await feed.follow(0)
+    await ready(store, E2)
+    await feed.refresh()
+    (took_ms,) = (await feed.follow(1_000)).starts_ms
+    assert 0 <= took_ms < 60_000
+    assert (await feed.follow(0)).starts_ms == ()
+
+
+async def test_engines_that_come_and_go_in_one_batch(store: Store, feed: Feed) -> None:
+    """The new one shifts the row of the last one, which is gone: it is told with the state that it had."""
+    await store.register_engine(E0, url="ws://127.0.0.1:1/e", model=MODEL, capacity=1)
+    await store.remove_engine(E2)
+    (gone,) = (await feed.follow(1_000)).gone
+    assert (gone.id, gone.state) == (E2, EngineState.STARTING)
+    await store.remove_engine(E1)
+    (gone,) = (await feed.follow(1_000)).gone
+    assert (gone.id, gone.state) == (E1, EngineState.READY)
+    assert list(feed.view.engines.ids) == [E0]
+
+
+async def test_news_that_were_half_read(store: Store, feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis went away meanwhile. They are read again, and mean what they say."""
+    await store.publish_sessions(E1, [progress(active=False)])
+    await feed.follow(1_000)
+    assert not feed.view.sessions["active"].any()  # a plan looks at it
+    term = await lead_again(store)
+    await create(store, S2)
+    epoch = await store.place_session(S2, E1, expect_epoch=0, term=term)
+    for active in (False, True):
+        await store.publish_sessions(E1, [replace(progress(active), session=S2, epoch=epoch)])
+    await store.write_desired(term, [])
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "read_desired", unavailable)
+        with pytest.raises(StoreUnavailable):
+            await feed.follow(1_000)
+    await feed.follow(1_000)
+    assert set(feed.view.sessions.ids) == {S1, S2} and not feed.view.desired
+
+
+async def unavailable() -> None:
+    raise StoreUnavailable("it is gone")
+
+
+async def test_a_session_whose_target_is_lost_is_known_to_stay(store: Store, feed: Feed) -> None:
+    """At once: it can be moved elsewhere."""
+    await store.register_engine(E1, url="ws://h:1/1", model=MODEL, capacity=1, transfer="h:1")
+    await store.register_engine(E2, url="ws://h:1/2", model=MODEL, capacity=1, transfer="h:2")
+    term = await lead_again(store)
+    await store.begin_migration(S1, E2, expect_epoch=1, term=term, migration_id="m_1", limit_ms=60_000)
+    await feed.follow(1_000)
+    assert feed.view.sessions["in_flight"][feed.view.sessions.rows[S1]] and S1 in feed.special
+    await store.lose_engine(E2, term=term, reason="silent")
+    await feed.follow(1_000)
+    assert not feed.view.sessions["in_flight"][feed.view.sessions.rows[S1]] and S1 not in feed.special
 
 
 async def test_who_generates_can_be_moved(store: Store, feed: Feed) -> None:

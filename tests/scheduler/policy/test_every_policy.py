@@ -19,6 +19,7 @@ from scheduler.messages import (
     EngineState,
     Phase,
     Residence,
+    SessionId,
     SessionRecord,
 )
 from scheduler.policy.base import (
@@ -32,6 +33,7 @@ from scheduler.policy.base import (
     Requeue,
     Sample,
     SetDesired,
+    StopDrained,
     Suspend,
     decode_memory,
     encode_memory,
@@ -303,6 +305,28 @@ def test_who_can_not_migrate_leaves_by_its_checkpoint(
     )
     moved = [a for a in cluster.step(policy, CONFIG) if isinstance(a, Migrate | Place)]
     assert [type(a) for a in moved] == [action]
+
+
+@POLICIES
+@pytest.mark.parametrize("start_ms", [500.0, 60_000.0])
+def test_who_streams_on_a_draining_engine_stays_until_there_is_room(policy: Policy, start_ms: float) -> None:
+    """However long that takes nobody stops. An idle session gives up its slot for it, and the engine goes."""
+    cluster = Cluster(engine("e_1", EngineState.DRAINING), engine("e_2"))
+    cluster.sessions |= {
+        (it := session(id, on)).id: it for id, on in (("a", "e_1"), ("b", "e_2"), ("c", "e_2"))
+    }
+    cluster.memory = replace(cluster.memory, start_ms=start_ms)
+    config = replace(CONFIG, engines=1)
+    for _ in range(30):
+        cluster.now_ms += 1_000
+        assert cluster.step(policy, config) == []
+    cluster.sessions[SessionId("b")] = replace(cluster.sessions[SessionId("b")], active=False)
+    acted = [action for _ in range(3) for action in cluster.step(policy, config)]
+    assert [type(action) for action in acted if not isinstance(action, SetDesired)] == [
+        Suspend,
+        Migrate if policy in MIGRATING else Place,
+        StopDrained,
+    ]
 
 
 @pytest.mark.parametrize("policy", MIGRATING, ids=lambda policy: policy.name)

@@ -172,6 +172,16 @@ def test_a_pause_keeps_what_the_player_holds() -> None:
     assert bench.figures.abandoned == 0
 
 
+def test_a_first_chunk_that_comes_while_nobody_watches_was_waited_for_until_the_pause() -> None:
+    """As a load test counts it."""
+    bench = Bench()
+    session = bench.start(50.0)
+    bench.run(300.0)
+    session.pause(300.0, bench.figures)
+    bench.run(5_000.0)
+    assert bench.latency_ms == [500.0] and list(bench.figures.ttfc_ms) == [250.0]
+
+
 def test_who_leaves_mid_chunk_makes_the_others_faster_from_the_next_pass_on() -> None:
     """The pass that runs goes on as it is."""
     bench = Bench()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from heapq import heappop
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.messages import EngineId
-from scheduler.policy.base import DrainEngine
+from scheduler.domain import Residence
+from scheduler.messages import EngineId, SessionId
+from scheduler.policy.base import DrainEngine, Place
 from scheduler.policy.registry import ALL
-from scheduler.sim.cluster import START_MS, SimCluster
+from scheduler.sim.cluster import OPENED, START_MS, SimCluster
 from scheduler.sim.profile import PROFILES, Profile
 from scheduler.sim.simulate import Result, Scenario, Simulation, simulate
 from scheduler.trace import EventKind, Trace, TraceEvent
@@ -105,6 +107,32 @@ def test_idle_sessions_hold_their_video() -> None:
     assert result.stalled_s == 0.0 and result.rebuilds == 0
     # It was offloaded after 30 s, and a copy of 20 ms brings it back before its next chunk is due.
     assert max(latencies(result)) == 507.0
+
+
+def test_who_paused_again_has_been_idle_since_then() -> None:
+    """What was to take it out after its first pause does not end its second one early."""
+    cluster, id = SimCluster(replace(PROFILE, offload_after_ms=30_000.0)), SessionId("s")
+    cluster.start(EngineId("e_1"), start_ms=0.0)
+    cluster.arrive(id)
+    cluster.apply([Place(session=id, engine=EngineId("e_1"), expect_epoch=0, why="")])
+    cluster.pause(id)
+    for at_ms, change in ((10_000, cluster.resume), (29_000, cluster.pause)):
+        pass_time(cluster, until_ms=START_MS + at_ms)
+        change(id)
+    pass_time(cluster, until_ms=START_MS + 58_999)
+    assert cluster.sessions[id].record.residence is Residence.RESIDENT
+    pass_time(cluster, until_ms=START_MS + 59_000)
+    assert cluster.sessions[id].record.residence is Residence.LEAVING
+
+
+def pass_time(cluster: SimCluster, until_ms: float) -> None:
+    """What is not about chunks happens."""
+    heap = cluster.agenda.heap
+    while heap and heap[0][0] <= until_ms:
+        cluster.now_ms, _, kind, subject, token = heappop(heap)
+        if kind >= OPENED:
+            cluster.handle(kind, subject, token)
+    cluster.now_ms = until_ms
 
 
 def test_a_dead_engine_is_noticed_and_its_session_rebuilt() -> None:

@@ -362,8 +362,24 @@ async def test_report_exit_works_while_starting(store: Store) -> None:
 
 async def test_claims_are_given_once(store: Store) -> None:
     """Each wanted engine is claimed by one provisioner; then nothing is left."""
-    assert await store.claim_engine() is None
+    assert await store.claim_engine("p_1") is None
     term = await lead(store)
     wanted = [DesiredEngine(id=e, model="shapes") for e in (E1, E2)]
     await store.write_desired(term, wanted)
-    assert [await store.claim_engine() for _ in range(3)] == [E1, E2, None]
+    assert [await store.claim_engine(f"p_{n}") for n in (1, 2, 3)] == [E1, E2, None]
+
+
+async def test_a_claim_of_one_engine(store: Store) -> None:
+    """Whoever was first has it, whichever way it was asked for, and gets it again. Its start begins then."""
+    term = await lead(store)
+    wanted = [DesiredEngine(id=e, model="shapes") for e in (E1, E2)]
+    await store.write_desired(term, wanted)
+    assert await store.claim_engine("p_1", E2) == await store.claim_engine("p_1", E2) == E2
+    record = await store.get_engine(E2)
+    assert await store.claim_engine("p_1", E2) == E2 and await store.get_engine(E2) == record
+    assert await store.claim_engine("p_2", E2) is None
+    assert await store.claim_engine("p_2") == E1
+    assert await store.claim_engine("p_1", E1) is None
+    assert await store.claim_engine("p_1", E3) is None
+    await ready(store, E2)
+    assert await store.claim_engine("p_1", E2) is None

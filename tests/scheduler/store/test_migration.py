@@ -45,7 +45,9 @@ async def flying(store: Store, *, limit_ms: int = LIMIT_MS) -> tuple[int, int]:
 
 
 async def commit(store: Store, epoch: int, id: str = ID) -> int:
-    return await store.commit_migration(E1, S1, epoch, migration_id=id, residence=Residence.RESIDENT)
+    return await store.commit_migration(
+        E1, S1, epoch, migration_id=id, residence=Residence.RESIDENT, engine_ms=0, media_bytes=0
+    )
 
 
 async def record(store: Store) -> SessionRecord:
@@ -81,7 +83,9 @@ async def test_a_move_in_between_ends_a_row_of_crashes(store: Store) -> None:
     await store.announce_session(E2, S1, epoch)
     await store.publish_session(E2, S1, epoch, active=True, next_seq=3, next_frame=9, rev=0, slack_ms=0)
     await store.begin_migration(S1, E3, expect_epoch=epoch, term=term, migration_id=ID, limit_ms=LIMIT_MS)
-    await store.commit_migration(E2, S1, epoch, migration_id=ID, residence=Residence.RESIDENT)
+    await store.commit_migration(
+        E2, S1, epoch, migration_id=ID, residence=Residence.RESIDENT, engine_ms=0, media_bytes=0
+    )
     await store.report_exit(E3, "was killed by SIGSEGV", crashed=True)
     assert (await record(store)).phase is Phase.QUEUED
 

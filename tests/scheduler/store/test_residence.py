@@ -14,6 +14,7 @@ from scheduler.messages import (
     SuspendSession,
 )
 from scheduler.store import START, PlacementRefused, StaleEpoch, StaleTerm, Store
+from scheduler.store.values import SessionProgress
 from tests.scheduler.conftest import E1, E2, S1, S2, S3, create, lead, ready
 
 
@@ -28,19 +29,26 @@ async def fill(store: Store, *sessions: SessionId, capacity: int = 1) -> int:
 
 
 async def publish(
-    store: Store, session: SessionId, residence: Residence, *, active: bool = False, epoch: int = 1
+    store: Store,
+    session: SessionId,
+    residence: Residence,
+    *,
+    active: bool = False,
+    epoch: int = 1,
+    asks_slot: bool = False,
 ) -> None:
-    await store.publish_session(
-        E1,
-        session,
-        epoch,
+    progress = SessionProgress(
+        session=session,
+        epoch=epoch,
         active=active,
         next_seq=3,
         next_frame=36,
         rev=0,
         slack_ms=0,
         residence=residence,
+        asks_slot=asks_slot,
     )
+    assert await store.publish_sessions(E1, [progress]) == []
 
 
 async def record(store: Store, session: SessionId) -> SessionRecord:
@@ -76,6 +84,28 @@ async def test_who_left_its_slot_gives_room(store: Store, residence: Residence) 
     await store.end_session(E1, S2, 1, "stopped")
     assert await store.admit_session(E1, S1, 1)
     assert (await record(store, S1)).residence is Residence.RESIDENT
+
+
+async def test_what_is_published_late_takes_no_slot_back(store: Store) -> None:
+    """Of one that asks for a slot: where it was then is not where it is now. Who was let in is active, or it
+    would be the first to lose its slot."""
+    term = await fill(store, S1)
+    await publish(store, S1, Residence.OFFLOADED)
+    assert await store.admit_session(E1, S1, 1)
+    assert (await record(store, S1)).active
+    await publish(store, S1, Residence.OFFLOADED, asks_slot=True)
+    assert (await record(store, S1)).residence is Residence.RESIDENT
+    await create(store, S2)
+    with pytest.raises(PlacementRefused, match="full"):
+        await store.place_session(S2, E1, expect_epoch=0, term=term)
+
+
+async def test_who_asks_for_a_slot_may_still_lose_its_state(store: Store) -> None:
+    """From host memory to its checkpoint: the leader must know."""
+    await fill(store, S1)
+    await publish(store, S1, Residence.OFFLOADED)
+    await publish(store, S1, Residence.STORED, asks_slot=True)
+    assert (await record(store, S1)).residence is Residence.STORED
 
 
 async def test_admission_may_be_repeated(store: Store) -> None:
@@ -165,7 +195,8 @@ async def test_leaving_and_coming_back_are_news(store: Store) -> None:
     await publish(store, S1, Residence.OFFLOADED)
     await store.admit_session(E1, S1, 1)
     events = [event for _, event in await store.read_events(after)]
-    assert events == [SessionChanged(session=S1, active=False)] * 3
+    away, back = SessionChanged(session=S1, active=False), SessionChanged(session=S1, active=True)
+    assert events == [away, away, back]
 
 
 async def test_a_closed_or_moved_session_is_not_counted(store: Store) -> None:

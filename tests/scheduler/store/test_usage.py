@@ -5,7 +5,7 @@ from __future__ import annotations
 from scheduler.messages import EngineId, Residence, SessionId, Usage
 from scheduler.store import START, SessionProgress, Store
 from scheduler.store.engine import EngineStore
-from tests.scheduler.conftest import E1, E2, S1, S2, S3, create, lead, ready
+from tests.scheduler.conftest import E1, E2, MODEL, S1, S2, S3, create, lead, ready
 
 WAIT_MS = 40
 
@@ -87,6 +87,24 @@ async def test_one_record_over_two_owners(store: Store) -> None:
     assert 2 * WAIT_MS <= usage.active_ms <= on_first + idle_ms - placed_ms
     assert usage.active_ms + WAIT_MS <= usage.resident_ms <= on_first + offloaded_ms - placed_ms
     assert usage.closed_ms - usage.created_ms >= usage.resident_ms + 3 * WAIT_MS
+
+
+async def test_what_a_source_made_to_the_end_counts(store: Store) -> None:
+    """Also what it had not published when it gave the session away; a repeat of that adds nothing."""
+    await create(store)
+    for engine in (E1, E2):
+        await store.register_engine(engine, url="ws://h:1/l", model=MODEL, capacity=1, transfer="h:2")
+    term = await lead(store)
+    epoch = await store.place_session(S1, E1, expect_epoch=0, term=term)
+    await publish(store, E1, epoch, 1, engine_ms=100, media_bytes=1_000)
+    await store.begin_migration(S1, E2, expect_epoch=epoch, term=term, migration_id="m", limit_ms=60_000)
+    made = {"residence": Residence.RESIDENT, "engine_ms": 130, "media_bytes": 1_300}
+    for _ in range(2):
+        await store.commit_migration(E1, S1, epoch, migration_id="m", **made)  # type: ignore[arg-type]
+    await publish(store, E2, epoch + 1, 3, engine_ms=50, media_bytes=400)
+    await store.end_session(E2, S1, epoch + 1, "idle")
+    (usage,) = await usages(store)
+    assert (usage.engine_ms, usage.media_bytes) == (180, 1_700)
 
 
 async def test_every_closed_session_has_one(store: Store) -> None:
