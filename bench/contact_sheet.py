@@ -1,4 +1,4 @@
-"""Draw the README's contact sheet: streamed videos of `shapes`, a prompt and an edit in each row.
+"""Draw the contact sheet of docs/shapes.md: streamed videos of `shapes`, a prompt and an edit in each row.
 
 Streams from the shipped weights, lays the frames out as a page and takes its picture with Chromium (as the
 tests do): .venv/bin/python -m bench.contact_sheet [--out docs/shapes.png]

@@ -17,7 +17,7 @@ acknowledge each chunk at once and 500 ms later.
 A run is not valid where source and sink need more than 80 % of their core, or others more than 5 % of the
 gateway's. Others' load on both cores is printed. CPU is that of the scheduler's own counters (ns), not ticks.
 
-Run: .venv/bin/python -m bench.gateway [--streams 500,1000,2000,3000] [--parts 1]
+Run: .venv/bin/python -m bench.gateway [--streams 500,1000,1500,2000,2500,3000,3500] [--parts 1]
 """
 
 from __future__ import annotations

@@ -166,7 +166,9 @@ def measure(bench: Bench, size: int, seconds: float, baselines: Sequence[str]) -
     for policy in baselines:
 
         def with_budget(number: int, policy: str = policy) -> Figures:
-            return bench.figures(Run(policy=policy, low=number, high=number))
+            # On one engine there is nothing to choose: one run is every baseline's.
+            of = policy if number > 1 else baselines[0]
+            return bench.figures(Run(policy=of, low=number, high=number))
 
         number = min(size, math.ceil(ours["cost_engine_s"] / seconds))
         equal = with_budget(number)

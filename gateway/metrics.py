@@ -162,7 +162,8 @@ class ClusterMetrics:
             self.placed.labels(engine.id).set(engine.sessions)
             self.load.labels(engine.id).set(engine.load)
             self.latency.labels(engine.id).set(engine.chunk_ms / 1000)
-            self.heartbeat.labels(engine.id).set((now_ms - engine.heartbeat_ms) / 1000)
+            if engine.state is not EngineState.STARTING:  # it may not beat before its limit for that
+                self.heartbeat.labels(engine.id).set((now_ms - engine.heartbeat_ms) / 1000)
         for state, count in counts.items():
             self.engines.labels(state.value).set(count)
         self.budget.set(info.budget)

@@ -15,7 +15,6 @@ from engine.config import EngineConfig
 from gateway.config import GatewayConfig
 from launch import commands as work
 from launch.config import (
-    CheckedModel,
     ClientConfig,
     EngineStartConfig,
     ProfileConfig,
@@ -58,12 +57,16 @@ class Command:
     """Settings that are given without a flag."""
 
 
+_WHOLE: Final = (UpConfig, GatewayConfig, SchedulerConfig, EngineConfig)
+_NOT_WHOLE: Final = _IDS | {"link_port", "provisioner"}
+"""What a whole cluster chooses by itself."""
+
 COMMANDS: Final[Mapping[str, Command]] = {
     "up": Command(
         run=work.run_up,
         help="run a whole cluster on this machine",
-        configs=(UpConfig, GatewayConfig, SchedulerConfig, EngineConfig),
-        without=_IDS | {"link_port", "provisioner"},
+        configs=_WHOLE,
+        without=_NOT_WHOLE,
     ),
     "gateway": Command(run=work.run_gateway, help="run one gateway", configs=(GatewayConfig,)),
     "scheduler": Command(run=work.run_scheduler, help="run one scheduler", configs=(SchedulerConfig,)),
@@ -97,7 +100,10 @@ COMMANDS: Final[Mapping[str, Command]] = {
         run=work.run_status, help="show what a cluster does, once or live", configs=(StatusConfig,)
     ),
     "doctor": Command(
-        run=work.run_doctor, help="check what a cluster needs", configs=(UpConfig, CheckedModel)
+        run=work.run_doctor,
+        help="check what `up` with the same settings needs",
+        configs=_WHOLE,
+        without=_NOT_WHOLE,
     ),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -186,7 +187,9 @@ class Cluster:
             ),
             start=self._fork_server.start,
         )
-        provisioner = Provisioner(store, fleet, newer_than=term)
+        # The folder is locked: the next `up` there goes on with what this one has claimed.
+        name = f"{socket.gethostname()}:{self._plan.directory}"
+        provisioner = Provisioner(store, fleet, name=name, newer_than=term)
         self._keep(provisioner.follow(), "provisioner")
         return fleet
 

@@ -125,6 +125,8 @@ class StatusConfig:
 class CheckedModel:
     """The model that `turboserve doctor` looks at, as engines would be told to serve it."""
 
+    ranks: int = 1
+    """Processes of an engine, one GPU each."""
     model: str = "shapes"
     """Name of the model."""
     weights: str | None = None
@@ -135,6 +137,8 @@ class CheckedModel:
     """Host memory of an engine for the state of idle sessions."""
 
     def __post_init__(self) -> None:
+        if self.ranks < 1:
+            raise ValueError(f"ranks must be at least 1, got {self.ranks}")
         if self.capacity < 1:
             raise ValueError(f"capacity must be at least 1, got {self.capacity}")
         if self.offload_mib < 0:

@@ -50,7 +50,7 @@ def _checks(config: UpConfig, chosen: CheckedModel) -> dict[str, Callable[[], st
         "machine": partial(check_machine, config),
         "redis": partial(_check_redis, config),
         "codecs": _check_codecs,
-        "device": partial(check_device, config),
+        "device": partial(check_device, config, chosen.ranks),
         "nccl": partial(check_nccl, config),
         "model": lambda: f"{chosen.model} loads ({type(load()).__name__})",
         "memory": lambda: check_room(config, chosen, load()),
@@ -96,7 +96,7 @@ def _check_running_redis(url: str) -> str:
     how = " over TLS" if address.is_tls else ""
     found = f" found by sentinels of {address.service!r}" if address.service else ""
     if settings is None:
-        return f"{version}{how}{found}; its user may not read the configuration: check appendonly yourself"
+        return f"{version}{how}{found}; its configuration may not be read: check appendonly yourself"
     check_redis_config(settings)
     limit = int(settings["maxmemory"]) // 2**20
     if 0 < limit < _MIN_REDIS_MIB:
@@ -109,9 +109,9 @@ def _check_running_redis(url: str) -> str:
 
 
 async def _ask_redis(url: str) -> tuple[str, dict[str, str] | None]:
-    """Version, and the settings that matter; None: the user of the URL may not see them."""
+    """Version, and the settings that matter; None: nobody may see them, or not the user of the URL."""
     from redis.asyncio import Redis
-    from redis.exceptions import NoPermissionError
+    from redis.exceptions import NoPermissionError, ResponseError
 
     from scheduler.store.connection import mapped_errors
     from scheduler.store.pools import make_pool
@@ -122,8 +122,10 @@ async def _ask_redis(url: str) -> tuple[str, dict[str, str] | None]:
             version = str((await client.info("server"))["redis_version"])
             try:
                 found = {name: await client.config_get(name) for name in _REDIS_SETTINGS}
-            except NoPermissionError:
-                return version, None
+            except ResponseError as exc:
+                if isinstance(exc, NoPermissionError) or "unknown command" in str(exc):
+                    return version, None
+                raise
         return version, {name: values.get(name, "") for name, values in found.items()}
     finally:
         await client.aclose()

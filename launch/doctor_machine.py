@@ -56,7 +56,7 @@ def _nearest(path: Path) -> Path:
     return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
 
 
-def check_device(config: UpConfig) -> str:
+def check_device(config: UpConfig, ranks: int) -> str:
     """The cores or GPUs that engines compute on. Raises Problem, Advice."""
     gpus = visible_gpus(os.environ)
     if config.device == "cpu":
@@ -67,9 +67,11 @@ def check_device(config: UpConfig) -> str:
         raise Problem("device cuda: no NVIDIA GPU here (no /dev/nvidia0): use --device cpu")
     if not torch.cuda.is_available():
         raise Problem(f"device cuda: torch {torch.__version__} can't use the GPU: install a CUDA build of it")
-    wanted = max(config.engines, config.max_engines or 0)
+    wanted = max(config.engines, config.max_engines or 0) * ranks
+    if ranks > len(gpus):
+        raise Problem(f"an engine of {ranks} ranks needs {ranks} GPUs, here are {len(gpus)}: lower --ranks")
     if wanted > len(gpus):
-        raise Advice(f"{wanted} engines share {len(gpus)} GPUs: each gets slower; lower --engines")
+        raise Advice(f"{wanted} ranks share {len(gpus)} GPUs: each gets slower; lower --engines")
     names = {torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())}
     return f"cuda, {len(gpus)} GPUs ({', '.join(sorted(names))})"
 
@@ -121,7 +123,8 @@ def check_room(config: UpConfig, chosen: CheckedModel, model: CausalVideoModel) 
 
 def check_port(config: UpConfig) -> str:
     """The gateway's. Engines take free ones. Raises Problem."""
-    with socket.socket() as probe:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((config.host, config.port))

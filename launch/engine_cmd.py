@@ -17,7 +17,7 @@ from launch.roles import engine_command, engine_environment
 from launch.store import connect
 from launch.supervisor import ProcessSpec, StartError
 from scheduler.messages import EngineId
-from scheduler.store import Store, StoreError
+from scheduler.store import Store, StoreError, draw_id
 
 __all__ = ["run"]
 
@@ -29,7 +29,7 @@ _OUTPUT: Final = Path("/dev/stderr")
 async def run(config: EngineConfig, *, claim: bool) -> int:
     """Run the engine until it ends or is told to; with `claim`, under an id that the scheduler wants.
 
-    Returns 0 after SIGINT, SIGTERM or an order of the scheduler, 1 when it failed.
+    Returns 0 after SIGINT, SIGTERM (also before it is ready) or an order of the scheduler, 1 when it failed.
 
     Raises:
         StartError: no Redis can be used, or no engine is wanted.
@@ -38,21 +38,21 @@ async def run(config: EngineConfig, *, claim: bool) -> int:
     try:
         try:
             config = await _claim(store, config) if claim else config
-            end = await _run_job(config)
+            end, is_asked = await _run_job(config)
             with contextlib.suppress(StoreError):  # missing heartbeats tell it as well, only later
                 await store.report_exit(EngineId(config.engine_id), end.how, crashed=end.crashed)
         finally:
             await store.close()
     except StoreError as exc:
         raise StartError(str(exc)) from exc
-    return 0 if end.how == "exited with status 0" else 1
+    return 0 if end.how == "exited with status 0" or (is_asked and not end.crashed) else 1
 
 
 async def _claim(store: Store, config: EngineConfig) -> EngineConfig:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_SCHEDULER_WAIT_S):
             await _first_desired(store)
-    engine = await store.claim_engine()
+    engine = await store.claim_engine(draw_id("p", 8))
     term, desired = await store.read_desired()
     for wanted in desired:
         if wanted.id == engine:
@@ -72,8 +72,11 @@ async def _first_desired(store: Store) -> None:
         after = events[-1][0] if events else after
 
 
-async def _run_job(config: EngineConfig) -> EngineEnd:
-    """The job from start to end; the first signal asks it to end, a second one or time ends it."""
+async def _run_job(config: EngineConfig) -> tuple[EngineEnd, bool]:
+    """The job from start to end; the first signal asks it to end, a second one or time ends it.
+
+    Returns also whether it was asked to.
+    """
     adopt_orphans()
     spec = ProcessSpec(
         name=f"engine-{config.engine_id}",
@@ -81,9 +84,11 @@ async def _run_job(config: EngineConfig) -> EngineEnd:
         log=_OUTPUT,
         environment=engine_environment(config, threads=config.threads),
     )
-    job, loop = EngineJob(spec), asyncio.get_running_loop()
+    job, loop, is_asked = EngineJob(spec), asyncio.get_running_loop(), False
 
     def end() -> None:
+        nonlocal is_asked
+        is_asked = True
         job.send(signal.SIGTERM)
         loop.call_later(_STOP_TIMEOUT_S, job.send, signal.SIGKILL)
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -92,4 +97,4 @@ async def _run_job(config: EngineConfig) -> EngineEnd:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, end)
     print(f"engine {config.engine_id} starts (pid {os.getpid()})", flush=True)
-    return await job.run()
+    return await job.run(), is_asked

@@ -16,6 +16,7 @@ orphans. So no engine that runs depends on the fork server.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import select
@@ -48,22 +49,13 @@ class ForkServer:
 
     def __init__(self, environment: Mapping[str, str], log: Path) -> None:
         self._environment, self._log = environment, log
-        self._process: Child | None = None
-        self._socket: socket.socket | None = None
+        self._server: _Server | None = None
         self._turn = asyncio.Lock()
-        self._number = 0
-        """Of the last request."""
 
     def begin(self) -> None:
         """Start it, unless it runs: it is ready sooner then. Raises OSError."""
-        if self._socket is not None:
-            return
-        self._socket, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with its:
-            for end in (self._socket, its):
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MAX_PACKET_BYTES)
-            self._socket.setblocking(False)
-            self._process = spawn(_COMMAND, environment=self._environment, log=self._log, stdin=its.fileno())
+        if self._server is None or self._server.is_over:
+            self._server = _Server(self._environment, self._log)
 
     async def start(self, spec: ProcessSpec) -> Child:
         """Start an engine's agent, see `launch.engine_job.Start`. Raises OSError."""
@@ -72,9 +64,10 @@ class ForkServer:
         async with self._turn:
             for _ in range(_TRIES):
                 self.begin()
+                assert self._server is not None
                 try:
                     async with asyncio.timeout(_LIMIT_S):
-                        return await self._ask(request, spec.log)
+                        return await self._server.ask(request, spec.log)
                 except (ConnectionError, TimeoutError):  # it has ended, or hangs: another one may not
                     self.kill()
         raise OSError(f"the fork server has ended, see {self._log}")
@@ -82,39 +75,81 @@ class ForkServer:
     async def stop(self) -> None:
         """End it; what it has started goes on."""
         self.kill()
-        if self._process is not None:
-            await self._process.exited
+        if self._server is not None:
+            await self._server.ended()
 
     def kill(self) -> None:
         """The same, without waiting for the end."""
-        if self._process is not None:
-            self._process.send(signal.SIGKILL)
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        if self._server is not None:
+            self._server.kill()
 
-    async def _ask(self, request: Mapping[str, Any], log_path: Path) -> Child:
-        assert self._socket is not None
-        self._number += 1
-        packet = json.dumps({"number": self._number, **request}).encode()
-        with log_path.open("ab") as log, _pipe() as (waits, go):
-            socket.send_fds(self._socket, [packet], [log.fileno(), waits])
-            child = Child(await self._answer())
-            os.write(go, b"1")
-            return child
 
-    async def _answer(self) -> int:
-        """To the last request; what was given up before may be answered first."""
-        assert self._socket is not None
-        while True:
-            answer = await asyncio.get_running_loop().sock_recv(self._socket, _MAX_PACKET_BYTES)
-            if not answer:
-                raise ConnectionError
-            match json.loads(answer):
-                case {"number": self._number, "pid": int(pid)}:
-                    return pid
-                case {"number": self._number, "error": str(error)}:
-                    raise OSError(f"the fork server can't: {error}")
+class _Server:
+    """One process, from its start to its end. Raises OSError.
+
+    Every answer is heard: an agent whose start was given up meanwhile ends by itself, and must be collected.
+    """
+
+    def __init__(self, environment: Mapping[str, str], log: Path) -> None:
+        self._socket, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with its:
+            for end in (self._socket, its):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MAX_PACKET_BYTES)
+            self._socket.setblocking(False)
+            self._process = spawn(_COMMAND, environment=environment, log=log, stdin=its.fileno())
+        self._number = 0
+        """Of the last request."""
+        self._asked: dict[int, asyncio.Future[Child]] = {}
+        """Requests that somebody waits for."""
+        self._hearing = asyncio.create_task(self._hear(), name="fork server")
+        self._is_killed = False
+
+    @property
+    def is_over(self) -> bool:
+        """Is it of no use any more?"""
+        return self._is_killed or self._hearing.done()
+
+    async def ask(self, request: Mapping[str, Any], log_path: Path) -> Child:
+        """The agent. Raises OSError, of these ConnectionError if the process has ended."""
+        self._number = number = self._number + 1
+        answer: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
+        self._asked[number] = answer
+        packet = json.dumps({"number": number, **request}).encode()
+        try:
+            with log_path.open("ab") as log, _pipe() as (waits, go):
+                socket.send_fds(self._socket, [packet], [log.fileno(), waits])
+                child = await answer
+                os.write(go, b"1")
+                return child
+        finally:
+            del self._asked[number]
+
+    def kill(self) -> None:
+        self._is_killed = True
+        self._process.send(signal.SIGKILL)
+
+    async def ended(self) -> None:
+        """Wait for it."""
+        await self._process.exited
+        await self._hearing
+
+    async def _hear(self) -> None:
+        with self._socket, contextlib.suppress(ConnectionError):
+            while packet := await asyncio.get_running_loop().sock_recv(self._socket, _MAX_PACKET_BYTES):
+                self._take(json.loads(packet))
+        for answer in self._asked.values():
+            if not answer.done():
+                answer.set_exception(ConnectionError())
+
+    def _take(self, answer: Mapping[str, Any]) -> None:
+        child = Child(answer["pid"]) if "pid" in answer else None
+        asked = self._asked.get(answer["number"])
+        if asked is None or asked.done():
+            return
+        if child is not None:
+            asked.set_result(child)
+        else:
+            asked.set_exception(OSError(f"the fork server can't: {answer['error']}"))
 
 
 @contextmanager

@@ -55,7 +55,7 @@ async def _serve(
 
     namespace = config.namespace or _own_namespace()
     pods = Pods(api, template, namespace=namespace, cluster=config.cluster, on_exit=on_exit)
-    provisioner = Provisioner(store, pods, newer_than=0)
+    provisioner = Provisioner(store, pods, name=f"pods in {namespace}", newer_than=0)
 
     async def follow() -> None:
         await pods.listed.wait()  # else what an earlier provisioner made would look like somebody else's

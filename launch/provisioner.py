@@ -43,9 +43,12 @@ class Engines(Protocol):
 class Provisioner:
     """Follows the events stream. Sets of a leader older than one already seen are ignored."""
 
-    def __init__(self, store: Store, engines: Engines, *, newer_than: int) -> None:
-        """`newer_than`: the term of the set found before this cluster's scheduler started; 0: any."""
+    def __init__(self, store: Store, engines: Engines, *, name: str, newer_than: int) -> None:
+        """`name`: in claims; whoever goes on with its engines later must have the same, and nobody else.
+        `newer_than`: the term of the set found before this cluster's scheduler started; 0: any.
+        """
         self._store = store
+        self._name = name
         self._engines = engines
         self._newest_term = newer_than + 1
         self._has_obeyed = False
@@ -101,10 +104,9 @@ class Provisioner:
             return
         self._newest_term, self._has_obeyed = term, True
         self._ours.update(self._engines.owned())
-        unknown = [engine.id for engine in desired if engine.id not in self._ours]
-        records = await self._store.get_engines(unknown)
-        # One that has registered already was started elsewhere, and the scheduler took it in.
-        self._ours |= {id for id, r in records.items() if r is None or r.state is EngineState.STARTING}
+        for engine in desired:  # `turboserve engine` elsewhere takes some of them, and may have registered
+            if engine.id not in self._ours and await self._store.claim_engine(self._name, engine.id):
+                self._ours.add(engine.id)
         self._engines.reconcile([engine for engine in desired if engine.id in self._ours])
 
     def report_exit(self, engine: EngineId, reason: str, *, crashed: bool) -> None:

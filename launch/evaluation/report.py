@@ -102,7 +102,7 @@ def _bounds(found: Findings) -> Table:
             worst_ms, engine_s = (float(numbers[name] or 0) for name in ("worst_chunk_ms", "cost_engine_s"))
             least_ms, least_s = fluid.least_worst_ms(engine_s), fluid.least_engine_s(worst_ms)
             floor_s = float(numbers["floor_engine_s"] or 0)
-            gap = (worst_ms / least_ms - 1.0, engine_s / least_s - 1.0, engine_s / floor_s - 1.0)
+            gap = (_above(worst_ms, least_ms), _above(engine_s, least_s), _above(engine_s, floor_s))
             gaps[ours].append(gap)
             figures = (worst_ms, least_ms, engine_s, least_s, floor_s)
             rows.append(
@@ -114,7 +114,7 @@ def _bounds(found: Findings) -> Table:
                 ]
             )
     rows += [
-        ["mean", ours, *[""] * 5, *(_percent(fmean(share)) for share in zip(*gaps[ours], strict=True))]
+        ["mean", ours, *[""] * 5, *(_percent(_mean(shares)) for shares in zip(*gaps[ours], strict=True))]
         for ours in OURS
     ]
     note = (
@@ -127,6 +127,17 @@ def _bounds(found: Findings) -> Table:
         *("above fluid ms", "above fluid engine-s", "above slots"),
     )
     return "Lower bounds", note, columns, rows
+
+
+def _above(value: float, bound: float) -> float:
+    """As a share; infinite where the bound is nothing: sessions too short to be owed a chunk."""
+    return value / bound - 1.0 if bound else math.inf
+
+
+def _mean(shares: Sequence[float]) -> float:
+    """Of those that are finite; infinite if none is."""
+    known = [share for share in shares if math.isfinite(share)]
+    return fmean(known) if known else math.inf
 
 
 def _oracle(found: Findings) -> Table:

@@ -50,8 +50,9 @@ class Player:
         self._decode, self._put = decode, put
         self._client = script.client
         self._check = StreamCheck()
-        self._started_ms = 0.0
-        """When its start was accepted, later by the time that it was paused."""
+        self._started_ms: float | None = None
+        """When its start was accepted, later by the time that it was paused; None before."""
+        self._has_part = False
         self._cuts = 0
         self._is_idle = False
         self._paused_ms = 0.0
@@ -71,11 +72,11 @@ class Player:
                 self._url, self._token, give_up_s=GIVE_UP_S, open_timeout_s=GIVE_UP_S
             ) as client:
                 await self._live(await self._start(client))
-        except ServerError as exc:
-            outcome, reason = Outcome.REFUSED, exc.code
-            self._refused(Do.START, exc)
         except ClientError as exc:
             outcome, reason = Outcome.LOST, str(exc)
+            if isinstance(exc, ServerError) and self._started_ms is None:
+                outcome, reason = Outcome.REFUSED, exc.code
+                self._refused(Do.START, exc)
         for fault in self._check.finish():
             self._fault(fault)
         self._put(self._ended(outcome, reason))
@@ -91,12 +92,11 @@ class Player:
             raise ClientError(f"start was not answered for {ANSWER_S:g} s") from None
 
     async def _live(self, session: Session) -> None:
-        self._started_ms = self._now_ms()
         info = session.info
         self._put(
             Started(
                 client=self._client,
-                at_ms=self._started_ms,
+                at_ms=self._accepted_ms(self._now_ms()),
                 session=session.id,
                 model=info.model,
                 chunk_ms=1000.0 * info.chunk_frames / info.fps,
@@ -138,7 +138,8 @@ class Player:
             case Do.RESUME:
                 await session.resume()
                 self._is_idle = False
-                self._started_ms += self._now_ms() - self._paused_ms
+                now_ms = self._now_ms()
+                self._started_ms = self._accepted_ms(now_ms) + now_ms - self._paused_ms
             case Do.PROMPT:
                 task = asyncio.create_task(self._edit(session, step.prompt))
                 self._tasks.add(task)
@@ -171,10 +172,16 @@ class Player:
 
     # --- what it sees ---------------------------------------------------------------------------------
 
+    def _accepted_ms(self, now_ms: float) -> float:
+        """When its start was accepted: the first part may be read in one go with that."""
+        if self._started_ms is None:
+            self._started_ms = now_ms
+        return self._started_ms
+
     async def _on_part(self, header: ChunkHeader) -> None:
-        if self._check.num_chunks == 0 and header.part == 0:
-            now_ms = self._now_ms()
-            waited_ms = (self._paused_ms if self._is_idle else now_ms) - self._started_ms
+        if not self._has_part:  # an incomplete chunk may come again
+            self._has_part, now_ms = True, self._now_ms()
+            waited_ms = (self._paused_ms if self._is_idle else now_ms) - self._accepted_ms(now_ms)
             self._put(FirstPart(client=self._client, at_ms=now_ms, ttfc_ms=waited_ms))
         for fault in self._check.part(header):
             self._fault(fault)

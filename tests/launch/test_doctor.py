@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from launch import doctor, doctor_machine
+from launch.cli import COMMANDS
 from launch.config import CheckedModel, UpConfig
 from launch.doctor import check_redis_config, check_redis_version
-from launch.doctor_machine import check_machine, check_nccl
+from launch.doctor_machine import check_machine, check_nccl, check_port
 from launch.doctor_problem import Problem
 from tests.cluster import wait_for
-from tests.scheduler.store.test_pools import guarded_server
+from tests.scheduler.store.test_pools import guarded_server, server
 
 KEEPS = {"appendonly": "yes", "maxmemory": "0", "maxmemory-policy": "noeviction"}
 
@@ -45,6 +47,16 @@ def test_a_model_without_room_is_a_problem(unused_port: int, capsys: pytest.Capt
     assert "no session fits; lower --offload-mib" in capsys.readouterr().out
     assert doctor.run(UpConfig(port=unused_port), CheckedModel(capacity=10**9, offload_mib=0)) == 0
     assert "less than --capacity 1000000000" in capsys.readouterr().out
+
+
+def test_it_takes_every_setting_of_up() -> None:
+    """So that the same line with another word checks what a cluster would get."""
+    assert settings_of("doctor") == settings_of("up") > {"ranks", "policy", "checkpoints", "recordings"}
+
+
+def settings_of(command: str) -> set[str]:
+    known = COMMANDS[command]
+    return {field.name for config in known.configs for field in fields(config)} - known.without
 
 
 def test_an_unknown_model_is_a_problem(unused_port: int, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,3 +124,26 @@ def test_ways_in_are_judged(unused_port: int, tmp_path: Path, capsys: pytest.Cap
         assert "check appendonly yourself" in judged("turbo:p%40ss@")
         assert judged("turbo:wrong@").endswith("check user and password in the URL (percent-encoded)")
         assert "put user and password into the URL" in judged("")
+
+
+def test_a_redis_without_config_is_a_redis(tmp_path: Path) -> None:
+    """As hosted ones are: what it can't say is to be checked by hand."""
+    with server(tmp_path / "hosted", 'rename-command CONFIG ""') as (port, _):
+        config = UpConfig(redis=f"redis://127.0.0.1:{port}")
+        wait_for("an answer", lambda: "check appendonly yourself" in judged_redis(config))
+
+
+def judged_redis(config: UpConfig) -> str:
+    try:
+        return doctor._check_redis(config)
+    except Problem as exc:
+        return str(exc)
+
+
+def test_a_port_of_ipv6(unused_port: int) -> None:
+    """On which `up` would listen."""
+    assert check_port(UpConfig(host="::1", port=unused_port)).endswith("on ::1 is free")
+    with socket.create_server(("::1", unused_port), family=socket.AF_INET6) as listening:
+        assert listening.fileno() > 0
+        with pytest.raises(Problem, match="on ::1 can't be used"):
+            check_port(UpConfig(host="::1", port=unused_port))

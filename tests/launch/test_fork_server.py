@@ -16,7 +16,7 @@ import pytest_asyncio
 
 from launch.engine_job import EngineJob
 from launch.fork_server import ForkServer
-from launch.processes import adopt_orphans, children_of
+from launch.processes import Child, adopt_orphans, children_of
 from launch.roles import AGENT, engine_command
 from launch.supervisor import ProcessSpec
 from tests.cluster import command_of, is_running, killed_parent, parent_of, until, wait_for
@@ -166,6 +166,27 @@ async def test_a_signal_before_there_is_an_agent_counts(server: ForkServer, tmp_
     other = await server.start(spec(tmp_path, "print('here')", "other"))
     assert await other.exited == 0
     assert "here" in (tmp_path / "other.log").read_text()
+    assert (tmp_path / "engine.log").read_text() == ""
+
+
+async def test_an_agent_whose_start_was_given_up_is_collected(
+    server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it ends by itself, as nobody begins it, whether or not another engine starts."""
+    agents: list[Child] = []
+
+    class Noted(Child):
+        def __init__(self, pid: int) -> None:
+            super().__init__(pid)
+            agents.append(self)
+
+    monkeypatch.setattr("launch.fork_server.Child", Noted)
+    starting = asyncio.create_task(server.start(spec(tmp_path, WAITS)))
+    await until(lambda: (tmp_path / "engine.log").exists())
+    starting.cancel()
+    await until(lambda: bool(agents))
+    assert await agents[0].exited == 0
+    assert agents[0].pid not in children_of(os.getpid())
     assert (tmp_path / "engine.log").read_text() == ""
 
 

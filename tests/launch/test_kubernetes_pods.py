@@ -179,7 +179,7 @@ async def test_flapping_nodes_are_avoided(stage: Stage) -> None:
 async def test_the_scheduler_hears_of_a_lost_pod(redis_url: str, stage: Stage) -> None:
     """The whole way: desired set in Redis → pods → engine record gone, its replacement is made."""
     store = await Store.connect(redis_url, cluster=f"pods-{next(serial)}")
-    provisioner = Provisioner(store, stage.pods, newer_than=0)
+    provisioner = Provisioner(store, stage.pods, name="pods", newer_than=0)
     following = asyncio.create_task(provisioner.follow())
     term = await lead(store)
     await store.write_desired(term, [A, B])

@@ -11,6 +11,9 @@ import pytest
 import yaml
 
 from gateway.metrics import Metrics
+from scheduler.messages import EngineState
+from scheduler.store.values import ClusterInfo
+from tests.scheduler.policy.worlds import NOW_MS, engine
 
 FOLDER = Path(__file__).parents[2] / "launch" / "observability"
 NAME = re.compile(r"\bturboserve_\w+")
@@ -62,3 +65,18 @@ def test_every_alert_says_what_to_do() -> None:
     for rule in rules():
         assert rule["annotations"]["summary"] and rule["annotations"]["action"], rule["alert"]
         assert rule["labels"]["severity"] in ("page", "ticket")
+
+
+def test_an_engine_that_starts_is_not_silent() -> None:
+    """It may not beat before its limit for that, which is longer than the alert's."""
+    metrics = Metrics()
+    info = ClusterInfo(
+        **{"policy": "", "budget": 2, "queue": 0, "release_interval_ms": 0, "start_ms": 0, "term": 1}
+    )
+    engines = (
+        engine("e_1", heartbeat_ms=NOW_MS - 60_000),
+        engine("e_2", EngineState.STARTING, heartbeat_ms=0),
+    )
+    metrics.cluster.set(engines, info, NOW_MS)
+    heard = metrics.cluster.heartbeat.collect()
+    assert [(s.labels["engine"], s.value) for metric in heard for s in metric.samples] == [("e_1", 60.0)]

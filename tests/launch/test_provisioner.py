@@ -59,7 +59,7 @@ async def engines() -> Engines:
 
 @pytest.fixture
 async def provisioner(store: Store, engines: Engines) -> AsyncIterator[Provisioner]:
-    provisioner = Provisioner(store, engines, newer_than=0)
+    provisioner = Provisioner(store, engines, name="p_1", newer_than=0)
     following = asyncio.create_task(provisioner.follow())
     yield provisioner
     following.cancel()
@@ -86,7 +86,7 @@ async def test_a_set_from_before_is_not_for_us(store: Store, engines: Engines) -
     """What an earlier cluster's leader wanted is ignored; the next leader's word counts."""
     term = await lead(store)
     await store.write_desired(term, [A])
-    following = asyncio.create_task(Provisioner(store, engines, newer_than=term).follow())
+    following = asyncio.create_task(Provisioner(store, engines, name="p_1", newer_than=term).follow())
     await store.release_lease("test", term)
     await store.write_desired(await lead(store), [B])
     assert await engines.sets.get() == [B.id]
@@ -127,12 +127,33 @@ async def test_engines_started_elsewhere_are_left_alone(store: Store, engines: E
     assert await engines.sets.get() == [B.id]
 
 
+async def test_an_id_is_started_once(store: Store, engines: Engines) -> None:
+    """What `turboserve engine` has taken elsewhere is left to it, and it gets nothing of ours."""
+    await store.write_desired(await lead(store), [A, B])
+    assert await store.claim_engine("elsewhere") == A.id
+    following = asyncio.create_task(Provisioner(store, engines, name="p_1", newer_than=0).follow())
+    assert await engines.sets.get() == [B.id]
+    assert await store.claim_engine("elsewhere too") is None
+    following.cancel()
+    await asyncio.wait((following,))
+
+
+async def test_claims_of_a_provisioner_that_died_are_its_successors(store: Store, engines: Engines) -> None:
+    """It had claimed an engine and not started it yet."""
+    await store.write_desired(await lead(store), [A])
+    await store.claim_engine("p_1", A.id)
+    following = asyncio.create_task(Provisioner(store, engines, name="p_1", newer_than=0).follow())
+    assert await engines.sets.get() == [A.id]
+    following.cancel()
+    await asyncio.wait((following,))
+
+
 async def test_engines_of_an_earlier_provisioner_are_kept(store: Store, engines: Engines) -> None:
     """One that is ready and runs here stays in the set that is reconciled."""
     engines.running.add(A.id)
     await store.register_engine(A.id, url="ws://h:1/link", model=MODEL, capacity=1)
     await store.write_desired(await lead(store), [A, B])
-    following = asyncio.create_task(Provisioner(store, engines, newer_than=0).follow())
+    following = asyncio.create_task(Provisioner(store, engines, name="p_1", newer_than=0).follow())
     assert await engines.sets.get() == [A.id, B.id]
     following.cancel()
     await asyncio.wait((following,))

@@ -60,6 +60,16 @@ def test_an_engine_that_nobody_wants_says_so(redis_url: str, tmp_path: Path) -> 
     assert "has no scheduler" in (tmp_path / "log").read_text()
 
 
+def test_an_engine_that_is_told_to_end_while_it_starts_ends_in_order(redis_url: str, tmp_path: Path) -> None:
+    """Its agent has no ranks yet, or no rank that could do more than die."""
+    settings = {"redis": redis_url, "cluster": "early", "link_secret": "hush", "engine_id": "e_0000000a"}
+    log = tmp_path / "log"
+    with role("engine", log=log, **settings) as engine:
+        wait_for("the start", lambda: "starts (pid" in log.read_text(), 60)
+        engine.send_signal(signal.SIGTERM)
+        assert engine.wait(timeout=30) == 0
+
+
 def test_a_killed_engine_command_leaves_nothing(redis_url: str, tmp_path: Path) -> None:
     """kill -9 of `turboserve engine` ends the torchrun agent and its rank."""
     settings = {"redis": redis_url, "cluster": "killed", "link_secret": "hush", "engine_id": "e_0000000a"}

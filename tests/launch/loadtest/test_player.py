@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from typing import Self
 
 import pytest
 
+from gateway.client import Client, ConnectionLost, Session
+from gateway.client_stream import OnPart
+from gateway.protocol import ChunkHeader
 from launch.loadtest import player
 from launch.loadtest.load import Do, Script, Step
 from launch.loadtest.player import Player
@@ -109,6 +113,60 @@ async def test_a_server_that_goes_away_is_a_lost_session(server: StreamServer) -
     await server.close_all(4404)
     ended = await running
     assert ended.outcome is Outcome.LOST and "no longer exists" in ended.reason
+
+
+async def test_a_session_that_may_not_come_back_is_lost(server: StreamServer) -> None:
+    """It had started: nobody refused that."""
+    watched = Watched(server.url, (0.0, Do.START), (60.0, Do.STOP))
+    running = asyncio.create_task(watched.run())
+    await watched.until(ChunkSeen)
+    server.faults.refusals.append({"code": "unsupported", "message": "not this one"})
+    server.abort_all()
+    ended = await running
+    assert (ended.outcome, ended.reason) == (Outcome.LOST, "not this one")
+    assert not watched.of(Refused)
+
+
+async def test_a_first_chunk_that_comes_again_is_one_first(server: StreamServer) -> None:
+    """The connection was lost amid it."""
+    server.faults.parts, server.faults.cut_in_chunk = 2, 0
+    watched = Watched(server.url, (0.0, Do.START), (2.5, Do.STOP))
+    assert (await watched.run()).outcome is Outcome.DONE
+    assert server.attaches == 1 and len(watched.of(FirstPart)) == 1
+
+
+class Eager(Client):
+    """Reads the server's word that it has started, and the first part, in one go; then it is lost."""
+
+    def __init__(self) -> None:
+        pass
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def start(self, prompt: str, *, on_part: OnPart | None = None, **_: object) -> Session:  # type: ignore[override]
+        assert on_part is not None
+        await on_part(
+            ChunkHeader(
+                **{"session": "s", "seq": 0, "part": 0, "parts": 1, "key": True, "frames": 1, "sizes": (1,)},
+                **{"pts_ms": 0.0, "duration_ms": 62.5, "codec": "h264", "rev": 0, "engine": "e"},
+            )
+        )
+        raise ConnectionLost("gone")
+
+
+async def test_a_first_part_that_comes_with_the_start_has_not_been_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rather than since the load's start."""
+    monkeypatch.setattr(player, "connect", lambda *_, **__: Eager())
+    watched = Watched("http://nowhere", (0.001, Do.START), (60.0, Do.STOP))
+    assert (await watched.run()).outcome is Outcome.LOST
+    (first,) = watched.of(FirstPart)
+    assert isinstance(first, FirstPart) and first.ttfc_ms == 0.0 and first.at_ms > 0.0
 
 
 async def test_repeated_chunks_are_faults(server: StreamServer) -> None:
