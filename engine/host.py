@@ -500,10 +500,8 @@ class Host:
 
     def _refuse(self, link: Link, request: LinkRequest, epoch: int, code: ErrorCode, why: str) -> None:
         id = request.id if isinstance(request, Pause | Resume | Stop) else None
-        is_watch = isinstance(request, Watch | Unwatch)
-        link.send(
-            Refused(session=request.session, epoch=epoch, code=code, message=why, id=id, is_watch=is_watch)
-        )
+        of, is_watch = request.session, isinstance(request, Watch | Unwatch)
+        link.send(Refused(session=of, epoch=epoch, code=code, message=why, id=id, is_watch=is_watch))
 
     # --- life --------------------------------------------------------------------------------------------
 

@@ -188,8 +188,9 @@ class Cluster:
         return self.process.wait(timeout=30 * SCALE)
 
 
-FOREIGN_ORIGIN = "http://localhost:9"
-"""Of pages that the shared cluster takes; nothing listens there."""
+FOREIGN_PORT = free_port()
+FOREIGN_ORIGIN = f"http://localhost:{FOREIGN_PORT}"
+"""Of pages that the shared cluster takes; a test may serve them there."""
 
 
 @contextmanager

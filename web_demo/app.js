@@ -2,7 +2,7 @@
 
 import { HeldKeys } from "./keys.js";
 import * as storage from "./storage.js";
-import { MAX_PROMPT_CHARS, Stream, whyUnsupported } from "./turboserve.js";
+import { Stream, promptFault, readToken, whyUnsupported } from "./turboserve.js";
 import { View } from "./view.js";
 
 const REFRESH_MS = 250;
@@ -10,10 +10,12 @@ const LARGEST_SEED = Number.MAX_SAFE_INTEGER;
 const RANDOM_SEEDS = 1_000_000; // short enough to note down
 const THUMB_AFTER_FRAMES = 6;
 const NEWS_MS = 6000;
+const NO_TOKEN = "That is no access token: it has letters, digits, dots, - and _ only.";
 
 const view = new View(submit);
 const { elements } = view;
-const link = readLink();
+let link = null; // {session, token}: whose session is watched
+let isBadToken = false; // was what somebody pasted no token at all?
 let unsupported = null;
 let thumbFor = null; // {id, frames}: the prompt whose picture is to be kept, and in how many frames
 let isFetching = false; // the recording, from the server
@@ -28,7 +30,9 @@ stream.on("refused", ({ message }) => view.steering(message, "bad"));
 stream.on("restarted", () => view.steering("Started over", "good"));
 stream.on("gone", () => view.steering("The session of before is over. Start a new one."));
 stream.on("phase", ({ phase }) => {
-  if (["ended", "failed", "full", "taken"].includes(phase)) {
+  isBadToken = false;
+  view.badToken(false);
+  if (["ended", "failed", "full", "taken", "locked"].includes(phase)) {
     view.steering("");
     if (stream.isRecording) saveRecording(); // what there is must not be lost with the session
   }
@@ -52,15 +56,45 @@ function lacking() {
   return entry === null || view.hasThumb(entry.id) ? null : { id: entry.id, frames: THUMB_AFTER_FRAMES };
 }
 
-/** A link to watch: #watch=s_…&token=…, behind the # so that it is in nobody's log. */
+/**
+ * A link to watch: #watch=s_…&token=…, behind the # so that it is in nobody's log. A token alone, #token=…, is kept and
+ * leaves the address.
+ */
 function readLink() {
   const parts = new URLSearchParams(location.hash.slice(1));
-  const token = parts.get("token");
-  if (!parts.has("watch") && token !== null) {
-    storage.saveToken(token);
-    history.replaceState(null, "", location.pathname);
+  const token = parts.has("token") ? readToken(parts.get("token")) : null;
+  if (parts.has("watch")) return { session: parts.get("watch"), token: token ?? undefined };
+  if (!parts.has("token")) return null;
+  history.replaceState(null, "", location.pathname);
+  isBadToken = token === null;
+  if (isBadToken) view.steering(NO_TOKEN, "bad");
+  else storage.saveToken(token);
+  return null;
+}
+
+/** Watch what the address names, or go on with this tab's session. */
+function open() {
+  if (link !== null) {
+    stream.watch(link);
+  } else if (stream.continue()) {
+    const { current, underWay } = stream.history;
+    elements.prompt.value = (current ?? underWay)?.text ?? "";
   }
-  return parts.has("watch") ? { session: parts.get("watch"), token: token ?? undefined } : null;
+}
+
+/** A link that is pasted into the open page does what it does in a new one. A token alone interrupts nothing. */
+function followLink() {
+  const wasWatching = link !== null;
+  link = readLink();
+  if (unsupported !== null) return;
+  if (link !== null || wasWatching) {
+    if (stream.isRecording) saveRecording();
+    stream.leave();
+    open();
+  } else if (stream.phase === "locked" && !isBadToken) {
+    act();
+  }
+  render();
 }
 
 function savedToken() {
@@ -104,8 +138,9 @@ function submit(text) {
     elements.prompt.focus();
     return;
   }
-  if ([...prompt].length > MAX_PROMPT_CHARS) {
-    view.steering(`A prompt has at most ${MAX_PROMPT_CHARS} characters.`, "bad");
+  const fault = promptFault(prompt);
+  if (fault !== null) {
+    view.steering(fault, "bad");
     return;
   }
   elements.prompt.value = prompt;
@@ -141,7 +176,7 @@ function detail() {
   }
   if (phase === "connecting" && stream.waiting !== null) return `${stream.waiting} (done for you)`;
   if (phase === "connecting" && stream.attempts > 0) return "The server does not answer yet. Trying again.";
-  if (phase === "locked") return "Paste an access token. It stays in this tab.";
+  if (phase === "locked") return isBadToken ? NO_TOKEN : "Paste an access token. It stays in this tab.";
   return stream.end?.sentence ?? "";
 }
 
@@ -206,12 +241,25 @@ function listen() {
   view.action.addEventListener("click", act);
   elements.tokenForm.addEventListener("submit", (event) => {
     event.preventDefault();
-    storage.saveToken(elements.token.value.trim());
-    if (link !== null) link.token = undefined; // it was refused
-    elements.token.value = "";
-    act();
+    useToken(readToken(elements.token.value));
   });
+  window.addEventListener("hashchange", followLink);
   listenToTransport();
+}
+
+/** The token that was asked for; null for something that is none. */
+function useToken(token) {
+  isBadToken = token === null;
+  view.badToken(isBadToken);
+  if (isBadToken) {
+    elements.token.select();
+    render();
+    return;
+  }
+  storage.saveToken(token);
+  if (link !== null) link.token = undefined; // it was refused
+  elements.token.value = "";
+  act();
 }
 
 function listenToTransport() {
@@ -358,12 +406,8 @@ async function main() {
   unsupported = await whyUnsupported();
   publish();
   listen();
-  if (unsupported === null && link !== null) {
-    stream.watch(link);
-  } else if (unsupported === null && stream.continue()) {
-    const { current, underWay } = stream.history;
-    elements.prompt.value = (current ?? underWay)?.text ?? "";
-  }
+  link = readLink();
+  if (unsupported === null) open();
   render();
   setInterval(() => {
     stream.refresh();

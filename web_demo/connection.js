@@ -3,8 +3,11 @@
 // A session is known by its id and a secret `resume` token. When the socket breaks, connect again with a
 // growing, jittered delay and `attach`; messages that were not yet `accepted` are sent again with the same id,
 // which the server answers without doing them twice.
+//
+// A socket has a session once its opening (start, attach or watch) is answered by `session`. Before that the server
+// takes nothing else but pings: whatever is sent by then would be refused.
 
-import { FINAL_CLOSE, NO_CAPACITY, ProtocolError, RATE_LIMITED, parseMedia } from "./protocol.js";
+import { FINAL_CLOSE, NO_CAPACITY, ProtocolError, RATE_LIMITED, TokenError, UNAUTHORISED, parseMedia } from "./protocol.js";
 
 const FIRST_DELAY_MS = 50;
 const LONGEST_DELAY_MS = 2000;
@@ -13,34 +16,44 @@ const PING_EVERY_MS = 5000;
 const SILENT_AFTER_MS = 12000;
 const MAX_UNACCEPTED = 64;
 const MAX_START_ATTEMPTS = 6;
+const STOP_FOR_MS = 30_000; // by then the server has made the session of a lost connection idle
 
 /** Errors after which the server closes the connection itself; the close code says more. */
 const CLOSE_FOLLOWS = new Set(["no_such_session", "capacity", "unauthorised"]);
 const ASK_AGAIN_MS = 1000;
 const NEEDS_ACCEPT = new Set(["prompt", "reset"]);
 
+const idPrefix = Math.random().toString(36).slice(2, 10);
+let idCount = 0;
+/** For a message: the server answers a repeated id without doing twice what it asks for. */
+export const newId = () => `${idPrefix}-${++idCount}`;
+
 export class Connection {
   roundTripMs = null;
   #openSocket;
   #handlers;
   #socket = null;
-  #opening = null; // the start or attach message to send on connect
+  #opening = null; // () -> the message to begin with on connect
+  #asked = null; // the opening on its way: sent on this socket, refused by nobody
+  #isGranted = false; // was it answered with `session`?
   #identity = null; // {session, resume}
-  #watching = null; // a viewer's message
+  #isViewer = false;
   #unaccepted = new Map(); // id -> message
   #wanted = null; // the newest of pause and resume, sent again after an attach
+  #stopping = null; // the `stop` that is still to be accepted; nobody listens any more
   #attempt = 0;
   #retryTimer = 0;
   #pingTimer = 0;
+  #stopTimer = 0;
   #heardMs = 0;
   #wasOpen = false;
-  #isSettled = false; // has the opening been answered with `session` on this socket?
-  #refusal = null; // newest error message, to explain a close
+  #refusal = null; // the error that explains the close that follows it
+  #attachment = () => ({ type: "attach", id: newId(), ...this.#identity, next_seq: this.#handlers.nextSeq() });
 
   /**
-   * openSocket() -> a promise of a new WebSocket. Handlers: message(object), media({header, units}), lost(attempt), waiting(sentence) when the server asks
-   * to try again in a moment (done here), ended({code, sentence, retryAfterMs}), nextSeq() -> the chunk to
-   * continue from.
+   * openSocket() -> a promise of a new WebSocket; a TokenError ends the connection, any other error is a failed attempt.
+   * Handlers: message(object), media({header, units}), lost(attempt), waiting(sentence) when the server asks to try
+   * again in a moment (done here), ended({code, sentence, retryAfterMs}), nextSeq() -> the chunk to continue from.
    */
   constructor(openSocket, handlers) {
     this.#openSocket = openSocket;
@@ -54,16 +67,19 @@ export class Connection {
 
   attach(identity) {
     this.#identity = identity;
-    this.#open(null);
+    this.#open(this.#attachment);
   }
 
   /** A viewer has no identity: it asks again from the next chunk on. */
   watch(target) {
-    this.#watching = { type: "watch", ...target };
-    this.#open(() => this.#watching);
+    this.#isViewer = true;
+    this.#open(() => ({ type: "watch", ...target }));
   }
 
-  /** Send a control message now, or after the next attach if the connection is down. */
+  /**
+   * Send a control message now. Without a session on the connection, prompts, resets and the newest of pause and resume
+   * wait for it, and all others are dropped. False if too many wait.
+   */
   send(message) {
     if (NEEDS_ACCEPT.has(message.type)) {
       if (this.#unaccepted.size >= MAX_UNACCEPTED) return false;
@@ -71,22 +87,49 @@ export class Connection {
     } else if (message.type === "pause" || message.type === "resume") {
       this.#wanted = message;
     }
-    this.#transmit(message);
+    if (this.#isGranted) this.#transmit(message);
     return true;
+  }
+
+  /**
+   * End the session, then leave; nothing is heard of this connection from now on. If it is down it goes on trying until
+   * the server has accepted the stop, but not for ever: a session that nobody stops counts against its subject's quota.
+   */
+  stop(message) {
+    const nextSeq = this.#handlers.nextSeq();
+    this.#handlers = { message() {}, media() {}, lost() {}, waiting() {}, ended() {}, nextSeq: () => nextSeq };
+    this.#unaccepted.clear();
+    this.#wanted = null;
+    this.#stopping = message;
+    this.#stopTimer = setTimeout(() => this.close(), STOP_FOR_MS);
+    if (this.#isGranted) this.#transmit(message);
+    else if (!this.#hasSession) this.close();
   }
 
   /** Leave for good; nothing is heard of this connection afterwards. */
   close() {
+    this.#disconnect()?.close(1000);
+    this.#opening = null;
+    clearTimeout(this.#stopTimer);
+  }
+
+  /** Let go of the socket, and return it. */
+  #disconnect() {
     clearTimeout(this.#retryTimer);
     clearInterval(this.#pingTimer);
     const socket = this.#socket;
-    this.#socket = null;
-    this.#opening = null;
-    if (socket !== null) socket.close(1000);
+    this.#socket = this.#asked = null;
+    this.#isGranted = false;
+    return socket;
+  }
+
+  /** Is there a session, or is one being made? One whose key never came back is forgotten by the server itself. */
+  get #hasSession() {
+    return this.#identity !== null || this.#asked !== null;
   }
 
   #open(opening) {
-    this.#opening = opening ?? (() => ({ type: "attach", ...this.#identity, next_seq: this.#handlers.nextSeq() }));
+    this.#opening = opening;
     this.#connect();
   }
 
@@ -96,7 +139,10 @@ export class Connection {
     try {
       socket = await this.#openSocket();
     } catch (error) {
-      if (opening === this.#opening && opening !== null) this.#closed(1006, `No token could be had: ${error.message}`);
+      if (opening !== this.#opening || opening === null) return;
+      this.#refusal = null;
+      if (error instanceof TokenError) this.#end({ code: UNAUTHORISED, sentence: error.message });
+      else this.#closed(1006, `No token could be had: ${error.message}`);
       return;
     }
     if (opening !== this.#opening || opening === null) { // left, or begun anew, in the meantime
@@ -107,15 +153,19 @@ export class Connection {
     this.#socket = socket;
     this.#heardMs = performance.now();
     this.#refusal = null;
-    this.#isSettled = false;
     const ifCurrent = (action) => (event) => {
       if (socket === this.#socket) action(event);
     };
-    socket.onopen = ifCurrent(() => this.#transmit(this.#opening()));
+    socket.onopen = ifCurrent(() => this.#ask());
     socket.onmessage = ifCurrent((event) => this.#receive(event.data));
     socket.onclose = ifCurrent((event) => this.#closed(event.code, event.reason));
     clearInterval(this.#pingTimer);
     this.#pingTimer = setInterval(ifCurrent(() => this.#checkAlive()), PING_EVERY_MS);
+  }
+
+  #ask() {
+    this.#asked = this.#opening();
+    this.#transmit(this.#asked);
   }
 
   #transmit(message) {
@@ -136,16 +186,16 @@ export class Connection {
   #control(message) {
     switch (message.type) {
       case "session":
-        this.#established(message);
+        this.#granted(message);
         break;
       case "accepted":
       case "applied":
         this.#unaccepted.delete(message.id);
         break;
       case "error":
-        this.#refusal = message;
         this.#unaccepted.delete(message.id);
-        if (this.#isSettled) break;
+        if (CLOSE_FOLLOWS.has(message.code)) this.#refusal = message;
+        if (!this.#isAboutOpening(message)) break;
         this.#openingRefused(message);
         return;
       case "pong":
@@ -153,30 +203,39 @@ export class Connection {
         return;
     }
     this.#handlers.message(message);
+    if (this.#stopping !== null && (message.id === this.#stopping.id || message.type === "closed")) this.close();
+  }
+
+  /** An error without an id is about the opening as long as that has no answer: nothing else was sent. */
+  #isAboutOpening({ id }) {
+    return id === undefined ? this.#asked !== null && !this.#isGranted : id === this.#asked?.id;
   }
 
   #openingRefused({ code, message, retry_after_ms }) {
+    this.#asked = null;
+    this.#isGranted = false;
     if (CLOSE_FOLLOWS.has(code)) return;
     if (code !== "unavailable") {
+      this.#end({ code: null, sentence: message || code, retryAfterMs: retry_after_ms });
+    } else if (this.#stopping !== null && !this.#hasSession) {
       this.close();
-      this.#handlers.ended({ code: null, sentence: message || code, retryAfterMs: retry_after_ms ?? null });
-      return;
+    } else {
+      this.#handlers.waiting(message);
+      this.#retryTimer = setTimeout(() => this.#ask(), retry_after_ms ?? ASK_AGAIN_MS);
     }
-    this.#handlers.waiting(message);
-    this.#retryTimer = setTimeout(() => this.#transmit(this.#opening()), retry_after_ms ?? ASK_AGAIN_MS);
   }
 
-  #established(message) {
-    this.#isSettled = this.#wasOpen = true;
+  /** What waited for the session is sent; what was sent before and not accepted is sent again. */
+  #granted({ session, resume }) {
+    this.#isGranted = this.#wasOpen = true;
     this.#attempt = 0;
     this.#transmit({ type: "ping", t: performance.now() });
-    if (this.#watching !== null) return;
-    const isReturn = this.#identity?.session === message.session;
-    this.#identity = { session: message.session, resume: message.resume };
-    this.#opening = () => ({ type: "attach", ...this.#identity, next_seq: this.#handlers.nextSeq() });
-    if (!isReturn) return;
+    if (!this.#isViewer) {
+      this.#identity = { session, resume };
+      this.#opening = this.#attachment;
+    }
     for (const unaccepted of this.#unaccepted.values()) this.#transmit(unaccepted);
-    if (this.#wanted !== null) this.#transmit(this.#wanted);
+    for (const last of [this.#wanted, this.#stopping]) if (last !== null) this.#transmit(last);
   }
 
   #checkAlive() {
@@ -190,9 +249,11 @@ export class Connection {
   }
 
   #closed(code, reason) {
-    clearInterval(this.#pingTimer);
-    clearTimeout(this.#retryTimer);
-    this.#socket = null;
+    this.#disconnect();
+    if (this.#stopping !== null && !this.#hasSession) {
+      this.close();
+      return;
+    }
     const isHopeless = this.#identity === null && !this.#wasOpen && this.#attempt + 1 >= MAX_START_ATTEMPTS;
     if (!FINAL_CLOSE.has(code) && !isHopeless) {
       this.#retry(code);
@@ -201,11 +262,12 @@ export class Connection {
     const refusal = this.#refusal;
     const said = code === NO_CAPACITY ? "" : refusal?.message; // what to do then is for the page to say
     const sentence = said || FINAL_CLOSE.get(code) || reason || "The server cannot be reached. Is it running?";
-    this.#handlers.ended({
-      code,
-      sentence,
-      retryAfterMs: code === NO_CAPACITY ? (refusal?.retry_after_ms ?? null) : null,
-    });
+    this.#end({ code, sentence, retryAfterMs: code === NO_CAPACITY ? refusal?.retry_after_ms : null });
+  }
+
+  #end({ code, sentence, retryAfterMs = null }) {
+    this.close();
+    this.#handlers.ended({ code, sentence, retryAfterMs });
   }
 
   #retry(code) {

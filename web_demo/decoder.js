@@ -9,6 +9,7 @@ import { codecString } from "./protocol.js";
 const STUCK_FRAMES = 3;
 const STUCK_MS = 300;
 const MAX_FAILURES = 5;
+const MAX_BAD_PICTURES = 64; // in a row: a chunk or two may be damaged, but not all of them
 const TICK_US = 1000; // the decoder's timestamp only carries a ticket
 
 /** Codec -> what WebCodecs calls it when its bits are not there to say more; the one that is liked best first. */
@@ -43,7 +44,7 @@ export async function whyUnsupported(scope = globalThis) {
         `ssh -L ${scope.location.port || 80}:localhost:${scope.location.port || 80} and the name of the server, ` +
         `then http://localhost:${scope.location.port || 80}`;
     }
-    return "This browser is too old to decode live video. Use Chrome or Edge 94, Safari 16.4, Firefox 130, or newer.";
+    return "This browser is too old to decode live video. Use Chrome or Edge 95, Safari 16.4, Firefox 130, or newer.";
   }
   return "This browser decodes no video that there is here. Use a regular Chrome, Edge, Safari or Firefox.";
 }
@@ -58,6 +59,7 @@ class PictureDecoder {
   #onFrame;
   #onFailure;
   #newest = Promise.resolve(); // pictures come out in their order
+  #bad = 0; // in a row
   #life = 0;
 
   constructor(onFrame, onFailure) {
@@ -69,16 +71,27 @@ class PictureDecoder {
     const life = this.#life;
     const picture = createImageBitmap(new Blob([unit], { type: "image/jpeg" }));
     picture.catch(() => {}); // told below, in its turn
-    this.#newest = this.#newest.then(async () => {
-      try {
-        const frame = await picture;
-        if (life === this.#life) this.#onFrame(frame, tag);
-        else frame.close();
-      } catch (error) {
-        console.warn("picture decoder:", error.message);
-        if (life === this.#life) this.#onFailure();
-      }
-    });
+    this.#newest = this.#newest.then(() => picture).then(
+      (frame) => this.#decoded(frame, tag, life),
+      (error) => this.#skip(error, life),
+    ).catch((error) => reportError(error)); // whoever takes the pictures has failed, not the picture
+  }
+
+  #decoded(frame, tag, life) {
+    if (life !== this.#life) {
+      frame.close();
+      return;
+    }
+    this.#bad = 0;
+    this.#onFrame(frame, tag);
+  }
+
+  /** A picture that is no picture: the one before stays a little longer. */
+  #skip(error, life) {
+    console.warn("picture decoder:", error.message);
+    if (life !== this.#life) return;
+    this.#bad += 1;
+    if (this.#bad >= MAX_BAD_PICTURES) this.#onFailure();
   }
 
   waitForKey() {}

@@ -21,6 +21,23 @@ export function parseEvents(text) {
   return { events, rest };
 }
 
+/** The events of an answer as they come. Whoever stops asking for them, for whatever reason, lets go of the stream. */
+async function* eventsOf(answer) {
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      const found = parseEvents(rest + value);
+      rest = found.rest;
+      yield* found.events;
+    }
+  } finally {
+    reader.cancel().catch(() => {}); // it is broken already
+  }
+}
+
 /**
  * Follow a stream for ever, over lost connections.
  * Handlers: event(name, data), lost(sentence) when it broke and is tried again.
@@ -30,14 +47,8 @@ export async function follow(path, token, handlers) {
     try {
       const answer = await request(path, { token });
       if (!answer.ok) throw new Error(answer.status === 401 || answer.status === 403 ? "An admin token is needed to see the cluster" : `The server answered ${answer.status}`);
-      const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-      let rest = "";
-      for (;;) {
-        const { value, done } = await reader.read();
-        if (done) break;
-        const found = parseEvents(rest + value);
-        rest = found.rest;
-        for (const { name, data } of found.events) handlers.event(name, data);
+      for await (const { name, data } of eventsOf(answer)) {
+        handlers.event(name, data);
         attempt = 0;
       }
       handlers.lost("Connection lost, retrying…");

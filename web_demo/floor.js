@@ -11,6 +11,7 @@ const MOVING_MS = 1300;
 const GONE_MS = 700;
 const MOST_SLOTS = 16; // drawn one by one
 const QUEUE = "queue";
+const NOWHERE = "nowhere"; // the lane of a chip whose own is gone
 
 /** A colour that a session keeps everywhere. */
 export function hueOf(id) {
@@ -31,12 +32,32 @@ export function arrange(width, lanes, most) {
 
 const perRow = (laneWidth, chip) => Math.max(1, Math.floor((laneWidth - 2 * PAD + CHIP_GAP) / (chip + CHIP_GAP)));
 
+/**
+ * Where a key leads from `id`: left and right to the one before and behind, up and down to the first of another row.
+ * Pure. @param {string[][]} rows @returns {string | null | undefined} undefined for keys that lead nowhere ever
+ */
+export function neighbour(rows, id, key) {
+  const all = rows.flat();
+  const at = all.indexOf(id);
+  const row = rows.findIndex((ids) => ids.includes(id));
+  switch (key) {
+    case "ArrowLeft": return all[at - 1] ?? null;
+    case "ArrowRight": return all[at + 1] ?? null;
+    case "ArrowUp": return rows[row - 1]?.[0] ?? null;
+    case "ArrowDown": return rows[row + 1]?.[0] ?? null;
+    case "Home": return all[0] ?? null;
+    case "End": return all.at(-1) ?? null;
+  }
+  return undefined;
+}
+
 export class Floor {
   #root;
-  #lanes = new Map(); // id -> {node, parts, slots: [session id or null], order}
+  #lanes = new Map(); // id -> {node, parts, slots: [session id or null], name}
   #order = []; // lane ids in the order of the grid; null where one has gone and none has come
   #chips = new Map(); // id -> {node, lane, slot, state}
   #chosen = null;
+  #tabStop = null; // the one chip that Tab reaches; arrow keys go on from there
   #handlers;
   #width = 0;
   #isNarrow = false;
@@ -48,6 +69,10 @@ export class Floor {
     this.#root = root;
     this.#handlers = handlers;
     root.addEventListener("click", (event) => this.#clicked(event));
+    root.addEventListener("keydown", (event) => this.#pressed(event));
+    root.addEventListener("focusin", ({ target }) => {
+      if (target.matches(".chip")) this.#stopAt(target.dataset.id);
+    });
     new ResizeObserver(([{ contentRect }]) => {
       if (contentRect.width === this.#width) return;
       this.#width = contentRect.width;
@@ -65,26 +90,83 @@ export class Floor {
     this.#place();
     for (const engine of cluster.engines) this.#describe(engine);
     this.#describeQueue();
+    this.#offerLanes();
+    if (!this.#chips.has(this.#tabStop)) this.#stopAt(this.#rows().flat()[0] ?? null);
   }
 
   choose(session) {
-    this.#chips.get(this.#chosen)?.node.removeAttribute("data-chosen");
+    const before = this.#chips.get(this.#chosen)?.node;
+    mark(before, false);
+    mark(this.#chips.get(session)?.node, true);
     this.#chosen = session;
-    const chip = this.#chips.get(session);
-    chip?.node.setAttribute("data-chosen", "");
-    this.#root.toggleAttribute("data-choosing", session !== null);
-    for (const [id, lane] of this.#lanes) lane.node.toggleAttribute("data-target", session !== null && id !== QUEUE && id !== chip?.lane);
+    this.#offerLanes(before);
     this.#handlers.chosen(session);
   }
 
-  #clicked({ target }) {
-    const chip = target.closest(".chip")?.dataset.id;
-    const lane = target.closest(".lane[data-target]")?.dataset.id;
-    if (chip !== undefined) this.choose(chip === this.#chosen ? null : chip);
-    else if (lane !== undefined && this.#chosen !== null) {
+  /** While a session is chosen, every other engine is a button to move it there. The focus of one that is none any more goes back. */
+  #offerLanes(back = this.#chips.get(this.#chosen)?.node) {
+    const isChoosing = this.#chosen !== null;
+    const home = this.#chips.get(this.#chosen)?.lane;
+    const focused = document.activeElement;
+    this.#root.toggleAttribute("data-choosing", isChoosing);
+    for (const [id, { node, name }] of this.#lanes) {
+      const isTarget = isChoosing && id !== QUEUE && id !== home;
+      setAttribute(node, "role", isTarget ? "button" : "group");
+      setAttribute(node, "aria-label", isTarget ? `Move to ${name}` : name);
+      if (node.hasAttribute("data-target") === isTarget) continue;
+      node.toggleAttribute("data-target", isTarget);
+      if (isTarget) node.tabIndex = 0;
+      else node.removeAttribute("tabindex");
+      if (node === focused) (back ?? this.#chips.get(this.#rows().flat()[0])?.node)?.focus();
+    }
+  }
+
+  // --- what a person does ---------------------------------------------------------------------------
+
+  #clicked({ target, detail }) {
+    const chip = target.closest(".chip:not([data-gone])")?.dataset.id;
+    const lane = target.closest(".lane[data-target]:not([data-gone])")?.dataset.id;
+    if (chip !== undefined) {
+      this.choose(chip === this.#chosen ? null : chip);
+      const isByKey = detail === 0;
+      if (isByKey && this.#chosen !== null) this.#lanes.get(this.#targets().flat()[0])?.node.focus(); // what comes next
+    } else if (lane !== undefined && this.#chosen !== null) {
       this.#handlers.move(this.#chosen, lane);
       this.choose(null);
     } else if (this.#chosen !== null) this.choose(null);
+  }
+
+  #pressed(event) {
+    const { target, key, repeat } = event;
+    if (!target.matches(".chip, .lane[data-target]") || event.altKey || event.ctrlKey || event.metaKey) return;
+    if (key === "Enter" || key === " ") {
+      event.preventDefault(); // no scrolling
+      if (!repeat) target.click();
+      return;
+    }
+    const isChip = target.matches(".chip");
+    const next = neighbour(isChip ? this.#rows() : this.#targets(), target.dataset.id, key);
+    if (next === undefined) return;
+    event.preventDefault();
+    (isChip ? this.#chips : this.#lanes).get(next)?.node.focus();
+  }
+
+  /** The sessions as they are seen, lane by lane. */
+  #rows() {
+    const lanes = [QUEUE, ...this.#order].map((id) => this.#lanes.get(id)?.slots ?? []);
+    return lanes.map((slots) => slots.filter((id) => id !== null)).filter((ids) => ids.length > 0);
+  }
+
+  #targets() {
+    return this.#order.filter((id) => this.#lanes.get(id)?.node.hasAttribute("data-target")).map((id) => [id]);
+  }
+
+  #stopAt(session) {
+    const before = this.#chips.get(this.#tabStop)?.node;
+    if (before !== undefined) before.tabIndex = -1;
+    this.#tabStop = session;
+    const chip = this.#chips.get(session)?.node;
+    if (chip !== undefined) chip.tabIndex = 0;
   }
 
   // --- who is there ---------------------------------------------------------------------------------
@@ -116,7 +198,6 @@ export class Floor {
   #openLane(id) {
     const node = element("div", "lane");
     node.dataset.id = id;
-    node.setAttribute("role", "group");
     if (id === QUEUE) node.dataset.queue = "";
     const head = element("div", "lane-head");
     const parts = { id: element("span", "lane-id"), state: element("span", "lane-state"), count: element("span", "lane-count"), load: element("i", "lane-load"), slots: element("div", "lane-slots") };
@@ -125,7 +206,7 @@ export class Floor {
     head.append(parts.id, parts.state, parts.count);
     node.append(head, parts.slots, parts.load);
     this.#root.append(node);
-    this.#lanes.set(id, { node, parts, slots: [] });
+    this.#lanes.set(id, { node, parts, slots: [], name: id });
   }
 
   #meetChips(sessions) {
@@ -133,14 +214,18 @@ export class Floor {
     const waiting = [];
     for (const session of sessions) {
       const lane = session.engine || QUEUE;
-      if (!this.#lanes.has(lane)) continue; // its engine is gone and nobody has noticed yet: it stays where it was
+      const isAdrift = !this.#lanes.has(lane); // its engine is gone and nobody has noticed yet: it stays where it was
+      if (isAdrift && !this.#chips.has(session.id)) continue;
       seen.add(session.id);
       const chip = this.#chips.get(session.id) ?? this.#newChip(session.id);
-      if (chip.lane !== lane) this.#goTo(session.id, chip, lane);
+      if (isAdrift && !this.#lanes.has(chip.lane)) chip.lane = NOWHERE;
+      else if (!isAdrift && chip.lane !== lane) this.#goTo(session.id, chip, lane);
       if (lane === QUEUE) waiting.push(session.id);
       setData(chip.node, "state", session.state);
       chip.node.toggleAttribute("data-short", session.state === "active" && session.seq >= 0 && session.slack_ms <= 0);
-      chip.node.title = `${session.id}: ${session.state}, chunk ${session.seq}, ${(session.slack_ms / 1000).toFixed(1)} s ahead`;
+      const where = session.engine ? ` on ${session.engine}` : "";
+      const title = `${session.id}: ${session.state}${where}, chunk ${session.seq}, ${(session.slack_ms / 1000).toFixed(1)} s ahead`;
+      setAttribute(chip.node, "title", title); // its name, too
     }
     for (const [id, chip] of this.#chips) if (!seen.has(id)) this.#dismiss(id, chip);
     const line = this.#lanes.get(QUEUE);
@@ -165,6 +250,9 @@ export class Floor {
 
   #newChip(id) {
     const node = element("div", "chip");
+    node.setAttribute("role", "button");
+    node.setAttribute("aria-pressed", "false");
+    node.tabIndex = -1;
     node.dataset.id = id;
     node.dataset.fresh = "";
     node.style.color = `hsl(${hueOf(id).toFixed(0)} 72% 60%)`;
@@ -202,7 +290,16 @@ export class Floor {
     while (slots.length > 0 && slots.at(-1) === null) slots.pop();
   }
 
+  /** Who goes and has the focus hands it to a neighbour. */
+  #passFocus(id, chip) {
+    if (document.activeElement !== chip.node) return;
+    const rows = this.#rows();
+    const next = neighbour(rows, id, "ArrowRight") ?? neighbour(rows, id, "ArrowLeft");
+    this.#chips.get(next)?.node.focus({ preventScroll: true });
+  }
+
   #dismiss(id, chip) {
+    this.#passFocus(id, chip);
     this.#vacate(chip);
     this.#chips.delete(id);
     if (this.#chosen === id) this.choose(null);
@@ -276,13 +373,21 @@ export class Floor {
     const slots = engine.capacity <= MOST_SLOTS && engine.state !== "starting" ? engine.capacity : 0;
     if (parts.slots.children.length !== slots) parts.slots.replaceChildren(...Array.from({ length: slots }, () => element("i", "")));
     parts.load.style.transform = `scaleX(${Math.min(1, engine.load).toFixed(3)})`;
-    node.setAttribute("aria-label", `${engine.id}, ${engine.state}: ${engine.sessions} sessions of ${engine.capacity}, load ${Math.round(engine.load * 100)} %`);
+    this.#lanes.get(engine.id).name = `${engine.id}, ${engine.state}: ${engine.sessions} sessions of ${engine.capacity}, load ${Math.round(engine.load * 100)} %`;
   }
 
   #describeQueue() {
     const lane = this.#lanes.get(QUEUE);
-    if (lane !== undefined) setText(lane.parts.count, String(lane.slots.length));
+    if (lane === undefined) return;
+    setText(lane.parts.count, String(lane.slots.length));
+    lane.name = `Waiting for a place: ${lane.slots.length}`;
   }
+}
+
+/** Is this chip the chosen one? */
+function mark(node, isChosen) {
+  node?.toggleAttribute("data-chosen", isChosen);
+  node?.setAttribute("aria-pressed", String(isChosen));
 }
 
 function element(name, className) {
@@ -293,6 +398,10 @@ function element(name, className) {
 
 function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
+}
+
+function setAttribute(node, name, value) {
+  if (node.getAttribute(name) !== value) node.setAttribute(name, value);
 }
 
 function setData(node, name, value) {

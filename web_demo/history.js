@@ -60,11 +60,11 @@ export class PromptHistory {
 
   /** The prompt on screen, or null. */
   get current() {
-    return this.entries.findLast((entry) => entry.state === "shown") ?? null;
+    return this.entries.filter((entry) => entry.state === "shown").at(-1) ?? null;
   }
 
   /** The newest prompt that is still on its way, or null. */
   get underWay() {
-    return this.entries.findLast((entry) => UNDER_WAY.includes(entry.state)) ?? null;
+    return this.entries.filter((entry) => UNDER_WAY.includes(entry.state)).at(-1) ?? null;
   }
 }

@@ -39,6 +39,7 @@ export class Player {
   #paused = false;
   #loop = 0;
   #drawTimes = [];
+  #seen = () => this.tick(performance.now()); // the page came to the front, or went to the back
 
   /**
    * Handlers: complete(header) after each complete chunk, drawn(info) after each picture,
@@ -48,7 +49,7 @@ export class Player {
     this.#canvas = canvas;
     this.#context = canvas.getContext("2d", { alpha: false });
     this.#handlers = handlers;
-    document.addEventListener("visibilitychange", () => this.tick(performance.now()));
+    document.addEventListener("visibilitychange", this.#seen);
   }
 
   /** Begin a session (or join a running one) whose first wanted chunk is nextSeq. */
@@ -77,6 +78,12 @@ export class Player {
     this.#newestEndMs = null;
     this.#cutRev = this.#blendRev = null;
     this.#genMs = [];
+  }
+
+  /** Close for good. */
+  destroy() {
+    this.close();
+    document.removeEventListener("visibilitychange", this.#seen);
   }
 
   get nextSeq() {
@@ -108,11 +115,11 @@ export class Player {
   setPaused(paused) {
     if (paused === this.#paused) return;
     this.#paused = paused;
+    if (!paused) this.#run(); // a pause ends the loop, also one before the first picture
     const nowMs = performance.now();
     if (!this.clock.started) return;
     if (paused) this.clock.hold(this.clock.mediaMs(nowMs), nowMs, false);
     else this.clock.anchor(this.clock.mediaMs(nowMs), nowMs);
-    if (!paused) this.#run();
   }
 
   /** Take one media message. False if it is a repeat. */

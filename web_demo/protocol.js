@@ -5,10 +5,14 @@ export const SUBPROTOCOL = "turboserve.v1+json";
 export const TOKEN_SUBPROTOCOL_PREFIX = "turboserve.token.";
 export const PATH = "/v1/stream";
 export const MAX_PROMPT_CHARS = 2000;
+export const MAX_TOKEN_CHARS = 8192;
 export const MAX_HEADER_BYTES = 65536;
 export const MAX_PARTS = 4096;
 
 export class ProtocolError extends Error {}
+
+/** What is to be used as an access token can't be one. Its message never holds it. */
+export class TokenError extends Error {}
 
 /** Close codes after which connecting again cannot help, and what to tell the person. */
 export const FINAL_CLOSE = new Map([
@@ -28,6 +32,28 @@ export const TAKEN_OVER = 4409;
 export const NO_SUCH_SESSION = 4404;
 export const NO_CAPACITY = 4503;
 export const RATE_LIMITED = 4429;
+
+/**
+ * Why a text can't be a prompt, in a sentence, or null if it can. Characters are counted as the server does it, by
+ * code points: one emoji is one, though its JavaScript string is two long.
+ * @param {string} text @returns {string | null}
+ */
+export function promptFault(text) {
+  if (/\p{Surrogate}/u.test(text)) return "A prompt has whole characters only; half of one is in this.";
+  const count = text.length > MAX_PROMPT_CHARS ? [...text].length : text.length;
+  return count > MAX_PROMPT_CHARS ? `A prompt has at most ${MAX_PROMPT_CHARS} characters; this one has ${count}.` : null;
+}
+
+export const isToken = (text) => text.length <= MAX_TOKEN_CHARS && /^[\w.-]+$/.test(text);
+
+/**
+ * The access token in what somebody pasted, without the spaces and the "Bearer" that come with it; null if there is none.
+ * @param {string} text @returns {string | null}
+ */
+export function readToken(text) {
+  const token = text.trim().replace(/^Bearer(\s+|$)/i, "");
+  return isToken(token) ? token : null;
+}
 
 const isCount = (value) => Number.isSafeInteger(value) && value >= 0;
 const isTime = (value) => typeof value === "number" && Number.isFinite(value);

@@ -5,15 +5,18 @@
 //   stream.start({ prompt: "a red ball bouncing on a blue background" });
 //   stream.prompt("make it night");
 
-import { Connection } from "./connection.js";
+import { Connection, newId } from "./connection.js";
 import { supportedCodecs, whyUnsupported } from "./decoder.js";
 import { PromptHistory } from "./history.js";
 import { Recorder } from "./mp4.js";
 import { Player } from "./player.js";
-import { IDLE, MAX_PROMPT_CHARS, NO_CAPACITY, NO_SUCH_SESSION, PATH, SUBPROTOCOL, TAKEN_OVER, TOKEN_SUBPROTOCOL_PREFIX, UNAUTHORISED } from "./protocol.js";
+import {
+  IDLE, MAX_PROMPT_CHARS, NO_CAPACITY, NO_SUCH_SESSION, PATH, SUBPROTOCOL, TAKEN_OVER, TOKEN_SUBPROTOCOL_PREFIX, TokenError, UNAUTHORISED,
+  isToken, promptFault, readToken,
+} from "./protocol.js";
 import * as storage from "./storage.js";
 
-export { MAX_PROMPT_CHARS, whyUnsupported };
+export { MAX_PROMPT_CHARS, promptFault, readToken, whyUnsupported };
 
 /**
  * @typedef {string | (() => string | null | Promise<string | null>) | null} TokenSource
@@ -55,15 +58,19 @@ const STALL_SHOWN_AFTER_MS = 400;
 const LATENCIES = 60;
 const MAX_MARKS = 60;
 
-let idCount = 0;
 const ENDINGS = new Map([[1000, "ended"], [IDLE, "ended"], [TAKEN_OVER, "taken"], [NO_CAPACITY, "full"], [UNAUTHORISED, "locked"]]);
 
-const idPrefix = Math.random().toString(36).slice(2, 10);
-const newId = () => `${idPrefix}-${++idCount}`;
-
-/** The token that a source gives now, or null. @param {TokenSource} source @returns {Promise<string | null>} */
+/** The token that a source gives now, or null. @param {TokenSource} source @returns {Promise<string | null>} @throws {TokenError} */
 async function tokenOf(source) {
-  return (typeof source === "function" ? await source() : source) || null;
+  const token = (typeof source === "function" ? await source() : source) || null;
+  if (token !== null && !isToken(token)) throw new TokenError("What is used as the access token has characters that no token has.");
+  return token;
+}
+
+/** @param {string} text @throws {RangeError} */
+function checkPrompt(text) {
+  const fault = promptFault(text);
+  if (fault !== null) throw new RangeError(fault);
 }
 
 /**
@@ -72,7 +79,6 @@ async function tokenOf(source) {
  */
 export async function openSocket(url, token = null) {
   const jwt = await tokenOf(token);
-  if (jwt !== null && !/^[\w.-]+$/.test(jwt)) throw new Error("it has characters that no token has"); // the browser's error would show it
   return new WebSocket(url, jwt === null ? [SUBPROTOCOL] : [SUBPROTOCOL, TOKEN_SUBPROTOCOL_PREFIX + jwt]);
 }
 
@@ -96,7 +102,7 @@ export async function request(path, { token = null, method = "GET", body, signal
  * `prompt` ({entry, isFirst}: it changed its state), `frame` ({seq, rev, ptsMs, endMs}: it was drawn),
  * `chunk` (the header of each complete chunk), `size` ({width, height}), `mark` (a Mark), `restarted` (after
  * `reset` the new beginning is on the canvas), `refused` ({code, message, id}: the server's error), `gone` (the
- * remembered session no longer exists).
+ * remembered session no longer exists). An error in a handler is reported as the page's own; the session goes on.
  */
 export class Stream {
   history = new PromptHistory();
@@ -164,7 +170,13 @@ export class Stream {
   }
 
   #emit(name, detail) {
-    for (const handler of this.#handlers.get(name) ?? []) handler(detail);
+    for (const handler of this.#handlers.get(name) ?? []) {
+      try {
+        handler(detail);
+      } catch (error) {
+        reportError(error);
+      }
+    }
   }
 
   /** Tell about a change; the phase may have changed with it. */
@@ -238,8 +250,12 @@ export class Stream {
     };
   }
 
-  /** A new session. @param {{prompt: string, seed?: number, model?: string, leadMs?: number}} options */
+  /**
+   * A new session. @param {{prompt: string, seed?: number, model?: string, leadMs?: number}} options
+   * @throws {RangeError} when the prompt is too long (see `promptFault`); nothing has changed then
+   */
   start({ prompt, seed, model, leadMs = LEAD_MS }) {
+    checkPrompt(prompt);
     this.leave();
     this.seed = seed ?? null;
     this.history.clear();
@@ -263,6 +279,7 @@ export class Stream {
     this.#wantsPause = saved.paused ? true : null;
     this.#begin(Math.max(0, saved.seq ?? 0));
     this.#connection.attach({ session: saved.session, resume: saved.resume });
+    if (saved.paused) this.#connection.send({ type: "pause", id: newId() }); // perhaps it was not heard before the reload
     this.#notify();
     return true;
   }
@@ -278,17 +295,20 @@ export class Stream {
   }
 
   /**
-   * Steer the running video. @param {string} text
+   * Steer the running video, or the one that is about to begin. @param {string} text
    * @param {{blendChunks?: number}} [options]  chunks over which the old prompt turns into the new one; 0 cuts
    * @returns {PromptEntry}
+   * @throws {RangeError} when it is too long (see `promptFault`); nothing is sent then
    */
   prompt(text, { blendChunks = 0 } = {}) {
+    checkPrompt(text);
     const entry = this.history.add(newId(), text, performance.now(), blendChunks);
     const how = blendChunks > 0 ? { transition: "blend", blend_chunks: blendChunks } : { transition: "cut" };
     const isSent = this.#connection?.send({ type: "prompt", id: entry.id, text, ...how }) ?? false;
     if (!isSent) {
       this.history.refused(entry.id);
-      this.#emit("refused", { code: "unavailable", message: "Too many prompts are waiting for the server. Try again in a moment.", id: entry.id });
+      const message = this.isLive ? "Too many prompts are waiting for the server. Try again in a moment." : "There is no session to steer.";
+      this.#emit("refused", { code: this.isLive ? "unavailable" : "bad_state", message, id: entry.id });
     }
     this.#asked(entry);
     this.#notify();
@@ -313,18 +333,21 @@ export class Stream {
 
   /** Forget the past, keep the prompt. @param {{seed?: number}} [options] */
   reset({ seed } = {}) {
+    if (!this.isLive) return;
     if (seed !== undefined) this.seed = seed;
     this.#connection.send({ type: "reset", id: newId(), seed });
   }
 
-  /** End the session. */
+  /** End the session. While the connection is down the server is told as soon as it is back, within half a minute. */
   stop() {
+    if (!this.isLive) return;
     if (this.isViewer) {
       this.leave();
       this.#notify();
       return;
     }
-    this.#connection.send({ type: "stop", id: newId() });
+    this.#connection.stop({ type: "stop", id: newId() });
+    this.#connection = null; // it closes by itself once the server has heard it
     this.#finish("ended", "You stopped it.");
   }
 
@@ -337,10 +360,20 @@ export class Stream {
     this.#link = "none";
     Object.assign(this, { id: null, engine: null, rev: null, queue: null, waiting: null, end: null, marks: [], reason: "", attempts: 0 });
     Object.assign(this, { takesControls: false, isViewer: false });
-    this.#serverState = this.#wantsPause = this.#dryMs = this.#video = this.#recorder = null;
+    this.#serverState = this.#wantsPause = this.#dryMs = this.#video = this.#recorder = this.#resume = null;
     this.#startedMs = this.#ttfcMs = this.#steerMs = null;
     this.#latencies = [];
     this.#bytes = this.#lengthMs = 0;
+  }
+
+  /**
+   * Drop everything: connection, player and decoder, timers, listeners, event handlers. The session lives on for a while as
+   * after `leave()`; `stop()` first to end it, which is seen through. The object is not to be used afterwards.
+   */
+  destroy() {
+    this.leave();
+    this.#player.destroy();
+    this.#handlers.clear();
   }
 
   /**
@@ -560,7 +593,7 @@ export class Stream {
   #finish(kind, sentence) {
     if (this.end !== null) return;
     const connection = this.#connection;
-    this.#connection = null; // close() sends what `stop` still has in the socket's buffer first
+    this.#connection = null;
     connection?.close();
     clearInterval(this.#ackTimer);
     this.#player.close();

@@ -15,12 +15,12 @@ const setText = (element, text) => {
   if (element.textContent !== text) element.textContent = text;
 };
 
-/** phase -> what the page says and allows. `veil`: none, over (on the last picture), full. */
+/** phase -> what the page says and allows. `veil`: none, over (on the last picture), full; `stops`: it can be called off. */
 const PHASES = {
   ready: { tone: "quiet", status: "Ready", veil: "full", art: true, title: "Describe a scene",
     text: "It is generated while you watch, and follows when you change your mind." },
   unsupported: { tone: "bad", status: "Cannot play here", veil: "full", title: "This browser cannot play the video" },
-  connecting: { tone: "busy", status: "Connecting…", veil: "over", title: "Connecting…", busy: true },
+  connecting: { tone: "busy", status: "Connecting…", veil: "over", title: "Connecting…", busy: true, stops: true },
   queued: { tone: "busy", status: "Queued", veil: "over", title: "You are in line", busy: true, live: true },
   returning: { tone: "busy", status: "Waiting for an engine", veil: "over", title: "Finding another engine", busy: true, live: true },
   preparing: { tone: "busy", status: "Starting", veil: "over", title: "Making the first pictures…", busy: true, live: true },
@@ -77,7 +77,8 @@ export class View {
     setText(this.action, isViewer && name === "ended" ? "Watch again" : (phase.action ?? ""));
     setText(elements.send, isLive ? "Steer" : "Start");
     elements.send.disabled = ["unsupported", "connecting", "taken", "locked"].includes(name);
-    for (const button of [elements.pause, elements.reset, elements.stop, elements.share]) button.disabled = !isLive;
+    for (const button of [elements.pause, elements.reset, elements.share]) button.disabled = !isLive;
+    elements.stop.disabled = !isLive && phase.stops !== true;
     for (const button of elements.edits.children) button.disabled = !isLive;
     const isPaused = name === "paused";
     setText(byId("pause-label"), isPaused ? "Resume" : "Pause");
@@ -106,9 +107,8 @@ export class View {
     this.elements.screen.setAttribute("aria-label", text === null ? "The generated video" : `Generated video: ${text}`);
   }
 
-  /** A word in the picture's corner, or null. */
+  /** A word in the picture's corner, or null. It is there without a word, too: what comes into it is read out. */
   badge(text, tone = "quiet") {
-    this.elements.badge.hidden = text === null;
     this.elements.badge.dataset.tone = tone;
     setText(this.elements.badge, text ?? "");
   }
@@ -125,6 +125,10 @@ export class View {
 
   badSeed(isBad) {
     this.elements.seed.setAttribute("aria-invalid", String(isBad));
+  }
+
+  badToken(isBad) {
+    this.elements.token.setAttribute("aria-invalid", String(isBad));
   }
 
   /** The slider: 0 is a cut. */

@@ -140,6 +140,10 @@ class Faults:
     close_on_start: tuple[int, dict[str, Any]] | None = None
     refusals: list[dict[str, Any]] = field(default_factory=list)
     """Errors that answer the next starts and attaches, one each; the connection stays open."""
+    hold_start: asyncio.Event | None = None
+    """Starts are not answered until it is set."""
+    stray_error: dict[str, Any] | None = None
+    """An error about some other message, said once before a start or attach is answered."""
     overlap_chunks: int = 0
     """Send so many chunks before `next_seq` again after an attach."""
     refuse_connections: bool = False
@@ -156,6 +160,8 @@ class StreamServer:
         self.faults = Faults()
         self.sessions: dict[str, Session] = {}
         self.attaches = 0
+        self.out_of_place: list[dict[str, Any]] = []
+        """Messages that came without a session on their connection, and were refused."""
         self._server: Server | None = None
         self._news = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -194,6 +200,8 @@ class StreamServer:
         self._server = server
 
     async def close(self) -> None:
+        if self.faults.hold_start is not None:
+            self.faults.hold_start.set()  # else its handler would never end
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -219,16 +227,14 @@ class StreamServer:
         try:
             async for data in socket:
                 message = unpack(socket, data)
-                if message["type"] in ("start", "attach") and self.faults.refusals:
-                    await say(socket, type="error", **self.faults.refusals.pop(0))
-                elif message["type"] == "start":
-                    session = await self._start(socket, message)
-                elif message["type"] == "attach":
-                    session = await self._attach(socket, message)
+                if message["type"] in ("start", "attach"):
+                    session = await self._open(socket, message)
                 elif message["type"] == "watch":
                     await self._watch(socket, message)
                 elif message["type"] == "ping":
                     await say(socket, type="pong", t=message["t"])
+                elif session is None and not self._is_viewer(socket):
+                    await self._refuse(socket, message)
                 elif session is not None and session.socket is socket:
                     await self._take(session, socket, message)
         except ConnectionClosed:
@@ -237,6 +243,27 @@ class StreamServer:
             if session is not None and session.socket is socket:
                 session.socket = None
             await self._tell()
+
+    async def _open(self, socket: ServerConnection, message: dict[str, Any]) -> Session | None:
+        await self._tell()
+        if self.faults.stray_error is not None:
+            await say(socket, type="error", **self.faults.stray_error)
+            self.faults.stray_error = None
+        if self.faults.refusals:
+            await say(socket, type="error", **self.faults.refusals.pop(0))
+            await self._tell()
+            return None
+        return await (self._start if message["type"] == "start" else self._attach)(socket, message)
+
+    async def _refuse(self, socket: ServerConnection, message: dict[str, Any]) -> None:
+        """As a gateway does it: the error names the message, if that has a name."""
+        self.out_of_place.append(message)
+        about = {"id": message["id"]} if "id" in message else {}
+        text = "there is no session on this connection"
+        await say(socket, type="error", code="bad_state", message=text, **about)
+
+    def _is_viewer(self, socket: ServerConnection) -> bool:
+        return any(socket in session.viewers for session in self.sessions.values())
 
     async def _start(self, socket: ServerConnection, message: dict[str, Any]) -> Session | None:
         if self.faults.close_on_start is not None:
@@ -251,6 +278,9 @@ class StreamServer:
         session.messages.append(message)
         self.sessions[session.id] = session
         session.socket = socket
+        await self._tell()
+        if self.faults.hold_start is not None:
+            await self.faults.hold_start.wait()
         await say_session(socket, session)
         if "id" in message:
             await say(socket, type="accepted", id=message["id"])

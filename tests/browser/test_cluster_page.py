@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -88,7 +89,9 @@ async def lane_of(page: Page, session: str) -> str | None:
     where: str | None = await page.evaluate(
         """(id) => {
             const box = (node) => node.getBoundingClientRect();
-            const chip = box(document.querySelector(`.chip[data-id="${id}"]`));
+            const node = document.querySelector(`.chip[data-id="${id}"]`);
+            if (node === null) return null;
+            const chip = box(node);
             const [x, y] = [chip.x + chip.width / 2, chip.y + chip.height / 2];
             const isIn = ({left, right, top, bottom}) => left < x && x < right && top < y && y < bottom;
             const lanes = [...document.querySelectorAll(".lane")];
@@ -190,6 +193,114 @@ async def test_a_simulation_refuses_to_be_changed(browser: Browser) -> None:
         await page.click(f".lane[data-id={TWO}]")
         await until(page, "document.getElementById('hint').textContent.startsWith('Not moved')")
         assert "only be watched" in (await page.text_content("#hint") or "")
+
+
+FOCUSED = """(({ className, dataset }) => [className, dataset.id])(document.activeElement)"""
+
+
+async def test_the_keyboard_alone_moves_a_session(browser: Browser) -> None:
+    """One stop for Tab, arrows from session to session, Enter chooses it and the engine, Escape neither."""
+    source = ScriptedSource()
+    source.engine(ONE)
+    source.engine(TWO)
+    first, second, third = (f"s_{number:016x}" for number in (1, 2, 3))
+    source.session(first, ONE)
+    source.session(second, ONE)
+    source.session(third, TWO)
+    async with served(source) as port, tab(browser, url(port)) as (page, complaints):
+
+        async def press(key: str) -> list[str]:
+            await page.keyboard.press(key)
+            focused: list[str] = await page.evaluate(FOCUSED)
+            return focused
+
+        await until_in(page, third, TWO)
+        await page.focus("#theme")
+        assert await press("Tab") == ["chip", first]
+        assert await page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+        assert await page.locator(".chip[tabindex='0']").count() == 1
+        keys = ("ArrowRight", "ArrowDown", "ArrowUp", "End", "Home", "ArrowLeft")
+        assert [(await press(key))[1] for key in keys] == [second, third, first, third, first, first]
+        assert await press("Enter") == ["lane", TWO]
+        assert await page.get_by_role("button", name=re.compile(f"^{first}: active on {ONE}")).count() == 1
+        assert await page.get_by_role("button", name=re.compile(f"^Move to {TWO}")).count() == 1
+        assert await page.get_by_role("status").filter(has_text="choose the engine").count() == 1
+        assert await press("Escape") == ["chip", first]
+        assert await page.get_by_role("button", name=re.compile("^Move to")).count() == 0
+        await press("Enter")
+        assert await press("Space") == ["chip", first]
+        await until(page, "document.getElementById('hint').textContent.startsWith('Not moved')")
+        assert await page.get_by_role("status").filter(has_text="only be watched").count() == 1
+        assert [text for text in complaints if "Failed to load resource" not in text] == []
+
+
+async def test_the_focus_outlives_its_session(browser: Browser) -> None:
+    """Who looked at a session that ends is at the next one."""
+    source = ScriptedSource()
+    source.engine(ONE)
+    source.session("s_0000000000000001", ONE)
+    source.session("s_0000000000000002", ONE)
+    async with served(source) as port, tab(browser, url(port)) as (page, _):
+        await until_in(page, "s_0000000000000002", ONE)
+        await page.focus(".chip[data-id=s_0000000000000001]")
+        del source.sessions[SessionId("s_0000000000000001")]
+        await until(page, "document.querySelectorAll('.chip').length === 1")
+        assert await page.evaluate(FOCUSED) == ["chip", "s_0000000000000002"]
+
+
+async def test_a_session_of_a_lost_engine_keeps_its_chip(browser: Browser) -> None:
+    """Until somebody notices it stays where it was; then it is seen moving to its new engine."""
+    source = ScriptedSource()
+    source.engine(ONE)
+    source.engine(TWO)
+    source.session("s_0000000000000001", ONE)
+    async with served(source) as port, tab(browser, url(port)) as (page, _):
+        await until_in(page, "s_0000000000000001", ONE)
+        await page.evaluate("document.querySelector('.chip').dataset.mine = ''")
+        del source.engines[ONE]
+        await until(page, "document.querySelectorAll('.lane').length === 1")
+        assert await page.locator(".chip[data-mine]:not([data-gone])").count() == 1
+        source.session("s_0000000000000001", TWO)
+        await until(page, "turboserve.moves === 1")
+        await until_in(page, "s_0000000000000001", TWO)
+        assert await page.locator(".chip[data-mine]").count() == 1
+
+
+FOLLOW = """async () => {
+    const { follow } = await import("/feed.js");
+    const text = new TextEncoder().encode("event: cluster\\ndata: {}\\n\\n");
+    window.opened = window.cancelled = 0;
+    window.fetch = async () => {
+        window.opened += 1;
+        return new Response(new ReadableStream({
+            start: (to) => to.enqueue(text),
+            cancel: () => { window.cancelled += 1 },
+        }));
+    };
+    follow("/", null, { event: () => { throw new Error("my own fault") }, lost: () => {} });
+}"""
+
+
+async def test_a_handler_that_fails_holds_no_stream(browser: Browser) -> None:
+    """The stream that it was following is given back before the next one is asked for."""
+    source = ScriptedSource()
+    source.engine(ONE)
+    async with served(source) as port, tab(browser, url(port)) as (page, _):
+        await until(page, "turboserve.feed === 'live'")
+        await page.evaluate(FOLLOW)
+        await until(page, "opened >= 2 && cancelled >= opened - 1")
+
+
+async def test_a_phone_is_told_why_a_session_was_not_moved(browser: Browser) -> None:
+    """There is room for the sentence, too."""
+    source = ScriptedSource()
+    source.engine(ONE)
+    source.session("s_0000000000000001", ONE)
+    async with served(source) as port, tab(browser, url(port), PHONE) as (page, _):
+        await until_in(page, "s_0000000000000001", ONE)
+        await page.click(".chip")
+        assert await page.is_visible("#hint")
+        assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 @pytest.mark.parametrize("size", [PHONE, (1600, 1000)], ids=["phone", "wide"])

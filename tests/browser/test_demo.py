@@ -12,7 +12,8 @@ import av
 import pytest
 from playwright.async_api import Browser, Page
 
-from tests.browser.driver import NARROW, ask, pixels, share, stats, tab, until, until_pixels
+from tests.browser.driver import NARROW, ask, listen, pixels, share, stats, tab, until, until_pixels
+from tests.cluster import FOREIGN_ORIGIN, FOREIGN_PORT
 
 pytestmark = [
     pytest.mark.browser,
@@ -89,6 +90,41 @@ async def test_pause_resume_reset_and_stop(browser: Browser, cluster: Cluster) -
         await until(page, "turboserve.state === 'ended'")
         await page.reload()
         await until(page, "window.turboserve !== undefined && turboserve.state === 'ready'")
+
+
+EMBEDDED = """<!doctype html>
+<link rel="icon" href="data:,">
+<canvas></canvas>
+<script type="module">
+  import { Stream } from "URL/turboserve.js";
+  window.turboserve = new Stream({ canvas: document.querySelector("canvas"), url: "URL" });
+  turboserve.start({ prompt: "PROMPT" });
+</script>"""
+
+
+async def test_a_page_of_another_site_embeds_a_stream(browser: Browser, cluster: Cluster) -> None:
+    """It imports the module from the gateway, plays, hands on a link and downloads, without a complaint."""
+    html = EMBEDDED.replace("URL", cluster.url).replace("PROMPT", RED_ON_BLUE).encode()
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: {len(html)}\r\n\r\n"
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(head.encode() + html)
+        writer.close()
+
+    page = await browser.new_page()
+    try:
+        complaints = listen(page)
+        async with await asyncio.start_server(answer, "localhost", FOREIGN_PORT):
+            await page.goto(FOREIGN_ORIGIN)
+        await until(page, "window.turboserve?.player.framesDrawn >= 20", LIMIT_S)
+        assert (await page.evaluate("turboserve.share()"))["session"].startswith("s_")
+        assert await page.evaluate("turboserve.download().then((video) => video.size)") > 1_000
+        await page.evaluate("turboserve.stop()")
+        await until(page, "turboserve.phase === 'ended'")
+        assert complaints == []
+    finally:
+        await page.close()
 
 
 def kill(cluster: Cluster, prefix: str) -> None:

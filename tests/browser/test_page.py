@@ -9,7 +9,19 @@ import av
 import pytest
 from playwright.async_api import Browser, Page
 
-from tests.browser.driver import NARROW, WIDE, ask, listen, pixels, share, stats, tab, until, until_pixels
+from tests.browser.driver import (
+    HIDEABLE,
+    NARROW,
+    WIDE,
+    ask,
+    listen,
+    pixels,
+    share,
+    stats,
+    tab,
+    until,
+    until_pixels,
+)
 from tests.browser.stream_server import FPS, StreamServer, say, say_state
 from tests.cluster import until as until_here
 
@@ -138,10 +150,14 @@ async def test_gap_is_jumped_over(browser: Browser, server: StreamServer) -> Non
         assert 600 < figures["mediaMs"] - figures["playedMs"] < 900  # the gap is 750 ms long
 
 
-async def test_damaged_chunk_costs_only_itself(browser: Browser, server: StreamServer) -> None:
-    """After a broken access unit the decoder is made anew and plays from the next key frame."""
+@pytest.mark.parametrize("init_script", [None, "delete window.VideoDecoder"], ids=["video", "pictures"])
+async def test_damaged_chunk_costs_only_itself(
+    browser: Browser, server: StreamServer, init_script: str | None
+) -> None:
+    """After a broken access unit the decoder is made anew and plays from the next key frame; of Motion JPEG
+    one picture is missing."""
     server.faults.damage_chunk = 2
-    async with tab(browser, server.url) as (page, complaints):
+    async with tab(browser, server.url, init_script=init_script) as (page, complaints):
         await begin(page)
         await until(page, "turboserve.seq >= 5 && turboserve.state === 'generating'")
         assert share(await pixels(page), 2) > 0.5
@@ -191,6 +207,26 @@ async def test_paused_session_reloads_as_a_still_picture(browser: Browser, serve
         )
         assert share(await pixels(page), 2) > 0.5
         assert (await stats(page))["framesDrawn"] == 1
+
+
+async def test_a_pause_before_the_first_picture_ends_as_any_other(
+    browser: Browser, server: StreamServer
+) -> None:
+    """In line, paused and resumed: the video plays at its pace, not a picture per chunk."""
+    server.faults.queue = asyncio.Event()
+    async with tab(browser, server.url) as (page, _):
+        await ask(page, RED_ON_BLUE)
+        await until(page, "turboserve.state === 'queued'")
+        await page.click("#pause")
+        await until(page, "turboserve.state === 'paused'")
+        two_frames = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+        await page.evaluate(two_frames)  # the player has seen that there is nothing to do
+        await page.click("#pause")
+        await server.until(lambda: not server.only.paused)
+        server.faults.queue.set()
+        await until(page, "turboserve.seq >= 3")
+        figures = await stats(page)
+        assert figures["framesDrawn"] > figures["framesSkipped"]
 
 
 async def test_queue_place_is_shown_and_ends_by_itself(browser: Browser, server: StreamServer) -> None:
@@ -334,6 +370,109 @@ async def test_a_token_is_asked_for_and_travels_as_a_subprotocol(
         assert "eyJ" not in page.url
 
 
+async def lock(page: Page, server: StreamServer) -> None:
+    """A start that is refused for the lack of a token; the next one would be taken."""
+    error = {"type": "error", "code": "unauthorised", "message": "a valid token is needed"}
+    server.faults.close_on_start = (4401, error)
+    await ask(page, RED_ON_BLUE)
+    await until(page, "turboserve.state === 'locked'")
+    server.faults.close_on_start = None
+
+
+async def paste_token(page: Page, text: str) -> None:
+    await page.fill("#token", text)
+    await page.press("#token", "Enter")
+
+
+def offered_by(server: StreamServer) -> list[str]:
+    """The subprotocols that the newest connection of the session came with."""
+    assert server.only.socket is not None and server.only.socket.request is not None
+    return [item.strip() for item in server.only.socket.request.headers["Sec-WebSocket-Protocol"].split(",")]
+
+
+SAVED_TOKEN = "sessionStorage.getItem('turboserve.token')"
+
+
+async def test_a_token_is_taken_as_it_is_pasted(browser: Browser, server: StreamServer) -> None:
+    """Spaces around it and the word Bearer are none of it."""
+    async with tab(browser, server.url) as (page, _):
+        await lock(page, server)
+        await paste_token(page, "  Bearer eyJ.abc.def ")
+        await until(page, "turboserve.framesDrawn >= 5")
+        assert "turboserve.token.eyJ.abc.def" in offered_by(server)
+
+
+async def test_what_is_no_token_is_said_and_not_kept(browser: Browser, server: StreamServer) -> None:
+    """Quotes can't be in a token: the form stays, with the reason, and takes the next try."""
+    async with tab(browser, server.url) as (page, _):
+        await lock(page, server)
+        await paste_token(page, '"eyJ.abc.def"')
+        await until(page, "document.getElementById('veil-text').textContent.includes('no access token')")
+        assert (await stats(page))["state"] == "locked"
+        assert await page.get_attribute("#token", "aria-invalid") == "true"
+        assert await page.evaluate(SAVED_TOKEN) is None
+        await paste_token(page, "eyJ.abc.def")
+        await until(page, "turboserve.framesDrawn >= 5")
+
+
+async def test_a_bad_token_of_before_is_asked_for_again(browser: Browser, server: StreamServer) -> None:
+    """What is kept and can't be a token locks the page at once, and the session is still there afterwards."""
+    async with tab(browser, server.url) as (page, _):
+        await begin(page)
+        session = (await stats(page))["session"]
+        await page.evaluate("sessionStorage.setItem('turboserve.token', 'Bearer \"eyJ\"')")
+        server.abort_all()
+        await until(page, "turboserve.state === 'locked'")
+        assert await page.is_visible("#token")
+        await page.reload()
+        await until(page, "window.turboserve !== undefined && turboserve.state === 'locked'")
+        await paste_token(page, "eyJ.abc.def")
+        await until(page, "turboserve.framesDrawn >= 5")
+        assert (await stats(page))["session"] == session
+        assert server.attaches == 1
+
+
+async def test_a_token_that_expires_costs_no_recording(browser: Browser, server: StreamServer) -> None:
+    """The page is locked amid a recording: what there is of it is saved."""
+    async with tab(browser, server.url) as (page, _):
+        await begin(page, frames=1)
+        await page.click("#record")
+        await until(page, "document.getElementById('record-label').textContent === 'Save 0:01'")
+        async with page.expect_download() as download:
+            await server.close_all(4401)
+        assert (await (await download.value).path()).stat().st_size > 1_000
+        assert (await stats(page))["state"] == "locked"
+
+
+async def test_a_token_pasted_into_the_open_page_is_taken(browser: Browser, server: StreamServer) -> None:
+    """As a link it leaves the address bar, and opens a page that was locked."""
+    async with tab(browser, server.url) as (page, _):
+        await lock(page, server)
+        await page.evaluate("location.hash = '#token=eyJ.abc.def'")
+        await until(page, "turboserve.framesDrawn >= 5")
+        assert "turboserve.token.eyJ.abc.def" in offered_by(server)
+        assert "#" not in page.url
+        session = (await stats(page))["session"]
+        await page.evaluate("location.hash = '#token=eyJ.newer'")
+        await until(page, f"{SAVED_TOKEN} === 'eyJ.newer' && location.hash === ''")
+        assert (await stats(page))["session"] == session and server.attaches == 0
+
+
+async def test_a_link_pasted_into_the_open_page_is_watched(browser: Browser, server: StreamServer) -> None:
+    """It does what it does in a new page; without it this tab's own session goes on."""
+    async with tab(browser, server.url) as (page, _), tab(browser, server.url) as (other, _):
+        await begin(page)
+        shown = server.only.id
+        await begin(other, GREEN_ON_BLACK)
+        own = (await stats(other))["session"]
+        await other.evaluate(f"location.hash = '#watch={shown}'")
+        await until(other, "document.getElementById('status').textContent === 'Watching'")
+        assert (await stats(other))["session"] == shown
+        await other.evaluate("location.hash = ''")
+        await until(other, f"turboserve.session === '{own}' && turboserve.state === 'generating'")
+        assert not any(message["type"] == "stop" for s in server.sessions.values() for message in s.messages)
+
+
 async def test_the_example_of_twenty_lines_plays(browser: Browser, server: StreamServer) -> None:
     """`example.html` as the README shows it: start, then steer."""
     context = await browser.new_context()
@@ -406,6 +545,65 @@ async def test_reconnect_to_a_gateway_that_is_not_ready(browser: Browser, server
         assert (figures["gaps"], figures["chunks"]) == (0, figures["newestSeq"] + 1)
 
 
+async def test_what_is_asked_for_before_an_attach_is_granted_waits(
+    browser: Browser, server: StreamServer
+) -> None:
+    """While the server says "not yet" a pause and a prompt are kept; the session takes both once it can."""
+    async with tab(browser, server.url) as (page, _):
+        await begin(page)
+        session = (await stats(page))["session"]
+        not_yet = {"code": "unavailable", "message": "not yet", "retry_after_ms": 50}
+        server.faults.refusals = [not_yet] * 10_000
+        server.abort_all()
+        await server.until(
+            lambda: len(server.faults.refusals) < 9_998
+        )  # the socket is open, and is not attached
+        await page.click("#pause")
+        await ask(page, GREEN_ON_BLACK)
+        left = len(server.faults.refusals)
+        await server.until(lambda: len(server.faults.refusals) < left - 1)
+        assert (await stats(page))["state"] == "lost"
+        server.faults.refusals.clear()
+        await server.until(lambda: server.only.paused)
+        await until(page, "turboserve.state === 'paused'")
+        await page.click("#pause")
+        await until(page, "turboserve.rev === 1")
+        assert ((await stats(page))["session"], server.out_of_place) == (session, [])
+
+
+async def test_an_error_about_something_else_refuses_no_attach(
+    browser: Browser, server: StreamServer
+) -> None:
+    """It names another message than the attach, which is answered after it."""
+    async with tab(browser, server.url) as (page, _):
+        await begin(page)
+        session = (await stats(page))["session"]
+        server.faults.stray_error = {"code": "rate", "message": "too many messages", "id": "another"}
+        server.abort_all()
+        await server.until(lambda: server.attaches == 1)
+        seq = (await stats(page))["newestSeq"]
+        await until(page, f"turboserve.state === 'generating' && turboserve.newestSeq > {seq}")
+        assert (await stats(page))["session"] == session
+
+
+async def test_a_pause_that_was_not_heard_before_a_reload_is_said_again(
+    browser: Browser, server: StreamServer
+) -> None:
+    """The page shows it paused, so the server is told."""
+    async with tab(browser, server.url) as (page, _):
+        await begin(page)
+        server.faults.refuse_connections = True
+        server.abort_all()
+        await until(page, "turboserve.state === 'lost'")
+        await page.click("#pause")
+        await page.reload()
+        await until(page, "window.turboserve !== undefined && turboserve.state === 'connecting'")
+        assert not server.only.paused
+        server.faults.refuse_connections = False
+        await until(page, "turboserve.state === 'paused'")
+        await server.until(lambda: server.only.paused)
+
+
 async def test_session_gone_after_a_reload_is_a_calm_start(browser: Browser, server: StreamServer) -> None:
     """If the saved session no longer exists, the page is ready for a new one instead of showing an error."""
     async with tab(browser, server.url) as (page, _):
@@ -453,6 +651,74 @@ async def test_stop_ends_and_start_begins_anew(browser: Browser, server: StreamS
         assert (await stats(page))["session"] != first
 
 
+def has_stop(server: StreamServer) -> bool:
+    return any(m["type"] == "stop" for session in server.sessions.values() for m in session.messages)
+
+
+@pytest.mark.parametrize("reload", [False, True], ids=["lost", "reloaded"])
+async def test_a_stop_without_a_connection_reaches_the_server(
+    browser: Browser, server: StreamServer, reload: bool
+) -> None:
+    """The page says at once that it ended; the server ends it when it is back, and nothing is shown of it."""
+    async with tab(browser, server.url) as (page, _):
+        await begin(page)
+        server.faults.refuse_connections = True
+        server.abort_all()
+        await until(page, "turboserve.state === 'lost'")
+        if reload:
+            await page.reload()
+            await until(page, "window.turboserve !== undefined && turboserve.state === 'connecting'")
+        await page.click("#stop")
+        await until(page, "turboserve.state === 'ended'")
+        assert await page.evaluate("sessionStorage.getItem('turboserve.session')") is None
+        drawn = (await stats(page))["framesDrawn"]
+        server.faults.refuse_connections = False
+        await server.until(lambda: has_stop(server) and server.only.socket is None)
+        assert server.attaches == 1
+        figures = await stats(page)
+        assert (figures["state"], figures["framesDrawn"]) == ("ended", drawn)
+
+
+async def test_a_stop_that_overtakes_the_start_is_sent_behind_it(
+    browser: Browser, server: StreamServer
+) -> None:
+    """The session that comes of it is stopped as soon as it is known."""
+    server.faults.hold_start = asyncio.Event()
+    async with tab(browser, server.url) as (page, _):
+        await ask(page, RED_ON_BLUE)
+        await server.until(lambda: len(server.sessions) == 1)
+        await page.click("#stop")
+        await until(page, "turboserve.state === 'ended'")
+        server.faults.hold_start.set()
+        await server.until(lambda: has_stop(server) and server.only.socket is None)
+        assert (server.attaches, server.out_of_place) == (0, [])
+
+
+IMPATIENT = """
+    const set = window.setTimeout.bind(window);
+    window.setTimeout = (done, ms, ...rest) => {
+      if (ms !== 30_000) return set(done, ms, ...rest);
+      return set(() => { done(); window.gaveUp = true }, 200);
+    };
+"""
+"""The half minute for which a stop is tried is short."""
+
+
+async def test_a_stop_is_not_tried_for_ever(browser: Browser, server: StreamServer) -> None:
+    """A server that stays away is left alone in the end."""
+    async with tab(browser, server.url, init_script=IMPATIENT) as (page, _):
+        await begin(page)
+        server.faults.refuse_connections = True
+        server.abort_all()
+        await until(page, "turboserve.state === 'lost'")
+        await page.click("#stop")
+        await until(page, "window.gaveUp === true")
+        server.faults.refuse_connections = False
+        await ask(page, GREEN_ON_BLACK)
+        await until(page, "turboserve.seq >= 4")  # longer than the longest delay between two tries
+        assert (server.attaches, has_stop(server)) == (0, False)
+
+
 async def test_seed_field_is_sent_and_checked(browser: Browser, server: StreamServer) -> None:
     """A whole number goes out with start; anything else is refused with a sentence and nothing is sent."""
     async with tab(browser, server.url) as (page, _):
@@ -475,21 +741,6 @@ async def test_acks_tell_what_is_buffered(browser: Browser, server: StreamServer
         assert max(ack["buffer_ms"] for ack in acks) > 500
 
 
-HIDEABLE = """
-    let isHidden = false;
-    const waiting = [];
-    const request = window.requestAnimationFrame.bind(window);
-    Object.defineProperty(document, "hidden", { get: () => isHidden });
-    window.requestAnimationFrame = (step) => (isHidden ? waiting.push(step) : request(step));
-    window.setHidden = (value) => {
-      isHidden = value;
-      document.dispatchEvent(new Event("visibilitychange"));
-      if (!value) waiting.splice(0).forEach((step) => request(step));
-    };
-"""
-"""What a browser does to a tab in the background: it says so and calls no animation frames."""
-
-
 async def test_hidden_tab_keeps_up_without_drawing(browser: Browser, server: StreamServer) -> None:
     """In the background nothing is drawn, but chunks are played and acknowledged; in front it is live."""
     async with tab(browser, server.url, init_script=HIDEABLE) as (page, _):
@@ -503,6 +754,15 @@ async def test_hidden_tab_keeps_up_without_drawing(browser: Browser, server: Str
         await page.evaluate("setHidden(false)")
         await until(page, f"turboserve.framesDrawn > {still['framesDrawn'] + 10}")
         assert (await stats(page))["bufferMs"] < 3000
+
+
+async def test_what_went_wrong_is_read_out(browser: Browser, server: StreamServer) -> None:
+    """The word in the picture's corner is a live region: a download that fails says so to everybody."""
+    async with tab(browser, server.url) as (page, _):
+        await begin(page)
+        await page.click("#download")
+        await until(page, "document.getElementById('badge').textContent.includes('404')")
+        assert await page.get_by_role("status").filter(has_text="404").count() == 1
 
 
 SHIFTS = """

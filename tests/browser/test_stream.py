@@ -1,0 +1,140 @@
+"""`turboserve.js` as somebody else's page uses it: a `Stream` without the studio around it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from playwright.async_api import Browser, Page
+
+from tests.browser.driver import HIDEABLE, listen, until
+from tests.browser.stream_server import StreamServer
+
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
+
+RED_ON_BLUE = "a red ball bouncing on a blue background"
+GREEN_ON_BLACK = "a green ball bouncing on a black background"
+START = f"stream.start({{ prompt: '{RED_ON_BLUE}' }})"
+
+MAKE = """async () => {
+    const { Stream } = await import("/turboserve.js");
+    window.stream = new Stream({ canvas: document.querySelector("canvas") });
+}"""
+
+
+@asynccontextmanager
+async def own_page(
+    browser: Browser, server: StreamServer, *, init_script: str = ""
+) -> AsyncIterator[tuple[Page, list[str]]]:
+    """A page with `window.stream`, and the list its errors and warnings go to."""
+    context = await browser.new_context()
+    try:
+        page = await context.new_page()
+        await page.add_init_script(init_script)
+        complaints = listen(page)
+        await page.goto(f"{server.url}/example.html")
+        await page.evaluate(MAKE)
+        yield page, complaints
+    finally:
+        await context.close()
+
+
+async def thrown_by(page: Page, call: str) -> str | None:
+    """What a call throws."""
+    text: str | None = await page.evaluate(
+        f"(() => {{ try {{ {call}; return null }} catch (error) {{ return String(error) }} }})()"
+    )
+    return text
+
+
+async def test_a_prompt_right_after_the_start_is_sent(browser: Browser, server: StreamServer) -> None:
+    """As the example in the module's header does it; once, and in its place."""
+    async with own_page(browser, server) as (page, complaints):
+        await page.evaluate(f"{START}; stream.prompt('{GREEN_ON_BLACK}')")
+        await until(page, "stream.rev === 1")
+        prompts = [m["text"] for m in server.only.messages if m["type"] == "prompt"]
+        assert (prompts, server.out_of_place, complaints) == ([GREEN_ON_BLACK], [], [])
+
+
+async def test_a_pause_right_after_the_start_is_sent(browser: Browser, server: StreamServer) -> None:
+    """The server hears of it with the session."""
+    async with own_page(browser, server) as (page, _):
+        await page.evaluate(f"{START}; stream.setPaused(true)")
+        await server.until(lambda: len(server.sessions) == 1 and server.only.paused)
+        await until(page, "stream.phase === 'paused'")
+        await page.evaluate("stream.setPaused(false)")
+        await until(page, "stream.player.framesDrawn >= 20")
+
+
+@pytest.mark.parametrize(
+    "call", ["stream.prompt(TEXT)", "stream.start({ prompt: TEXT })"], ids=["prompt", "start"]
+)
+async def test_a_prompt_that_is_too_long_is_thrown_back(
+    browser: Browser, server: StreamServer, call: str
+) -> None:
+    """With a sentence, before anything is sent: the server would cut the connection, again and again."""
+    async with own_page(browser, server) as (page, _):
+        await page.evaluate(START)
+        await until(page, "stream.player.framesDrawn >= 1")
+        too_long = await thrown_by(page, call.replace("TEXT", "'🙂'.repeat(2001)"))
+        assert too_long == "RangeError: A prompt has at most 2000 characters; this one has 2001."
+        huge = await thrown_by(page, call.replace("TEXT", "'x'.repeat(70_000)"))
+        assert huge == "RangeError: A prompt has at most 2000 characters; this one has 70000."
+        half = await thrown_by(page, call.replace("TEXT", "'half \\ud83d'"))
+        assert half is not None and half.startswith("RangeError")
+        assert await page.evaluate("stream.phase") in ("generating", "stalled")
+        await page.evaluate("stream.prompt('🙂'.repeat(2000))")  # 4,000 for JavaScript, 2,000 for the server
+        await until(page, "stream.rev === 1")
+        assert len(server.only.prompt) == 2000
+
+
+async def test_a_throwing_handler_does_not_break_the_stream(browser: Browser, server: StreamServer) -> None:
+    """It is reported as the page's own error; pictures that come in the background go on as well."""
+    script = f"{HIDEABLE}; delete window.VideoDecoder"
+    async with own_page(browser, server, init_script=script) as (page, complaints):
+        await page.evaluate("void stream.on('frame', () => { throw new Error('my own fault') })")
+        await page.evaluate(f"setHidden(true); {START}")
+        await server.until(lambda: len(server.sessions) == 1 and server.only.acked_seq >= 3)
+        await page.evaluate("setHidden(false)")
+        await until(page, "stream.player.framesDrawn >= 20")
+        assert await page.evaluate("stream.phase") in ("generating", "stalled")
+        assert len(complaints) >= 20
+        assert [text for text in complaints if "my own fault" not in text] == []
+
+
+LOOKS = """(() => {
+    let looks = 0;
+    stream.player.tick = () => (looks += 1);
+    document.dispatchEvent(new Event("visibilitychange"));
+    delete stream.player.tick;
+    return looks;
+})()"""
+"""How many players look up when the page comes to the front."""
+
+
+async def test_a_destroyed_stream_lets_go_of_everything(browser: Browser, server: StreamServer) -> None:
+    """Connection, listeners, loop and handlers; the session is not stopped by it."""
+    async with own_page(browser, server) as (page, complaints):
+        await page.evaluate(START)
+        await until(page, "stream.player.framesDrawn >= 5")
+        assert await page.evaluate(LOOKS) == 1
+        await page.evaluate("window.heard = 0; stream.on('change', () => heard++); stream.destroy()")
+        await server.until(lambda: server.only.socket is None)
+        assert await page.evaluate(LOOKS) == 0
+        drawn = await page.evaluate("stream.player.framesDrawn")
+        await page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        assert await page.evaluate("[stream.player.framesDrawn, stream.phase, heard]") == [drawn, "ready", 0]
+        assert not any(m["type"] == "stop" for m in server.only.messages)
+        assert complaints == []
+
+
+async def test_calls_without_a_session_do_nothing(browser: Browser, server: StreamServer) -> None:
+    """Before the start and after the end: no exception, and a prompt is refused with a reason."""
+    async with own_page(browser, server) as (page, complaints):
+        await page.evaluate(
+            "window.said = []; void stream.on('refused', ({ message }) => said.push(message))"
+        )
+        await page.evaluate("stream.stop(); stream.reset(); stream.setPaused(true); stream.prompt('x')")
+        assert await page.evaluate("[stream.phase, ...said]") == ["ready", "There is no session to steer."]
+        assert complaints == []
