@@ -71,7 +71,7 @@ class Feed:
         engines, sessions = await self._store.list_engines(), await self._store.list_sessions()
         _, desired = await self._store.read_desired()
         self._starting = {engine.id for engine in engines if engine.state is EngineState.STARTING}
-        self._table = build_table(engines, sessions, desired)
+        self._table = build_table(engines, sessions, desired, self._table)
         self.special = {record.id: record for record in sessions if is_special(record)}
         self._table.read_ms = read_ms
         self.view = self._table.view()

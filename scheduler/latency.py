@@ -35,7 +35,7 @@ def round_ms(record: EngineRecord) -> NDArray[np.float64]:
     return _from_costs(record.costs)
 
 
-@lru_cache(maxsize=8_192)
+@lru_cache(maxsize=64)  # engines that are alike; what an engine had before is never asked for again
 def _from_costs(costs: EngineCosts) -> NDArray[np.float64]:
     batch_ms = np.array(costs.pass_ms[-1])  # the full window, where sessions spend their lives
     batch_ms = batch_ms[batch_ms > 0]

@@ -121,6 +121,8 @@ class ClusterTable:
         self._wanting: set[int] = set()
         self._orphans: set[int] = set()
         self._controlled: dict[str, int] = {}
+        self._curves: dict[EngineId, tuple[EngineCosts, NDArray[np.float64]]] = {}
+        """Latency curves, and the costs that they follow from."""
         self._owner: dict[SessionId, EngineId] = {}
         self._target: dict[SessionId, EngineId] = {}
 
@@ -157,7 +159,7 @@ class ClusterTable:
             deadline_ms=NEVER_MS if record.deadline_ms is None else record.deadline_ms,
             drain_ordered=record.drain_ordered,
             transfers=record.transfer != "",
-            round_ms=round_ms(record),
+            round_ms=self._curve(record),
             play_ms=play_ms(record),
             move_ms=costs.move_ms,
             link_bytes_per_ms=costs.link_bytes_per_ms,
@@ -172,8 +174,18 @@ class ClusterTable:
         rows = self._engines.row
         self._engines.arrays["heartbeat_ms"][[rows[id] for id in engines]] = heartbeat_ms
 
+    def _curve(self, record: EngineRecord) -> NDArray[np.float64]:
+        """Made anew for other costs only: heartbeats come often, and a curve takes a while."""
+        costs, known = record.costs, self._curves.get(record.id)
+        if costs is None:
+            return round_ms(record)
+        if known is None or known[0] != costs:
+            known = self._curves[record.id] = costs, round_ms(record)
+        return known[1]
+
     def drop_engine(self, engine: EngineId) -> None:
         """Forget an engine; unknown ids are ignored."""
+        self._curves.pop(engine, None)
         row = self._engines.row.get(engine)
         if row is None:
             return
@@ -341,12 +353,18 @@ class ClusterTable:
 
 
 def build_table(
-    engines: Iterable[EngineRecord], sessions: Iterable[SessionFacts], desired: Iterable[DesiredEngine]
+    engines: Iterable[EngineRecord],
+    sessions: Iterable[SessionFacts],
+    desired: Iterable[DesiredEngine],
+    before: ClusterTable | None = None,
 ) -> ClusterTable:
-    """A table from all records at once."""
+    """A table from all records at once; with what an earlier one has computed that still holds."""
     table = ClusterTable()
     table.desired = tuple(desired)
+    known = before._curves if before is not None else {}
     for engine in engines:
+        if engine.id in known:
+            table._curves[engine.id] = known[engine.id]
         table.put_engine(engine)
     for session in sessions:
         table.put_session(session)

@@ -77,6 +77,19 @@ def random_change(draw: random.Random) -> Change:
     return random_engine(draw) if kind < 0.3 else random_session(draw)
 
 
+def test_of_costs_that_change_only_the_last_are_kept() -> None:
+    """An engine measures all the time, and a scheduler runs for months."""
+    table = ClusterTable()
+    for number in range(100):
+        table.put_engine(engine("e_1", costs=replace(COSTS, decode_ms=number + 1.0)))
+    assert len(table._curves) == 1
+    curve = table._curves[EngineId("e_1")][1]
+    again = build_table([engine("e_1", costs=replace(COSTS, decode_ms=100.0))], [], (), table)
+    assert again._curves[EngineId("e_1")][1] is curve
+    table.drop_engine(EngineId("e_1"))
+    assert not table._curves
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_deltas_equal_a_full_rebuild(seed: int) -> None:
     """Whatever changed in whatever order, the view is that of the records that remain."""
