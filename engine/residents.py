@@ -207,7 +207,10 @@ class Residents:
                     frame=command.frame,
                 )
             )
-        # Else it was forgotten meanwhile, and that has been said.
+        elif in_slot and session not in self._line:
+            self._emit(
+                Resided(session=session, epoch=epoch, residence=Residence.STORED)
+            )  # forgotten meanwhile
 
     def note_encoded(self, session: SessionId, epoch: int, seq: int) -> None:
         """A chunk has left the encoder."""
