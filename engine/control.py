@@ -555,10 +555,11 @@ class Control:
 
     async def _flush_progress(self) -> None:
         async with self._residences:
-            news = [h for h in self.host.sessions.values() if h.news() != h.published]
+            told = [(h, facts) for h in self.host.sessions.values() if (facts := h.news()) != h.published]
+            for hosted, facts in told:
+                hosted.published = facts  # unless it is unsaid while this is on its way
+            news = [hosted for hosted, _ in told]
             progress = [hosted.progress(self.host.slack_ms(hosted)) for hosted in news]
-            for hosted in news:
-                hosted.published = hosted.news()  # unless it is unsaid while this is on its way
             try:
                 stale = set(await self._store.publish_sessions(self.engine, progress))
             except BaseException:

@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Protocol, assert_never
 
 from engine.compute_messages import (
-    Absent,
     Adopt,
     CheckpointMade,
     Command,
@@ -21,14 +20,11 @@ from engine.compute_messages import (
     ComputeEvent,
     Drop,
     Feed,
-    Frozen,
     InputsTaken,
     MigrationEvent,
     PartMade,
-    Reserved,
     Resided,
     SessionFailed,
-    Surveyed,
     Wish,
 )
 from engine.credit import Player, acknowledged, start_ms, subscribed
@@ -500,8 +496,10 @@ class Host:
 
     def _refuse(self, link: Link, request: LinkRequest, epoch: int, code: ErrorCode, why: str) -> None:
         id = request.id if isinstance(request, Pause | Resume | Stop) else None
-        of, is_watch = request.session, isinstance(request, Watch | Unwatch)
-        link.send(Refused(session=of, epoch=epoch, code=code, message=why, id=id, is_watch=is_watch))
+        is_watch = isinstance(request, Watch | Unwatch)
+        link.send(
+            Refused(session=request.session, epoch=epoch, code=code, message=why, id=id, is_watch=is_watch)
+        )
 
     # --- life --------------------------------------------------------------------------------------------
 
@@ -570,7 +568,7 @@ class Host:
         if isinstance(event, ComputeDied):
             self._fatal(event.error)
             return
-        if isinstance(event, Surveyed | Frozen | Absent | Reserved):
+        if isinstance(event, MigrationEvent):
             self.migration_event(event)
             return
         hosted = self.sessions.get(event.session)

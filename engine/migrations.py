@@ -140,9 +140,9 @@ class Migrations:
         if incoming is not None and incoming.command.migration_id == command.migration_id:
             incoming.decide(is_ours=False)
         sending = self._outgoing.get(command.session)
-        is_meant = sending is not None and sending[0].migration_id == command.migration_id
-        if sending is not None and is_meant and not sending[0].is_committing:
-            sending[1].cancel()
+        if sending is not None and sending[0].migration_id == command.migration_id:
+            if not sending[0].is_committing:
+                sending[1].cancel()
         hosted = self._host.sessions.get(command.session)
         if sending is None and incoming is None and hosted is None:
             self._ledger.reopen(command.session, command.epoch)  # Redis lost the commit

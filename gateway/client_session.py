@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -18,7 +17,7 @@ from websockets.asyncio.client import ClientConnection
 from gateway.client_chunks import ChunkAssembler
 from gateway.client_errors import ClientError, ConnectionLost, ServerError, SessionEnded
 from gateway.client_playback import Playhead
-from gateway.client_stream import Dial, OnPart, Stream, now_ms
+from gateway.client_stream import Dial, OnPart, Stream, new_id, now_ms
 from gateway.protocol import (
     Accepted,
     Ack,
@@ -94,7 +93,7 @@ class Session(Stream):
     ) -> asyncio.Future[Applied]:
         """Like `prompt`, but returns when the prompt is sure not to be lost, with a future of the rest."""
         check_prompt(text)
-        message = Prompt(text=text, transition=transition, blend_chunks=blend_chunks, id=_new_id())
+        message = Prompt(text=text, transition=transition, blend_chunks=blend_chunks, id=new_id())
         return await self._submit(message)
 
     async def hold(self, keys: Sequence[str] = (), axes: Mapping[str, float] | None = None) -> None:
@@ -106,16 +105,16 @@ class Session(Stream):
 
     async def reset(self, seed: int | None = None) -> Applied:
         """Forget the past, keep the prompt. Returns the first chunk of the new beginning."""
-        return await (await self._submit(Reset(seed=seed, id=_new_id())))
+        return await (await self._submit(Reset(seed=seed, id=new_id())))
 
     async def pause(self) -> None:
         """Make no more chunks for now."""
         self.playhead.pause(now_ms())
-        await self._submit(Pause(id=_new_id()))
+        await self._submit(Pause(id=new_id()))
 
     async def resume(self) -> None:
         """Go on after a pause."""
-        await self._submit(Resume(id=_new_id()))
+        await self._submit(Resume(id=new_id()))
         self.playhead.resume(now_ms())
 
     async def stop(self) -> None:
@@ -125,7 +124,7 @@ class Session(Stream):
         self._is_stopping = True
         with contextlib.suppress(SessionEnded, ConnectionLost, TimeoutError):
             async with asyncio.timeout(STOP_WITHIN_S):
-                await self._submit(Stop(id=_new_id()))
+                await self._submit(Stop(id=new_id()))
         await self.close()
 
     # --- what the server says -------------------------------------------------------------------------
@@ -244,7 +243,3 @@ def _fail(entry: _OpenInput, error: ClientError) -> None:
         if not future.done():
             future.set_exception(error)
             future.exception()  # it may be that nobody waits for this one
-
-
-def _new_id() -> str:
-    return secrets.token_hex(8)

@@ -55,7 +55,7 @@ from gateway.protocol import (
 from gateway.protocol import Session as SessionInfo
 from scheduler.messages import ErrorCode
 
-__all__ = ["MAX_QUEUED_CHUNKS", "MAX_QUEUED_EVENTS", "Dial", "Event", "OnPart", "Stream", "now_ms"]
+__all__ = ["MAX_QUEUED_CHUNKS", "MAX_QUEUED_EVENTS", "Dial", "Event", "OnPart", "Stream", "new_id", "now_ms"]
 
 log = logging.getLogger("turboserve.client")
 
@@ -230,7 +230,7 @@ class Stream(abc.ABC):
         self._socket, self._is_settled = socket, False
         codec = _codec(socket)
         with contextlib.suppress(ConnectionClosed):
-            self._opened_with = replace(self._next_opening(), id=secrets.token_hex(8))
+            self._opened_with = replace(self._next_opening(), id=new_id())
             await socket.send(codec.encode_control(self._opened_with))
             async for data in socket:
                 try:
@@ -359,6 +359,11 @@ class Stream(abc.ABC):
 
 def _codec(socket: ClientConnection) -> Codec:
     return CODECS[socket.subprotocol or JSON_SUBPROTOCOL]
+
+
+def new_id() -> str:
+    """Of a message: the server gives it back with its answer."""
+    return secrets.token_hex(8)
 
 
 def now_ms() -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import shutil
-import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from launch.config import CheckedModel, UpConfig
 from launch.doctor_problem import Advice, Problem
 from launch.gpus import visible_gpus
+from launch.ports import try_port
 
 if TYPE_CHECKING:
     from engine.models.base import CausalVideoModel
@@ -123,14 +123,10 @@ def check_room(config: UpConfig, chosen: CheckedModel, model: CausalVideoModel) 
 
 def check_port(config: UpConfig) -> str:
     """The gateway's. Engines take free ones. Raises Problem."""
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((config.host, config.port))
-        except OSError as exc:
-            raise Problem(
-                f"port {config.port} on {config.host} can't be used ({exc.strerror}): "
-                "choose another with --port"
-            ) from exc
+    try:
+        try_port(config.host, config.port)
+    except OSError as exc:
+        raise Problem(
+            f"port {config.port} on {config.host} can't be used ({exc.strerror}): choose another with --port"
+        ) from exc
     return f"{config.port} on {config.host} is free"

@@ -7,7 +7,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from launch.cluster import Cluster, Plan
 from launch.config import UpConfig
 from launch.console import Console
 from launch.gpus import visible_gpus
+from launch.ports import try_port
 from launch.processes import adopt_orphans
 from launch.run_file import DirectoryLock, DirectoryTaken, RunFile
 from launch.settings import SettingsError, Value, build
@@ -70,17 +70,13 @@ def _claim(directory: Path) -> DirectoryLock:
 
 def _check_port(host: str, port: int) -> None:
     """Refuse a port that the gateway could not listen on, before anything starts."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-            probe.listen(1)
-        except OSError as exc:
-            raise StartError(
-                f"port {port} on {host} can't be used ({exc.strerror}): stop what listens there, "
-                "or choose another with --port"
-            ) from exc
+    try:
+        try_port(host, port)
+    except OSError as exc:
+        raise StartError(
+            f"port {port} on {host} can't be used ({exc.strerror}): stop what listens there, "
+            "or choose another with --port"
+        ) from exc
 
 
 def _make_plan(values: Mapping[str, Value]) -> Plan:
