@@ -15,7 +15,11 @@ from itertools import pairwise
 from scheduler.policy.base import Sample
 
 RECENT_S = 10
-"""The rate of arrivals is that of so many seconds, so that a burst counts at once."""
+"""What the rate of arrivals is read from at least: so many seconds, in which a burst counts at once."""
+SPANS = 4
+"""Horizons that it is read from if they are more: who looks further ahead is misled by chance for longer."""
+SURPRISE = 2.0
+"""Standard deviations by which the last RECENT_S differ from those if that is no chance: they count alone."""
 MIN_SPAN_S = 5
 """One arrival in the first second of a window does not make a rate of one a second."""
 PRIOR_ACTIVE_S = 30.0
@@ -48,19 +52,30 @@ class Churn:
         return 1.0 / max(1e-6, active * self.stops + self.arrivals / max(1, engines))
 
 
-def churn(window: Sequence[Sample], now_s: int) -> Churn:
-    """What the window shows."""
-    return Churn(arrivals=arrival_rate(window, now_s), stops=stop_rate(window))
+def churn(window: Sequence[Sample], now_s: int, horizon_s: float = 0.0) -> Churn:
+    """What the window shows about the next horizon_s."""
+    return Churn(arrivals=arrival_rate(window, now_s, horizon_s), stops=stop_rate(window))
 
 
-def arrival_rate(window: Sequence[Sample], now_s: int) -> float:
+def arrival_rate(window: Sequence[Sample], now_s: int, horizon_s: float = 0.0) -> float:
     """Λ: sessions a second."""
     if not window:
         return 0.0
     known_s = now_s - window[0].at_s + 1
-    recent_s = min(RECENT_S, known_s)
-    first = bisect_right(window, now_s - recent_s, key=lambda sample: sample.at_s)
-    return sum(sample.arrivals for sample in window[first:]) / max(MIN_SPAN_S, recent_s)
+    recent_s, long_s = min(known_s, RECENT_S), min(known_s, max(RECENT_S, SPANS * horizon_s))
+    recent, rate = (
+        _arrivals(window, now_s - recent_s),
+        _arrivals(window, now_s - long_s) / max(MIN_SPAN_S, long_s),
+    )
+    usual = rate * recent_s
+    if abs(recent - usual) > SURPRISE * math.sqrt(max(1.0, usual)):
+        return recent / max(MIN_SPAN_S, recent_s)
+    return rate
+
+
+def _arrivals(window: Sequence[Sample], after_s: float) -> int:
+    first = bisect_right(window, after_s, key=lambda sample: sample.at_s)
+    return sum(sample.arrivals for sample in window[first:])
 
 
 def stop_rate(window: Sequence[Sample]) -> float:

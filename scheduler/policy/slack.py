@@ -49,11 +49,14 @@ class Slack:
     name: str = "slack"
     utilisation: float = 0.88
     """Share of a chunk's play time that predicted latency may take, on average, when engines are counted."""
-    margin: float = 2.0
-    """Standard deviations of the forecast for which there shall be slots: one time in forty there are not."""
-    keep: float = 3.0
-    """The same for engines that are there. More, because one that goes and is wanted again costs its start
-    twice: what it is paid for meanwhile, and those who wait for it. Three: next to never."""
+    margin: float = 3.0
+    """Standard deviations of the forecast for which there shall be slots when engines start fast."""
+    turnover: float = 2.5
+    """How much fewer the more of the slots in use are given back while an engine starts (μh): who waits gets
+    one of those long before, and a margin is paid for all the time: margin / (1 + turnover · μh)."""
+    keep: float = 1.0
+    """Deviations more for engines that are there: one that goes and is wanted again costs its start twice,
+    what it is paid for meanwhile, and those who wait for it."""
     forecasts: bool = True
     """False: size for the demand of this moment."""
     heeds_players: bool = True
@@ -71,7 +74,7 @@ class Slack:
         """See `Policy`."""
         memory = note_lives(memory, changes.ages_ms)
         memory = note_demand(view, changes, memory, now_ms, config.model)
-        rates = churn(memory.window, now_ms // 1000)
+        rates = churn(memory.window, now_ms // 1000, memory.start_ms / 1000)
         slack_ms, ids = view.sessions["slack_ms"], view.sessions.ids
         return plan_scaled(
             view,
@@ -91,7 +94,7 @@ class Slack:
     def _target(self, board: Board, memory: Memory, rates: Churn, config: SchedulerConfig) -> int:
         """Engines wanted: at least so many that all of now and `margin` find slots, and that latency stays
         within `utilisation` for those of now who are still there when an engine is ready; of those that there
-        are, not fewer than keep it so for all of now, and find slots for `keep`."""
+        are, not fewer than keep it so for all of now, and find slots for `keep` more."""
         demand, engines = demand_of(board.view, config.model), board.view.engines
         rows = np.flatnonzero(board.usable)
         if not len(rows):
@@ -100,11 +103,13 @@ class Slack:
         now = _count(in_time, demand)
         if not self.forecasts or memory.start_ms <= 0:
             return now
-        coming = forecast(rates, demand, memory.start_ms / 1000)
+        start_s = memory.start_ms / 1000
+        coming = forecast(rates, demand, start_s)
+        margin = self.margin / (1.0 + self.turnover * rates.stops * start_s)
         slots = _tally(engines["capacity"][rows])
-        out = _count(slots, max(demand, coming.mean + self.margin * coming.deviation))
+        out = _count(slots, max(demand, coming.mean + margin * coming.deviation))
         out = max(out, _count(in_time, coming.staying))
-        keep = max(now, _count(slots, coming.mean + self.keep * coming.deviation))
+        keep = max(now, _count(slots, coming.mean + (margin + self.keep) * coming.deviation))
         going = engines["drain_ordered"] | board.view.is_state(EngineState.DRAINING)
         return max(out, min(keep, len(engines) - int(np.count_nonzero(going))))
 

@@ -44,6 +44,23 @@ def test_arrival_rate(arrivals: list[int], rate: float) -> None:
     assert arrival_rate(samples, len(arrivals) - 1) == pytest.approx(rate)
 
 
+@pytest.mark.parametrize(
+    ("recent", "horizon_s", "rate"),
+    [
+        (30, 2.5, 3.0),  # ahead by a quarter of what is looked at in any case
+        (23, 10.0, 83 / 40),  # chance, in the mean of 40 s
+        (40, 10.0, 4.0),  # a burst
+        (0, 10.0, 0.0),  # and its end
+        (23, 60.0, 123 / 60),  # no more than is known
+    ],
+)
+def test_who_looks_further_ahead_looks_further_back(recent: int, horizon_s: float, rate: float) -> None:
+    """Two arrivals a second for 50 s, then so many in ten seconds, which count alone if that is no chance."""
+    spread = [recent * (n + 1) // RECENT_S - recent * n // RECENT_S for n in range(RECENT_S)]
+    samples = window(*((0, new) for new in [2] * 50 + spread))
+    assert arrival_rate(samples, 59, horizon_s) == pytest.approx(rate)
+
+
 def test_stops_are_what_arrivals_do_not_explain() -> None:
     """Ten active sessions for 100 s, one stops each second and one starts."""
     rate = stop_rate(window(*[(10, 1)] * 101))

@@ -181,6 +181,18 @@ def test_engines_are_asked_for_before_they_are_needed() -> None:
     assert slow_start > with_forecast
 
 
+@pytest.mark.parametrize(
+    ("start_s", "turnover", "engines"), [(3, 0.0, 13), (3, 2.5, 12), (20, 0.0, 15), (20, 2.5, 12)]
+)
+def test_spare_slots_are_fewer_where_slots_come_free_before_an_engine(
+    start_s: int, turnover: float, engines: int
+) -> None:
+    """Forty sessions, two come and two stop each second. In 20 s less is certain than in 3 s, but no more is
+    kept ready: who waits gets the slot of one that stops."""
+    memory = Memory(window=samples(*[40] * 60, arrivals=2), start_ms=1_000.0 * start_s)
+    assert wanted(Slack(turnover=turnover), cluster(*[4] * 10), memory) == engines
+
+
 def test_engines_that_are_ready_at_once_are_not_asked_for_ahead() -> None:
     """One start that took no time is enough to know it."""
     records, rising = cluster(3, 3), Memory(window=samples(0, 2, 4, arrivals=2))
@@ -203,7 +215,7 @@ def test_starts_that_differ_are_averaged() -> None:
 @pytest.mark.parametrize(("engines", "change"), [(3, 1), (4, 0), (5, 0), (6, -1), (8, -3)])
 def test_engines_that_are_there_are_kept_for_more_than_is_asked_for(engines: int, change: int) -> None:
     """Ten sessions, of which one in two seconds is replaced by another: in ten seconds there will be ten,
-    give or take two and a half. Slots for fifteen are asked for, and those for eighteen kept."""
+    give or take two and a half. Slots for thirteen are asked for, and those for sixteen kept."""
     window = tuple(Sample(at_s=NOW_S - 60 + n, demand=10, arrivals=n % 2) for n in range(60))
     records = cluster(4, 4, 2, *[0] * (engines - 3))
     view = world(*records, desired=tuple(r.id for r in records if isinstance(r, EngineRecord)))
