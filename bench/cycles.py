@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from bench.stats import machine, print_json, print_table
-from engine.compute_messages import Offload, Resided, Restore
+from engine.compute_messages import Offload, Resided, Restore, Survey
 from scheduler.messages import Residence, SessionId
 from tests.engine.harness import Bench
 
@@ -40,7 +40,7 @@ RESUME_EVERY = 6
 """Openings."""
 MAX_SLOPE = 0.02
 PLACES = (Residence.RESIDENT, Residence.OFFLOADED, Residence.STORED)
-NUDGE = Restore(session=SessionId("s_unknown"), epoch=1)
+NUDGE = Survey(session=SessionId("s_unknown"), epoch=1)
 """It is answered, whatever else there is to do, and with that a step never rests until something happens."""
 
 
@@ -74,11 +74,7 @@ def settle(bench: Bench) -> None:
 
 def forget(bench: Bench, moves: Counter[Residence]) -> None:
     """Count where sessions went, and drop the harness's own notes, which would grow."""
-    moves.update(
-        event.residence
-        for event in bench.events
-        if isinstance(event, Resided) and event.session != NUDGE.session
-    )
+    moves.update(event.residence for event in bench.events if isinstance(event, Resided))
     for notes in (bench.events, bench.model.batches, bench.model.latents, bench.model.frames):
         notes.clear()
 

@@ -207,10 +207,7 @@ class Residents:
                     frame=command.frame,
                 )
             )
-        elif in_slot and session not in self._line:
-            self._emit(
-                Resided(session=session, epoch=epoch, residence=Residence.STORED)
-            )  # forgotten meanwhile
+        # Else it was forgotten meanwhile, and that has been said.
 
     def note_encoded(self, session: SessionId, epoch: int, seq: int) -> None:
         """A chunk has left the encoder."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engine.compute import ComputeLoop
 from engine.compute_messages import (
+    Absent,
     CheckpointMade,
     ComputeEvent,
     Drop,
@@ -135,7 +136,7 @@ class Bench:
 
     def _note(self, event: ComputeEvent) -> None:
         self.events.append(event)
-        if isinstance(event, Resided):
+        if isinstance(event, Resided | Absent):
             # Or the step would rest, when the test waits for this and nothing else.
             self.loop._boundary._wake.set()
 
