@@ -1,4 +1,5 @@
-"""Where the frames begin and end in what a client or an engine sends, RFC 6455, 5.2. Pure.
+"""WebSocket frames, RFC 6455, 5.2: where they begin and end in what a client or an engine sends, and those
+that go to an engine. Pure, but for `draw_masks`.
 
 Checks nothing: whether a frame is allowed is for `websockets` to say. But what a gateway reads all the time
 are messages in one frame, small ones of clients (acks) and large ones of engines (chunks). Those cost it less
@@ -7,14 +8,21 @@ than half with `payload_of` and `message_of`, and large ones are copied once, no
 
 from __future__ import annotations
 
+import secrets
+import struct
 from collections.abc import Iterator
+from typing import Final
 
-from websockets.utils import apply_mask
+try:
+    from websockets.speedups import apply_mask
+except ImportError:  # not built here
+    from websockets.utils import apply_mask
 
 _WHOLE_MESSAGES = (0x81, 0x82)
 """First byte of a text and of a binary message in one frame, no extension bit set."""
 _SMALL = range(0x80, 0x80 + 126)
 """Second byte of a masked frame whose length is in it."""
+_MASKS_DRAWN: Final = 1024
 _LENGTH_BYTES = {126: 2, 127: 8}
 """By the second byte of a frame that is not masked: how many behind it tell the length."""
 
@@ -85,3 +93,22 @@ def message_of(frame: bytes) -> memoryview | None:
 
 def is_text(frame: bytes) -> bool:
     return frame[0] & 0x0F == 1
+
+
+def draw_masks() -> Iterator[bytes]:
+    """Masks without end, which nobody can predict, as clients need them; from few calls of the system."""
+    while True:
+        drawn = secrets.token_bytes(4 * _MASKS_DRAWN)
+        yield from (drawn[at : at + 4] for at in range(0, len(drawn), 4))
+
+
+def masked_text(message: bytes, mask: bytes) -> bytes:
+    """A text message as one frame of a client."""
+    length = len(message)
+    if length < 126:
+        head = bytes((0x81, 0x80 | length))
+    elif length < 1 << 16:
+        head = struct.pack("!BBH", 0x81, 0x80 | 126, length)
+    else:
+        head = struct.pack("!BBQ", 0x81, 0x80 | 127, length)
+    return b"".join((head, mask, apply_mask(message, mask)))

@@ -21,7 +21,7 @@ from websockets.exceptions import WebSocketException
 from websockets.frames import Frame, Opcode
 from websockets.protocol import Event, State
 
-from gateway.frames import FrameCutter, is_text, message_of
+from gateway.frames import FrameCutter, draw_masks, is_text, masked_text, message_of
 from scheduler.messages import (
     LINK_REPLIES,
     MAX_LINK_MESSAGE_BYTES,
@@ -128,6 +128,7 @@ class EngineLink:
         self._secret = secret
         self._followers: dict[SessionId, set[Follower]] = {}
         self._connection: ClientConnection | None = None
+        self._masks = draw_masks()
         self._waiting: list[bytes] = []
         """Frames for the next write."""
         self._write_timer: asyncio.TimerHandle | None = None
@@ -162,7 +163,7 @@ class EngineLink:
         """Send a request; dropped while the link is down, because a new link starts with subscriptions."""
         if not self.is_up():
             return
-        self._waiting.append(Frame(Opcode.TEXT, encode_json(request)).serialize(mask=True))
+        self._waiting.append(masked_text(encode_json(request), next(self._masks)))
         if not isinstance(request, Credit):
             self._write()
         elif self._write_timer is None:

@@ -18,6 +18,7 @@ from enum import IntEnum
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, get_args
 
 import msgpack
+import orjson
 
 from scheduler.messages import (
     MAX_PROMPT_CHARS,
@@ -510,7 +511,6 @@ def _load_json(data: str | bytes) -> object:
 
 
 _JSON_IN = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
-_JSON_OUT = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def _load_msgpack(data: bytes | memoryview) -> object:
@@ -536,7 +536,7 @@ def _no_ext(code: int, data: bytes) -> object:
 
 
 def _dump_json(message: Message) -> bytes:
-    return _JSON_OUT.encode(encode(message)).encode()
+    return orjson.dumps(encode(message))
 
 
 def _dump_msgpack(message: Message) -> bytes:

@@ -1,4 +1,4 @@
-"""Domain words and every message that crosses a process boundary inside a cluster (stdlib only).
+"""Domain words and every message that crosses a process boundary inside a cluster.
 
 Groups, each closed by a union and a decode table:
 
@@ -12,12 +12,13 @@ The wire between a client and a gateway is public and lives in `gateway/protocol
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, StrEnum
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, ClassVar, Literal, TypeVar, get_args
+
+import orjson
 
 # Re-exported: this is the one module of ours that gateway and engine share.
 from scheduler.domain import CODECS as CODECS
@@ -563,19 +564,18 @@ LINK_REPLIES: Mapping[str, type[LinkReply]] = {c.type: c for c in get_args(LinkR
 
 M = TypeVar("M")
 Bytes = bytes | bytearray | memoryview
-_JSON_OUT = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 
 
 def encode_json(message: Message) -> bytes:
     """A message as compact JSON."""
-    return _JSON_OUT.encode(encode(message)).encode()
+    return orjson.dumps(encode(message))
 
 
 def decode_json(table: Mapping[str, type[M]], data: Bytes | str) -> M:
     """The inverse. Raises DecodeError, also for what is not JSON in UTF-8."""
     try:
-        parsed: Any = json.loads(data if isinstance(data, str) else str(data, "utf-8"))
-    except (ValueError, RecursionError):
+        parsed = orjson.loads(data)
+    except ValueError:
         raise DecodeError("not valid JSON") from None
     return decode(table, parsed)
 

@@ -306,7 +306,7 @@ def _check_scalar(name: str, annotation: Any, value: object) -> object:
         return value if isinstance(value, int) and abs(value) < 2**63 else number
     if annotation is int and isinstance(value, float) and value.is_integer():
         value = int(value)  # JavaScript has one number type
-    if annotation is int and isinstance(value, int) and not -(2**63) <= value < 2**63:
+    if annotation is int and isinstance(value, int) and abs(value) >= 2**63:  # orjson rounds them down to it
         raise DecodeError(f"field {name!r} must be an integer of 64 bits")
     if annotation is int and isinstance(value, bool) or not isinstance(value, annotation):
         wanted = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import struct
 from dataclasses import replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
@@ -14,7 +15,7 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.utils import apply_mask
 
-from gateway.frames import FrameCutter, message_of, payload_of
+from gateway.frames import FrameCutter, draw_masks, masked_text, message_of, payload_of
 from gateway.websocket import SocketLimits, WebSocket
 
 MAX_BYTES = 64 * 1024
@@ -100,6 +101,20 @@ def test_only_whole_messages_that_are_not_masked_are_taken_from_engines() -> Non
     for frame in (replace(taken, fin=False), replace(taken, rsv1=True), Frame(Opcode.PING, b"x")):
         assert message_of(raw(frame, mask=False)) is None
     assert message_of(raw(taken)) is None
+
+
+@pytest.mark.parametrize("length", [0, 1, 125, 126, 65_535, 65_536])
+def test_requests_are_the_frames_that_websockets_would_write(length: int) -> None:
+    """Of any length."""
+    text = b"x" * length
+    assert masked_text(text, MASK) == raw(Frame(Opcode.TEXT, text))
+
+
+def test_masks_differ_also_where_new_ones_are_drawn() -> None:
+    """Four bytes each; by chance two of three thousand may be equal once in a thousand runs, not three."""
+    masks = list(islice(draw_masks(), 3_000))
+    assert {len(mask) for mask in masks} == {4}
+    assert len(set(masks)) > 2_997
 
 
 def test_only_whole_masked_small_messages_are_taken() -> None:
