@@ -133,7 +133,8 @@ class ClientConnection:
                 self._count_ack(message)
             else:
                 self._do(outputs)
-        if self.machine.is_identified():  # else bad messages would keep the place of nobody for ever
+        # Not before, or bad messages would keep the place of nobody for ever.
+        if self._silence is not None and self.machine.is_identified():
             self._cancel_silence()
 
     def receive_lost(self) -> None:
@@ -231,15 +232,15 @@ class ClientConnection:
                     self._socket.send_pieces(self._codec.encode_media_head(header), payload)
                 if self._take is not None:
                     self._take.add(header, payload)
+            case Ask(request=request):
+                if self._followed is not None and not self._is_watched_by_others(request):
+                    self._hub.relay.send(self._followed[0], request)
             case Close(code=code, reason=reason):
                 self._close(code, reason)
             case Follow(engine=engine):
                 self._follow(engine)
             case Unfollow():
                 self._unfollow()
-            case Ask(request=request):
-                if self._followed is not None and not self._is_watched_by_others(request):
-                    self._hub.relay.send(self._followed[0], request)
             case Forget():
                 self._hub.forgetter.push(output)
             case CreateSession() | TakeControl() | AppendInput() | SetPaused() | EndSession() | LoadSession():

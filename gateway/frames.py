@@ -40,6 +40,10 @@ class FrameCutter:
         self._owed = 0
         """Bytes of the frame under way that are still to come."""
 
+    def is_small(self, data: bytes) -> bool:
+        """Is this all of a small masked frame, as an ack mostly comes? Then it need not be cut."""
+        return not (self._owed or self._head) and len(data) > 6 and len(data) == (data[1] ^ 0x80) + 6
+
     def cut(self, data: bytes) -> Iterator[tuple[bytes, bool]]:
         """(bytes, are they exactly one frame?): all of the stream, in order, never of two frames in one."""
         if self._head:

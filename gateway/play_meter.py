@@ -32,7 +32,7 @@ class PlayMeter:
 
     def receive_ack(self, seq: int, buffer_ms: float, now_ms: float) -> tuple[float, float]:
         """(ms played, ms stalled) since the ack before."""
-        end_ms = next((end_ms for known, end_ms in reversed(self._ends) if known == seq), None)
+        end_ms = self._end_of(seq)
         if end_ms is None:
             return 0.0, 0.0
         held_ms = max(0.0, buffer_ms)
@@ -44,3 +44,9 @@ class PlayMeter:
             return passed_ms, 0.0
         played_ms = min(passed_ms, max(0.0, end_ms - held_ms - before[1]))
         return played_ms, passed_ms - played_ms
+
+    def _end_of(self, seq: int) -> float | None:
+        for known, end_ms in reversed(self._ends):  # it is one of the newest
+            if known == seq:
+                return end_ms
+        return None

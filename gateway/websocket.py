@@ -143,6 +143,8 @@ class WebSocket:
     # --- called by the listener ---
 
     def receive_data(self, data: bytes) -> None:
+        if self._cutter.is_small(data) and self._take_small(data):
+            return
         for piece, is_frame in self._cutter.cut(data):
             if not (is_frame and self._take_small(piece)):
                 self._protocol.receive_data(piece)
