@@ -1,0 +1,115 @@
+"""`slack` against `turboserve` in the simulator, both free on 1 to N engines: means, extremes, seeds apart.
+
+Every family with every seed at every size. Cases in which numbers of `slack` were chosen (TUNED, with seed 0)
+stand apart.
+
+    higher, more    cases where `slack` is above `turboserve` by more than TIE in worst chunk, in cost
+    both            cases where it is above in neither
+    seeds           the means of each seed on its own: what differs between them is noise
+
+Run: .venv/bin/python -m bench.versus [--sizes 8 16] [--seeds 3] [--profiles paper ...] [--seconds 600]
+     [--workers 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import groupby
+from statistics import fmean
+from typing import Any
+
+from bench.stats import machine, print_json, print_table
+from launch.evaluation.grid import OURS, Case, cases, ours_job, run_job
+from scheduler.sim.generate import FAMILIES
+from scheduler.sim.profile import PROFILES
+
+TUNED = ("demo", "diurnal", "thundering")
+TIE = 0.02
+FIGURES = {"worst chunk": "worst_chunk_ms", "engine-seconds": "cost_engine_s", "TTFC p99": "ttfc_ms.p99"}
+
+Numbers = Mapping[str, float | int | None]
+Pair = tuple[Case, Mapping[str, Numbers]]
+"""A case and what each of ours did in it."""
+
+
+def run_case(case: Case) -> Pair:
+    return case, {policy: run_job(ours_job(case, policy)) for policy in OURS}
+
+
+def changes(pairs: Sequence[Pair], figure: str) -> list[float]:
+    """`slack` over `turboserve` − 1 of each case."""
+    return [
+        _number(results, "slack", figure) / _number(results, "turboserve", figure) - 1.0
+        for _, results in pairs
+    ]
+
+
+def row(name: str, pairs: Sequence[Pair]) -> list[object]:
+    """One line of the table."""
+    found: dict[str, list[float]] = {label: changes(pairs, figure) for label, figure in FIGURES.items()}
+    worst, cost = found["worst chunk"], found["engine-seconds"]
+    cells: list[object] = [name, len(pairs)]
+    for label, values in found.items():
+        cells.append(f"{fmean(values):+.1%} ({min(values):+.1%} … {max(values):+.1%})")
+        if label != "TTFC p99":
+            cells.append(sum(value > TIE for value in values))
+    cells.append(sum(max(pair) <= TIE for pair in zip(worst, cost, strict=True)))
+    for figure, mean in (("cpr.mean", fmean), ("suffering", sum)):
+        of = [
+            mean([_number(results, policy, figure) for _, results in pairs])
+            for policy in ("turboserve", "slack")
+        ]
+        cells.append(" → ".join(f"{value:.4f}" if figure == "cpr.mean" else f"{value:.0f}" for value in of))
+    cells.append(f"{min(_number(results, 'slack', 'cpr.mean') for _, results in pairs):.4f}")
+    return cells
+
+
+def _number(results: Mapping[str, Numbers], policy: str, figure: str) -> float:
+    value = results[policy][figure]
+    assert value is not None, f"{policy} served nobody"
+    return float(value)
+
+
+def is_tuned(pair: Pair) -> bool:
+    return pair[0].family in TUNED and pair[0].seed == 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sizes", type=int, nargs="+", default=[8, 16])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--profiles", nargs="+", choices=PROFILES, default=list(PROFILES))
+    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    wanted = cases(list(FAMILIES), options.sizes, options.profiles, 0, options.seeds, options.seconds)
+    with ProcessPoolExecutor(options.workers) as pool:
+        pairs = list(pool.map(run_case, wanted))
+    rows: list[list[object]] = []
+    spread: list[list[object]] = []
+    summary: dict[str, Any] = {}
+    for (profile, size), group in groupby(pairs, key=lambda pair: (pair[0].profile, pair[0].size)):
+        name, members = f"`{profile}`, size {size}", list(group)
+        for label, some in (
+            ("tuning", [pair for pair in members if is_tuned(pair)]),
+            ("test", [pair for pair in members if not is_tuned(pair)]),
+        ):
+            if some:
+                rows.append(row(f"{name}, {label}", some))
+        by_seed = [[p for p in members if p[0].seed == seed] for seed in range(options.seeds)]
+        means = {label: [fmean(changes(of, figure)) for of in by_seed] for label, figure in FIGURES.items()}
+        spread.append([name, *(" / ".join(f"{value:+.1%}" for value in values) for values in means.values())])
+        summary[name] = {label: [round(value, 4) for value in values] for label, values in means.items()}
+    print(f"machine: {machine()}; simulated, load changes no figure")
+    head = ["profile", "cases", "worst chunk", "higher", "engine-seconds", "more", "TTFC p99", "both"]
+    print_table([*head, "CPR mean", "sessions that stall", "least CPR"], rows)
+    print_table(["seeds", *FIGURES], spread)
+    print_json({"bench": "versus", "seeds": options.seeds, "means_by_seed": summary})
+
+
+if __name__ == "__main__":
+    main()
