@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from gateway.chunk_trace import MAX_OPEN, ChunkTrace, Span, Way
 from gateway.config import GatewayConfig
-from gateway.tracing import make_tracing
+from gateway.tracing import Tracing, make_tracing
 from scheduler.messages import SessionId, Stats
 from tests.gateway.scripted_engine import make_part
 
@@ -72,10 +72,7 @@ def test_a_share_without_the_package_is_an_error(monkeypatch: pytest.MonkeyPatch
 
 def test_spans_reach_an_exporter() -> None:
     """One trace: the whole is the parent of its parts."""
-    memory: Any = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
-    from gateway.tracing import Tracing
-
-    exporter = memory.InMemorySpanExporter()
+    exporter = InMemorySpanExporter()
     tracing = Tracing(1.0, "g_1", exporter)
     whole, part = Span(name="chunk", start_ms=0, end_ms=5), Span(name="relay", start_ms=1, end_ms=2)
     tracing.export([Way(whole=whole, spans=(part,), attributes={"turboserve.seq": 3})])
