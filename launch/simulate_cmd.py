@@ -38,6 +38,7 @@ SHOWN = (
     "cost_engine_s",
     "max_engines",
     "migrations",
+    "deaths",
     "rebuilds",
     "chunks",
     "plans",

@@ -176,7 +176,7 @@ def _oracle(found: Findings) -> Table:
 
 
 def _worlds(found: Findings) -> Table:
-    names = ("worst_chunk_ms", "ttfc_ms.p99", "cpr.mean", "cpr.min", "suffering", "stalled_s", "rebuilds")
+    names = ("worst_chunk_ms", "ttfc_ms.p99", "cpr.mean", "cpr.min", "suffering", "stalled_s", "deaths")
     rows = []
     for world in WORLDS:
         for policy in (*OURS, "fixed"):

@@ -8,11 +8,18 @@ __all__ = ["draw_failures"]
 
 
 def draw_failures(
-    seed: int, mtbf_s: float | None, duration_s: float, engines: int
+    seed: int, mtbf_s: float | None, duration_s: float, slots: int
 ) -> tuple[tuple[float, int], ...]:
-    """Deaths of engines, each of which lives mtbf_s on average."""
+    """(seconds, slot) of deaths: what is in a slot lives mtbf_s on average. None: nobody dies.
+
+    A slot that is empty then has nobody who dies, so deaths per engine-second do not depend on how many of the
+    slots are in use. The deaths of a slot do not depend on how many slots there are.
+    """
     if mtbf_s is None:
         return ()
-    rng = np.random.default_rng(seed)
-    number = rng.poisson(duration_s * engines / mtbf_s)
-    return tuple(sorted((float(rng.uniform(0, duration_s)), int(rng.integers(4_096))) for _ in range(number)))
+    deaths = []
+    for slot in range(slots):
+        rng = np.random.default_rng((seed, slot))
+        number = rng.poisson(duration_s / mtbf_s)
+        deaths += [(float(at_s), slot) for at_s in rng.uniform(0, duration_s, number)]
+    return tuple(sorted(deaths))

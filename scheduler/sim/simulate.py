@@ -43,7 +43,7 @@ class Scenario:
     speeds: tuple[float, ...] = (1.0,)
     """Of engines in the order of their start, again and again."""
     failures_s: tuple[tuple[float, int], ...] = ()
-    """(seconds, n): the n-th ready engine by id, modulo their number, dies unheard."""
+    """(seconds, n): the n-th ready engine by id, from 0, dies unheard; nobody does if there are fewer."""
     react_ms: float = 1.0
     """From an event to the plan that knows of it, when none is being made."""
     plan_ms: float = 1.0
@@ -99,6 +99,8 @@ class Result:
     """(seconds, engines that cost from then on)."""
     moments: list[Moment] = field(default_factory=list)
     migrations: int = 0
+    deaths: int = 0
+    """Of engines."""
     rebuilds: int = 0
     refused: int = 0
     plans: int = 0
@@ -131,6 +133,7 @@ class Result:
             "suffering": self.suffering,
             "stalled_s": round(self.stalled_s, 1),
             "max_engines": max((n for _, n in self.budget), default=0),
+            "deaths": self.deaths,
             "rebuilds": self.rebuilds,
             "refused": self.refused,
             "plans": self.plans,
@@ -167,8 +170,8 @@ class Simulation:
         # Ready when the trace begins, but they started before it as any does, and the scheduler saw that.
         cluster.starts_ms[:] = [round(engine.profile.start_ms) for engine in cluster.engines.values()]
         cluster.agenda.add(START_MS, TICK)
-        for at_s, number in scenario.failures_s:
-            cluster.agenda.add(START_MS + 1000.0 * at_s, FAIL, number)
+        for at_s, slot in scenario.failures_s:
+            cluster.agenda.add(START_MS + 1000.0 * at_s, FAIL, slot)
         self._end_ms = START_MS + 1000.0 * trace.duration_s
         self._next_event(0)
 
@@ -270,15 +273,16 @@ class Simulation:
                 pass  # it changes the picture, and costs what a chunk costs
         self._next_event(number + 1)
 
-    def _fail(self, number: int) -> None:
+    def _fail(self, slot: int) -> None:
         cluster = self.cluster
         ready = [
             id
             for id in sorted(cluster.engines)
             if cluster.records[id].state is EngineState.READY and not cluster.engines[id].is_dead
         ]
-        if ready:
-            cluster.die(cluster.engines[ready[number % len(ready)]])
+        if slot < len(ready):
+            cluster.die(cluster.engines[ready[slot]])
+            self._result.deaths += 1
 
     # --- the control loop
 

@@ -15,6 +15,8 @@ from scheduler.messages import EngineId, SessionId
 from scheduler.policy.base import DrainEngine, Place
 from scheduler.policy.registry import ALL
 from scheduler.sim.cluster import OPENED, START_MS, SimCluster
+from scheduler.sim.failures import draw_failures
+from scheduler.sim.generate import generate
 from scheduler.sim.profile import PROFILES, Profile
 from scheduler.sim.simulate import Result, Scenario, Simulation, simulate
 from scheduler.trace import EventKind, Trace, TraceEvent
@@ -147,6 +149,33 @@ def test_a_dead_engine_is_noticed_and_its_session_rebuilt() -> None:
     assert result.stalled_s == pytest.approx((4_509.0 - 2_507.0) / 1000)
     # The dead engine costs until it is given up, its replacement from two plans later on.
     assert result.engine_s == pytest.approx(10.0 + 3.502 + (10.0 - 3.504))
+
+
+def test_a_death_in_an_empty_slot_kills_nobody() -> None:
+    """The second of one engine."""
+    events = trace((0, "a", "arrive"), (10, "a", "depart"))
+    assert [run(events, "fixed", (1, 1), failures_s=((1.2, slot),)).deaths for slot in (0, 1)] == [1, 0]
+
+
+def test_whoever_has_fewer_engines_has_as_many_deaths_per_engine_second() -> None:
+    """Engines that live 40 s, with as many of eight as `slack` wants, and with all."""
+    load = generate("steady", seed=1, duration_s=1_200.0, intensity=0.2)
+    rates, engine_s = [], []
+    for policy, low in (("fixed", 8), ("slack", 1)):
+        drawn = [draw_failures(seed, 40.0, 1_200.0, 8) for seed in (0, 1)]
+        results = [run(load, policy, (low, 8), PROFILES["paper"], failures_s=failures) for failures in drawn]
+        engine_s.append(sum(result.engine_s for result in results))
+        rates.append(sum(result.deaths for result in results) / engine_s[-1])
+    assert engine_s[1] < 0.5 * engine_s[0]
+    assert rates[1] == pytest.approx(rates[0], rel=0.15)
+
+
+def test_deaths_are_drawn_by_slot() -> None:
+    """The same seed gives the same, another another, and more slots only add theirs."""
+    few, many = (draw_failures(5, 100.0, 1_000.0, slots) for slots in (4, 8))
+    assert few == draw_failures(5, 100.0, 1_000.0, 4) != draw_failures(6, 100.0, 1_000.0, 4)
+    assert few == tuple(death for death in many if death[1] < 4)
+    assert draw_failures(5, None, 1_000.0, 4) == ()
 
 
 def test_an_engine_that_drains_is_still_heard() -> None:
