@@ -77,7 +77,7 @@ async def test_other_paths_are_not_found(server: LinkServer) -> None:
     assert refusal.value.response.status_code == 404
 
 
-@pytest.mark.parametrize("data", ["{", '{"type":"nope"}', '{"type":"pause"}', b"\x00\x01"])
+@pytest.mark.parametrize("data", ["{", '{"type":"pause"}', b"\x00\x01"])
 async def test_nonsense_closes_the_link(server: LinkServer, inbox: Inbox, data: str | bytes) -> None:
     """A peer that does not speak the protocol is cut with 1002."""
     client = await LinkClient.open(server.url)
@@ -86,6 +86,15 @@ async def test_nonsense_closes_the_link(server: LinkServer, inbox: Inbox, data: 
         await client.receive()
     assert closed.value.rcvd is not None and closed.value.rcvd.code == 1002
     await inbox.lost.get()
+
+
+async def test_a_request_that_only_newer_gateways_know_is_left_out(server: LinkServer, inbox: Inbox) -> None:
+    """The link, which has many sessions, goes on."""
+    client = await LinkClient.open(server.url)
+    await client.socket.send('{"type":"nope"}')
+    await client.send(Pause(session=S1, controller_epoch=1))
+    assert (await inbox.requests.get())[1] == Pause(session=S1, controller_epoch=1)
+    await client.close()
 
 
 async def test_an_oversize_request_closes_the_link(server: LinkServer, inbox: Inbox) -> None:

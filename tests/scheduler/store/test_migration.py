@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from scheduler.messages import (
     EngineCommand,
     EngineId,
     MigrateSession,
+    ModelInfo,
     OpenSession,
     Phase,
     ReceiveSession,
@@ -24,9 +26,11 @@ ID = "m_0000000000000001"
 LIMIT_MS = 60_000
 
 
-async def enter(store: Store, engine: EngineId, *, capacity: int = 4, transfer: str = "h:2") -> None:
+async def enter(
+    store: Store, engine: EngineId, *, capacity: int = 4, transfer: str = "h:2", model: ModelInfo = MODEL
+) -> None:
     await store.register_engine(
-        engine, url="ws://h:1/link", model=MODEL, capacity=capacity, transfer=transfer
+        engine, url="ws://h:1/link", model=model, capacity=capacity, transfer=transfer
     )
 
 
@@ -194,6 +198,9 @@ async def test_what_can_not_be_migrated(store: Store) -> None:
     with pytest.raises(PlacementRefused, match=refusals[0]):
         await begin(store, term, epoch)
     await enter(store, E1, transfer="h:1")
+    await enter(store, E2, model=replace(MODEL, weights_hash="01"))
+    with pytest.raises(PlacementRefused, match="other weights"):
+        await begin(store, term, epoch)
     await store.drain_engine(E2, term=term, reason="")
     with pytest.raises(PlacementRefused, match=refusals[1]):
         await begin(store, term, epoch)
