@@ -114,11 +114,12 @@ def _timestamp_s(text: str) -> float:
 
 
 def _read_burstgpt(lines: Iterable[str]) -> list[Request]:
-    """CSV: Timestamp in seconds, Response tokens, perhaps a Session ID."""
-    return [
+    """CSV: Timestamp in seconds, Response tokens, perhaps a Session ID. No tokens: the request failed."""
+    requests = (
         Request(float(row["Timestamp"]), float(row["Response tokens"]), row.get("Session ID") or "")
         for row in csv.DictReader(lines)
-    ]
+    )
+    return [request for request in requests if request.tokens > 0]
 
 
 FORMATS: Final[Mapping[str, Callable[[Iterable[str]], list[Request]]]] = {

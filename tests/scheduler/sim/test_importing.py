@@ -7,7 +7,7 @@ import json
 import pytest
 
 from scheduler.sim.importing import import_trace
-from scheduler.trace import Trace, TraceError
+from scheduler.trace import EventKind, Trace, TraceError
 
 
 def short(trace: Trace) -> list[tuple[float, str, str]]:
@@ -57,6 +57,18 @@ def test_burstgpt_csv() -> None:
         (41.0, "7", "idle"),
         (43.0, "7", "depart"),
     ]
+
+
+def test_failed_requests_are_no_sessions() -> None:
+    """BurstGPT gives them no response tokens. A trace of nothing else has no requests."""
+    head = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type"
+    failed = "5,GPT-4,100,0,100,API log"
+    trace = import_trace("burstgpt", [head, failed, "45,GPT-4,100,20,120,API log"])
+    assert [(event.t, event.session) for event in trace.events if event.event is EventKind.ARRIVE] == [
+        (0.0, "r000000")
+    ]
+    with pytest.raises(TraceError, match="no requests"):
+        import_trace("burstgpt", [head, failed])
 
 
 def test_another_file_is_refused() -> None:
