@@ -5,9 +5,11 @@ chunk follows another within what it plays, or within L where that is longer, an
 time may be cut off. Video made ahead in one active time counts in the next, so chunks are summed over a
 session's life and rounded up there. A chunk of n sessions' passes occupies an engine for t(n)/n per pass, and
 its passes take L altogether at most: the cheapest mix of batches within that is a point on the lower hull of
-(t(n), t(n)/n). Chunks times that is the least engine time. Nothing else is held against a policy: engines are
-there when they are wanted and gone when they are not, for free, and sessions move for free, so the bound
-holds for every policy, with or without knowledge of the future, but need not be within anybody's reach.
+(t(n), t(n)/n). Clean passes come after the frames, in time or not: each costs the least t(n)/n, that of a
+session's last chunk nothing, as it may be cut off. Chunks times that is the least engine time. Nothing else
+is held against a policy: engines are there when they are wanted and gone when they are not, for free, and
+sessions move for free, so the bound holds for every policy, with or without knowledge of the future, but need
+not be within anybody's reach.
 """
 
 from __future__ import annotations
@@ -21,17 +23,18 @@ from numpy.typing import NDArray
 from scheduler.sim.profile import Profile
 from scheduler.trace import Trace
 
-__all__ = ["Fluid", "engine_ms_per_chunk"]
+__all__ = ["Fluid", "clean_ms_per_chunk", "engine_ms_per_chunk"]
 
 STEPS = 50
 """Of the bisection for a latency."""
 
 
 def engine_ms_per_chunk(profile: Profile, limit_ms: float) -> float:
-    """Least engine time of a chunk that is done within limit_ms of its beginning; infinite if none is."""
+    """Least engine time of a chunk up to its frames, done within limit_ms of its beginning; infinite if none
+    is."""
     costs = profile.costs
-    passes = min(costs.chunk_passes, costs.first_chunk_passes)
-    table = profile.pass_ms[1 : 1 + profile.capacity]
+    passes = min(costs.chunk_passes, costs.first_chunk_passes) - profile.clean_passes
+    table = _batches_ms(profile)
     most_ms = (limit_ms - costs.decode_ms) / passes
     points = [(ms, ms / rows) for rows, ms in enumerate(table, start=1)]
     within = [point for point in points if point[0] <= most_ms]
@@ -44,6 +47,17 @@ def engine_ms_per_chunk(profile: Profile, limit_ms: float) -> float:
                 part = (most_ms - ms) / (far_ms - ms)
                 best_ms = min(best_ms, share + part * (far_share - share))
     return passes * best_ms + costs.decode_ms
+
+
+def clean_ms_per_chunk(profile: Profile) -> float:
+    """Least engine time of what a chunk costs after its frames."""
+    shares = (ms / rows for rows, ms in enumerate(_batches_ms(profile), start=1))
+    return profile.clean_passes * min(shares)
+
+
+def _batches_ms(profile: Profile) -> tuple[float, ...]:
+    """Of a pass with 1, 2 … rows: at most one for each slot, but for clean passes beside them."""
+    return profile.pass_ms[1:] if profile.clean_passes else profile.pass_ms[1 : 1 + profile.capacity]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +87,10 @@ class Fluid:
         if not math.isfinite(each_ms):
             return math.inf
         served_ms = np.add.reduceat(np.maximum(self.spans_ms - worst_ms, 0.0), self.starts)
-        chunks = np.ceil(served_ms / max(self.profile.play_ms, worst_ms) - 1e-9).sum()
-        return float(chunks) * each_ms / 1000
+        chunks = np.ceil(served_ms / max(self.profile.play_ms, worst_ms) - 1e-9)
+        followed = np.maximum(chunks - 1.0, 0.0).sum()
+        clean_ms = float(followed) * clean_ms_per_chunk(self.profile)
+        return (float(chunks.sum()) * each_ms + clean_ms) / 1000
 
     def least_worst_ms(self, engine_s: float) -> float:
         """Least worst chunk latency of any policy with at most so many engine-seconds."""

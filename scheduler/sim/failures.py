@@ -12,8 +12,8 @@ def draw_failures(
 ) -> tuple[tuple[float, int], ...]:
     """(seconds, slot) of deaths: what is in a slot lives mtbf_s on average. None: nobody dies.
 
-    A slot that is empty then has nobody who dies, so deaths per engine-second do not depend on how many of the
-    slots are in use. The deaths of a slot do not depend on how many slots there are.
+    In a slot that is empty then nobody dies, so deaths per engine-second do not depend on how many slots are
+    in use. The deaths of a slot do not depend on how many slots there are.
     """
     if mtbf_s is None:
         return ()

@@ -40,7 +40,7 @@ class Profile:
     offload_after_ms: float = 30_000.0
     """An idle session gives up its slot after so long."""
     clean_passes: int = 0
-    """Of a chunk's passes, those that run after its frames have left. None in the named profiles: their
+    """Of a chunk's passes, those that run after its frames have left. None in most named profiles: their
     latencies are whole chunks'."""
     rebuild_passes: int = 5
     """Clean passes that a session rebuilt from its checkpoint needs first."""
@@ -147,7 +147,7 @@ def _model(name: str, fps: int, chunk_frames: int, width: int, height: int) -> M
 
 
 def _costs(chunk_ms: tuple[float, ...], decode_ms: float = 0.0, **link: float) -> EngineCosts:
-    """Of chunks of four steps and a clean pass, from their latency with 1, 2 ... sessions."""
+    """Of chunks of four steps and a clean pass, from what their passes take with 1, 2 ... sessions."""
     table = tuple(ms / 5 for ms in chunk_ms)
     return EngineCosts(
         buckets=(1,),
@@ -198,11 +198,16 @@ PROFILES: Final[Mapping[str, Profile]] = {
         Profile(
             name="wan-h200",
             model=_model("wan-1.3b-causal", 16, 12, 832, 480),
-            costs=_costs((358.0, 716.0), decode_ms=4.0, link_bytes_per_ms=53e6),
+            costs=_costs(
+                tuple(5 * ms for ms in (56.5, 106.9)),
+                decode_ms=9.3,
+                link_bytes_per_ms=53e6,
+            ),
             capacity=2,
-            state_bytes=3_517_000_000,
+            state_bytes=3_509 * MIB,
             precopy=0.75,
-            offload_ms=65.0,
+            offload_ms=68.0,
+            clean_passes=CLEAN_PASSES,
             rebuild_passes=4,
             start_ms=30_000.0,
             stop_ms=2_000.0,
@@ -210,7 +215,10 @@ PROFILES: Final[Mapping[str, Profile]] = {
     )
 }
 """`analytic` is the public code's latency model at 720p, 64 frames, 256 tokens. `shapes-cpu` was measured on
-two CPU cores under load. `wan-h200` is arithmetic: half of an H200's peak, not measured."""
+two CPU cores under load. `wan-h200` was measured on one H200 (bench/results/wan_h200_2026-11-26.md: fused
+blocks, grouped attention): a chunk takes 235 ms to its frames and 292 whole alone, 448 and 553 of two, the
+clean pass after the frames; state, and offload at 54 GB/s. Assumed there: the link to another card, how much
+of a move is sent before, starts and stops."""
 
 
 def find_profile(name: str) -> Profile:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from launch.evaluation.bounds import Fluid, engine_ms_per_chunk
+from launch.evaluation.bounds import Fluid, clean_ms_per_chunk, engine_ms_per_chunk
 from launch.evaluation.grid import VARIANTS
 from scheduler.sim.generate import generate
 from scheduler.sim.profile import PROFILES
@@ -35,6 +36,16 @@ def together(sessions: int, seconds: float) -> Trace:
 def test_engine_time_of_a_chunk(limit_ms: float, each_ms: float) -> None:
     """Chunks of 800, 1,033, 1,267 and 1,500 ms with one to four sessions; between them a mix of batches."""
     assert engine_ms_per_chunk(PAPER, limit_ms) == pytest.approx(each_ms)
+
+
+def test_a_clean_pass_need_not_be_in_time() -> None:
+    """Four passes of 160 ms to the frames; the fifth costs the least share, that of four together."""
+    profile = replace(PAPER, clean_passes=1)
+    assert engine_ms_per_chunk(profile, 639.0) == math.inf
+    assert engine_ms_per_chunk(profile, 640.0) == pytest.approx(640.0)
+    assert clean_ms_per_chunk(profile) == pytest.approx(75.0)
+    fluid = Fluid.of(together(4, 33.5), profile)
+    assert fluid.least_engine_s(1_500.0) == pytest.approx(4 * (20 * 0.300 + 19 * 0.075))
 
 
 def test_by_hand() -> None:

@@ -10,7 +10,6 @@ import pytest
 from scheduler.sim.engine import BOUNDARY, CHUNK_DUE, Agenda, Figures, SimEngine, SimSession
 from scheduler.sim.profile import PROFILES, by_chunk
 
-ONE_BY_ONE = PROFILES["wan-h200"]
 PROFILE = replace(
     PROFILES["paper"],
     model=replace(PROFILES["paper"].model, fps=10, chunk_frames=10),
@@ -18,6 +17,7 @@ PROFILE = replace(
     lead_ms=1_000.0,
 )
 """Chunks of a second; five passes of 100 ms alone, of 120 ms for two."""
+ONE_BY_ONE = replace(PROFILE, costs=replace(PROFILE.costs, pass_ms=((71.6, 143.2),), decode_ms=4.0))
 
 
 class Bench:
@@ -148,6 +148,17 @@ def test_where_coalescing_does_not_pay_one_runs_at_a_time() -> None:
     bench.start(0.0)
     bench.run(724.0)
     assert bench.latency_ms == pytest.approx([362.0, 724.0])
+
+
+@pytest.mark.parametrize(("sessions", "frames_ms", "whole_ms"), [(1, 235.3, 291.8), (2, 448.1, 552.9)])
+def test_wan_is_as_it_was_measured(sessions: int, frames_ms: float, whole_ms: float) -> None:
+    """On an H200, within a hundredth: the first chunk to the last frames, and each whole one after it."""
+    bench = Bench(PROFILES["wan-h200"])
+    for _ in range(sessions):
+        bench.start(0.0)
+    bench.run(frames_ms + whole_ms)
+    assert max(bench.latency_ms[:sessions]) == pytest.approx(frames_ms, rel=0.01)
+    assert bench.latency_ms[sessions:] == pytest.approx([whole_ms] * sessions, rel=0.01)
 
 
 def test_a_stall_is_what_passes_from_dry_to_the_next_chunk() -> None:
