@@ -67,6 +67,17 @@ class Access:
             return who_shares(forwarded.rpartition(",")[2].strip())
         return who_shares(request.peer)
 
+    def holder_of(self, peer: str, request: Request | None) -> str | None:
+        """Whose a connection is that `peer` holds the other end of, before (None) and after a request's head.
+
+        None: nobody's that is limited; of a trusted proxy, before it says for whom it comes.
+        """
+        if self._config.trust_proxy:
+            address = self.address_of(request) if request is not None else None
+        else:
+            address = who_shares(peer)
+        return None if address in LOOPBACK else address
+
     def count_request(self, address: str) -> int | None:
         """None: go on. Else this address asks too often, and shall wait so many ms."""
         return None if address in LOOPBACK else self._addresses.spend(address, _now_ms())

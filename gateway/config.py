@@ -44,6 +44,8 @@ class GatewayConfig:
     """Starts that one subject may make, at each gateway."""
     address_requests_per_s: int = 100
     """Requests and connections from one address beyond loopback, ten times as many at once."""
+    address_connections: int = 256
+    """Open connections of one address beyond loopback; more are answered with 429."""
     trust_proxy: bool = False
     """Behind a reverse proxy: take a client's address from the last entry of X-Forwarded-For."""
     tls_cert: str | None = None
@@ -105,6 +107,7 @@ class GatewayConfig:
             "subject_sessions",
             "subject_starts_per_minute",
             "address_requests_per_s",
+            "address_connections",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")

@@ -1,4 +1,4 @@
-"""How much a client may ask per second: token buckets and a merger for controls. Pure."""
+"""How much a client may ask per second and hold at once: buckets, places, a merger for controls. Pure."""
 
 from __future__ import annotations
 
@@ -98,6 +98,31 @@ class RateBuckets:
 
     def __len__(self) -> int:
         return len(self._buckets)
+
+
+class Places:
+    """What each name (an address) holds at once: at most `limit`."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._taken: dict[str, int] = {}
+
+    def take(self, name: str) -> bool:
+        """False: the name holds as many as it may."""
+        taken = self._taken.get(name, 0)
+        if taken >= self._limit:
+            return False
+        self._taken[name] = taken + 1
+        return True
+
+    def give_back(self, name: str) -> None:
+        """One that was taken."""
+        self._taken[name] -= 1
+        if not self._taken[name]:
+            del self._taken[name]
+
+    def __len__(self) -> int:
+        return len(self._taken)
 
 
 def who_shares(address: str) -> str:

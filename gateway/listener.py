@@ -12,9 +12,10 @@ import contextlib
 import logging
 import socket
 import ssl
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 from email.utils import formatdate
+from enum import Enum
 from http import HTTPStatus
 from typing import cast
 
@@ -27,6 +28,7 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
 from gateway.http import Application, Request, Response, text_response
+from gateway.limits import Places
 from gateway.protocol import CODECS, MAX_CLIENT_MESSAGE_BYTES, TOKEN_SUBPROTOCOL_PREFIX
 from gateway.websocket import SocketLimits, WebSocket
 
@@ -34,6 +36,17 @@ logger = logging.getLogger("gateway.listener")
 
 TCP_NOTSENT_LOWAT = 25
 """Linux; not in every Python's socket module."""
+RETRY_AFTER = ("Retry-After", "1")
+
+HolderOf = Callable[[str, Request | None], str | None]
+"""Whose a peer's connection is, before (None) and after a request's head; None: nobody's that is limited."""
+
+
+class Refused(Enum):
+    """Which limit of connections was reached."""
+
+    ALL = "all"
+    ADDRESS = "address"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +54,8 @@ class ListenerLimits:
     """Sizes and times of one connection, and how many there may be."""
 
     max_connections: int = 4096
+    address_connections: int = 256
+    """Of one holder."""
     head_bytes: int = 16 * 1024
     """Request line and headers together."""
     body_bytes: int = 64 * 1024
@@ -62,12 +77,18 @@ class Listener:
         limits: ListenerLimits | None = None,
         sockets: SocketLimits | None = None,
         tls: ssl.SSLContext | None = None,
+        holder_of: HolderOf | None = None,
+        count_refused: Callable[[Refused], None] | None = None,
     ) -> None:
+        """Without `holder_of` nobody has a limit of their own."""
         self.application = application
+        self.holder_of = holder_of or _nobody
+        self.count_refused = count_refused or _do_nothing
         self.limits = limits or ListenerLimits()
         self.socket_limits = sockets or SocketLimits()
         self._tls = tls
         self.connections: set[HttpConnection] = set()
+        self.places = Places(self.limits.address_connections)
         self._server: asyncio.Server | None = None
         self._gone = asyncio.Event()
 
@@ -124,6 +145,9 @@ class HttpConnection(asyncio.Protocol):
         self._listener = listener
         self._limits = listener.limits
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=listener.limits.head_bytes)
+        self._peer = ""
+        self._holder: str | None = None
+        """Who has a place taken for this connection."""
         self._request: Request | None = None
         self._body = bytearray()
         self._heard = False
@@ -138,8 +162,13 @@ class HttpConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's transports do not derive from it
         _set_buffers(self.transport, self._limits)
+        peername = transport.get_extra_info("peername")
+        self._peer = str(peername[0]) if peername else ""
         if len(self._listener.connections) >= self._limits.max_connections:
-            self._refuse(text_response(503, "too many connections; try again later", ("Retry-After", "1")))
+            self._listener.count_refused(Refused.ALL)
+            self._refuse(text_response(503, "too many connections; try again later", RETRY_AFTER))
+            return
+        if not self._take_place(None):
             return
         self._listener.connections.add(self)
         self._restart_timer()
@@ -164,6 +193,7 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._listener.forget(self)
+        self._hold(None)
         self._cancel_timer()
         self._writable.set()
         if self._websocket is not None:
@@ -200,6 +230,27 @@ class HttpConnection(asyncio.Protocol):
         """Drop the connection at once."""
         self.transport.abort()
 
+    # --- places ---
+
+    def _take_place(self, request: Request | None) -> bool:
+        """One of who comes now, who may be another than before on a proxy's connection. False: refused."""
+        if self._hold(self._listener.holder_of(self._peer, request)):
+            return True
+        self._listener.count_refused(Refused.ADDRESS)
+        refusal = text_response(429, "too many connections from this address", RETRY_AFTER)
+        self._refuse(refusal, head=request is not None and request.method == "HEAD")
+        return False
+
+    def _hold(self, holder: str | None) -> bool:
+        """Take a place of `holder` instead of the one before. False: there is none, and then none is held."""
+        if holder == self._holder:
+            return True
+        if self._holder is not None:
+            self._listener.places.give_back(self._holder)
+        is_held = holder is None or self._listener.places.take(holder)
+        self._holder = holder if is_held else None
+        return is_held
+
     # --- requests ---
 
     def _advance(self) -> None:
@@ -225,12 +276,14 @@ class HttpConnection(asyncio.Protocol):
                     return
 
     def _begin(self, event: h11.Request) -> None:
-        request = _to_request(event, self.transport)
+        request = _to_request(event, self._peer)
         if _head_bytes(event) > self._limits.head_bytes:  # h11 only limits heads that come in pieces
             self._refuse(text_response(431, "the request head is too large"))
             return
         if (refusal := self._listener.application.check(request)) is not None:
             self._refuse(refusal, head=request.method == "HEAD")
+            return
+        if not self._take_place(request):
             return
         if "websocket" in (request.header("upgrade") or "").lower():
             self._upgrade(request)
@@ -252,13 +305,13 @@ class HttpConnection(asyncio.Protocol):
         try:
             response = await self._listener.application.respond(request)
         except Exception:
-            logger.exception("a request handler failed: %s %s", request.method, request.path)
+            logger.exception("a request handler failed: %s %.200r", request.method, request.path)
             response = text_response(500, "internal error")
         try:
             await self._send_response(response, head=request.method == "HEAD")
             await asyncio.wait_for(self._writable.wait(), self._limits.stall_timeout_s)
         except (h11.LocalProtocolError, OSError, TimeoutError) as exc:
-            logger.info("response cut off: %s", exc)
+            logger.info("response cut off: %s %.200r: %s", request.method, request.path, exc)
             self.transport.abort()
             return
         self.task = None
@@ -271,6 +324,7 @@ class HttpConnection(asyncio.Protocol):
         self._h11.start_next_cycle()
         self._request = None
         self._heard = False
+        self._hold(self._listener.holder_of(self._peer, None))  # a proxy's is nobody's between two requests
         self._restart_timer()
         self.transport.resume_reading()
         try:
@@ -366,17 +420,24 @@ def _set_buffers(transport: asyncio.Transport, limits: ListenerLimits) -> None:
         raw.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, limits.notsent_lowat_bytes)
 
 
-def _to_request(event: h11.Request, transport: asyncio.Transport) -> Request:
+def _nobody(_peer: str, _request: Request | None) -> str | None:
+    return None
+
+
+def _do_nothing(_refused: Refused) -> None:
+    pass
+
+
+def _to_request(event: h11.Request, peer: str) -> Request:
     headers: dict[str, str] = {}
     for raw_name, raw_value in event.headers:
         name, value = raw_name.decode("ascii"), raw_value.decode("latin-1")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    peername = transport.get_extra_info("peername")
     return Request(
         method=event.method.decode("ascii"),
         target=event.target.decode("ascii"),
         headers=headers,
-        peer=str(peername[0]) if peername else "",
+        peer=peer,
     )
 
 

@@ -108,6 +108,12 @@ class ClientMetrics:
         self.closes = Counter(
             "turboserve_gateway_closes", "Connections closed by the gateway.", ["code"], registry=r
         )
+        self.refused_connections = Counter(
+            "turboserve_gateway_refused_connections",
+            "Connections beyond what all, or one address, may hold open.",
+            ["limit"],
+            registry=r,
+        )
         self.auth_failures = Counter(
             "turboserve_gateway_auth_failures", "Refused tokens and API keys.", registry=r
         )

@@ -40,15 +40,20 @@ class Gateway:
         self._reader = EventReader(self.hub)
         self._watcher = QueueWatcher(self.hub)
         self._tasks: list[asyncio.Task[None]] = []
+        refused = self.hub.metrics.clients.refused_connections
         self.listener = Listener(
             Routes(self.hub),
             limits=ListenerLimits(
-                max_connections=config.max_connections, request_timeout_s=config.start_timeout_s
+                max_connections=config.max_connections,
+                address_connections=config.address_connections,
+                request_timeout_s=config.start_timeout_s,
             ),
             sockets=SocketLimits(
                 ping_interval_s=config.ping_interval_s, send_timeout_s=config.send_timeout_s
             ),
             tls=_load_tls(config),
+            holder_of=self.hub.access.holder_of,
+            count_refused=lambda limit: refused.labels(limit.value).inc(),
         )
 
     async def start(self) -> None:

@@ -196,6 +196,22 @@ def test_addresses() -> None:
     assert limited.address_of(request("::1", "")) == "::1"
 
 
+def test_whose_a_connection_is() -> None:
+    """The peer's at once, loopback's nobody's; behind a proxy who a request comes from, once there is one."""
+    values: dict[str, object] = {"redis": "unix:///x", "link_secret": "s"}
+    direct = Access(GatewayConfig(**values), Metrics())  # type: ignore[arg-type]
+    behind = Access(GatewayConfig(trust_proxy=True, **values), Metrics())  # type: ignore[arg-type]
+    peer = "192.0.2.1"
+    forwarded = {"x-forwarded-for": "10.0.0.1, 198.51.100.7"}
+    request = Request(method="GET", target="/", headers=forwarded, peer=peer)
+    assert direct.holder_of(peer, None) == direct.holder_of(peer, request) == peer
+    assert direct.holder_of("2001:db8:1:2:3::4", None) == "2001:db8:1:2::/64"
+    assert direct.holder_of("127.0.0.1", None) is direct.holder_of("::1", None) is None
+    assert behind.holder_of(peer, None) is None
+    assert behind.holder_of(peer, request) == "198.51.100.7"
+    assert behind.holder_of(peer, Request(method="GET", target="/", headers={}, peer=peer)) == peer
+
+
 async def test_too_many_requests_are_429(world: World) -> None:
     """With Retry-After, for requests and handshakes alike; refused tokens cost more."""
     settings = SETTINGS | {"trust_proxy": True, "address_requests_per_s": 3}
@@ -207,3 +223,18 @@ async def test_too_many_requests_are_429(world: World) -> None:
         assert status == 429 and int(headers["retry-after"]) >= 1
         assert json.loads(body)["error"]["code"] == "rate"
         assert (await ask(gateway, "/healthz", x_forwarded_for="198.51.100.8"))[0] == 200
+
+
+async def test_one_address_does_not_take_all_connections(world: World) -> None:
+    """Behind a proxy too, where a silent WebSocket counts for who is behind it; others come in."""
+    proxied = {"additional_headers": {"X-Forwarded-For": "198.51.100.7"}}
+    async with (
+        world.gateway(trust_proxy=True, address_connections=2) as gateway,
+        client_of(gateway, **proxied),
+        client_of(gateway, **proxied),
+    ):
+        status, headers, _ = await ask(gateway, "/healthz", x_forwarded_for="198.51.100.7")
+        assert status == 429 and headers["retry-after"] == "1"
+        assert (await ask(gateway, "/healthz", x_forwarded_for="198.51.100.8"))[0] == 200
+        counted = b'turboserve_gateway_refused_connections_total{limit="address"} 1.0'
+        assert counted in gateway.hub.metrics.page()

@@ -15,6 +15,7 @@ from gateway.config import GatewayConfig
         ({"port": 70_000}, "port"),
         ({"link_secret": ""}, "link_secret"),
         ({"queue_limit": 0}, "queue_limit"),
+        ({"address_connections": 0}, "address_connections"),
         ({"start_timeout_s": 0.0}, "start_timeout_s"),
         ({"codecs": ("h264", "theora")}, "codecs"),
         ({"codecs": ()}, "codecs"),

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from gateway.limits import MAX_REFUSED, MESSAGE_BURST, ControlMerger, MessageBucket, RateBuckets, Verdict
+from gateway.limits import (
+    MAX_REFUSED,
+    MESSAGE_BURST,
+    ControlMerger,
+    MessageBucket,
+    Places,
+    RateBuckets,
+    Verdict,
+)
 from gateway.protocol import MAX_KEYS, Control
 
 
@@ -117,3 +125,15 @@ def test_buckets_are_bounded() -> None:
         buckets.spend(str(number), 10_000)
     assert len(buckets) == RateBuckets.MAX_NAMES
     assert buckets.spend("9999", 10_000) is not None
+
+
+def test_places_are_counted_by_name() -> None:
+    """As many as the limit says, each name for itself; who holds none is forgotten."""
+    places = Places(2)
+    assert [places.take("a") for _ in range(3)] == [True, True, False]
+    assert places.take("b")
+    places.give_back("a")
+    assert [places.take("a"), places.take("a")] == [True, False]
+    for name in "aab":
+        places.give_back(name)
+    assert len(places) == 0

@@ -6,7 +6,7 @@ import asyncio
 import json
 import resource
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from gateway.http import Request, Response, json_response, text_response
-from gateway.listener import Listener, ListenerLimits
+from gateway.listener import HolderOf, Listener, ListenerLimits, Refused
 from gateway.websocket import Receiver, SocketLimits, WebSocket
 from tests.gateway.gateway_fixtures import make_certificate
 
@@ -100,9 +100,13 @@ async def listening(
     limits: ListenerLimits | None = None,
     sockets: SocketLimits | None = None,
     tls: ssl.SSLContext | None = None,
+    holder_of: HolderOf | None = None,
+    count_refused: Callable[[Refused], None] | None = None,
 ) -> AsyncIterator[tuple[App, int]]:
     app = App()
-    listener = Listener(app, limits=limits, sockets=sockets, tls=tls)
+    listener = Listener(
+        app, limits=limits, sockets=sockets, tls=tls, holder_of=holder_of, count_refused=count_refused
+    )
     port = await listener.start("127.0.0.1", 0)
     try:
         yield app, port
@@ -227,6 +231,50 @@ async def test_too_many_connections_are_refused() -> None:
         _reader, writer = await asyncio.open_connection("127.0.0.1", port)
         assert b"200 OK" in await first_answer(_reader, writer)
         assert (await talk(port, ask("/x"))).startswith(b"HTTP/1.1 503")
+        writer.close()
+
+
+async def test_one_peer_has_so_many_connections() -> None:
+    """Also silent ones count; beyond the limit the answer is 429, until one of them is gone."""
+    refused: list[Refused] = []
+    limits = ListenerLimits(address_connections=2)
+
+    def holder_of(peer: str, _request: Request | None) -> str:
+        return peer
+
+    async with listening(limits, holder_of=holder_of, count_refused=refused.append) as (_app, port):
+        streams = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        assert (await talk(port, b"")).startswith(b"HTTP/1.1 429"), "before it has asked anything"
+        reader, writer = streams[0]
+        writer.write(ask("/x"))
+        assert b"200 OK" in await reader.read()
+        assert b"200 OK" in await talk(port, ask("/x"))
+        for _, writer in streams:
+            writer.close()
+    assert refused == [Refused.ADDRESS]
+
+
+async def test_a_proxys_connection_is_whose_request_it_carries() -> None:
+    """And nobody's between two requests; a WebSocket stays its client's."""
+    limits = ListenerLimits(address_connections=1)
+
+    def holder_of(_peer: str, request: Request | None) -> str | None:
+        return request.header("x-client") if request is not None else None
+
+    def ask_as(client: str, close: bool = True) -> bytes:
+        return ask("/x", close=close).replace(b"\r\n\r\n", f"\r\nX-Client: {client}\r\n\r\n".encode())
+
+    async with listening(limits, holder_of=holder_of) as (_app, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for client in ("a", "b"):
+            writer.write(ask_as(client, close=False))
+            assert b"200 OK" in await reader.readuntil(b"}")
+            assert b"200 OK" in await talk(port, ask_as(client))
+        async with connect(f"ws://127.0.0.1:{port}/ws", additional_headers={"X-Client": "a"}):
+            assert (await talk(port, ask_as("a"))).startswith(b"HTTP/1.1 429")
+            assert b"200 OK" in await talk(port, ask_as("b"))
+            writer.write(ask_as("a"))
+            assert b" 429 " in await reader.read()
         writer.close()
 
 
