@@ -1,4 +1,4 @@
-"""Carries out the session machine's store calls: one connection's in order, forgetting in the background.
+"""Carries out the session machine's store calls: a connection's inputs in order; forgets in the background.
 
 While Redis can't be reached, `start` and `attach` fail at once and everything else is tried again until
 it is back.
@@ -10,10 +10,10 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import assert_never
 
-from gateway.prompt_hook import PromptHook
+from gateway.prompt_hook import UNJUDGED, PromptHook, has_prompt
 from gateway.session_core import LOST_AFTER_MS
 from gateway.session_entry import RETRY_AFTER_MS
 from gateway.steps import (
@@ -61,7 +61,7 @@ async def perform(store: Store, gateway: GatewayId, queue_limit: int, call: Call
     except StoreError as exc:
         return _to_failure(exc)
     except Exception:
-        logger.exception("a store call failed: %s", type(call).__name__)
+        logger.exception("%s: a store call failed: %s", call.session, type(call).__name__)
         return Failure(kind=FailureKind.INTERNAL, message="internal error; the log of the gateway says more")
 
 
@@ -150,8 +150,35 @@ def _to_failure(exc: StoreError) -> Failure:
             return Failure(kind=FailureKind.INTERNAL, message="internal error")
 
 
+class Lane:
+    """Calls that are carried out one after the other. The machine bounds how many there are."""
+
+    def __init__(
+        self, carry_out: Callable[[Call], Awaitable[object]], on_result: Callable[[Call, object], None]
+    ) -> None:
+        self._carry_out = carry_out
+        self._on_result = on_result
+        self._calls: deque[Call] = deque()
+        self.task: asyncio.Task[None] | None = None
+
+    def push(self, call: Call) -> None:
+        """Add a call; its result is delivered from a task of its own."""
+        self._calls.append(call)
+        if self.task is None or self.task.done():
+            self.task = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        while self._calls:
+            call = self._calls.popleft()
+            result = await self._carry_out(call)
+            self._on_result(call, result)
+
+
 class CallQueue:
-    """The calls of one connection, carried out one after the other. The machine bounds how many there are."""
+    """The calls of one connection. Starts and inputs keep their order, and so does everything else.
+
+    The two don't wait for each other: a session is paused, ended and read while a prompt is being judged.
+    """
 
     def __init__(
         self,
@@ -164,30 +191,41 @@ class CallQueue:
         self._store = store
         self._gateway = gateway
         self._queue_limit = queue_limit
-        self._on_result = on_result
         self._hook = hook
-        self._calls: deque[Call] = deque()
         self._closing = asyncio.Event()
-        self.task: asyncio.Task[None] | None = None
+        self._inputs = Lane(self._call, on_result)
+        self._others = Lane(self._call, on_result)
+
+    @property
+    def tasks(self) -> tuple[asyncio.Task[None], ...]:
+        """Run while calls are under way."""
+        return tuple(lane.task for lane in (self._inputs, self._others) if lane.task is not None)
 
     def push(self, call: Call) -> None:
         """Add a call; its result is delivered from a task of its own."""
-        self._calls.append(call)
-        if self.task is None or self.task.done():
-            self.task = asyncio.get_running_loop().create_task(self._run())
+        lane = self._inputs if isinstance(call, CreateSession | AppendInput) else self._others
+        lane.push(call)
 
     def finish(self) -> None:
         """The client is gone: try what waits once more, but wait for nothing."""
         self._closing.set()
 
-    async def _run(self) -> None:
-        while self._calls:
-            call = self._calls.popleft()
-            result = await self._call(call)
-            self._on_result(call, result)
+    async def _judge(self, hook: PromptHook, call: Call) -> Failure | None:
+        """What the hook says, or UNJUDGED as soon as the client is gone."""
+        if not has_prompt(call):
+            return None
+        loop = asyncio.get_running_loop()
+        judging = loop.create_task(hook.judge(call))
+        closing = loop.create_task(self._closing.wait())
+        try:
+            await asyncio.wait((judging, closing), return_when=asyncio.FIRST_COMPLETED)
+            return judging.result() if judging.done() else UNJUDGED
+        finally:  # and not waited for: somebody else's code may take its time
+            judging.cancel()
+            closing.cancel()
 
     async def _call(self, call: Call) -> object:
-        if self._hook is not None and (refusal := await self._hook.judge(call)) is not None:
+        if self._hook is not None and (refusal := await self._judge(self._hook, call)) is not None:
             return refusal
         backoff_s, missing_s = FIRST_BACKOFF_S, None
         now_s = asyncio.get_running_loop().time
@@ -207,6 +245,15 @@ class CallQueue:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), backoff_s)
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+
+
+async def finish_calls(tasks: Collection[asyncio.Task[None]], *, within_s: float) -> None:
+    """Wait for what clients that are gone asked of the store, and drop what it does not answer in time."""
+    if tasks:
+        _done, late = await asyncio.wait(tasks, timeout=within_s)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Forgetter:

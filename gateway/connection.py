@@ -98,9 +98,9 @@ class ClientConnection:
         self._silence: asyncio.TimerHandle | None = None
 
     @property
-    def calls_task(self) -> asyncio.Task[None] | None:
-        """Runs while store calls are under way."""
-        return self._calls.task
+    def calls_tasks(self) -> tuple[asyncio.Task[None], ...]:
+        """Run while store calls are under way."""
+        return self._calls.tasks
 
     @property
     def engine(self) -> EngineId | None:

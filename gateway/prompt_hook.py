@@ -28,6 +28,8 @@ AWAY = "prompts can't be checked right now; try again"
 RETRY_AFTER_MS = 2_000
 MAX_ANSWER_BYTES = 64 * 1024
 MAX_SENTENCE_CHARS = 500
+UNJUDGED = Failure(kind=FailureKind.UNAVAILABLE, message=AWAY, retry_after_ms=RETRY_AFTER_MS)
+"""For a prompt on which nobody has said anything."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,10 +66,10 @@ class PromptHook:
             task = asyncio.current_task()
             if isinstance(exc, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise  # it is this task that is cancelled, not something that the hook waited for
-            logger.warning("the prompt hook failed: %s", type(exc).__name__)
+            logger.warning("%s: the prompt hook failed: %s", question.session, type(exc).__name__)
             if self._fail_open:
                 return None
-            return Failure(kind=FailureKind.UNAVAILABLE, message=AWAY, retry_after_ms=RETRY_AFTER_MS)
+            return UNJUDGED
         if answer is None or answer is True:
             return None
         sentence = answer[:MAX_SENTENCE_CHARS] if isinstance(answer, str) and answer else REFUSED
@@ -86,6 +88,11 @@ def load_hook(name: str) -> Hook:
     if not callable(found):
         raise ValueError(f"prompt_hook {name!r} is not callable")
     return found
+
+
+def has_prompt(call: Call) -> bool:
+    """Does the call bring a prompt, which the hook is asked about?"""
+    return _question(call) is not None
 
 
 def _question(call: Call) -> Question | None:

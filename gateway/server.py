@@ -12,6 +12,7 @@ from typing import Any
 
 import uvloop
 
+from gateway.calls import finish_calls
 from gateway.config import GatewayConfig
 from gateway.events import EventReader, QueueWatcher, beat
 from gateway.hub import Hub
@@ -84,8 +85,9 @@ class Gateway:
         await self.hub.relay.close()
         for task in self._tasks:
             task.cancel()
-        calls = [c.calls_task for c in connections if c.calls_task is not None]
-        await asyncio.gather(*self._tasks, *calls, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        calls = [task for connection in connections for task in connection.calls_tasks]
+        await finish_calls(calls, within_s=GOODBYE_S)
         if self.hub.recorder is not None:
             await self.hub.recorder.close()
         with contextlib.suppress(StoreError):

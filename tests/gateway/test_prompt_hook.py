@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import AsyncExitStack
 
 import pytest
 
 from gateway import protocol as wire
+from gateway.calls import finish_calls
 from gateway.prompt_hook import AWAY, REFUSED, Answer, PromptHook, Question, load_hook
 from gateway.steps import AppendInput, FailureKind
 from scheduler.messages import ErrorCode, PromptInput, ResetInput, SessionId
@@ -60,6 +62,64 @@ async def test_who_asks_can_be_cancelled() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+HANGING: dict[str, object] = {
+    "prompt_hook": f"{__name__}:no_cats",
+    "prompt_hook_timeout_s": 3600.0,
+    "prompt_hook_fail_open": True,
+}
+
+
+@pytest.mark.parametrize("who_ends", ["client", "gateway"])
+async def test_ends_do_not_wait_for_the_hook(world: World, who_ends: str) -> None:
+    """A connection's, and the gateway's: what nobody has judged is in no log then."""
+    async with world.engine() as engine, AsyncExitStack() as running:
+        gateway = await running.enter_async_context(world.gateway(**HANGING))
+        async with client_of(gateway) as client:
+            session = await begin(client, engine)
+            await client.send(*(wire.Prompt(text="a slow cat") for _ in range(64)), wire.Ping(t=1))
+            await client.expect(wire.Pong, skip=(wire.Accepted, wire.Applied))
+            (connection,) = gateway.hub.connections
+            tasks = connection.calls_tasks
+            assert not all(task.done() for task in tasks)
+            async with asyncio.timeout(30):
+                if who_ends == "gateway":
+                    await running.aclose()
+                await client.ws.close()
+                await asyncio.wait(tasks)
+        assert not any(task.cancelled() for task in tasks)
+        id = SessionId(session.session)
+        assert [entry.text for _, entry in (await world.store.read_inputs({id: "0-0"}))[id]] == ["a red ball"]
+
+
+async def test_pause_and_stop_do_not_wait_for_the_hook(world: World) -> None:
+    """Of a session that waits for an engine; inputs keep their order."""
+    async with world.engine(), world.gateway(**HANGING) as gateway, client_of(gateway) as client:
+        await client.send(wire.Start(prompt="a dog"))
+        session = SessionId((await client.expect(wire.Session)).session)
+        await client.send(wire.Prompt(text="a slow cat", id="1"), wire.Reset(id="2"), wire.Pause(id="3"))
+        assert await client.expect(wire.Accepted) == wire.Accepted(id="3")
+        record = await world.store.get_session(session)
+        assert record is not None and record.paused
+        await client.send(wire.Stop(id="4"))
+        assert await client.expect(wire.Accepted) == wire.Accepted(id="4")
+        assert (await client.expect(wire.Closed)).reason == "stopped"
+
+
+async def test_a_stop_drops_what_redis_does_not_answer() -> None:
+    """It waits for the others."""
+    answer = asyncio.Event()
+    quick = asyncio.create_task(_wait(answer))
+    never = asyncio.create_task(_wait(asyncio.Event()))
+    answer.set()
+    await finish_calls((quick, never), within_s=0.01)
+    assert quick.done() and not quick.cancelled() and never.cancelled()
+    await finish_calls((), within_s=0.01)
+
+
+async def _wait(event: asyncio.Event) -> None:
+    await event.wait()
 
 
 @pytest.mark.parametrize("name", ["nowhere.at.all:f", "json:nothing", "json:__name__", "json", ""])
