@@ -30,10 +30,12 @@ async def send_recording(
     record = await store.get_session(session)
     if (refusal := _refuse(request, access, session, record)) is not None:
         return refusal
-    if recorder.is_busy():
+    assert record is not None, "else it was refused"
+    owner = record.subject or session
+    if recorder.is_busy(owner):
         text = "too many recordings are being fetched; try again in a moment"
         return error_response(503, ErrorCode.UNAVAILABLE, text, RETRY_AFTER)
-    if (download := await recorder.open(session)) is None:
+    if (download := await recorder.open(session, owner)) is None:
         text = "nothing of this session is recorded here: it has no chunk yet, or its video lies elsewhere"
         return error_response(409, ErrorCode.BAD_STATE, text)
     return Response(

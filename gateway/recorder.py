@@ -31,8 +31,12 @@ logger = logging.getLogger("gateway.recorder")
 MIB = 1024 * 1024
 MAX_WAITING_BYTES = 64 * MIB
 """For the writing thread, all sessions together; beyond it chunks are left out."""
+MAX_WRITERS = 10_000
+"""Sessions of which is remembered what lies on disk, those that were attached last."""
 MAX_DOWNLOADS = 8
 """At once; each holds a file as large as its recording."""
+MAX_DOWNLOADS_EACH = 2
+"""Of them for the recordings of one subject, or of one session that has none."""
 MAX_MAKING = 2
 """Of them are made at once, each by a process."""
 PIECE_BYTES = 256 * 1024
@@ -55,12 +59,18 @@ class Recorder:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="recorder")
         self._waiting_bytes = 0
         self._is_failing = False
+        self._writers: dict[SessionId, SegmentWriter] = {}
+        """Least lately begun first. They outlive connections: who attaches again and again adds nothing."""
         self._downloads: weakref.WeakSet[Download] = weakref.WeakSet()
         self._making = asyncio.Semaphore(MAX_MAKING)
 
     def begin(self, session: SessionId) -> Take:
         """For one connection that controls the session."""
-        return Take(self, SegmentWriter(self._root / session, self._session_bytes))
+        writer = self._writers.pop(session, None) or SegmentWriter(self._root / session, self._session_bytes)
+        self._writers[session] = writer
+        if len(self._writers) > MAX_WRITERS:
+            del self._writers[next(iter(self._writers))]
+        return Take(self, writer)
 
     def write(self, writer: SegmentWriter, parts: list[tuple[ChunkHeader, bytes]]) -> None:
         """Add a whole chunk in the background."""
@@ -89,13 +99,14 @@ class Recorder:
 
     # --- reading ---------------------------------------------------------------------------------------
 
-    def is_busy(self) -> bool:
-        """Are as many downloads under way as may be?"""
-        return len(self._downloads) >= MAX_DOWNLOADS
+    def is_busy(self, owner: str) -> bool:
+        """Are as many downloads under way as may be, of all or of what `owner` has?"""
+        owners = [download.owner for download in self._downloads]
+        return len(owners) >= MAX_DOWNLOADS or owners.count(owner) >= MAX_DOWNLOADS_EACH
 
-    async def open(self, session: SessionId) -> Download | None:
+    async def open(self, session: SessionId, owner: str) -> Download | None:
         """What is recorded of the session up to now, as an MP4 file; None: nothing. Raises OSError."""
-        download = Download(self._root / session)
+        download = Download(self._root / session, owner)
         self._downloads.add(download)
         async with self._making:
             await download.make()
@@ -127,6 +138,7 @@ class Recorder:
         forgotten = [session for session, record in records.items() if record is None]
         if forgotten and await self._store.is_settled():
             for session in forgotten:
+                self._writers.pop(session, None)
                 await asyncio.to_thread(remove, self._root / session)
 
     async def close(self) -> None:
@@ -155,8 +167,9 @@ class Take:
 class Download:
     """An MP4 file that has no name any more: it is gone with whoever reads it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, owner: str) -> None:
         self.length = 0
+        self.owner = owner
         self._folder = folder
         self._file: BinaryIO | None = None
 

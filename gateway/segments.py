@@ -59,7 +59,10 @@ _CODEC = CODECS[JSON_SUBPROTOCOL]
 
 
 class SegmentWriter:
-    """Appends one session's chunks. When they are more than `limit_bytes`, the oldest segment goes."""
+    """Appends one session's chunks, each once: what its client is sent again by an attach is there already.
+
+    When they are more than `limit_bytes`, the oldest segment goes.
+    """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self._folder = folder
@@ -67,17 +70,23 @@ class SegmentWriter:
         self._segment_bytes = min(MAX_SEGMENT_BYTES, limit_bytes // SEGMENTS_PER_SESSION)
         self._path: Path | None = None
         self._size = 0
+        self._next_seq = 0
 
     def append(self, parts: Sequence[Part]) -> int:
-        """Add one whole chunk. Returns the bytes written. Raises OSError."""
+        """Add one whole chunk. Returns the bytes written, 0 for one that is not new. Raises OSError."""
+        seq = parts[0][0].seq
+        if seq < self._next_seq:
+            return 0
         messages = [(_CODEC.encode_media_head(header), payload) for header, payload in parts]
         data = b"".join(
             piece
             for head, payload in messages
             for piece in (LENGTH.pack(len(head) + len(payload)), head, payload)
         )
-        if self._path is None or self._size + len(data) > self._segment_bytes:
-            self._begin(parts[0][0].seq)
+        # Behind a gap too: another gateway may have what lies between, and segments are read one by one.
+        is_next = self._path is not None and seq == self._next_seq
+        if not is_next or self._size + len(data) > self._segment_bytes:
+            self._begin(seq)
         assert self._path is not None
         # Opened each time: nothing is held for sessions that rest, and the folder may be swept meanwhile.
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -86,6 +95,7 @@ class SegmentWriter:
             file.write(data)
         self._path = path
         self._size += len(data)
+        self._next_seq = seq + 1
         return len(data)
 
     def _begin(self, seq: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from gateway import protocol as wire
 from gateway.auth import Identity, Scope, mint_token
-from gateway.recorder import MAX_WAITING_BYTES
+from gateway.recorder import MAX_DOWNLOADS, MAX_DOWNLOADS_EACH, MAX_WAITING_BYTES, Download, Recorder
 from gateway.server import Gateway
 from scheduler.messages import SessionId, Unsubscribe, encode_json, frame_media
 from tests.browser.stream_server import CHUNK_FRAMES, FPS, Encoder
@@ -21,6 +21,24 @@ from tests.gateway.test_routes import ask
 from tests.gateway.test_segments import duration_s, numbers_in
 
 SECRET = "s" * 32
+UNSERVED = SessionId("s_0123456789abcdef")
+
+
+def header_of(seq: int, num_bytes: int) -> wire.ChunkHeader:
+    return wire.ChunkHeader(
+        session=UNSERVED,
+        seq=seq,
+        part=0,
+        parts=1,
+        key=True,
+        frames=1,
+        sizes=(num_bytes,),
+        pts_ms=float(seq),
+        duration_ms=1.0,
+        codec="h264",
+        rev=0,
+        engine="e_1",
+    )
 
 
 async def send(engine: ScriptedEngine, session: str, seqs: Sequence[int], encoder: Encoder) -> None:
@@ -46,6 +64,13 @@ async def fetch(gateway: Gateway, session: str, bearer: str | None) -> tuple[int
 def token(subject: str, *scopes: Scope, session: str | None = None) -> str:
     identity = Identity(subject=subject, scopes=frozenset(scopes), session=session)
     return mint_token(identity, SECRET, now_s=time.time(), ttl_s=60)
+
+
+async def take_download(recorder: Recorder, session: SessionId, owner: str) -> Download:
+    """One under way, as long as it is kept."""
+    download = await recorder.open(session, owner)
+    assert download is not None
+    return download
 
 
 def names(folder: str | Path) -> list[str]:
@@ -169,23 +194,53 @@ async def test_slow_disk_costs_video_not_memory(world: World, tmp_path: Path) ->
     async with world.gateway(recordings=str(tmp_path)) as gateway:
         recorder = gateway.hub.recorder
         assert recorder is not None
-        take = recorder.begin(SessionId("s_0123456789abcdef"))
-        header = wire.ChunkHeader(
-            session="s_0123456789abcdef",
-            seq=0,
-            part=0,
-            parts=1,
-            key=True,
-            frames=1,
-            sizes=(MAX_WAITING_BYTES + 1,),
-            pts_ms=0.0,
-            duration_ms=1.0,
-            codec="h264",
-            rev=0,
-            engine="e_1",
-        )
-        take.add(header, memoryview(bytes(MAX_WAITING_BYTES + 1)))
+        take = recorder.begin(UNSERVED)
+        take.add(header_of(0, MAX_WAITING_BYTES + 1), memoryview(bytes(MAX_WAITING_BYTES + 1)))
         await written(gateway)
         _, _, page = await ask(gateway, "/metrics")
         assert b"turboserve_gateway_recording_dropped_chunks_total 1.0" in page
         assert names(tmp_path) == []
+
+
+async def test_who_attaches_again_and_again_writes_nothing(world: World, tmp_path: Path) -> None:
+    """A chunk that is sent again lies on disk already, whichever connection gets it; a new one is added."""
+    async with world.gateway(recordings=str(tmp_path)) as gateway:
+        recorder = gateway.hub.recorder
+        assert recorder is not None
+        for _ in range(100):
+            recorder.begin(UNSERVED).add(header_of(0, 1000), bytes(1000))
+        await written(gateway)
+        (segment,) = (tmp_path / UNSERVED).iterdir()
+        size = segment.stat().st_size
+        assert 1000 < size < 2000
+        recorder.begin(UNSERVED).add(header_of(1, 1000), bytes(1000))
+        await written(gateway)
+        assert list((tmp_path / UNSERVED).iterdir()) == [segment] and segment.stat().st_size > size + 1000
+
+
+async def test_downloads_of_one_leave_places_to_others(world: World, tmp_path: Path) -> None:
+    """A session's slow readers, or those of a subject's sessions together, hold two of the eight places."""
+    settings = {"recordings": str(tmp_path), "auth": "token", "token_secrets": (SECRET,)}
+    async with world.engine() as engine, world.gateway(**settings) as gateway:
+        recorder = gateway.hub.recorder
+        assert recorder is not None
+        sessions = []
+        for subject in ("alice", "alice", "bob"):
+            bearer = [f"turboserve.token.{token(subject, Scope.CONTROL)}"]
+            async with client_of(gateway, extra_subprotocols=bearer) as client:
+                sessions.append(await begin(client, engine))
+                await send(engine, sessions[-1].session, (0,), Encoder())
+                await receive(client, (0,))
+            await engine.expect(Unsubscribe)
+        await written(gateway)
+        first, second, other = (SessionId(session.session) for session in sessions)
+        held = [await take_download(recorder, id, "alice") for id in (first, second)]
+        for session in sessions[:2]:
+            status, headers, _ = await fetch(gateway, session.session, session.resume)
+            assert status == 503 and headers["retry-after"]
+        assert (await fetch(gateway, other, sessions[2].resume))[0] == 200
+        held += [await take_download(recorder, first, name) for name in "abcdef"]
+        assert len(held) == MAX_DOWNLOADS
+        assert (await fetch(gateway, other, sessions[2].resume))[0] == 503
+        del held[MAX_DOWNLOADS_EACH - 1 :]
+        assert (await fetch(gateway, second, sessions[1].resume))[0] == 200

@@ -70,6 +70,16 @@ def test_file_is_what_was_recorded(tmp_path: Path) -> None:
     assert duration_s(path) == pytest.approx(6 * CHUNK_FRAMES / FPS, abs=0.01)
 
 
+def test_writer_goes_on_behind_another(tmp_path: Path) -> None:
+    """A client that came back from another gateway: nothing of what was written there is lost."""
+    folder = tmp_path / NAMES[0]
+    here, there = SegmentWriter(folder, LIMIT), SegmentWriter(folder, LIMIT)
+    for writer, seqs in ((here, (0, 1)), (there, (1, 2, 3)), (here, (3, 4))):
+        for seq in seqs:
+            writer.append(parts_of(seq))
+    assert [chunk.seq for chunk in read_chunks(folder)] == [0, 1, 2, 3, 4]
+
+
 def test_nothing_is_added_behind_what_the_disk_did_not_take(tmp_path: Path) -> None:
     """A write that fails amid a chunk costs that chunk, not those that come later."""
     folder, encoder = tmp_path / NAMES[0], Encoder()
