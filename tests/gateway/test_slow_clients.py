@@ -9,16 +9,21 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from engine.encoder import EncodedPart, SessionEncoder
 from gateway import protocol as wire
 from gateway.client_chunks import Chunk, ChunkAssembler
 from gateway.client_playback import Playhead
+from gateway.connection import ClientConnection
+from gateway.listener import ListenerLimits
 from gateway.server import Gateway
+from gateway.websocket import SocketLimits
 from scheduler.messages import (
     ChooseRungs,
     ChunkPart,
@@ -39,6 +44,8 @@ from tests.gateway.scripted_engine import ScriptedEngine, make_part
 
 MEGABYTE = 1_000_000
 PATIENCE_S = 60
+MEDIA_HEAD_BYTES = 4096
+"""More than any."""
 CHUNK_S, CHUNK_FRAMES, SIDE = 0.5, 12, 96
 BYTES_PER_S = 13_000
 """The thin network: FULL is some 22 kB/s here, LOW some 8."""
@@ -226,6 +233,36 @@ async def test_a_client_on_a_thin_network_ends_up_at_the_lower_rung(world: World
     assert streamer.chosen == [(Rung.FULL, Rung.LOW), (Rung.LOW,)]
     assert (taken[-1].seq, Rung.FULL) not in streamer.sizes
     assert sample(page, 'turboserve_gateway_rung_changes_total{to="low"}') == 1
+
+
+async def test_a_client_that_never_reads_costs_no_more_than_its_queue(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits for it, in the transport too, stays below the limit until it is cut; then nothing does."""
+    queued: list[int] = []
+    unsent: list[int] = []
+
+    def receive_chunk(self: ClientConnection, *args: Any) -> None:
+        received(self, *args)
+        assert self._socket is not None
+        queued.append(self._socket.queued_bytes)
+        unsent.append(self._socket._transport.get_write_buffer_size())
+
+    received = ClientConnection.receive_chunk
+    monkeypatch.setattr(ClientConnection, "receive_chunk", receive_chunk)
+    async with world.engine() as engine, world.gateway(send_timeout_s=PATIENCE_S) as gateway:
+        async with client_of(gateway, max_queue=1) as client:
+            session = SessionId((await begin(client, engine)).session)
+            seqs = itertools.count()
+            async with asyncio.timeout(PATIENCE_S):
+                while gateway.hub.connections:
+                    part = replace(make_part(session, 1, next(seqs)), frames=1, sizes=(MEGABYTE,))
+                    await engine.links[-1].send(frame_media(encode_json(part), bytes(MEGABYTE)))
+                    await asyncio.sleep(0)
+            client.ws.transport.abort()
+    limit = SocketLimits().queue_bytes
+    assert limit - 2 * MEGABYTE < max(queued) <= limit and queued[-1] == 0
+    assert max(unsent) < ListenerLimits().write_high_bytes + MEGABYTE + MEDIA_HEAD_BYTES
 
 
 async def collect(viewer: Client, seen: list[Chunk]) -> None:
