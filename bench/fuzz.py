@@ -11,7 +11,8 @@ in between. The link's own decoder gets the same treatment. A connection that is
     flood    more than one log record for 1,000 messages, or MAX_OUTPUTS outputs for one message
 
 Run: .venv/bin/python -m bench.fuzz [--messages 1000000] [--seed 1]. Exit status 1 when it found something;
-then the connection's number is printed, and `--from NUMBER` begins with it.
+then the connection's number is printed, and `--from NUMBER` begins with it. `bench/fuzz_guided.py` is for
+long runs.
 """
 
 from __future__ import annotations
