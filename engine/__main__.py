@@ -14,7 +14,6 @@ import gc  # noqa: E402
 gc.disable()  # the imports make no garbage, and looking for it in them takes a fifth of their time
 
 import json  # noqa: E402
-import logging  # noqa: E402
 import sys  # noqa: E402
 from datetime import timedelta  # noqa: E402
 
@@ -27,6 +26,7 @@ from engine.follower import follow  # noqa: E402
 from engine.loading import rank_device  # noqa: E402
 from engine.process import die_with, take_name  # noqa: E402
 from engine.ranks import RankGroup, RanksLost, leave  # noqa: E402
+from scheduler.logs import configure_logging  # noqa: E402
 from scheduler.messages import DecodeError, decode_fields  # noqa: E402
 from scheduler.store import StoreError  # noqa: E402
 
@@ -37,12 +37,12 @@ START_TIMEOUT_S = 120.0
 
 def main() -> int:
     """Run this rank; returns the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     gc.freeze()  # modules stay: a full collection would stop the event loop for a tenth of a second over them
     gc.enable()
     try:
         die_with(_PARENT)
         config = read_config()
+        configure_logging(config.log_format, engine=config.engine_id)
         _check_launcher(config.ranks)
         take_name(f"engine {os.environ['RANK']}/{config.ranks}")  # launch/engine_job.py looks for it
         distributed.init_process_group("gloo", timeout=timedelta(seconds=START_TIMEOUT_S))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.lifecycle import LifeLimits
+from scheduler.logs import check_log_format
 
 __all__ = ["EngineConfig"]
 
@@ -69,10 +70,13 @@ class EngineConfig:
     """A chunk made with a new input waits at most so long for the record of it in Redis."""
     collective_timeout_s: float = 10.0
     """Limit of a collective operation among the ranks while serving."""
+    log_format: str = "text"
+    """How each line is logged: text, or json, one object each."""
 
     def __post_init__(self) -> None:
         if not self.link_secret:
             raise ValueError("link_secret must not be empty")
+        check_log_format(self.log_format)
         at_least_one = ("ranks", "threads", "capacity", "encoder_threads", "heartbeat_ms", "publish_ms")
         for name in at_least_one:
             if getattr(self, name) < 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gateway.auth import MIN_SECRET_BYTES, parse_api_key
+from scheduler.logs import check_log_format
 from scheduler.messages import CODECS
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -88,12 +89,15 @@ class GatewayConfig:
     """Of all sessions in that folder, in MiB; beyond it the oldest video of any of them goes."""
     web_root: str | None = None
     """Folder of the page; None: the installed web demo."""
+    log_format: str = "text"
+    """How each line is logged: text, or json, one object each."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port must be 0 to 65535, got {self.port}")
         if not self.link_secret:
             raise ValueError("link_secret must not be empty")
+        check_log_format(self.log_format)
         self._check_auth()
         if not self.codecs or not set(self.codecs) <= set(CODECS):
             raise ValueError(f"codecs must be some of {', '.join(CODECS)}, got {', '.join(self.codecs)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 import time
 from collections.abc import Iterable
@@ -22,6 +21,7 @@ from gateway.protocol import (
     MAX_SEED,
     Ack,
     CloseCode,
+    Closed,
     Error,
     Gap,
     MessageError,
@@ -32,6 +32,7 @@ from gateway.protocol import (
 from gateway.recorder import Take
 from gateway.rungs import RungMeter
 from gateway.session import Draw, SessionMachine, Stage
+from gateway.session_log import SessionLog
 from gateway.steps import (
     AppendInput,
     Ask,
@@ -66,7 +67,8 @@ from scheduler.messages import (
 from scheduler.messages import Stats as LinkStats
 from scheduler.store import draw_id
 
-logger = logging.getLogger("gateway.connection")
+_BEGINNINGS: dict[type[Call], str] = {CreateSession: "start", TakeControl: "attach", LoadSession: "watch"}
+"""What the client asked for whom the answer to this call brings `session`."""
 
 
 class ClientConnection:
@@ -85,6 +87,7 @@ class ClientConnection:
         self._codec = CODECS[JSON_SUBPROTOCOL]
         self._socket: WebSocket | None = None
         self._registered: SessionId | None = None
+        self._log = SessionLog()
         self._followed: tuple[EngineId, SessionId] | None = None
         self._announced_epoch = 0
         self._take: Take | None = None
@@ -139,6 +142,8 @@ class ClientConnection:
 
     def receive_lost(self) -> None:
         self._cancel_silence()
+        if self._socket is not None:
+            self._log.lose(self._socket.why_aborted, self._socket.close_code)
         self._do(self.machine.receive_disconnect())
         self._calls.finish()
         self._hub.connections.discard(self)
@@ -200,7 +205,11 @@ class ClientConnection:
         self._do(self.machine.receive_shutdown())
 
     def _receive_result(self, call: Call, result: object) -> None:
-        self._do(self.machine.receive_result(call, result, self._now_ms()))
+        outputs = self.machine.receive_result(call, result, self._now_ms())
+        how = _BEGINNINGS.get(type(call))
+        if how and any(isinstance(o, Send) and isinstance(o.message, Session) for o in outputs):
+            self._log.begin(call.session, how)
+        self._do(outputs)
 
     def _receive_tick(self) -> None:
         self._tick = None
@@ -262,6 +271,7 @@ class ClientConnection:
 
     def _close(self, code: CloseCode, reason: str) -> None:
         self._hub.metrics.clients.closes.labels(int(code)).inc()
+        self._log.close(self._registered, code, reason)
         if self._socket is not None:
             self._socket.close(code, reason)
 
@@ -350,6 +360,8 @@ class ClientConnection:
                 metrics.errors.labels(code.value).inc()
             case Stats(latency_ms=latency_ms):
                 metrics.chunk_latency.observe(latency_ms / 1000)
+            case Closed(reason=reason):
+                self._log.end(reason)
             case Gap(from_seq=from_seq, to_seq=to_seq):
                 metrics.gaps.inc(to_seq - from_seq + 1)
             case State(state=state) if state is not SessionState.ACTIVE:

@@ -159,7 +159,7 @@ class Routes:
             headers = (("Retry-After", RETRY_AFTER_S),)
             return error_response(503, ErrorCode.UNAVAILABLE, "Redis can't be reached right now", *headers)
         except Exception:
-            logger.exception("a request handler failed: %s %s", request.method, request.path)
+            logger.exception("a request handler failed: %s %.200r", request.method, request.path)
             return _refusal(request, 500, "internal error")
 
     def accept(self, request: Request) -> Receiver | Response:

@@ -12,19 +12,16 @@ this class owns the queue, the timers and the only writes to the transport. Poli
 from __future__ import annotations
 
 import asyncio
-import logging
 import struct
 from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
-from websockets.frames import Frame, Opcode
+from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
 from gateway.frames import FrameCutter, is_text, payload_of
-
-logger = logging.getLogger("gateway.websocket")
 
 MAX_CLOSE_REASON_BYTES = 123
 MAX_UNREAD_PONGS = 256
@@ -84,6 +81,8 @@ class WebSocket:
         """Broken by the peer: what it sent behind that does not count."""
         self._heard = True
         self._unread_pongs = 0
+        self.why_aborted: str | None = None
+        """By us, unless None."""
         self._send_timer: asyncio.TimerHandle | None = None
         self._close_timer: asyncio.TimerHandle | None = None
         self._ping_timer = self._loop.call_later(limits.ping_interval_s, self._keep_alive)
@@ -92,6 +91,12 @@ class WebSocket:
     def subprotocol(self) -> str | None:
         """What the handshake selected."""
         return self._protocol.subprotocol
+
+    @property
+    def close_code(self) -> int:
+        """That the peer closed with, or we did for what it sent; 1006: the connection broke."""
+        close = self._protocol.close_rcvd or self._protocol.close_sent
+        return int(close.code) if close is not None else int(CloseCode.ABNORMAL_CLOSURE)
 
     @property
     def queued_bytes(self) -> int:
@@ -136,7 +141,7 @@ class WebSocket:
     def abort(self, why: str) -> None:
         """Drop the connection at once."""
         if not self._lost:
-            logger.info("socket aborted: %s", why)
+            self.why_aborted = why
             self._transport.abort()
             self._end()
 

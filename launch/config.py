@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from launch.pods import labels_of
 from scheduler.address import parse_address
 from scheduler.config import check_provisioner
+from scheduler.logs import check_log_format
 
 __all__ = [
     "CheckedModel",
@@ -87,10 +88,13 @@ class ProvisionerConfig:
     """Where the pods are; unset: the namespace that this process runs in, else "default"."""
     kubeconfig: str | None = None
     """File that says how to reach the Kubernetes API; unset: as a pod does."""
+    log_format: str = "text"
+    """How each line is logged: text, or json, one object each."""
 
     def __post_init__(self) -> None:
         parse_address(self.redis)
         labels_of(self.cluster)
+        check_log_format(self.log_format)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from launch.pods import check_template, make_pod
 from launch.provisioner import Provisioner
 from launch.settings import SettingsError
 from launch.store import connect
+from scheduler.logs import configure_logging
 from scheduler.messages import DesiredEngine, EngineId
 from scheduler.store import Store
 
@@ -34,7 +34,7 @@ async def run(config: ProvisionerConfig) -> int:
         SettingsError: the template or the way to the API can't be used.
         StartError: no Redis can be used.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    configure_logging(config.log_format)
     template = load_template(Path(config.pod_template))
     reach = await _reach(config)
     store = await connect(config.redis, cluster=config.cluster)

@@ -11,6 +11,7 @@ import os
 import sys
 
 from scheduler.config import SchedulerConfig
+from scheduler.logs import configure_logging
 from scheduler.loop import run
 from scheduler.messages import decode_fields
 from scheduler.policy.registry import find_policy
@@ -37,11 +38,11 @@ def read_config(text: str | None) -> SchedulerConfig:
 
 def main() -> int:
     """Returns the exit status."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    configure_logging()
     try:
-        run(read_config(os.environ.get(VARIABLE)))
+        config = read_config(os.environ.get(VARIABLE))
+        configure_logging(config.log_format)
+        run(config)
     except (ValueError, ServerTooOld) as exc:
         logging.getLogger("scheduler").critical("%s: %s", VARIABLE, exc)
         return 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scheduler.address import parse_address
+from scheduler.logs import check_log_format
 
 PROVISIONERS = ("local", "kubernetes", "static")
 
@@ -56,10 +57,13 @@ class SchedulerConfig:
     """Stated to everybody alike; the owner engine acts on it."""
     resync_s: int = 30
     """Interval at which the view is rebuilt from Redis and compared."""
+    log_format: str = "text"
+    """How each line is logged: text, or json, one object each."""
 
     def __post_init__(self) -> None:
         parse_address(self.redis)
         check_provisioner(self.provisioner)
+        check_log_format(self.log_format)
         if not 0 <= self.engines <= 4_096:
             raise ValueError(f"engines must be between 0 and 4096, got {self.engines}")
         if self.max_engines is not None and not self.engines <= self.max_engines <= 4_096:

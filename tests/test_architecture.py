@@ -11,7 +11,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("scheduler", "gateway", "engine", "launch", "web_demo")
-SHARED = ("scheduler.messages", "scheduler.store", "scheduler.store.errors", "scheduler.store.values")
+SHARED = (
+    "scheduler.logs",
+    "scheduler.messages",
+    "scheduler.store",
+    "scheduler.store.errors",
+    "scheduler.store.values",
+)
 """The store's errors and values are its pure part: a pure module can't import the package itself."""
 ARROWS = {
     "scheduler": ("scheduler",),
