@@ -14,11 +14,11 @@ from launch.evaluation.grid import (
     Numbers,
     Verdict,
     ours_job,
+    profile_of,
     scenario_of,
     trace_of,
 )
 from launch.evaluation.oracle import Task, best_ms, demand_at, future, gap, present
-from scheduler.sim.profile import find_profile
 
 __all__ = ["Findings", "Gap", "find_gap"]
 
@@ -62,7 +62,7 @@ class Findings:
         moments: Mapping[str, Sequence[Sequence[float]]],
     ) -> Findings:
         """With the bounds."""
-        fluids = {case: Fluid.of(trace_of(case), find_profile(case.profile)) for case in cases}
+        fluids = {case: Fluid.of(trace_of(case), profile_of(case)) for case in cases}
         watched = [ours_job(case, ours, world) for case in cases for ours in OURS for world in WATCHED_WORLDS]
         gaps = {job.name: find_gap(job, moments[job.name]) for job in watched if job.name in moments}
         return cls(

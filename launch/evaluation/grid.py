@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final
 
@@ -26,8 +26,8 @@ from scheduler.policy.slack import Slack
 from scheduler.policy.turboserve import Turboserve
 from scheduler.results import flat
 from scheduler.sim.failures import draw_failures
-from scheduler.sim.generate import describe, generate
-from scheduler.sim.profile import find_profile
+from scheduler.sim.generate import describe, generate, resize
+from scheduler.sim.profile import Profile, find_profile
 from scheduler.sim.simulate import Scenario, simulate
 from scheduler.trace import Trace
 
@@ -70,6 +70,8 @@ WORLDS: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 """What the paper leaves out: engines that take 10 s to start, that live 10 minutes on average, of which every
 third computes half as fast."""
+ABLATED_WORLDS: Final = ("", "start-up")
+"""Those in which ablations run: where engines are ready at once, a forecast is for nothing."""
 WATCHED_WORLDS: Final = ("", "start-up")
 """Those for which the oracles have a model: engines are alike and live on."""
 REACH: Final = 2
@@ -83,15 +85,21 @@ class Case:
     """One trace for one size of cluster."""
 
     family: str
+    """Of generated traces, or the name of `given`."""
     size: int
     """Most engines that ours may use."""
     profile: str
     seed: int
     duration_s: float
+    given: Trace | None = field(default=None, compare=False, repr=False)
+    """A trace whose name no other has, to be resized; None: one of the family."""
+    kind: Profile | None = field(default=None, compare=False, repr=False)
+    """A profile whose name no other has; None: the named one."""
 
     @property
     def name(self) -> str:
-        return f"{self.family}_{self.size}_{self.profile}_{self.seed}_{self.duration_s:.0f}"
+        """Unique, and fit for a file's name."""
+        return f"{self.family}_{self.size}_{self.profile}_{self.seed}_{self.duration_s:.10g}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,21 +124,32 @@ class Job:
 
 @lru_cache(maxsize=4)
 def trace_of(case: Case) -> Trace:
-    """The case's trace, its intensity such that its peak fits the size."""
-    wanted = FILL * case.size * find_profile(case.profile).capacity
-    intensity = 1.0
+    """The case's trace, its intensity or number of sessions such that its peak fits the size."""
+    wanted = FILL * case.size * profile_of(case).capacity
+    factor = 1.0
     for _ in range(4):
-        trace = generate(case.family, seed=case.seed, duration_s=case.duration_s, intensity=intensity)
+        trace = _draw(case, factor)
         peak = describe(trace)["peak_active"]
         if abs(peak - wanted) <= 0.02 * wanted:
             break
-        intensity *= wanted / max(1.0, peak)
+        factor *= wanted / max(1.0, peak)
     return trace
+
+
+def _draw(case: Case, factor: float) -> Trace:
+    if case.given is not None:
+        return resize(case.given, factor, seed=case.seed)
+    return generate(case.family, seed=case.seed, duration_s=case.duration_s, intensity=factor)
+
+
+def profile_of(case: Case) -> Profile:
+    """What the case's engines cost."""
+    return case.kind or find_profile(case.profile)
 
 
 def floor_engine_s(case: Case) -> float:
     """Engine-seconds below which no policy can go that gives every active session a slot at once."""
-    capacity = find_profile(case.profile).capacity
+    capacity = profile_of(case).capacity
     lives = trace_of(case).lives()
     changes = sorted(
         change for life in lives for span in life.active_s for change in ((span[0], 1), (span[1], -1))
@@ -161,7 +180,7 @@ def run_moments(job: Job) -> list[list[float]]:
 
 def scenario_of(job: Job) -> Scenario:
     """What a job simulates."""
-    world, profile = WORLDS[job.world], find_profile(job.case.profile)
+    world, profile = WORLDS[job.world], profile_of(job.case)
     delays = {name: world[name] for name in ("start_ms", "stop_ms") if name in world}
     return Scenario(
         policy=VARIANTS[job.policy],
@@ -175,7 +194,7 @@ def scenario_of(job: Job) -> Scenario:
 
 def cuts_of(case: Case, wanted: Sequence[int] = CUTS) -> tuple[int, ...]:
     """The settings that leave an engine a slot."""
-    return tuple(cut for cut in wanted if cut < find_profile(case.profile).capacity)
+    return tuple(cut for cut in wanted if cut < profile_of(case).capacity)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -300,16 +319,25 @@ def cases(
     first_seed: int,
     seeds: int,
     duration_s: float,
+    given: Mapping[str, Trace] | None = None,
+    kinds: Mapping[str, Profile] | None = None,
 ) -> list[Case]:
-    """All of them."""
+    """All of them, each once. given: traces besides the families, whole. kinds: those of `profiles` that are
+    not named ones."""
     base = Case(family="", size=1, profile="", seed=0, duration_s=duration_s)
-    return [
-        replace(base, family=family, size=size, profile=profile, seed=seed)
+    drawn = [replace(base, family=family) for family in families]
+    taken = [
+        replace(base, family=name, duration_s=trace.duration_s, given=trace)
+        for name, trace in (given or {}).items()
+    ]
+    found = (
+        replace(of, size=size, profile=profile, kind=(kinds or {}).get(profile), seed=seed)
         for profile in profiles
         for size in sizes
-        for family in families
+        for of in (*drawn, *taken)
         for seed in range(first_seed, first_seed + seeds)
-    ]
+    )
+    return list(dict.fromkeys(found))
 
 
 def _number(numbers: Numbers, name: str) -> float:

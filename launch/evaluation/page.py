@@ -43,9 +43,10 @@ def page(found: Findings, tables: Sequence[Table]) -> str:
     head, rest = tables[:4], tables[4:]
     links = "".join(f'<a href="#{_id(title)}">{escape(title)}</a>' for title, *_ in tables)
     charts = "".join(_charts(found, case) for case in found.cases)
-    duration_s = found.cases[0].duration_s
+    lengths = sorted({f"{case.duration_s:.0f}" for case in found.cases}, key=int)
+    lasting = " to ".join(dict.fromkeys((lengths[0], lengths[-1])))
     about = (
-        f"{len(found.cases)} traces and sizes, {len(found.results)} simulations of {duration_s:.0f} s of "
+        f"{len(found.cases)} traces and sizes, {len(found.results)} simulations of {lasting} s of "
         "trace with the policies that the scheduler runs. Simulated, not measured: see docs/evaluation.md."
     )
     return (

@@ -1,6 +1,7 @@
 """`turboserve evaluate`: run what has not been run, in parallel, and write the tables.
 
-Each simulation's result is a file of its own in DIR/runs, so that an evaluation that was stopped goes on.
+Each simulation's result is a file of its own in DIR/runs/<digest of the sources that decide results>: an
+evaluation that was stopped goes on, and results of other code are never among them.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import TypeVar
 
+import launch
+from launch.evaluation import grid as grid_module
 from launch.evaluation import report
 from launch.evaluation.findings import Findings
 from launch.evaluation.grid import (
+    ABLATED_WORLDS,
     ABLATIONS,
     BASELINES,
     CUTS,
@@ -37,7 +41,9 @@ from launch.evaluation.grid import (
     run_job,
     run_moments,
 )
+from launch.evaluation.inputs import MAX_S, MIN_S, load_profile, load_trace
 from launch.evaluation.page import page
+from launch.evaluation.sources import digest_of
 from launch.settings import SettingsError
 from launch.supervisor import StartError
 from scheduler.sim.generate import FAMILIES
@@ -45,7 +51,6 @@ from scheduler.sim.profile import PROFILES
 
 __all__ = ["main"]
 
-DAY_S = 86_400.0
 T = TypeVar("T")
 
 
@@ -93,8 +98,10 @@ class Runs:
 def evaluate(grid: Sequence[Case], runs: Runs, cuts: Sequence[int], worlds: Sequence[str]) -> Findings:
     """Everything that the tables need. cuts: settings of baselines to try. worlds: names in WORLDS."""
     pairs = [(case, ours) for case in grid for ours in OURS]
-    runs.make("ours", (ours_job(case, ours) for case in grid for ours in (*OURS, *ABLATIONS)))
-    runs.make("without scaling", (full_job(case, ours) for case, ours in pairs))
+    ablated = [world for world in ABLATED_WORLDS if not world or world in worlds]
+    tried = [(case, world) for case in grid for world in ablated]
+    runs.make("ours", (ours_job(case, ours, world) for case, world in tried for ours in (*OURS, *ABLATIONS)))
+    runs.make("without scaling", (full_job(case, ours, world) for case, world in tried for ours in OURS))
     watched = [world for world in WATCHED_WORLDS if not world or world in worlds]
     runs.watch("moment by moment", (ours_job(case, ours, world) for case, ours in pairs for world in watched))
     runs.make("other worlds", (ours_job(case, ours, world) for case, ours in pairs for world in worlds))
@@ -131,22 +138,31 @@ def main(arguments: Sequence[str]) -> int:
         StartError: a file can't be written.
     """
     options = _parser().parse_args(arguments)
-    for kind, names, known in (("trace", options.traces, FAMILIES), ("profile", options.profiles, PROFILES)):
-        for name in names:
-            if name not in known:
-                raise SettingsError(f"{kind} {name!r} does not exist; available: {', '.join(known)}")
+    for name in options.traces:
+        if name not in FAMILIES:
+            raise SettingsError(f"trace {name!r} does not exist; available: {', '.join(FAMILIES)}")
+    if not options.traces and not options.trace:
+        raise SettingsError("there is no trace: name a family with --traces, or a file with --trace")
     if 0 not in options.cuts or min(options.cuts) < 0:
         raise SettingsError("cuts must not be negative, and 0 must be among them")
-    if min(*options.sizes, options.seeds, options.workers) < 1 or not 10 <= options.duration_s <= DAY_S:
+    if min(*options.sizes, options.seeds, options.workers) < 1 or not MIN_S <= options.duration_s <= MAX_S:
         raise SettingsError("sizes, seeds and workers must be at least 1, and duration-s 10 to 86400")
     folder = Path(options.dir)
+    kinds = {kind.name: kind for kind in map(load_profile, options.profiles)}
     grid = cases(
-        options.traces, options.sizes, options.profiles, options.first_seed, options.seeds, options.duration_s
+        options.traces,
+        options.sizes,
+        list(kinds),
+        options.first_seed,
+        options.seeds,
+        options.duration_s,
+        given=dict(map(load_trace, options.trace)),
+        kinds=kinds,
     )
     try:
-        (folder / "runs").mkdir(parents=True, exist_ok=True)
+        kept = _folder_of_runs(folder / "runs")
         with ProcessPoolExecutor(options.workers) as pool:
-            runs = Runs(folder / "runs", pool)
+            runs = Runs(kept, pool)
             findings = evaluate(grid, runs, options.cuts, options.worlds)
         tables = report.tables(findings)
         _replace(folder / "evaluation.md", report.markdown(tables))
@@ -156,6 +172,16 @@ def main(arguments: Sequence[str]) -> int:
     print(report.markdown(tables[:4]))
     print(f"{len(runs.results)} simulations; everything is in {folder}/evaluation.html and .md")
     return 0
+
+
+def _folder_of_runs(runs: Path) -> Path:
+    """Where results of this code are kept. Says so if there are only others."""
+    folder = runs / digest_of(Path(launch.__file__).parent.parent, grid_module.__name__)
+    others = sum(1 for _ in runs.rglob("*.json"))
+    if others and not folder.exists():
+        print(f"the code has changed since {others} results in {runs}: they are not used", file=sys.stderr)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _replace(path: Path, text: str) -> None:
@@ -174,9 +200,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dir", required=True, metavar="DIR", help="results; one that exists is gone on with"
     )
-    parser.add_argument("--traces", nargs="+", default=list(FAMILIES), metavar="FAMILY")
+    parser.add_argument(
+        "--traces", nargs="*", default=list(FAMILIES), metavar="FAMILY", help="generated; without a name none"
+    )
+    parser.add_argument(
+        "--trace", nargs="+", default=[], metavar="FILE", help="others besides, whole, resized to each size"
+    )
     parser.add_argument("--sizes", nargs="+", type=int, default=[8, 16, 32, 64], metavar="N")
-    parser.add_argument("--profiles", nargs="+", default=["paper"], metavar="NAME")
+    parser.add_argument(
+        "--profiles",
+        nargs="+",
+        default=["paper"],
+        metavar="NAME",
+        help=f"a .json of `turboserve profile`, or {', '.join(PROFILES)}",
+    )
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="traces drawn of each family")
     parser.add_argument("--first-seed", type=int, default=0, metavar="N", help="of those traces")
     parser.add_argument(
@@ -194,6 +231,6 @@ def _parser() -> argparse.ArgumentParser:
         choices=[name for name in WORLDS if name],
         help="what else ours run in",
     )
-    parser.add_argument("--duration-s", type=float, default=1_800.0, metavar="X", help="of a trace")
+    parser.add_argument("--duration-s", type=float, default=1_800.0, metavar="X", help="of a generated trace")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes")
     return parser

@@ -11,15 +11,18 @@ from launch.evaluation.grid import (
     Job,
     Search,
     Verdict,
+    cases,
     conclude,
     equal_cost_job,
     floor_engine_s,
     ours_job,
+    profile_of,
     run_job,
     scenario_of,
     trace_of,
 )
-from scheduler.sim.generate import describe
+from scheduler.sim.generate import describe, generate
+from scheduler.sim.profile import PROFILES
 
 CASE = Case(family="steady", size=2, profile="paper", seed=1, duration_s=60.0)
 
@@ -28,6 +31,27 @@ def test_a_trace_fits_its_cluster() -> None:
     """At its peak nine in ten slots are taken, as near as a few sessions allow."""
     case = Case(family="demo", size=32, profile="paper", seed=1, duration_s=600.0)
     assert describe(trace_of(case))["peak_active"] == pytest.approx(0.9 * 32 * 4, rel=0.1)
+
+
+def test_a_given_trace_is_resized_to_its_cluster() -> None:
+    """Both ways, as long as it was; seeds choose whom to leave out or repeat. A profile may be given too."""
+    given = generate("steady", seed=1, duration_s=600.0)
+    (small, again), (large, _) = (
+        cases([], [size], ["own"], 0, 2, 60.0, given={"mine": given}, kinds={"own": PROFILES["shapes-cpu"]})
+        for size in (2, 16)
+    )
+    assert small.name.startswith("mine_2_own_0_") and small.duration_s == given.duration_s
+    assert profile_of(small) is PROFILES["shapes-cpu"]
+    assert describe(trace_of(small))["peak_active"] == pytest.approx(0.9 * 2 * 4, abs=1)
+    assert describe(trace_of(large))["peak_active"] == pytest.approx(0.9 * 16 * 4, rel=0.1)
+    assert trace_of(small) != trace_of(again)
+
+
+def test_names_of_jobs_differ() -> None:
+    """Also where traces differ in length by less than a second; each case is there once."""
+    found = cases(["steady", "steady"], [2], ["paper"], 0, 1, 60.0)
+    assert len(found) == 1
+    assert replace(found[0], duration_s=60.4).name != found[0].name == "steady_2_paper_0_60"
 
 
 def test_equal_cost_is_the_smallest_budget_that_costs_as_much() -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from itertools import product
 from pathlib import Path
 
 import pytest
 
 from launch import cli
+from launch.evaluation import run
+from launch.evaluation.run import _folder_of_runs
 from scheduler.results import flat
 
 COMMON = """
@@ -15,6 +19,32 @@ COMMON = """
     ttfc_ms.p50 ttfc_ms.p99 cpr.mean cpr.p5 cpr.min cost_engine_s migrations gaps
     planning_ms.p50 planning_ms.p99 planning_ms.max
 """.split()
+
+SHORT = """{"t": 0, "session": "a", "event": "arrive"}
+{"t": 1, "session": "a", "event": "depart"}
+"""
+PROFILE = {
+    "model": {
+        "name": "small",
+        "weights_hash": "",
+        "state_version": 1,
+        "width": 96,
+        "height": 96,
+        "fps": 16,
+        "chunk_frames": 12,
+        "controls": False,
+    },
+    "costs": {
+        "buckets": [12],
+        "pass_ms": [[60.0, 80.0]],
+        "decode_ms": 20.0,
+        "chunk_passes": 5,
+        "first_chunk_passes": 5,
+    },
+    "migration": {"alpha_ms": 8.0, "bytes_per_ms": 1e6, "slab_bytes": 4_000_000, "rebuild_ms": 240.0},
+    "memory": {"sessions_that_fit": 9},
+}
+"""As `turboserve profile` writes it."""
 
 
 @pytest.fixture
@@ -69,6 +99,15 @@ def test_traces_are_described_and_scaled(
         (["trace", "generate", "--intensity", "0"], "must be above 0"),
         (["trace", "import", "{trace}", "--format", "azure"], "this is no azure trace"),
         (["evaluate", "--dir", "d", "--traces", "x"], "trace 'x' does not exist; available:"),
+        (["evaluate", "--dir", "d", "--traces"], "name a family with --traces, or a file with --trace"),
+        (["evaluate", "--dir", "d", "--trace", "none.jsonl"], "the trace none.jsonl can't be used"),
+        (["evaluate", "--dir", "d", "--trace", "{short}"], "it lasts 1 s, not 10 to 86400"),
+        (["evaluate", "--dir", "d", "--profiles", "x"], "profile 'x' does not exist; available:"),
+        (["evaluate", "--dir", "d", "--profiles", "x.json"], "the profile x.json can't be read"),
+        (
+            ["evaluate", "--dir", "d", "--profiles", "{odd}"],
+            "is not a profile that `turboserve profile` wrote",
+        ),
         (["evaluate", "--dir", "d", "--duration-s", "inf"], "duration-s 10 to 86400"),
         (["evaluate", "--dir", "d", "--cuts", "1"], "cuts must not be negative, and 0 must be among them"),
     ],
@@ -77,9 +116,11 @@ def test_bad_arguments_end_with_a_sentence(
     arguments: list[str], sentence: str, trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And status 2."""
-    binary = tmp_path / "binary"
-    binary.write_bytes(b"\xff\xfe")
-    assert cli.main([text.format(trace=trace, binary=binary) for text in arguments]) == 2
+    files = {name: tmp_path / name for name in ("binary", "short.jsonl", "odd.json")}
+    for path, content in zip(files.values(), (b"\xff\xfe", SHORT.encode(), b"{}"), strict=True):
+        path.write_bytes(content)
+    paths = {path.stem: str(path) for path in files.values()} | {"trace": str(trace)}
+    assert cli.main([text.format(**paths) for text in arguments]) == 2
     assert sentence in capsys.readouterr().err
 
 
@@ -88,7 +129,7 @@ def test_an_evaluation_goes_on_where_it_stopped(tmp_path: Path) -> None:
     flags = ("--traces", "steady", "--sizes", "1", "--duration-s", "20", "--workers", "1", "--cuts", "0")
     command = ["evaluate", "--dir", str(tmp_path), *flags, "--worlds", "failures"]
     assert cli.main(command) == 0
-    page, runs = (tmp_path / "evaluation.html").read_text(), sorted((tmp_path / "runs").iterdir())
+    page, runs = (tmp_path / "evaluation.html").read_text(), sorted((tmp_path / "runs").glob("*/*.json"))
     assert "Against the paper" in page and page.count("<svg") == 3 and len(runs) > 8
     kept, gone = runs[0], runs[-1]
     before_ns = kept.stat().st_mtime_ns
@@ -96,3 +137,38 @@ def test_an_evaluation_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert cli.main(command) == 0
     assert kept.stat().st_mtime_ns == before_ns and gone.exists()
     assert (tmp_path / "evaluation.html").read_text() == page
+
+
+def test_results_of_other_code_are_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are kept apart, which is said once."""
+    folder = _folder_of_runs(tmp_path)
+    (folder / "a.json").write_text("{}")
+    assert _folder_of_runs(tmp_path) == folder and capsys.readouterr().err == ""
+    monkeypatch.setattr(run, "digest_of", lambda root, module: "0123456789abcdef")
+    other = _folder_of_runs(tmp_path)
+    assert other != folder and list(other.iterdir()) == []
+    assert "the code has changed since 1 results" in capsys.readouterr().err
+    assert _folder_of_runs(tmp_path) == other and capsys.readouterr().err == ""
+
+
+def test_traces_and_profiles_from_files(tmp_path: Path) -> None:
+    """An imported trace on a profile of the reader's own, and ablations where engines start slowly, too."""
+    lines = ["Timestamp,Response tokens", *(f"{n},{100 + 40 * (n % 3)}" for n in range(0, 40, 4))]
+    (tmp_path / "burst.csv").write_text("\n".join(lines))
+    trace, profile = tmp_path / "../own_trace/of me.jsonl", tmp_path / "my_profile.json"
+    trace.parent.mkdir()
+    trace, command = trace.resolve(), ["trace", "import", str(tmp_path / "burst.csv")]
+    assert cli.main([*command, "--format", "burstgpt", "-o", str(trace)]) == 0
+    profile.write_text(json.dumps(PROFILE))
+    flags = ("--traces", "--trace", str(trace), str(trace), "--profiles", str(profile), "--sizes", "2")
+    world = ("--workers", "1", "--cuts", "0", "--worlds", "start-up")
+    assert cli.main(["evaluate", "--dir", str(tmp_path / "out"), *flags, *world]) == 0
+    names = {path.name for path in (tmp_path / "out" / "runs").glob("*/*.json")}
+    assert all(re.match(r"of-me-[0-9a-f]{8}_2_my-profile-[0-9a-f]{8}_0_", name) for name in names)
+    page = (tmp_path / "out" / "evaluation.md").read_text()
+    ablations = page[page.index("## Ablations") : page.index("## What the paper leaves out")]
+    for world_, part in product(("as in the paper", "start-up"), ("slack-blind", "slack without scaling")):
+        (row,) = [row for row in ablations.splitlines() if row.startswith(f"| {world_} | {part} | ")]
+        assert "%" in row
