@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import assert_never
 
@@ -35,6 +35,8 @@ log = logging.getLogger("scheduler.feed")
 
 BATCH = 1_000
 """Events per read."""
+PUT = 1_000
+"""Records that a rebuild takes in without a pause: some 10 ms."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +54,10 @@ class Delta:
 class Feed:
     """`rebuild` first; then `follow` for events and `refresh` at each tick. `view` is the present."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, between_reads: Callable[[], Awaitable[None]] | None = None) -> None:
+        """between_reads: awaited time and again where there is much to read; what it raises ends the call."""
         self._store = store
+        self._between_reads = between_reads or _go_on
         self._table = ClusterTable()
         self._after = ""
         self.view: View = self._table.view()
@@ -67,11 +71,21 @@ class Feed:
         """Read everything. Logs when the view kept by deltas differs (by more than a change in between)."""
         before, started = self.view, bool(self._after)
         self._after = await self._store.last_event_id()  # first, so that nothing is missed
-        read_ms = await self._store.now_ms()
-        engines, sessions = await self._store.list_engines(), await self._store.list_sessions()
+        sessions: list[SessionRecord] = []
+        async for part in self._store.read_sessions(await self._store.session_ids()):
+            sessions += [record for record in part.values() if record is not None]
+            await self._between_reads()
         _, desired = await self._store.read_desired()
+        # After the sessions, which take long: engines that they name are there or gone, and were just heard.
+        read_ms = await self._store.now_ms()
+        engines = await self._store.list_engines()
+        table = build_table(engines, (), desired, self._table)
+        for at in range(0, len(sessions), PUT):
+            await self._between_reads()
+            for session in sessions[at : at + PUT]:
+                table.put_session(session)
         self._starting = {engine.id for engine in engines if engine.state is EngineState.STARTING}
-        self._table = build_table(engines, sessions, desired, self._table)
+        self._table = table
         self.special = {record.id: record for record in sessions if is_special(record)}
         self._table.read_ms = read_ms
         self.view = self._table.view()
@@ -90,9 +104,11 @@ class Feed:
     async def _follow(self, block_ms: int) -> Delta:
         try:
             events = batch = await self._store.read_events(self._after, block_ms=block_ms, count=BATCH)
+            await self._between_reads()
             while len(batch) == BATCH:  # a plan on half of the news would repeat what the other half says
                 batch = await self._store.read_events(events[-1][0], count=BATCH)
                 events = [*events, *batch]
+                await self._between_reads()
         except EventsTrimmed as exc:
             log.warning("reading everything again: %s", exc)
             await self.rebuild()
@@ -105,13 +121,12 @@ class Feed:
 
     async def refresh(self) -> None:
         """Read what changes without events: heartbeats, and whether queued sessions were left."""
+        await self._read_sessions([self.view.sessions.ids[row] for row in self.view.queued])
         read_ms = await self._store.now_ms()  # before the heartbeats: silence is never overrated
         engines = await self._store.list_engines()
         self._note_starts(engines, read_ms)  # also of those whose events are not followed yet
         for engine in engines:
             self._table.put_engine(engine)
-        queued = [self.view.sessions.ids[row] for row in self.view.queued]
-        await self._read_sessions(queued)
         self._table.read_ms = read_ms
         self.view = self._table.view()
 
@@ -168,14 +183,19 @@ class Feed:
         )
 
     async def _read_sessions(self, sessions: list[SessionId]) -> None:
-        for id, record in (await self._store.get_sessions(sessions)).items():
-            self.special.pop(id, None)
-            if record is not None and is_special(record):
-                self.special[id] = record
-            if record is None:
-                self._table.drop_session(id)
-            else:
-                self._table.put_session(record)
+        async for part in self._store.read_sessions(sessions):
+            for id, record in part.items():
+                self._put_session(id, record)
+            await self._between_reads()
+
+    def _put_session(self, id: SessionId, record: SessionRecord | None) -> None:
+        self.special.pop(id, None)
+        if record is not None and is_special(record):
+            self.special[id] = record
+        if record is None:
+            self._table.drop_session(id)
+        else:
+            self._table.put_session(record)
 
     async def _read_engines(self, engines: list[EngineId]) -> tuple[GoneEngine, ...]:
         records = await self._store.get_engines(engines)
@@ -214,3 +234,7 @@ class Feed:
                 self._starting.remove(engine.id)
                 if engine.state is EngineState.READY:
                     self._starts_ms.append(max(0, read_ms - engine.started_ms))
+
+
+async def _go_on() -> None:
+    """Nothing to do between reads."""

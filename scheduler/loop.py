@@ -29,7 +29,7 @@ RETRY_S = 0.3
 TERM = "in term "
 """Before what a leader did in a term that ended before it could say so."""
 LATE_S = 0.5
-"""A read that returns this much later than asked counts as a break in the reach of Redis."""
+"""A single read that returns this much later than asked counts as a break in the reach of Redis."""
 
 
 class Scheduler:
@@ -45,13 +45,15 @@ class Scheduler:
         self._name = config.scheduler_id or draw_id("c", 4)
         self._most_engines = config.max_engines or config.engines
         self._lease = Lease(config.lease_ttl_ms)
-        self._feed = Feed(store)
+        self._feed = Feed(store, self._between_reads)
         self._memory = Memory()
         self._published: tuple[str, int, int, int] | None = None
         self._reachable_ms: int | None = None
         """Redis time since which Redis was reached without a break; None: not known to be."""
         self._untold: list[str] = []
         """What was done and is not in the decisions stream: the lease ended, or Redis was away, before."""
+        self._read_s = 0.0
+        """When the newest read of the feed was done, or is due, by the own clock."""
         self._tick_s = 0.0
         self._resync_s = 0.0
         self._settles_s: float | None = None
@@ -87,10 +89,11 @@ class Scheduler:
         """One cycle as leader, or one attempt to lead. False: another leads. Raises StoreUnavailable."""
         if not await self._hold_lease():
             return False
-        if self._prepared_term != self._lease.term:
-            await self._take_over()
-        delta = await self._follow()
+        self._read_s = self._clock()
         try:
+            if self._prepared_term != self._lease.term:
+                await self._take_over()
+            delta = await self._follow()
             if await self._is_settled():
                 await self._plan_and_apply(delta)
         except StaleTerm as exc:
@@ -102,16 +105,8 @@ class Scheduler:
 
     async def _hold_lease(self) -> bool:
         """Acquire or renew as needed. False: another leads."""
-        asked_s = self._clock()
-        if self._lease.is_held(asked_s):
-            if not self._lease.is_renew_due(asked_s):
-                return True
-            assert self._lease.term is not None
-            if await self._store.renew_lease(self._name, self._lease.term, self._config.lease_ttl_ms):
-                self._lease.grant(self._lease.term, asked_s)
-                return True
-            log.warning("lost the lease of term %d", self._lease.term)
-            self._lease.lose()
+        if self._lease.is_held(self._clock()) and await self._renew_lease():
+            return True
         asked_s = self._clock()
         term = await self._store.acquire_lease(
             self._name, self._config.lease_ttl_ms, floor=self._lease.newest_term
@@ -120,6 +115,33 @@ class Scheduler:
             return False
         self._lease.grant(term, asked_s)
         return True
+
+    async def _renew_lease(self) -> bool:
+        """If that is due. False: it is lost."""
+        asked_s, term = self._clock(), self._lease.term
+        assert term is not None
+        if not self._lease.is_renew_due(asked_s):
+            return True
+        if await self._store.renew_lease(self._name, term, self._config.lease_ttl_ms):
+            self._lease.grant(term, asked_s)
+            return True
+        log.warning("lost the lease of term %d", term)
+        self._lease.lose()
+        return False
+
+    async def _between_reads(self) -> None:
+        """While the feed reads, however much that is: stay the leader, and see whether Redis answers.
+
+        Raises:
+            StaleTerm: the lease is lost, what was read is for nothing.
+        """
+        now_s = self._clock()
+        is_late, self._read_s = now_s - self._read_s > LATE_S, now_s
+        if is_late:
+            # Redis hung, or this process did: silence of engines in that time means nothing.
+            self._reachable_ms = await self._store.now_ms()
+        if not await self._renew_lease():
+            raise StaleTerm("another may lead: stopped reading")
 
     async def _take_over(self) -> None:
         """Read what a new leader must know. Repeated until it succeeds."""
@@ -169,6 +191,7 @@ class Scheduler:
         """Wait for events until the next tick; at a tick also read heartbeats."""
         started_s = self._clock()
         wait_s = max(0.0, self._tick_s - started_s)
+        self._read_s = started_s + wait_s
         delta = await self._feed.follow(round(wait_s * 1000))
         now_s = self._clock()
         if now_s >= self._resync_s:
@@ -178,8 +201,8 @@ class Scheduler:
             self._tick_s = now_s + self._config.tick_ms / 1000
             await self._feed.refresh()
             self._check_clocks()
-        if self._clock() - started_s > wait_s + LATE_S or self._reachable_ms is None:
-            # Redis hung, or this process did: silence of engines in that time means nothing.
+        await self._between_reads()
+        if self._reachable_ms is None:
             self._reachable_ms = await self._store.now_ms()
         return delta
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
+import orjson
 from redis.asyncio import Redis
 from redis.client import NEVER_DECODE
 from redis.exceptions import (
@@ -27,6 +28,8 @@ from scheduler.store.scripts import script_error, scripts
 
 COMMAND_TIMEOUT_S = 2.0
 """A command that takes longer counts as an unreachable Redis."""
+BATCH = 250
+"""Keys per round trip of what reads many: a few ms of Redis, and each with COMMAND_TIMEOUT_S of its own."""
 MAX_CONNECTIONS = 16
 """Commands at once per process; more wait their turn for up to COMMAND_TIMEOUT_S."""
 MAX_BLOCKING_CONNECTIONS = 8
@@ -35,6 +38,7 @@ MIN_VERSION = (6, 2)
 PASSING_TROUBLES = ("OOM", "MISCONF", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "NOREPLICAS")
 """Codes of a server that answers but can't serve now: out of memory, its disk full, being failed over."""
 
+T = TypeVar("T")
 Entry = tuple[str, dict[str, str]]
 """Id and fields of a stream entry."""
 
@@ -104,6 +108,28 @@ class Connection:
             results = await pipe.execute(raise_on_error=False)
         return [_response_error(r) if isinstance(r, ResponseError) else r for r in results]
 
+    async def read_hashes(self, keys: Sequence[str]) -> list[dict[str, str]]:
+        """Hashes in one round trip, {} for one that does not exist. At most BATCH keys, see `batches`."""
+        async with mapped_errors():
+            text: str = await self._scripts["read_hashes"](keys=keys)
+        found: list[dict[str, str]] = orjson.loads(text)
+        return found
+
+    async def read_members(self, key: str) -> list[str]:
+        """Members of a sorted set in order, however many, in one round trip."""
+        return list(orjson.loads(await self.run("read_members", key)))
+
+    async def run_commands(self, commands: Sequence[tuple[str, ...]]) -> list[Any]:
+        """Replies to any number of commands, BATCH in a round trip."""
+        replies: list[Any] = []
+        for batch in batches(commands):
+            pipe = self.pipeline()
+            for command in batch:
+                pipe.execute_command(*command)
+            async with mapped_errors():
+                replies += await pipe.execute()
+        return replies
+
     async def read_streams(
         self, after: Mapping[str, str], *, block_ms: int, count: int
     ) -> dict[str, list[Entry]]:
@@ -112,6 +138,11 @@ class Connection:
         async with mapped_errors(block_ms / 1000 + COMMAND_TIMEOUT_S):
             reply = await client.xread(dict(after), count=count, block=block_ms or None)
         return {key: [entry for entry in entries if entry[1]] for key, entries in reply or ()}
+
+
+def batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """The same in order, at most BATCH at a time."""
+    return (items[at : at + BATCH] for at in range(0, len(items), BATCH))
 
 
 @asynccontextmanager

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from scheduler.fairness import standings
 from scheduler.keys import PAUSE_ANSWER
@@ -27,7 +27,7 @@ from scheduler.messages import (
     decode_json,
 )
 from scheduler.store import records
-from scheduler.store.connection import Connection, Entry, mapped_errors
+from scheduler.store.connection import Connection, Entry, batches, mapped_errors
 from scheduler.store.errors import EventsTrimmed
 from scheduler.store.values import (
     PRIOR_RELEASE_INTERVAL_MS,
@@ -82,16 +82,26 @@ class StoreReader:
         return (await self.get_sessions([session]))[session]
 
     async def get_sessions(self, sessions: Iterable[SessionId]) -> dict[SessionId, SessionRecord | None]:
-        """Several records in one round trip."""
-        ids = list(sessions)
-        hashes = await self._hashes(self._key("session", session) for session in ids)
-        return {id: records.session_record(id, h) if h else None for id, h in zip(ids, hashes, strict=True)}
+        """Several records."""
+        return {id: record async for part in self.read_sessions(sessions) for id, record in part.items()}
+
+    async def read_sessions(
+        self, sessions: Iterable[SessionId]
+    ) -> AsyncIterator[dict[SessionId, SessionRecord | None]]:
+        """Any number of records in parts, a short round trip each."""
+        for ids in batches(list(sessions)):
+            hashes = await self._redis.read_hashes([self._key("session", id) for id in ids])
+            yield {
+                id: records.session_record(id, h) if h else None for id, h in zip(ids, hashes, strict=True)
+            }
+
+    async def session_ids(self) -> list[SessionId]:
+        """Of all sessions that are not closed, oldest first."""
+        return [SessionId(id) for id in await self._redis.read_members(self._key("sessions"))]
 
     async def list_sessions(self) -> list[SessionRecord]:
         """All sessions that are not closed, oldest first."""
-        async with mapped_errors():
-            ids = await self._redis.client.zrange(self._key("sessions"), 0, -1)
-        found = await self.get_sessions(SessionId(id) for id in ids)
+        found = await self.get_sessions(await self.session_ids())
         return [record for record in found.values() if record is not None]
 
     async def pause_ids(self, session: SessionId) -> tuple[MessageId, ...]:
@@ -129,14 +139,11 @@ class StoreReader:
         """Sessions that wait for a model, who gets a place first first: the order that policies use."""
         async with mapped_errors():
             line = await self._redis.client.zrange(self._key("queue", model), 0, -1, withscores=True)
-            pipe = self._redis.pipeline()
-            for session, _ in line:
-                pipe.hget(self._key("session", session), "subject")
-            subjects = [subject or "" for subject in await pipe.execute()]
-            names = sorted({*subjects} - {""})
-            for name in names:
-                pipe.scard(self._key("controlled", name))
-            controlled = dict(zip(names, map(int, await pipe.execute()), strict=True))
+        asked = [("HGET", self._key("session", session), "subject") for session, _ in line]
+        subjects = [subject or "" for subject in await self._redis.run_commands(asked)]
+        names = sorted({*subjects} - {""})
+        counts = await self._redis.run_commands([("SCARD", self._key("controlled", name)) for name in names])
+        controlled = dict(zip(names, map(int, counts), strict=True))
         entries = [(int(order), subject) for (_, order), subject in zip(line, subjects, strict=True)]
         stands = standings(entries, controlled)
         return [SessionId(line[at][0]) for at in sorted(range(len(line)), key=stands.__getitem__)]
@@ -174,15 +181,14 @@ class StoreReader:
         return (await self.get_engines([engine]))[engine]
 
     async def get_engines(self, engines: Iterable[EngineId]) -> dict[EngineId, EngineRecord | None]:
-        """Several records in one round trip."""
+        """Several records."""
         ids = list(engines)
         hashes = await self._hashes(self._key("engine", engine) for engine in ids)
         return {id: records.engine_record(id, h) if h else None for id, h in zip(ids, hashes, strict=True)}
 
     async def list_engines(self) -> list[EngineRecord]:
         """All engines that are not gone, by id."""
-        async with mapped_errors():
-            ids = await self._redis.client.zrange(self._key("engines"), 0, -1)
+        ids = await self._redis.read_members(self._key("engines"))
         found = await self.get_engines(EngineId(id) for id in sorted(ids))
         return [record for record in found.values() if record is not None]
 
@@ -298,15 +304,8 @@ class StoreReader:
             first, last = await pipe.xrange(key, count=1).xrevrange(key, count=1).execute()
         return (first[0][0], last[0][0]) if first else (START, START)
 
-    async def _hashes(self, keys: Iterable[str]) -> Sequence[dict[str, str]]:
-        pipe = self._redis.pipeline()
-        for key in keys:
-            pipe.hgetall(key)
-        if not len(pipe):
-            return []
-        async with mapped_errors():
-            result: list[Any] = await pipe.execute()
-        return result
+    async def _hashes(self, keys: Iterable[str]) -> list[dict[str, str]]:
+        return [h for batch in batches(list(keys)) for h in await self._redis.read_hashes(batch)]
 
 
 def _decoded(table: Mapping[str, type[M]], entries: Sequence[Entry]) -> list[tuple[str, M]]:

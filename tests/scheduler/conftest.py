@@ -137,6 +137,24 @@ async def create(
     )
 
 
+def nth(n: int) -> SessionId:
+    """One of many, after S1 to S3."""
+    return SessionId(f"s_{n + 256:016x}")
+
+
+async def create_many(store: Store, number: int) -> None:
+    """`nth(0)` and on: copies of a queued session, in the list of all and in no queue."""
+    await create(store, nth(0))
+    copy = """local flat = redis.call('HGETALL', KEYS[1] .. ARGV[1])
+    for n = 1, #ARGV do
+      redis.call('HSET', KEYS[1] .. ARGV[n], unpack(flat))
+      redis.call('ZADD', KEYS[2], n, ARGV[n])
+    end"""
+    ids = [nth(n) for n in range(number)]
+    keys = (f"{store.prefix}session:", f"{store.prefix}sessions")
+    await store._redis.client.eval(copy, len(keys), *keys, *ids)
+
+
 async def forget_everything(store: Store) -> None:
     """What a Redis that comes back empty has of this cluster."""
     client = store._redis.client

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from scheduler.feed import Feed
-from scheduler.messages import DesiredEngine, EngineId, EngineState
+from scheduler.messages import DesiredEngine, EngineId, EngineState, SessionId
 from scheduler.store import SessionProgress, Store, StoreUnavailable
-from tests.scheduler.conftest import E1, E2, MODEL, S1, S2, S3, create, lead, placed, ready
+from tests.scheduler.conftest import E1, E2, E3, MODEL, S1, S2, S3, create, lead, nth, placed, ready
 
 E0 = EngineId("e_00000000")
 
@@ -109,6 +109,43 @@ async def test_news_that_were_half_read(store: Store, feed: Feed, monkeypatch: p
             await feed.follow(1_000)
     await feed.follow(1_000)
     assert set(feed.view.sessions.ids) == {S1, S2} and not feed.view.desired
+
+
+async def test_who_comes_while_everything_is_read(
+    store: Store, feed: Feed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sessions on an engine that registers meanwhile have a place: to queue them again would stop them."""
+    term = await lead_again(store)
+    await create(store, S2)
+    real = store.session_ids
+
+    async def late() -> list[SessionId]:
+        await ready(store, E3)
+        await store.place_session(S2, E3, expect_epoch=0, term=term)
+        return await real()
+
+    monkeypatch.setattr(store, "session_ids", late)
+    await feed.rebuild()
+    view = feed.view
+    assert not view.orphans
+    assert view.engines.ids[view.sessions["engine"][view.sessions.rows[S2]]] == E3
+
+
+async def test_a_rebuild_pauses(store: Store, feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After each round trip, and while it takes in what it read."""
+    monkeypatch.setattr("scheduler.store.connection.BATCH", 2)
+    monkeypatch.setattr("scheduler.feed.PUT", 2)
+    pauses = 0
+
+    async def pause() -> None:
+        nonlocal pauses
+        pauses += 1
+
+    for n in range(100, 108):
+        await create(store, nth(n))
+    feed = Feed(store, pause)
+    await feed.rebuild()
+    assert len(feed.view.sessions) == 9 and pauses == 10
 
 
 async def unavailable() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from redis.asyncio import Redis
 from scheduler.keys import Keys
 from scheduler.messages import SessionQueued, encode_json
 from scheduler.store import START, EventsTrimmed, Store, StoreUnavailable
-from tests.scheduler.conftest import S1, S2, create
+from scheduler.store.connection import BATCH
+from tests.scheduler.conftest import S1, S2, create, create_many, nth
 
 
 async def raw(url: str, *command: str | int) -> None:
@@ -62,3 +64,51 @@ async def test_a_missing_server_is_unavailable(tmp_path: Path) -> None:
     """No server: one sentence, no traceback of redis-py's own exceptions."""
     with pytest.raises(StoreUnavailable, match="can't be reached"):
         await Store.connect(f"unix://{tmp_path}/none.sock")
+
+
+async def test_many_sessions_are_read_in_short_round_trips(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has few keys and a time limit of its own. A session whose record is gone is left out."""
+    await create_many(store, 12_000)
+    await store._redis.client.delete(store._key("session", nth(7)))
+    sizes: list[int] = []
+    real = store._redis.read_hashes
+
+    async def watched(keys: Sequence[str]) -> list[dict[str, str]]:
+        sizes.append(len(keys))
+        return await real(keys)
+
+    monkeypatch.setattr(store._redis, "read_hashes", watched)
+    found = await store.list_sessions()
+    assert [record.id for record in found] == [nth(n) for n in range(12_000) if n != 7]
+    assert {(record.model, record.seed) for record in found} == {("shapes", 7)}
+    assert max(sizes) == BATCH and sum(sizes) == 12_000
+    assert (await store.get_sessions([nth(7), S1])) == {nth(7): None, S1: None}
+
+
+async def test_a_long_queue_is_read_whole(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In several round trips, in its order: who has less before who has more."""
+    monkeypatch.setattr("scheduler.store.connection.BATCH", 2)
+    for n in range(5):
+        await create(store, nth(n), subject="many")
+    await create(store, S1, subject="few")
+    assert await store.queue("shapes") == [nth(0), S1, *(nth(n) for n in range(1, 5))]
+
+
+async def test_any_text_is_read_as_it_was_written(store: Store) -> None:
+    """What is in a record passes through JSON unharmed."""
+    subject = 'a/b "c" \\ \x7f\x01\n é 漢 \U0001f680 {} []'
+    await create(store, S1, subject=subject)
+    record = await store.get_session(S1)
+    assert record is not None and record.subject == subject
+
+
+async def test_nothing_is_listed_where_nothing_is(store: Store) -> None:
+    """Empty sets, and no records."""
+    assert (await store.list_sessions(), await store.list_engines(), await store.list_gateways()) == (
+        [],
+        [],
+        [],
+    )
+    assert await store.get_sessions([]) == {} and await store.queue("shapes") == []
