@@ -10,6 +10,7 @@ const LARGEST_SEED = Number.MAX_SAFE_INTEGER;
 const RANDOM_SEEDS = 1_000_000; // short enough to note down
 const THUMB_AFTER_FRAMES = 6;
 const NEWS_MS = 6000;
+const FULL = "The recording was full and is saved. Record again for what follows.";
 const NO_TOKEN = "That is no access token: it has letters, digits, dots, - and _ only.";
 
 const view = new View(submit);
@@ -23,7 +24,10 @@ let news = null; // {text, tone, untilMs}: what just happened, in the picture's 
 
 const stream = new Stream({ canvas: elements.screen, token: savedToken, remember: true });
 
-stream.on("change", render);
+stream.on("change", () => {
+  if (stream.recording?.isFull) saveRecording(FULL);
+  render();
+});
 stream.on("size", ({ width, height }) => view.size(width, height));
 stream.on("prompt", told);
 stream.on("refused", ({ message }) => view.steering(message, "bad"));
@@ -301,9 +305,9 @@ function toggleFullScreen() {
   changed?.catch(() => tell("This browser does not allow full screen here", "busy"));
 }
 
-function saveRecording() {
+function saveRecording(said) {
   const file = stream.stopRecording();
-  if (file !== null) save(file, `turboserve-${stream.id}.mp4`);
+  if (file !== null) save(file, `turboserve-${stream.id}.mp4`, said);
 }
 
 async function download() {
@@ -320,13 +324,13 @@ async function download() {
   render();
 }
 
-function save(file, name) {
+function save(file, name, said = "Saved as an MP4 file") {
   const anchor = document.createElement("a");
   anchor.href = URL.createObjectURL(file);
   anchor.download = name;
   anchor.click();
   setTimeout(() => URL.revokeObjectURL(anchor.href), 60_000); // the browser has taken it long before
-  tell("Saved as an MP4 file", "good");
+  tell(said, "good");
 }
 
 async function share() {
@@ -336,15 +340,20 @@ async function share() {
   shareText.textContent = "Asking the server…";
   shareDialog.showModal();
   try {
-    const { session, token } = await stream.share();
+    const { session, token, expiresInS } = await stream.share();
     const parts = new URLSearchParams({ watch: session, ...(token === null ? {} : { token }) });
     shareLink.value = new URL(`/#${parts}`, location.href).href;
-    shareText.textContent = "Whoever has this link sees the video and can't steer it.";
+    shareText.textContent = `Whoever has this link sees the video and can't steer it. It opens for ${spell(expiresInS)}.`;
     shareLink.select();
   } catch (error) {
     shareText.textContent = error.message;
   }
   shareCopy.hidden = shareLink.hidden = shareLink.value === "";
+}
+
+/** A time in whole hours, or minutes if it is short. */
+function spell(seconds) {
+  return seconds < 7200 ? `${Math.round(seconds / 60)} minutes` : `${Math.round(seconds / 3600)} hours`;
 }
 
 async function copyLink() {

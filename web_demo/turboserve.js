@@ -57,6 +57,7 @@ const ACK_EVERY_MS = 500;
 const STALL_SHOWN_AFTER_MS = 400;
 const LATENCIES = 60;
 const MAX_MARKS = 60;
+const SHARE_S = 24 * 3600; // as long as a gateway allows
 
 const ENDINGS = new Map([[1000, "ended"], [IDLE, "ended"], [TAKEN_OVER, "taken"], [NO_CAPACITY, "full"], [UNAUTHORISED, "locked"]]);
 
@@ -122,6 +123,7 @@ export class Stream {
   #serverState = null; // queued, active, idle
   #video = null; // the server's `session` message
   #resume = null;
+  #viewToken = null; // what `watch` was given
   #url;
   #token;
   #remembers;
@@ -289,6 +291,7 @@ export class Stream {
     this.leave();
     this.history.clear();
     this.isViewer = true;
+    this.#viewToken = token ?? null;
     this.#begin();
     this.#connection.watch({ session, token });
     this.#notify();
@@ -360,7 +363,7 @@ export class Stream {
     this.#link = "none";
     Object.assign(this, { id: null, engine: null, rev: null, queue: null, waiting: null, end: null, marks: [], reason: "", attempts: 0 });
     Object.assign(this, { takesControls: false, isViewer: false });
-    this.#serverState = this.#wantsPause = this.#dryMs = this.#video = this.#recorder = this.#resume = null;
+    this.#serverState = this.#wantsPause = this.#dryMs = this.#video = this.#recorder = this.#resume = this.#viewToken = null;
     this.#startedMs = this.#ttfcMs = this.#steerMs = null;
     this.#latencies = [];
     this.#bytes = this.#lengthMs = 0;
@@ -381,32 +384,45 @@ export class Stream {
    * @returns {Promise<Blob>}
    */
   async download() {
-    const path = new URL(`/v1/sessions/${this.id}/recording.mp4`, this.#url.replace(/^ws/, "http"));
-    const answer = await request(path, { token: this.#resume || this.#token }).catch(() => null);
-    if (answer === null) throw new Error("The server does not answer.");
-    if (answer.ok) return answer.blob();
-    const said = await answer.json().catch(() => ({}));
-    throw new Error(said.error?.message ?? `The server answered ${answer.status}.`);
+    const answer = await this.#ask("recording.mp4", this.#resume || this.#viewToken || this.#token);
+    if (!answer.ok) throw new Error((await faultOf(answer)).message);
+    return answer.blob();
   }
 
-  /** What another page needs to `watch` this session: asks the gateway for a view token. */
-  async share() {
-    const path = new URL(`/v1/sessions/${this.id}/watch`, this.#url.replace(/^ws/, "http"));
-    const answer = await request(path, { token: this.#token, method: "POST", body: { resume: this.#resume } }).catch(() => null);
-    if (answer === null) throw new Error("The server does not answer.");
-    if (answer.status === 404 || answer.status === 405) throw new Error("This server does not take viewers.");
-    const said = await answer.json().catch(() => ({}));
-    if (!answer.ok) throw new Error(said.error?.message ?? `The server answered ${answer.status}.`);
-    return { session: this.id, token: said.token ?? null };
+  /**
+   * What another page needs to `watch` this session: asks the gateway for a view token. Rejects with a sentence.
+   * @param {{ttlS?: number}} [options]  for how long the token opens the session, in s, from 1 to a day; who watches by then goes on
+   * @returns {Promise<{session: string, token: string | null, expiresInS: number}>}
+   */
+  async share({ ttlS = SHARE_S } = {}) {
+    if (this.isViewer) throw new Error("Only who steers a session can share it.");
+    const answer = await this.#ask("watch", this.#token, { method: "POST", body: { resume: this.#resume, ttl_s: ttlS } });
+    if (!answer.ok) {
+      const { code, message } = await faultOf(answer);
+      if (code === "no_such_session") throw new Error("This session is over, or another's: it can't be shared.");
+      throw new Error([404, 405].includes(answer.status) ? "This server does not take viewers." : message);
+    }
+    const said = await answer.json();
+    return { session: this.id, token: said.token ?? null, expiresInS: said.expires_in_s ?? ttlS };
   }
 
-  /** Keep the video from the next chunk on, as it came, until `stopRecording`. */
+  /** Ask the gateway for something of this session. @param {string} what @param {TokenSource} source @returns {Promise<Response>} */
+  async #ask(what, source, options = {}) {
+    if (this.id === null) throw new Error("There is no session.");
+    const path = new URL(`/v1/sessions/${this.id}/${what}`, this.#url.replace(/^ws/, "http"));
+    const token = await tokenOf(source); // its faults are not the server's
+    return request(path, { token, ...options }).catch((error) => {
+      throw new Error("The server does not answer.", { cause: error });
+    });
+  }
+
+  /** Keep the video from the next chunk on, as it came, until `stopRecording` or until it `isFull`. */
   startRecording() {
     if (this.#video !== null && this.isRecordable) this.#recorder = new Recorder(this.#video);
     this.#notify();
   }
 
-  /** {durationMs, bytes} of the recording under way, or null. */
+  /** {durationMs, bytes, isFull} of the recording under way, or null. A full one takes no more: save it by `stopRecording`. */
   get recording() {
     return this.#recorder;
   }
@@ -459,7 +475,9 @@ export class Stream {
     }
     for (const unit of media.units) this.#bytes += unit.length;
     const isNew = this.#player.part(media);
-    if (isNew && this.#recorder !== null) this.#recorder.part(media);
+    if (!isNew || this.#recorder === null || this.#recorder.isFull) return;
+    this.#recorder.part(media);
+    if (this.#recorder.isFull) this.#notify();
   }
 
   #heard(message) {
@@ -632,13 +650,19 @@ export class Stream {
   }
 }
 
+/** What an answer that is no success says. @param {Response} answer @returns {Promise<{code?: string, message: string}>} */
+async function faultOf(answer) {
+  const said = await answer.json().catch(() => null);
+  return { message: `The server answered ${answer.status}.`, ...said?.error };
+}
+
 function sentenceFor(reason) {
   const known = {
     stopped: "It was stopped.",
     idle: "It was paused for a long time.",
     disconnected: "It waited too long for its connection to come back.",
     lost: "The server does not know it any more.",
-    engine_crashed: "Engines crashed three times in a row while they had it. It may be what crashes them.",
+    engine_crashed: "One engine after another crashed while they had it. It may be what crashes them.",
   };
   return known[reason] ?? "It is over.";
 }

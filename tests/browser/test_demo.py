@@ -118,7 +118,8 @@ async def test_a_page_of_another_site_embeds_a_stream(browser: Browser, cluster:
         async with await asyncio.start_server(answer, "localhost", FOREIGN_PORT):
             await page.goto(FOREIGN_ORIGIN)
         await until(page, "window.turboserve?.player.framesDrawn >= 20", LIMIT_S)
-        assert (await page.evaluate("turboserve.share()"))["session"].startswith("s_")
+        shared = await page.evaluate("turboserve.share()")
+        assert (shared["session"][:2], shared["expiresInS"]) == ("s_", 86_400)
         assert await page.evaluate("turboserve.download().then((video) => video.size)") > 1_000
         await page.evaluate("turboserve.stop()")
         await until(page, "turboserve.phase === 'ended'")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
-from playwright.async_api import Browser, Page
+from playwright.async_api import Browser, Page, Request, Route
 
 from tests.browser.driver import HIDEABLE, listen, until
-from tests.browser.stream_server import StreamServer
+from tests.browser.stream_server import StreamServer, say
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
@@ -138,3 +139,105 @@ async def test_calls_without_a_session_do_nothing(browser: Browser, server: Stre
         await page.evaluate("stream.stop(); stream.reset(); stream.setPaused(true); stream.prompt('x')")
         assert await page.evaluate("[stream.phase, ...said]") == ["ready", "There is no session to steer."]
         assert complaints == []
+
+
+SHARE = "stream.share().then(JSON.stringify, ({ message }) => message)"
+DOWNLOAD = "stream.download().then(({ size }) => `${size} bytes`, ({ message }) => message)"
+WATCH = "**/v1/sessions/*/watch"
+RECORDING = "**/v1/sessions/*/recording.mp4"
+
+
+async def test_a_link_holds_for_as_long_as_is_asked(browser: Browser, server: StreamServer) -> None:
+    """A day, if not said otherwise; what the server granted is told."""
+    asked: list[Any] = []
+
+    async def grant(route: Route, request: Request) -> None:
+        asked.append(request.post_data_json)
+        await route.fulfill(json={"token": "view.er", "expires_in_s": asked[-1]["ttl_s"]})
+
+    async with own_page(browser, server) as (page, _):
+        await page.route(WATCH, grant)
+        await page.evaluate(START)
+        await until(page, "stream.id !== null")
+        whole = {"session": server.only.id, "token": "view.er", "expiresInS": 86_400}
+        assert await page.evaluate("stream.share()") == whole
+        assert await page.evaluate("stream.share({ ttlS: 60 })") == whole | {"expiresInS": 60}
+        assert asked == [{"resume": server.only.resume, "ttl_s": ttl_s} for ttl_s in (86_400, 60)]
+
+
+async def test_why_a_session_is_not_shared(browser: Browser, server: StreamServer) -> None:
+    """A session that is over, a server without viewers, one that is away and a bad token are told apart."""
+    answers: list[tuple[int, str] | None] = [
+        (404, "no_such_session"),
+        (404, "bad_message"),
+        (429, "rate"),
+        None,
+    ]
+
+    async def refuse(route: Route) -> None:
+        answer = answers.pop(0)
+        if answer is None:
+            await route.abort()
+            return
+        status, code = answer
+        await route.fulfill(status=status, json={"error": {"code": code, "message": f"it is {code}"}})
+
+    async with own_page(browser, server) as (page, _):
+        await page.route(WATCH, refuse)
+        await page.evaluate("window.token = null; void stream.destroy()")
+        await page.evaluate(MAKE.replace("canvas:", "token: () => window.token, canvas:"))
+        await page.evaluate(START)
+        await until(page, "stream.id !== null")
+        assert [await page.evaluate(SHARE) for _ in range(4)] == [
+            "This session is over, or another's: it can't be shared.",
+            "This server does not take viewers.",
+            "it is rate",
+            "The server does not answer.",
+        ]
+        await page.evaluate("window.token = 'no token'")
+        assert "characters that no token has" in await page.evaluate(SHARE)
+        assert answers == []
+
+
+async def test_a_viewer_downloads_with_its_token(browser: Browser, server: StreamServer) -> None:
+    """The token that it watches with opens the recording too, until it leaves; it has nothing to share."""
+    bearers: list[str | None] = []
+
+    async def send(route: Route, request: Request) -> None:
+        bearers.append(request.headers.get("authorization"))
+        await route.fulfill(body=b"video", content_type="video/mp4")
+
+    async with own_page(browser, server) as (page, _), own_page(browser, server) as (other, _):
+        await page.evaluate(START)
+        await until(page, "stream.id !== null")
+        session = server.only.id
+        await other.route(RECORDING, send)
+        await other.evaluate(f"stream.watch({{ session: '{session}', token: 'view.er' }})")
+        await until(other, "stream.id !== null")
+        assert await other.evaluate(DOWNLOAD) == "5 bytes"
+        assert await other.evaluate(SHARE) == "Only who steers a session can share it."
+        await other.evaluate(f"stream.watch({{ session: '{session}' }})")
+        await until(other, "stream.id !== null")
+        assert await other.evaluate(DOWNLOAD) == "5 bytes"
+        assert bearers == ["Bearer view.er", None]
+
+
+async def test_without_a_session_nothing_is_asked_for(browser: Browser, server: StreamServer) -> None:
+    """There is nothing to share or download, and the server is not asked for session null."""
+    async with own_page(browser, server) as (page, complaints):
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        assert [await page.evaluate(call) for call in (SHARE, DOWNLOAD)] == ["There is no session."] * 2
+        assert (asked, complaints) == ([], [])
+
+
+async def test_crashes_that_end_a_session_are_not_counted(browser: Browser, server: StreamServer) -> None:
+    """Two or three close it, by who was there: the sentence promises neither."""
+    async with own_page(browser, server) as (page, _):
+        await page.evaluate(START)
+        await until(page, "stream.id !== null")
+        assert server.only.socket is not None
+        await say(server.only.socket, type="closed", reason="engine_crashed")
+        await until(page, "stream.phase === 'ended'")
+        sentence = "One engine after another crashed while they had it. It may be what crashes them."
+        assert await page.evaluate("stream.end.sentence") == sentence
