@@ -319,13 +319,16 @@ async def test_recording_is_the_stream_itself(browser: Browser, server: StreamSe
 
 
 async def test_the_slider_turns_a_cut_into_a_blend(browser: Browser, server: StreamServer) -> None:
-    """What the slider says is what the prompt asks for."""
+    """What the slider says is what the prompt asks for; the longer word moves nothing."""
+    height = "document.getElementById('form').offsetHeight"
     async with tab(browser, server.url) as (page, _):
         await begin(page)
+        before = await page.evaluate(height)
         await page.focus("#blend")
         await page.keyboard.press("ArrowRight")
         await page.keyboard.press("ArrowRight")
         assert await page.text_content("#blend-value") == "over 1.5 s"
+        assert await page.evaluate(height) == before
         await page.click("#edits button >> nth=0")
         await until(page, "turboserve.rev === 1")
         (prompt,) = [m for m in server.only.messages if m["type"] == "prompt"]
