@@ -121,6 +121,8 @@ class ClusterTable:
         self._wanting: set[int] = set()
         self._orphans: set[int] = set()
         self._controlled: dict[str, int] = {}
+        self._states: dict[EngineState, NDArray[np.bool_]] = {}
+        """Masks that views were asked for since an engine was last put or dropped."""
         self._curves: dict[EngineId, tuple[EngineCosts, NDArray[np.float64]]] = {}
         """Latency curves, and the costs that they follow from."""
         self._owner: dict[SessionId, EngineId] = {}
@@ -142,6 +144,7 @@ class ClusterTable:
         """Insert or replace; a gone engine is dropped."""
         if record.state is EngineState.GONE:
             return self.drop_engine(record.id)
+        self._states = {}
         row = self._engines.row.get(record.id)
         is_new = row is None
         if row is None:
@@ -189,6 +192,7 @@ class ClusterTable:
         row = self._engines.row.get(engine)
         if row is None:
             return
+        self._states = {}
         for session in self._naming(engine):
             self._relink(session, row, NO_ENGINE)
         self._engines.remove(row)
@@ -271,6 +275,7 @@ class ClusterTable:
             controlled=self._controlled,
             desired=self._desired,
             read_ms=self.read_ms,
+            states=self._states,
         )
 
     def _code(self, model: str) -> int:

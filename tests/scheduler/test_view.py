@@ -117,6 +117,8 @@ def test_deltas_equal_a_full_rebuild(seed: int) -> None:
                 table.desired,
             )
             assert table.view().same(rebuilt.view())
+            for state in EngineState:  # masks are kept from one view to the next
+                assert np.array_equal(table.view().is_state(state), rebuilt.view().is_state(state))
             assert [table.view().sessions.find(id) for id in table.view().sessions.ids] == list(
                 range(len(table.view().sessions))
             )
