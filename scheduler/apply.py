@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import assert_never
 
 from scheduler.messages import EngineId
@@ -37,7 +37,7 @@ async def apply(
     actions: Sequence[Action],
     *,
     term: int,
-    may_act: Callable[[], bool],
+    may_act: Callable[[], Awaitable[bool]],
     untold: list[str] | None = None,
 ) -> bool:
     """Apply in order; refused actions are logged and skipped. What was done is kept for the cluster view.
@@ -51,7 +51,7 @@ async def apply(
     """
     done = untold if untold is not None else []
     for action in actions:
-        if not may_act():
+        if not await may_act():
             log.warning("the lease ended before %s: stopped acting", type(action).__name__)
             return False
         try:

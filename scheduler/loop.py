@@ -143,6 +143,10 @@ class Scheduler:
         if not await self._renew_lease():
             raise StaleTerm("another may lead: stopped reading")
 
+    async def _may_act(self) -> bool:
+        """Asked before each action. However many there are, the lease is renewed meanwhile."""
+        return await self._renew_lease() and self._lease.is_held(self._clock())
+
     async def _take_over(self) -> None:
         """Read what a new leader must know. Repeated until it succeeds."""
         memory = await self._store.load_memory()
@@ -242,9 +246,9 @@ class Scheduler:
             self._memory = memory
         await self._publish(term, config.engines)
         special = special_moves(self._feed.special.values(), now_ms)
-        may_act, untold = (lambda: self._lease.is_held(self._clock())), self._untold
+        untold = self._untold
         try:
-            await apply(self._store, (*special, *actions), term=term, may_act=may_act, untold=untold)
+            await apply(self._store, (*special, *actions), term=term, may_act=self._may_act, untold=untold)
         finally:  # the next leader's term, if it is ours, will not be the one that this was done in
             untold[:] = [text if text.startswith(TERM) else f"{TERM}{term}: {text}" for text in untold]
             del untold[:-MAX_DECISIONS]

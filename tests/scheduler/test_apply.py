@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import pytest
 
 from scheduler.apply import apply
@@ -11,6 +13,21 @@ from scheduler.store import StaleTerm, Store
 from tests.scheduler.conftest import E1, E2, E3, S1, S2, create, lead, placed, ready
 
 WANTED = tuple(DesiredEngine(id=engine, model="shapes") for engine in (E1, E3))
+
+
+def answering(*answers: bool) -> Callable[[], Awaitable[bool]]:
+    """A lease that is held, or not, each time that somebody asks."""
+    left = iter(answers)
+
+    async def may_act() -> bool:
+        return next(left)
+
+    return may_act
+
+
+async def yes() -> bool:
+    """It is held."""
+    return True
 
 
 @pytest.mark.parametrize(
@@ -28,9 +45,9 @@ async def test_twice_is_as_good_as_once(store: Store, actions: list[Action]) -> 
     term, _ = await placed(store)
     await ready(store, E2)
     await create(store, S2)
-    assert await apply(store, actions, term=term, may_act=lambda: True)
+    assert await apply(store, actions, term=term, may_act=yes)
     once = await everything(store)
-    assert await apply(store, actions, term=term, may_act=lambda: True)
+    assert await apply(store, actions, term=term, may_act=yes)
     assert await everything(store) == once
 
 
@@ -45,7 +62,7 @@ async def test_a_refused_action_does_not_stop_the_others(store: Store) -> None:
     term, _ = await placed(store)
     stale = Activate(session=S1, expect_epoch=7, why="x")
     drain = DrainEngine(engine=E1, why="x")
-    assert await apply(store, [stale, drain], term=term, may_act=lambda: True)
+    assert await apply(store, [stale, drain], term=term, may_act=yes)
     engine = await store.get_engine(E1)
     assert engine is not None and engine.state is EngineState.DRAINING
 
@@ -53,9 +70,9 @@ async def test_a_refused_action_does_not_stop_the_others(store: Store) -> None:
 async def test_nothing_is_done_once_the_lease_ended(store: Store) -> None:
     """Checked before each action."""
     await ready(store)
-    answers = iter((True, False))
+    once = answering(True, False)
     actions = [DrainEngine(engine=E1, why="x"), LoseEngine(engine=E1, why="x")]
-    assert not await apply(store, actions, term=await lead(store), may_act=lambda: next(answers))
+    assert not await apply(store, actions, term=await lead(store), may_act=once)
     engine = await store.get_engine(E1)
     assert engine is not None and engine.state is EngineState.DRAINING
 
@@ -67,7 +84,7 @@ async def test_what_was_done_is_kept_with_its_reason(store: Store) -> None:
     term = await lead(store)
     stale = Activate(session=S1, expect_epoch=7, why="x")
     actions = [DrainEngine(engine=E1, why="it is the emptier"), stale, LoseEngine(engine=E2, why="silent")]
-    await apply(store, actions, term=term, may_act=lambda: True)
+    await apply(store, actions, term=term, may_act=yes)
     newest, older = await store.decisions(10)
     assert newest.text == f"lost engine {E2}, 0 sessions wait: silent"
     assert older.text == f"draining engine {E1}: it is the emptier"
@@ -78,12 +95,12 @@ async def test_what_was_done_is_kept_with_its_reason(store: Store) -> None:
 async def test_what_could_not_be_kept_is_kept_later(store: Store) -> None:
     """The lease ended after the first action: who leads next says what was done."""
     await ready(store)
-    term, answers = await lead(store), iter((True, False))
+    term, once = await lead(store), answering(True, False)
     untold: list[str] = []
     actions = [DrainEngine(engine=E1, why="first"), LoseEngine(engine=E1, why="second")]
-    assert not await apply(store, actions, term=term, may_act=lambda: next(answers), untold=untold)
+    assert not await apply(store, actions, term=term, may_act=once, untold=untold)
     assert await store.decisions(10) == [] and untold == [f"draining engine {E1}: first"]
-    assert await apply(store, [], term=term, may_act=lambda: True, untold=untold)
+    assert await apply(store, [], term=term, may_act=yes, untold=untold)
     (decision,) = await store.decisions(10)
     assert decision.text == f"draining engine {E1}: first" and untold == []
 

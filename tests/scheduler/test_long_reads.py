@@ -9,9 +9,9 @@ import pytest
 
 from scheduler.config import SchedulerConfig
 from scheduler.loop import Scheduler
-from scheduler.messages import Phase
+from scheduler.messages import EngineId, Phase, SessionId
 from scheduler.store import Store
-from tests.scheduler.conftest import S1, S2, S3, create, create_many, ready
+from tests.scheduler.conftest import S1, S2, S3, create, create_many, nth, ready
 
 
 @pytest.fixture
@@ -109,3 +109,24 @@ async def test_who_loses_the_lease_while_reading_does_not_act(
     assert not await scheduler.step()
     record = await store.get_session(S1)
     assert record is not None and record.phase is Phase.QUEUED
+
+
+async def test_many_actions_keep_the_lease(
+    store: Store, config: SchedulerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Placing all who wait takes longer than the lease lasts: it is renewed meanwhile, and all are placed."""
+    await ready(store, capacity=16)
+    for n in range(12):
+        await create(store, nth(n))
+    long = LongRead(store, monkeypatch, read_s=0)
+    real = store.place_session
+
+    async def place(session: SessionId, engine: EngineId, *, expect_epoch: int, term: int) -> int:
+        long.clock_s += 0.4
+        return await real(session, engine, expect_epoch=expect_epoch, term=term)
+
+    monkeypatch.setattr(store, "place_session", place)
+    scheduler = Scheduler(store, replace(config, lease_ttl_ms=3_000, engines=1), clock=long.clock)
+    await scheduler.step()
+    assert [record.phase for record in await store.list_sessions()] == [Phase.PLACED] * 12
+    assert long.renewals >= 3
