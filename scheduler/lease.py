@@ -11,7 +11,7 @@ MARGIN = 0.1
 
 
 class Lease:
-    """Ask `is_held` before each action and `is_renew_due` once per cycle; tell it what Redis answered."""
+    """Ask `is_held` before each action and `is_renew_due` between reads; tell it what Redis answered."""
 
     def __init__(self, ttl_ms: int) -> None:
         self.ttl_ms = ttl_ms
