@@ -42,7 +42,7 @@ def common_results(
     chunks: int,
     ttfc_ms: Sequence[float],
     cpr: Sequence[float],
-    cost_engine_s: float,
+    cost_engine_s: float | None,
     migrations: int,
     gaps: int,
     planning_ms: Sequence[float] | None = None,
@@ -54,7 +54,7 @@ def common_results(
         "chunk_latency_ms": spread(chunk_latency_ms, "p50", "p95", "p99", "max"),
         "ttfc_ms": spread(ttfc_ms, "p50", "p99"),
         "cpr": spread(cpr, "mean", "p5", "min", digits=4),
-        "cost_engine_s": round(cost_engine_s, 1),
+        "cost_engine_s": None if cost_engine_s is None else round(cost_engine_s, 1),
         "migrations": migrations,
         "gaps": gaps,
     }

@@ -29,6 +29,7 @@ _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "min_cpr": (0.0, 1.0),
     "min_worst_cpr": (0.0, 1.0),
     "max_refused": (0, 10**9),
+    "max_unserved": (0, 10**9),
 }
 
 
@@ -77,7 +78,8 @@ class LoadtestConfig:
     max_worst_ms: float | None = None
     """Must hold: no chunk's latency is longer."""
     max_ttfc_ms: float | None = None
-    """Must hold: the 99th percentile of the time to the first chunk is at most so long."""
+    """Must hold: the 99th percentile of the time to the first chunk is at most so long. Who left before it
+    counts with the time for which it waited."""
     min_cpr: float | None = None
     """Must hold: the mean continuous play ratio is at least so high, 0 to 1."""
     min_worst_cpr: float | None = None
@@ -86,6 +88,8 @@ class LoadtestConfig:
     """May streams have gaps? With --no-gaps: must hold that none has."""
     max_refused: int | None = None
     """Must hold: at most so many sessions are refused."""
+    max_unserved: int | None = None
+    """Must hold: at most so many sessions leave before their first chunk."""
 
     def __post_init__(self) -> None:
         if not self.json or self.html == "":

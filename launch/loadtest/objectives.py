@@ -37,11 +37,12 @@ def judge(figures: Mapping[str, object], config: LoadtestConfig) -> tuple[Object
     stated = [
         ("chunk latency p99, ms", config.max_p99_ms, "chunk_latency_ms.p99", False),
         ("worst chunk latency, ms", config.max_worst_ms, "chunk_latency_ms.max", False),
-        ("time to first chunk p99, ms", config.max_ttfc_ms, "ttfc_ms.p99", False),
+        ("time to first chunk p99, ms", config.max_ttfc_ms, "waited_ms.p99", False),
         ("mean CPR", config.min_cpr, "cpr.mean", True),
         ("worst CPR", config.min_worst_cpr, "cpr.min", True),
         ("chunks missing in gaps", None if config.gaps else 0, "gaps", False),
         ("refused sessions", config.max_refused, "refused", False),
+        ("sessions that left unserved", config.max_unserved, "unserved", False),
     ]
     always = [
         Objective(name="chunks", limit=1, value=value("chunks"), at_least=True),

@@ -43,6 +43,7 @@ _NAMES: Final[Mapping[str, str]] = {
     "chunks": "chunks",
     "chunk_latency_ms": "chunk latency, ms",
     "ttfc_ms": "time to first chunk, ms",
+    "waited_ms": "the same, unserved sessions with their wait, ms",
     "prompt_to_chunk_ms": "prompt to chunk, ms",
     "prompt_to_picture_ms": "prompt to picture, ms",
     "cpr": "continuous play ratio",

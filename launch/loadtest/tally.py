@@ -166,6 +166,23 @@ class Tally:
         logs = (log for log in self.clients.values() if not log.is_slow)
         return sorted((stall for log in logs for stall in log.stalls), key=lambda stall: stall.at_ms)
 
+    def unserved(self) -> list[ClientLog]:
+        """Clients that left before their first chunk."""
+        return [
+            log
+            for log in self.clients.values()
+            if log.ended is not None and log.ended.outcome is Outcome.DONE and log.ended.chunks == 0
+        ]
+
+    def waits_ms(self) -> list[float]:
+        """For the first chunk; of those who left before it as long as they stayed: it took at least that."""
+        stays = (
+            log.ended.at_ms - log.started.at_ms
+            for log in self.unserved()
+            if log.ended is not None and log.started is not None
+        )
+        return [*(sample.ttfc_ms for sample in self.first_parts), *stays]
+
     def fast_edits(self) -> list[Edited]:
         """Prompt changes of the clients that read as fast as they can."""
         return [edit for edit in self.edits if not self._log(edit.client).is_slow]
@@ -189,6 +206,7 @@ class Tally:
         slow, edits = self.cprs(slow=True), self.fast_edits()
         return common | {
             "ttfc_ms": spread([sample.ttfc_ms for sample in self.first_parts], "p50", "p95", "p99", "max"),
+            "waited_ms": spread(self.waits_ms(), "p99", "max"),
             "prompt_to_chunk_ms": spread([edit.chunk_ms for edit in edits], "p50", "p95", "p99", "max"),
             "prompt_to_picture_ms": spread([edit.picture_ms for edit in edits], "p50", "p95", "p99", "max"),
             "stalls": {
@@ -199,7 +217,7 @@ class Tally:
             "lost": outcomes[Outcome.LOST],
             "refused": len(starts),
             "refused_inputs": len(self.refused) - len(starts),
-            "unserved": sum(e.outcome is Outcome.DONE and e.chunks == 0 for e in ended),
+            "unserved": len(self.unserved()),
             "reconnects": sum(end.cuts for end in ended),
             "faults": len(self.faults),
             "slow_clients": {"count": sum(log.is_slow for log in self.clients.values()), "cpr": _mean(slow)},
@@ -250,13 +268,13 @@ def bin_ms(end_ms: float) -> float:
     return max(1000.0, 1000.0 * -(-int(end_ms) // (1000 * BINS)))
 
 
-def engine_seconds(samples: Sequence[ClusterSample], *, end_ms: float) -> float:
+def engine_seconds(samples: Sequence[ClusterSample], *, end_ms: float) -> float | None:
     """Time that engines were provisioned, added up from the load's start to its end: what they cost.
 
-    A sample counts until the next one; the first also for the time before it.
+    A sample counts until the next one; the first also for the time before it. None: the cluster never said.
     """
     if not samples:
-        return 0.0
+        return None
     edges = [0.0, *(max(0.0, min(sample.at_ms, end_ms)) for sample in samples[1:]), end_ms]
     spans = (max(0.0, after - before) for before, after in pairwise(edges))
     return sum(sample.provisioned * span / 1000.0 for sample, span in zip(samples, spans, strict=True))

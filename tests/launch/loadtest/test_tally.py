@@ -62,7 +62,7 @@ STARTED = Started(client=0, at_ms=0.0, session="s", model="m", chunk_ms=750.0)
 def test_figures_of_an_empty_load() -> None:
     """Nothing was measured, so nothing holds."""
     figures = Tally().figures(end_ms=1_000.0)
-    assert figures["chunks"] == 0 and figures["cost_engine_s"] == 0.0
+    assert figures["chunks"] == 0 and figures["cost_engine_s"] is None
     objectives = judge(figures, LoadtestConfig(json="x", min_cpr=0.5, max_p99_ms=1e6))
     assert {item.name for item in objectives if not item.held} == {
         "chunks",
@@ -118,7 +118,7 @@ def test_engine_seconds_add_up_what_was_provisioned() -> None:
     ]
     assert engine_seconds(samples, end_ms=10_000.0) == 2 * 4 + 3 * 4 + 3 * 2
     assert engine_seconds([*samples, cluster(12_000.0, ready=9)], end_ms=10_000.0) == 26
-    assert engine_seconds([], end_ms=10_000.0) == 0.0
+    assert engine_seconds([], end_ms=10_000.0) is None
     made = Tally()
     made.cluster += samples
     assert made.cluster_series(end_ms=9_000.0)["engine_s"] == [0.0, 8.0, 20.0]
@@ -159,6 +159,7 @@ def test_all_that_went_wrong_is_listed() -> None:
         ("min_worst_cpr", 0.91, "worst CPR"),
         ("gaps", False, "chunks missing in gaps"),
         ("max_refused", 0, "refused sessions"),
+        ("max_unserved", 0, "sessions that left unserved"),
     ],
 )
 def test_each_objective_can_fail_and_hold(field: str, limit: float, name: str) -> None:
@@ -170,6 +171,7 @@ def test_each_objective_can_fail_and_hold(field: str, limit: float, name: str) -
         FirstPart(client=0, at_ms=1.0, ttfc_ms=200.0),
         ended(0, played_ms=90.0, stalled_ms=10.0, gaps=1),
         Refused(client=1, at_ms=1.0, what="start", code="capacity"),
+        ended(2, chunks=0),
     )
     figures = bad.figures(end_ms=1.0)
     assert name not in {item.name for item in judge(figures, LoadtestConfig(json="x"))}
@@ -178,6 +180,24 @@ def test_each_objective_can_fail_and_hold(field: str, limit: float, name: str) -
     assert not failed.held and failed.value is not None
     at_limit = Objective(name=name, limit=failed.value, value=failed.value, at_least=failed.at_least)
     assert at_limit.held
+
+
+def test_who_never_got_a_chunk_waited_for_it() -> None:
+    """One is served at once, nine leave after a minute without anything: nobody may call that fast."""
+    unserved = [
+        sample
+        for client in range(1, 10)
+        for sample in (
+            replace(STARTED, client=client, at_ms=500.0),
+            ended(client, chunks=0, at_ms=60_500.0),
+        )
+    ]
+    made = tally(STARTED, FirstPart(client=0, at_ms=50.0, ttfc_ms=50.0), ended(0), *unserved)
+    figures = made.figures(end_ms=60_500.0)
+    assert figures["unserved"] == 9 and figures["waited_ms"] == {"p99": 60_000.0, "max": 60_000.0}
+    assert figures["cost_engine_s"] is None  # the cluster said nothing of itself
+    judged = {item.name: item.held for item in judge(figures, LoadtestConfig(json="x", max_ttfc_ms=100.0))}
+    assert judged["time to first chunk p99, ms"] is False
 
 
 @pytest.mark.parametrize(
