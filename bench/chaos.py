@@ -23,7 +23,7 @@ import random
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,13 +98,23 @@ async def _check(viewer: Viewer, session: Session, edits: bool) -> None:
             edit = asyncio.create_task(session.prompt(random.choice(PROMPTS)))
 
 
-def kill(folder: Path, kind: str, draw: random.Random) -> str:
-    """End one process of that kind; returns its name."""
+def drawn_kinds(draw: random.Random, kills: int) -> list[str]:
+    """What to kill, one after the other: each kind as often as the others, in any order."""
+    kinds = [KINDS[index % len(KINDS)] for index in range(kills)]
+    draw.shuffle(kinds)
+    return kinds
+
+
+def kill(folder: Path, kind: str, draw: random.Random, *, among: Collection[str] | None = None) -> str:
+    """End one process of that kind, an engine's only if its id is in `among`; returns its name."""
     processes: Mapping[str, int] = {
         entry["name"]: entry["pid"] for entry in json.loads((folder / "run.json").read_text())["processes"]
     }
     prefix = {"gateway": "gateway-", "scheduler": "scheduler-", "redis": "redis"}.get(kind, "engine-")
-    name = draw.choice(sorted(name for name in processes if name.startswith(prefix)))
+    names = sorted(name for name in processes if name.startswith(prefix))
+    if among is not None and prefix == "engine-":
+        names = [name for name in names if name.removeprefix(prefix) in among]
+    name = draw.choice(names)
     pid = processes[name]
     if kind == "agent":
         pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
@@ -117,10 +127,8 @@ async def torment(
 ) -> dict[str, list[tuple[float, float]]]:
     """Kill one process after the other; by kind: (longest stall, sum of stalls) of each interval, seconds."""
     draw = random.Random(options.seed)
-    kinds = [KINDS[index % len(KINDS)] for index in range(options.kills)]
-    draw.shuffle(kinds)
     stalls: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for kind in kinds:
+    for kind in drawn_kinds(draw, options.kills):
         before = [viewer.stalled_ms() for viewer in viewers]
         name = kill(folder, kind, draw)
         await asyncio.sleep(options.every)

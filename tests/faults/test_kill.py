@@ -17,7 +17,7 @@ import pytest
 from gateway.client import SessionEnded
 from scheduler.messages import DesiredEngine, GatewayId, SessionId
 from scheduler.store import Store, StoreUnavailable
-from tests.cluster import SCALE, Cluster, free_port, is_running, parent_of, running_cluster, until
+from tests.cluster import SCALE, Cluster, free_port, is_running, running_cluster, until
 from tests.viewer import watching
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults]
@@ -55,15 +55,6 @@ async def back(cluster: Cluster, name: str, before: dict[str, int]) -> None:
     now = cluster.pids("")
     assert now | {name: 0} == before | {name: 0}
     assert is_running(now[name])
-
-
-async def test_gateway_killed(victim: Cluster) -> None:
-    """The client finds the next gateway and goes on with the next chunk."""
-    async with watching(victim.url) as viewer:
-        await viewer.take(2)
-        before = await killed(victim, "gateway-0")
-        await viewer.take(4)
-        await back(victim, "gateway-0", before)
 
 
 class Balancer:
@@ -184,19 +175,6 @@ async def test_scheduler_killed(victim: Cluster) -> None:
         assert session["epoch"] == 1
 
 
-async def test_redis_killed(victim: Cluster) -> None:
-    """Running sessions stream on; Redis comes back with its data, and prompts are taken again."""
-    async with watching(victim.url) as viewer:
-        await viewer.take(2)
-        before = await killed(victim, "redis")
-        await viewer.take(3)
-        await back(victim, "redis", before)
-        applied = asyncio.create_task(viewer.session.prompt("a green triangle"))
-        while not applied.done():
-            await viewer.take(1)
-        assert (await applied).rev == 1
-
-
 async def test_prompts_sent_while_redis_and_scheduler_are_away(victim: Cluster) -> None:
     """Both stop for a few chunks: the stream goes on where it is, and the prompts apply once, in order."""
     async with watching(victim.url) as viewer:
@@ -282,18 +260,6 @@ async def placed_on(cluster: Cluster, session: str, *, other_than: list[str]) ->
 
     await until(is_placed, 60 * SCALE)
     return found[-1]
-
-
-async def test_torchrun_agent_killed(victim: Cluster) -> None:
-    """No orphan rank stays behind; its session goes on elsewhere."""
-    async with watching(victim.url) as viewer:
-        (first,) = await viewer.take(1)
-        before = victim.pids("")
-        rank = before[f"engine-{first.engine}"]
-        os.kill(parent_of(rank), signal.SIGKILL)
-        await viewer.take_until_engine(other_than=first.engine)
-        assert not is_running(rank)
-    await replaced(victim, first.engine, before)
 
 
 async def test_engine_hangs(victim: Cluster) -> None:
