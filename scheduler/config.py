@@ -49,6 +49,9 @@ class SchedulerConfig:
     """Silence after which an engine is lost."""
     start_timeout_ms: int = 120_000
     """Time from being wanted to ready after which a starting engine is lost."""
+    drain_timeout_s: int = 60
+    """Who is still on an engine this long after an administrator ordered its drain goes on elsewhere from its
+    checkpoint, or waits for a slot. Time in which an engine starts that may take them does not count."""
     tick_ms: int = 500
     """Longest time between two looks at the heartbeats."""
     retain_s: int = 600
@@ -81,3 +84,5 @@ class SchedulerConfig:
             raise ValueError("heartbeat_timeout_ms must be at least twice heartbeat_ms")
         if min(self.retain_s, self.idle_close_s) < 0 or self.resync_s < 1:
             raise ValueError("retain_s and idle_close_s must not be negative, resync_s at least 1")
+        if not 1 <= self.drain_timeout_s <= 86_400:
+            raise ValueError(f"drain_timeout_s must be between 1 and 86400, got {self.drain_timeout_s}")

@@ -168,7 +168,7 @@ function shownPhase() {
 function detail() {
   if (unsupported !== null) return unsupported;
   const { phase } = stream;
-  if (phase === "queued" && stream.reason === "engine_lost") {
+  if (phase === "queued" && ["engine_lost", "engine_drained"].includes(stream.reason)) {
     return "Its engine is gone. The video goes on by itself as soon as another one is free.";
   }
   if (phase === "queued" && stream.reason !== "") {

@@ -163,6 +163,17 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Drain:
+    """A drain that an administrator ordered (`scheduler/policy/drains.py`). Times are Redis times."""
+
+    engine: EngineId
+    ordered_ms: int
+    """When a plan saw the order first."""
+    since_ms: int
+    """From when its time counts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
     """What one plan leaves for the next, across leaders. Small: it is written whole."""
 
@@ -180,6 +191,8 @@ class Memory:
     """Of the last WINDOW_S seconds, those with a plan."""
     closing: tuple[EngineId, ...] = ()
     """Ready engines that are being emptied, so that they can go."""
+    drains: tuple[Drain, ...] = ()
+    """Those that were ordered and are not over."""
     surplus_ms: int = 0
     """Redis time since which fewer engines would do; 0 while they would not."""
     start_ms: float = 10_000.0

@@ -15,6 +15,7 @@ from scheduler.messages import EngineState
 from scheduler.policy.autoscale import Steering, steer
 from scheduler.policy.base import Changes, Memory, Migrate, Plan
 from scheduler.policy.board import Board
+from scheduler.policy.drains import find_late, note_drains, requeue_late
 from scheduler.policy.seating import Choose, Urgency, arrange
 from scheduler.policy.upkeep import (
     PATIENCE_MS,
@@ -46,7 +47,7 @@ def plan_scaled(
     """One plan. target: engines wanted, asked once everybody is placed. moves: migrations, asked last. ahead:
     slots to take from idle sessions for those who come next. freed: slots that sessions give back by
     themselves, a second. hold_ms: see `steer`."""
-    memory = note_changes(view, changes, memory, now_ms)
+    memory = note_drains(view, note_changes(view, changes, memory, now_ms), now_ms, config)
     lost = find_lost(view, changes, config)
     board = Board(view, closed={*lost, *memory.closing})
     seats = arrange(board, memory.closing, choose, urgency)
@@ -66,17 +67,20 @@ def plan_scaled(
         release=steering.release,
     )
     migrations = moves(board)
+    late = find_late(view, memory, now_ms, config, lost=lost, busy=board.moved | board.seated)
+    busy = {*board.moved, *board.seated, *late}
+    short = [row for row in seats.short if row not in busy]
     room = make_room(
         view,
-        seats.short,
+        short,
         now_ms,
-        busy=board.moved | board.seated,
+        busy=busy,
         ahead={config.model: ahead(board)},
-        is_patient=bool(seats.short)
-        and (_are_slots_coming(view, memory, steering) or 1_000 * len(seats.short) <= PATIENCE_MS * freed()),
+        is_patient=bool(short)
+        and (_are_slots_coming(view, memory, steering) or 1_000 * len(short) <= PATIENCE_MS * freed()),
     )
     upkeep = (*lost.values(), *requeue_orphans(view), *sweep(view, now_ms, config), *sizing.actions)
-    return (*upkeep, *seats.actions, *migrations, *room), memory
+    return (*upkeep, *requeue_late(view, late), *seats.actions, *migrations, *room), memory
 
 
 def _are_slots_coming(view: View, memory: Memory, steering: Steering) -> bool:

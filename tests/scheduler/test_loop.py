@@ -27,6 +27,7 @@ from scheduler.messages import (
     SessionClosed,
     SessionId,
     SessionPlaced,
+    SessionQueued,
     StopEngine,
 )
 from scheduler.policy.registry import ALL
@@ -204,6 +205,27 @@ async def test_drain_moves_sessions_then_stops_the_engine(store: Store, config: 
             return E1 not in ids and E2 in ids and len(ids) == 2
 
         await wait_until(store, is_dropped)
+    commands = [command for _, command in await store.read_commands(E1, START)]
+    assert isinstance(commands[-1], StopEngine)
+
+
+async def test_an_ordered_drain_ends_where_there_is_no_other_engine(
+    store: Store, config: SchedulerConfig
+) -> None:
+    """Also across leaders. The session waits, and goes on with the next engine."""
+    static = replace(config, provisioner="static", engines=1, drain_timeout_s=1)
+    await ready(store, E1)
+    async with scheduling(store, static):
+        await create(store)
+        await wait_for(store, is_placed(S1, E1))
+        await store.order_drain(E1)
+        await wait_for(store, lambda e: isinstance(e, EngineChanged) and e.state is EngineState.DRAINING)
+    async with scheduling(store, static):
+        queued = await wait_for(store, lambda e: isinstance(e, SessionQueued) and bool(e.reason))
+        assert queued == SessionQueued(session=S1, reason="engine_drained")
+        await wait_until(store, lambda: is_desired(store, E1, wanted=False))
+        await ready(store, E2)
+        await wait_for(store, is_placed(S1, E2))
     commands = [command for _, command in await store.read_commands(E1, START)]
     assert isinstance(commands[-1], StopEngine)
 

@@ -26,6 +26,7 @@ from scheduler.policy.base import (
     Action,
     Activate,
     Changes,
+    Drain,
     Memory,
     Migrate,
     Place,
@@ -92,11 +93,13 @@ def random_session(
 
 
 def random_memory(draw: random.Random) -> Memory:
-    """Of a cluster that may be shrinking."""
+    """Of a cluster that may be shrinking, or have ordered drains that take too long."""
     closing = tuple(EngineId(f"e_{n}") for n in sorted(draw.sample(range(6), draw.randint(0, 2))))
     demands = [draw.randint(0, 20) for _ in range(draw.randint(0, 5))]
+    late = [EngineId(f"e_{n}") for n in range(6) if draw.random() < 0.5]
     return Memory(
         closing=closing,
+        drains=tuple(Drain(engine=id, ordered_ms=0, since_ms=0) for id in late),
         surplus_ms=NOW_MS - 60_000 if closing else 0,
         window=tuple(
             Sample(at_s=NOW_MS // 1000 - len(demands) + n, demand=demand, arrivals=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scheduler.messages import EngineId
-from scheduler.policy.base import Memory, Sample, decode_memory, encode_memory
+from scheduler.policy.base import Drain, Memory, Sample, decode_memory, encode_memory
 from scheduler.policy.registry import find_policy
 
 NAMES = "fixed, greedy_load, greedy_memory, least_loaded, round_robin, slack, turboserve"
@@ -32,6 +32,7 @@ def test_memory_survives_its_encoding() -> None:
         last_engine="e_1",
         window=(Sample(at_s=1, demand=2, arrivals=3),),
         closing=(EngineId("e_2"),),
+        drains=(Drain(engine=EngineId("e_3"), ordered_ms=3, since_ms=4),),
         surplus_ms=9,
         start_ms=2.5,
         exits=(1.0, 0.5),
