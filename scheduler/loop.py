@@ -19,7 +19,7 @@ from scheduler.messages import EngineId, EngineState
 from scheduler.policy.base import Changes, Memory, decode_memory, encode_memory
 from scheduler.policy.moves import special_moves
 from scheduler.policy.registry import find_policy
-from scheduler.policy.upkeep import settling_ms
+from scheduler.policy.upkeep import release_wait_ms, settling_ms
 from scheduler.store import StaleTerm, Store, StoreError, StoreUnavailable, draw_id
 
 log = logging.getLogger("scheduler")
@@ -244,7 +244,7 @@ class Scheduler:
         if memory != self._memory:
             await self._store.save_memory(term, encode_memory(memory))
             self._memory = memory
-        await self._publish(term, config.engines)
+        await self._publish(term, config.engines, now_ms)
         special = special_moves(self._feed.special.values(), now_ms)
         untold = self._untold
         try:
@@ -253,17 +253,17 @@ class Scheduler:
             untold[:] = [text if text.startswith(TERM) else f"{TERM}{term}: {text}" for text in untold]
             del untold[:-MAX_DECISIONS]
 
-    async def _publish(self, term: int, engines: int) -> None:
-        interval_ms = round(self._memory.release_interval_ms, -2)
+    async def _publish(self, term: int, engines: int, now_ms: int) -> None:
+        interval_ms = release_wait_ms(self._feed.view, self._memory, now_ms)
         budget = max(engines, len(self._feed.view.desired))
         start_ms = round(self._memory.start_ms, -2)
-        published = (self._policy.name, budget, int(interval_ms), int(start_ms))
+        published = (self._policy.name, budget, interval_ms, int(start_ms))
         if published != self._published:
             await self._store.publish_cluster(
                 term,
                 policy=self._policy.name,
                 budget=budget,
-                release_interval_ms=int(interval_ms),
+                release_interval_ms=interval_ms,
                 start_ms=int(start_ms),
             )
             self._published = published

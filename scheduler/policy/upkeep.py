@@ -204,6 +204,25 @@ def note_changes(view: View, changes: Changes, memory: Memory, now_ms: int) -> M
     return memory
 
 
+def release_wait_ms(view: View, memory: Memory, now_ms: int) -> int:
+    """Expected time until one more place is free, ms: the mean between two. While somebody waits and all are
+    taken, no less than the time since the last one, or since the newest session that has a place came.
+
+    Places of all models are counted together. The latter is in whole seconds.
+    """
+    engines, sessions = view.engines, view.sessions
+    mean_ms = int(round(memory.release_interval_ms, -2))
+    placed = view.is_phase(Phase.PLACED)
+    if not view.queued or not placed.any():
+        return mean_ms
+    usable = view.is_state(EngineState.READY) & ~engines["drain_ordered"]
+    usable &= np.isin(engines["model"], sessions["model"][list(view.queued)])
+    if (engines["capacity"] > engines["residents"] + engines["incoming"])[usable].any():
+        return mean_ms
+    since_ms = max(memory.released_ms, int(sessions["created_ms"][placed].max()))
+    return max(mean_ms, (now_ms - since_ms) // 1_000 * 1_000)
+
+
 def pause_ms(failures: int) -> int:
     """Wait before the next replacement: 0 after the first early death, then 1 s, 2 s … MAX_PAUSE_MS."""
     return 0 if failures < 2 else min(MAX_PAUSE_MS, 1_000 << min(failures - 2, 10))

@@ -9,7 +9,13 @@ import pytest
 from scheduler.messages import EngineId, EngineRecord, EngineState, Residence, SessionRecord
 from scheduler.policy.base import Changes, GoneEngine, Memory
 from scheduler.policy.greedy_memory import GreedyMemory
-from scheduler.policy.upkeep import FORGIVE_MS, MAX_PAUSE_MS, MAX_WAIT_MS, RELOAD_GRACE_MS
+from scheduler.policy.upkeep import (
+    FORGIVE_MS,
+    MAX_PAUSE_MS,
+    MAX_WAIT_MS,
+    RELOAD_GRACE_MS,
+    release_wait_ms,
+)
 from scheduler.view import View
 from tests.scheduler.policy.worlds import CONFIG, FRESH, NOW_MS, decide, engine, session, world
 
@@ -189,6 +195,33 @@ def test_release_interval_is_a_moving_mean() -> None:
     memory = Memory(released_ms=NOW_MS - 10_000)
     _, memory = POLICY.plan(world(E1, E2), Changes(released=1), memory, NOW_MS, CONFIG)
     assert memory == replace(memory, release_interval_ms=26_000.0, released_ms=NOW_MS)
+
+
+FULL = (session("s_a", "e_1", created_ms=NOW_MS - 300_000), session("s_b", "e_1", created_ms=NOW_MS - 95_500))
+
+
+@pytest.mark.parametrize(
+    ("records", "released_ms", "expected_ms"),
+    [
+        pytest.param([E1, *FULL, session("s_w")], NOW_MS - 20_000, 30_000, id="one was freed just now"),
+        pytest.param([E1, *FULL, session("s_w")], NOW_MS - 70_300, 70_000, id="none for longer than usual"),
+        pytest.param([E1, *FULL, session("s_w")], 0, 95_000, id="none at all, since the last was taken"),
+        pytest.param([E1, *FULL, session("s_w")], NOW_MS - 200_000, 95_000, id="there were places meanwhile"),
+        pytest.param([E1, *FULL], NOW_MS - 70_300, 30_000, id="nobody waits"),
+        pytest.param([E1, E2, *FULL, session("s_w")], 0, 30_000, id="there is a place, about to be given"),
+        pytest.param(
+            [E1, engine("e_2", model="wan"), *FULL, session("s_w")], 0, 95_000, id="that is another model's"
+        ),
+        pytest.param([session("s_w")], NOW_MS - 900_000, 30_000, id="nobody has a place"),
+        pytest.param([E1, *FULL, session("s_w")], NOW_MS + 900_000, 30_000, id="Redis time was set back"),
+    ],
+)
+def test_who_waits_is_told_that_places_stopped_becoming_free(
+    records: list[EngineRecord | SessionRecord], released_ms: int, expected_ms: int
+) -> None:
+    """The mean does not hold for longer than it has been waited for."""
+    memory = Memory(released_ms=released_ms, release_interval_ms=30_040.0)
+    assert release_wait_ms(world(*records), memory, NOW_MS) == expected_ms
 
 
 def test_same_input_same_output() -> None:
