@@ -28,6 +28,7 @@ from launch.cli import COMMANDS, parse
 from launch.pods import make_pod
 from launch.provision_cmd import load_template
 from launch.settings import SettingsError, catalogue, environment_values
+from scheduler.config import SchedulerConfig
 from scheduler.messages import DesiredEngine, EngineId
 
 ROOT = Path(__file__).parents[2]
@@ -115,6 +116,16 @@ def test_parts_find_each_other() -> None:
     (binding,), (role,) = by_kind("RoleBinding"), by_kind("Role")
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
     assert {subject["name"] for subject in binding["subjects"]} == accounts
+
+
+def test_a_rollout_waits_for_what_it_replaces() -> None:
+    """`kubectl rollout status` (docs/deploy.md) returns when parts can be used: they were asked, or where they
+    can't be, have run for longer than a lease lasts."""
+    lease_s = SchedulerConfig(redis="redis://h").lease_ttl_ms / 1000
+    specs = {owner["metadata"]["name"]: owner["spec"] for owner in by_kind("Deployment")}
+    (gateway,) = specs["turboserve-gateway"]["template"]["spec"]["containers"]
+    assert "readinessProbe" in gateway
+    assert specs["turboserve-scheduler"]["minReadySeconds"] > lease_s
 
 
 def test_the_template_is_where_the_provisioner_looks() -> None:
