@@ -119,8 +119,8 @@ def test_parts_find_each_other() -> None:
 
 
 def test_a_rollout_waits_for_what_it_replaces() -> None:
-    """`kubectl rollout status` (docs/deploy.md) returns when parts can be used: they were asked, or where they
-    can't be, have run for longer than a lease lasts."""
+    """`kubectl rollout status` (docs/deploy.md) returns when parts can be used: they were asked, or where
+    they can't be, have run for longer than a lease lasts."""
     lease_s = SchedulerConfig(redis="redis://h").lease_ttl_ms / 1000
     specs = {owner["metadata"]["name"]: owner["spec"] for owner in by_kind("Deployment")}
     (gateway,) = specs["turboserve-gateway"]["template"]["spec"]["containers"]
