@@ -63,13 +63,19 @@ def resident_mib() -> float:
 
 
 def settle(bench: Bench) -> None:
-    """Until every command was heard and no copy is under way."""
-    bench.loop.submit(NUDGE)
+    """Until every command was heard, no copy is under way, and encoders have said what they had to."""
     with torch.inference_mode():
-        assert bench.loop.step()
+        _nudge(bench)
         while bench.loop._residents.num_moves:
-            bench.loop.submit(NUDGE)
-            assert bench.loop.step()
+            _nudge(bench)
+        for thread in bench.encoders._threads:
+            thread.submit(int).result()
+        _nudge(bench)
+
+
+def _nudge(bench: Bench) -> None:
+    bench.loop.submit(NUDGE)
+    assert bench.loop.step()
 
 
 def forget(bench: Bench, moves: Counter[Residence]) -> None:

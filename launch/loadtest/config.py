@@ -78,8 +78,8 @@ class LoadtestConfig:
     max_worst_ms: float | None = None
     """Must hold: no chunk's latency is longer."""
     max_ttfc_ms: float | None = None
-    """Must hold: the 99th percentile of the time to the first chunk is at most so long. Who left before it
-    counts with the time for which it waited."""
+    """Must hold: the 99th percentile of the time to the first chunk is at most so long. Who left before it,
+    after so long or longer, counts with the time for which it waited."""
     min_cpr: float | None = None
     """Must hold: the mean continuous play ratio is at least so high, 0 to 1."""
     min_worst_cpr: float | None = None
@@ -87,9 +87,10 @@ class LoadtestConfig:
     gaps: bool = True
     """May streams have gaps? With --no-gaps: must hold that none has."""
     max_refused: int | None = None
-    """Must hold: at most so many sessions are refused."""
+    """Must hold: at most so many sessions are refused. Unset: 0 where anything else must hold."""
     max_unserved: int | None = None
-    """Must hold: at most so many sessions leave before their first chunk."""
+    """Must hold: at most so many sessions leave before their first chunk after a fair wait: `max_ttfc_ms`,
+    or 2 s where that is unset. Unset: 0 where anything else must hold."""
 
     def __post_init__(self) -> None:
         if not self.json or self.html == "":

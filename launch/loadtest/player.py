@@ -58,6 +58,8 @@ class Player:
         self._paused_ms = 0.0
         """Since when it is idle, if it is."""
         self._pauses = 0
+        self._stop_ms: float | None = None
+        """When it stopped by itself."""
         self._played_ms = self._stalled_ms = 0.0
         self._edits: list[tuple[float, Applied]] = []
         """Prompts on their way to the picture: when they were sent, and where they are in it."""
@@ -149,6 +151,7 @@ class Player:
                 session.cut()
             case Do.STOP:
                 self._note_play(session)
+                self._stop_ms = self._now_ms()
                 await session.stop()
             case Do.START:
                 raise AssertionError("a script starts once")
@@ -178,11 +181,14 @@ class Player:
             self._started_ms = now_ms
         return self._started_ms
 
+    def _waited_ms(self, now_ms: float) -> float:
+        """For the first part so far."""
+        return (self._paused_ms if self._is_idle else now_ms) - self._accepted_ms(now_ms)
+
     async def _on_part(self, header: ChunkHeader) -> None:
         if not self._has_part:  # an incomplete chunk may come again
             self._has_part, now_ms = True, self._now_ms()
-            waited_ms = (self._paused_ms if self._is_idle else now_ms) - self._accepted_ms(now_ms)
-            self._put(FirstPart(client=self._client, at_ms=now_ms, ttfc_ms=waited_ms))
+            self._put(FirstPart(client=self._client, at_ms=now_ms, ttfc_ms=self._waited_ms(now_ms)))
         for fault in self._check.part(header):
             self._fault(fault)
         if self._script.slow_factor:
@@ -243,9 +249,12 @@ class Player:
         self._put(Refused(client=self._client, at_ms=self._now_ms(), what=what.value, code=code))
 
     def _ended(self, outcome: Outcome, reason: str) -> Ended:
+        now_ms = self._now_ms()
+        until_ms = now_ms if self._stop_ms is None else self._stop_ms
+        has_waited = self._started_ms is not None and not self._has_part
         return Ended(
             client=self._client,
-            at_ms=self._now_ms(),
+            at_ms=now_ms,
             outcome=outcome,
             reason=reason,
             chunks=self._check.num_chunks,
@@ -253,6 +262,7 @@ class Player:
             cuts=self._cuts,
             played_ms=self._played_ms,
             stalled_ms=self._stalled_ms,
+            waited_ms=self._waited_ms(until_ms) if has_waited else None,
         )
 
     # --- time -----------------------------------------------------------------------------------------

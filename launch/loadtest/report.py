@@ -43,7 +43,7 @@ _NAMES: Final[Mapping[str, str]] = {
     "chunks": "chunks",
     "chunk_latency_ms": "chunk latency, ms",
     "ttfc_ms": "time to first chunk, ms",
-    "waited_ms": "the same, unserved sessions with their wait, ms",
+    "waited_ms": "the same, those who left waiting included, ms",
     "prompt_to_chunk_ms": "prompt to chunk, ms",
     "prompt_to_picture_ms": "prompt to picture, ms",
     "cpr": "continuous play ratio",
@@ -54,6 +54,7 @@ _NAMES: Final[Mapping[str, str]] = {
     "refused": "refused sessions",
     "refused_inputs": "refused inputs",
     "unserved": "left before their first chunk",
+    "left_waiting": "of them after a fair wait",
     "lost": "lost sessions",
     "faults": "faults of streams",
     "reconnects": "connections cut on purpose",
@@ -97,6 +98,7 @@ def report(result: Mapping[str, Any]) -> str:
         f'<p class="verdict {"held" if held else "broken"}">{verdict}</p>',
         _tiles(result),
         _objectives(result["objectives"]),
+        _unserved(result),
         '<h2>Over time</h2><div class="plots">',
         *_plots(result),
         "</div>",
@@ -157,6 +159,17 @@ def _objectives(objectives: Sequence[Mapping[str, Any]]) -> str:
     return f"<table>{head}{''.join(rows)}</table>"
 
 
+def _unserved(result: Mapping[str, Any]) -> str:
+    """How the sessions without a chunk were judged, where there were any."""
+    if not result.get("unserved"):
+        return ""
+    return (
+        f'<p class="sub">Sessions that left before their first chunk: {result["unserved"]}, of them after a wait '
+        f"of {result['fair_wait_ms']:g} ms or longer: {result['left_waiting']}. An objective for the time to the "
+        "first chunk counts these with the time for which they waited: it would have taken at least that.</p>"
+    )
+
+
 def _plots(result: Mapping[str, Any]) -> list[str]:
     limits = {item["name"]: item["limit"] for item in result["objectives"]}
     return [*_cluster_plots(result), *_chunk_plots(result, limits), *_client_plots(result, limits)]
@@ -210,6 +223,7 @@ def _client_plots(result: Mapping[str, Any], limits: Mapping[str, float]) -> lis
             [
                 Curve(name="start to first chunk", points=points["ttfc"], colour=0, is_dots=True),
                 Curve(name="prompt to picture", points=points["prompt"], colour=1, is_dots=True),
+                Curve(name="left before its first chunk", points=points["unserved"], colour=3, is_dots=True),
             ],
             x_label="seconds",
             x_max=result["load"]["seconds"],

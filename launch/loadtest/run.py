@@ -22,7 +22,7 @@ from launch.http_get import get
 from launch.loadtest.config import DEFAULT_SECONDS, LoadtestConfig
 from launch.loadtest.live import LiveTable, summary
 from launch.loadtest.load import Script, clip, invent, make_scripts, share_out
-from launch.loadtest.objectives import Objective, judge
+from launch.loadtest.objectives import Objective, fair_wait_ms, judge
 from launch.loadtest.report import report
 from launch.loadtest.samples import Assignment, Begin, Ready, from_worker, line
 from launch.loadtest.tally import ClientLog, ClusterSample, Tally
@@ -229,7 +229,8 @@ def _cpu_times() -> tuple[int, int]:
 
 def _result(config: LoadtestConfig, trace: Trace, clients: int, tally: Tally) -> dict[str, Any]:
     end_ms = trace.duration_s * 1000.0
-    figures = tally.figures(end_ms=end_ms)
+    fair_ms = fair_wait_ms(config)
+    figures = tally.figures(end_ms=end_ms, fair_wait_ms=fair_ms)
     objectives = judge(figures, config)
     started = [log.started for log in tally.clients.values() if log.started is not None]
     return {
@@ -249,6 +250,7 @@ def _result(config: LoadtestConfig, trace: Trace, clients: int, tally: Tally) ->
             "seed": config.seed,
         },
         **figures,
+        "fair_wait_ms": fair_ms,
         "objectives": [_objective(objective) for objective in objectives],
         "problems": tally.problems(),
         "worst_sessions": _worst(tally),
@@ -260,6 +262,11 @@ def _result(config: LoadtestConfig, trace: Trace, clients: int, tally: Tally) ->
             "prompt": [[round(s.at_ms / 1000, 2), round(s.picture_ms)] for s in tally.fast_edits()][
                 :MAX_POINTS
             ],
+            "unserved": [
+                [round(end.at_ms / 1000, 2), round(end.waited_ms)]
+                for end in tally.unserved()
+                if end.waited_ms is not None
+            ][:MAX_POINTS],
             "cpr": [round(value, 4) for value in sorted(tally.cprs())],
         },
     }

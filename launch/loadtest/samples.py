@@ -176,6 +176,8 @@ class Ended:
     """Connections that were cut on purpose."""
     played_ms: float = 0.0
     stalled_ms: float = 0.0
+    waited_ms: float | None = None
+    """For a first part that never came: since the start was accepted up to the stop, without pauses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

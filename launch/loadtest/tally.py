@@ -23,10 +23,12 @@ from launch.loadtest.samples import (
 )
 from scheduler.results import common_results, percentile, play_ratio, spread
 
-__all__ = ["BINS", "ClientLog", "ClusterSample", "Stall", "Tally", "engine_seconds"]
+__all__ = ["BINS", "FAIR_WAIT_MS", "ClientLog", "ClusterSample", "Stall", "Tally", "engine_seconds"]
 
 BINS = 120
 """Points of a curve over time, at most: one a second in short tests."""
+FAIR_WAIT_MS = 2_000.0
+"""Who leaves before a first chunk sooner than this has not been kept waiting: nobody could have served it."""
 MAX_LISTED = 100
 """Faults that a result lists."""
 
@@ -166,30 +168,32 @@ class Tally:
         logs = (log for log in self.clients.values() if not log.is_slow)
         return sorted((stall for log in logs for stall in log.stalls), key=lambda stall: stall.at_ms)
 
-    def unserved(self) -> list[ClientLog]:
-        """Clients that left before their first chunk."""
-        return [
-            log
-            for log in self.clients.values()
-            if log.ended is not None and log.ended.outcome is Outcome.DONE and log.ended.chunks == 0
-        ]
+    def unserved(self) -> list[Ended]:
+        """Ends of clients that left before their first chunk."""
+        return [end for end in self._ends() if end.outcome is Outcome.DONE and end.chunks == 0]
 
-    def waits_ms(self) -> list[float]:
-        """For the first chunk; of those who left before it as long as they stayed: it took at least that."""
-        stays = (
-            log.ended.at_ms - log.started.at_ms
-            for log in self.unserved()
-            if log.ended is not None and log.started is not None
-        )
-        return [*(sample.ttfc_ms for sample in self.first_parts), *stays]
+    def left_waiting(self, fair_wait_ms: float) -> list[Ended]:
+        """Those of them that had waited for it for so long."""
+        unserved = ((end, end.waited_ms) for end in self.unserved())
+        return [end for end, waited_ms in unserved if waited_ms is not None and waited_ms >= fair_wait_ms]
+
+    def waits_ms(self, fair_wait_ms: float) -> list[float]:
+        """For the first chunk. Where it never came, as long as it was waited for: it would have taken at
+        least that. Who left sooner than after a fair wait says nothing of how long it takes."""
+        vain = (end.waited_ms for end in self._ends() if end.waited_ms is not None)
+        served = (sample.ttfc_ms for sample in self.first_parts)
+        return [*served, *(waited_ms for waited_ms in vain if waited_ms >= fair_wait_ms)]
+
+    def _ends(self) -> list[Ended]:
+        return [log.ended for log in self.clients.values() if log.ended is not None]
 
     def fast_edits(self) -> list[Edited]:
         """Prompt changes of the clients that read as fast as they can."""
         return [edit for edit in self.edits if not self._log(edit.client).is_slow]
 
-    def figures(self, *, end_ms: float) -> dict[str, object]:
+    def figures(self, *, end_ms: float, fair_wait_ms: float = FAIR_WAIT_MS) -> dict[str, object]:
         """The results up to a moment; names shared with the simulator as in scheduler/results.py."""
-        ended = [log.ended for log in self.clients.values() if log.ended is not None]
+        ended = self._ends()
         outcomes = Counter(end.outcome for end in ended)
         stalls = [stall.length_ms for stall in self.stalls()]
         starts = [sample for sample in self.refused if sample.what == "start"]
@@ -206,7 +210,7 @@ class Tally:
         slow, edits = self.cprs(slow=True), self.fast_edits()
         return common | {
             "ttfc_ms": spread([sample.ttfc_ms for sample in self.first_parts], "p50", "p95", "p99", "max"),
-            "waited_ms": spread(self.waits_ms(), "p99", "max"),
+            "waited_ms": spread(self.waits_ms(fair_wait_ms), "p50", "p95", "p99", "max"),
             "prompt_to_chunk_ms": spread([edit.chunk_ms for edit in edits], "p50", "p95", "p99", "max"),
             "prompt_to_picture_ms": spread([edit.picture_ms for edit in edits], "p50", "p95", "p99", "max"),
             "stalls": {
@@ -218,6 +222,7 @@ class Tally:
             "refused": len(starts),
             "refused_inputs": len(self.refused) - len(starts),
             "unserved": len(self.unserved()),
+            "left_waiting": len(self.left_waiting(fair_wait_ms)),
             "reconnects": sum(end.cuts for end in ended),
             "faults": len(self.faults),
             "slow_clients": {"count": sum(log.is_slow for log in self.clients.values()), "cpr": _mean(slow)},

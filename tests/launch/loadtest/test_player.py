@@ -97,6 +97,23 @@ async def test_a_prompt_of_a_paused_viewer_is_not_timed(server: StreamServer) ->
     assert ended.outcome is Outcome.DONE and server.only.rev == 1 and not watched.of(Edited)
 
 
+async def test_a_session_that_gets_nothing_tells_how_long_it_waited(server: StreamServer) -> None:
+    """Up to its stop; not while it was paused."""
+    server.faults.queue = asyncio.Event()  # which never comes
+    ended = await Watched(server.url, (0.0, Do.START), (0.3, Do.STOP)).run()
+    assert (ended.outcome, ended.chunks) == (Outcome.DONE, 0)
+    assert ended.waited_ms is not None and 0.0 < ended.waited_ms <= ended.at_ms
+    paused = await Watched(server.url, (0.0, Do.START), (0.0, Do.PAUSE), (1.5, Do.STOP)).run()
+    assert paused.waited_ms is not None and paused.waited_ms < 1_500.0 <= paused.at_ms
+
+
+async def test_who_got_a_chunk_or_no_session_waited_for_nothing(server: StreamServer) -> None:
+    """The one has its time to the first chunk, the other was told at once."""
+    assert (await Watched(server.url, (0.0, Do.START), (1.5, Do.STOP)).run()).waited_ms is None
+    server.faults.refusals.append({"code": "capacity", "message": "all places are taken"})
+    assert (await Watched(server.url, (0.0, Do.START), (60.0, Do.STOP)).run()).waited_ms is None
+
+
 async def test_a_gap_is_counted(server: StreamServer) -> None:
     """By the chunks that it takes away."""
     server.faults.gap_at = 1

@@ -31,6 +31,9 @@ RESULT: dict[str, Any] = {
         migrations=1,
         gaps=0,
     ),
+    "unserved": 3,
+    "left_waiting": 2,
+    "fair_wait_ms": 2000.0,
     "objectives": [{"name": "mean CPR", "limit": 0.9, "value": 0.75, "at_least": True, "held": False}],
     "problems": ["client 1: <b>bad</b>"],
     "worst_sessions": [
@@ -60,7 +63,13 @@ RESULT: dict[str, Any] = {
         "queue": [0.0, 0.0],
         "engine_s": [0.0, 3.0],
     },
-    "points": {"chunk_ms": 750.0, "ttfc": [[0.1, 50]], "prompt": [], "cpr": [0.5, 1.0]},
+    "points": {
+        "chunk_ms": 750.0,
+        "ttfc": [[0.1, 50]],
+        "prompt": [],
+        "unserved": [[2.9, 2500]],
+        "cpr": [0.5, 1.0],
+    },
 }
 
 
@@ -76,6 +85,7 @@ def test_a_report_needs_nothing_else() -> None:
     assert "prefers-color-scheme: dark" in page
     assert len(figures(page)) == 7
     assert "Load test: paced, policy slack" in page and "Not all objectives held" in page
+    assert "before their first chunk: 3, of them after a wait of 2000 ms or longer: 2." in page
     assert "&lt;b&gt;bad" in page and "<b>bad" not in page and "trace &lt;x&gt;" in page
 
 
@@ -86,12 +96,26 @@ def test_a_report_of_a_load_without_chunks_is_a_page() -> None:
         "models": [],
         "series": {key: [] for key in RESULT["series"]},
         "cluster_series": {key: [] for key in RESULT["cluster_series"]},
-        "points": {"chunk_ms": 0.0, "ttfc": [], "prompt": [], "cpr": []},
+        "points": {"chunk_ms": 0.0, "ttfc": [], "prompt": [], "unserved": [], "cpr": []},
+        "unserved": 0,
         "problems": [],
         "worst_sessions": [],
     }
     page = report(empty)
     assert len(figures(page)) == 7 and "All objectives held" in page and "What went wrong" not in page
+    assert "An objective for the time" not in page
+
+
+def test_a_cost_that_was_never_told_is_a_dash() -> None:
+    """Not 0, which would be the cheapest of all."""
+    untold = RESULT | {"cost_engine_s": None}
+    assert "<b>–</b><span>engine-seconds</span>" in report(untold)
+    lines = text_table(RESULT, untold, ("a", "b")).splitlines()
+    (cost,) = (line.split() for line in lines if line.startswith("engine-seconds"))
+    assert cost == ["engine-seconds", "6", "–"]
+    assert '<td>engine-seconds</td><td class="n">6</td><td class="n">–</td>' in comparison(
+        RESULT, untold, ("a", "b")
+    )
 
 
 def test_a_comparison_shows_both_and_the_change() -> None:

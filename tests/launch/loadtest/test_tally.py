@@ -8,7 +8,7 @@ import pytest
 
 from launch.loadtest.config import LoadtestConfig
 from launch.loadtest.load import Do, Script, Step
-from launch.loadtest.objectives import Objective, judge
+from launch.loadtest.objectives import Objective, fair_wait_ms, judge
 from launch.loadtest.samples import (
     Assignment,
     Begin,
@@ -27,7 +27,7 @@ from launch.loadtest.samples import (
     line,
     to_worker,
 )
-from launch.loadtest.tally import ClusterSample, Tally, bin_ms, engine_seconds
+from launch.loadtest.tally import FAIR_WAIT_MS, ClusterSample, Tally, bin_ms, engine_seconds
 
 
 def chunk(
@@ -54,6 +54,13 @@ def tally(*samples: object) -> Tally:
     for sample in samples:
         made.add(sample)  # type: ignore[arg-type]
     return made
+
+
+def broken(figures: dict[str, object], **limits: object) -> set[str]:
+    """Names of stated objectives that don't hold."""
+    config = LoadtestConfig(json="x", **limits)  # type: ignore[arg-type]
+    always = {item.name for item in judge(figures, LoadtestConfig(json="x"))}
+    return {item.name for item in judge(figures, config) if not item.held} - always
 
 
 STARTED = Started(client=0, at_ms=0.0, session="s", model="m", chunk_ms=750.0)
@@ -171,7 +178,7 @@ def test_each_objective_can_fail_and_hold(field: str, limit: float, name: str) -
         FirstPart(client=0, at_ms=1.0, ttfc_ms=200.0),
         ended(0, played_ms=90.0, stalled_ms=10.0, gaps=1),
         Refused(client=1, at_ms=1.0, what="start", code="capacity"),
-        ended(2, chunks=0),
+        ended(2, chunks=0, waited_ms=FAIR_WAIT_MS),
     )
     figures = bad.figures(end_ms=1.0)
     assert name not in {item.name for item in judge(figures, LoadtestConfig(json="x"))}
@@ -189,15 +196,63 @@ def test_who_never_got_a_chunk_waited_for_it() -> None:
         for client in range(1, 10)
         for sample in (
             replace(STARTED, client=client, at_ms=500.0),
-            ended(client, chunks=0, at_ms=60_500.0),
+            ended(client, chunks=0, at_ms=60_900.0, waited_ms=60_000.0),
         )
     ]
     made = tally(STARTED, FirstPart(client=0, at_ms=50.0, ttfc_ms=50.0), ended(0), *unserved)
     figures = made.figures(end_ms=60_500.0)
-    assert figures["unserved"] == 9 and figures["waited_ms"] == {"p99": 60_000.0, "max": 60_000.0}
+    assert figures["unserved"] == figures["left_waiting"] == 9
+    assert figures["waited_ms"] == dict.fromkeys(("p50", "p95", "p99", "max"), 60_000.0)
+    assert figures["ttfc_ms"] == dict.fromkeys(("p50", "p95", "p99", "max"), 50.0)
     assert figures["cost_engine_s"] is None  # the cluster said nothing of itself
-    judged = {item.name: item.held for item in judge(figures, LoadtestConfig(json="x", max_ttfc_ms=100.0))}
-    assert judged["time to first chunk p99, ms"] is False
+    assert broken(figures, max_ttfc_ms=100.0) == {
+        "time to first chunk p99, ms",
+        "sessions that left unserved",
+    }
+    assert broken(figures, max_ttfc_ms=100.0, max_unserved=9) == {"time to first chunk p99, ms"}
+
+
+def test_whoever_states_an_objective_wants_everybody_served() -> None:
+    """Latency and continuity know nothing of those who got nothing, by waiting or by a refusal."""
+    made = tally(
+        STARTED,
+        chunk(0, 0),
+        latency(1.0, 50.0),
+        ended(0, played_ms=100.0),
+        ended(1, chunks=0, waited_ms=60_000.0),
+        Refused(client=2, at_ms=1.0, what="start", code="capacity"),
+        ended(2, chunks=0, outcome=Outcome.REFUSED),
+    )
+    figures = made.figures(end_ms=60_000.0)
+    without = {"sessions that left unserved", "refused sessions"}
+    for limits in ({"min_cpr": 1.0}, {"max_worst_ms": 100.0}, {"gaps": False}):
+        assert broken(figures, **limits) == without
+    assert broken(figures, min_cpr=1.0, max_unserved=1) == {"refused sessions"}
+    assert broken(figures, min_cpr=1.0, max_unserved=1, max_refused=1) == set()
+    assert broken(figures) == set()  # nothing is asked
+
+
+def test_who_left_at_once_was_not_kept_waiting() -> None:
+    """Nor who was paused all the time, or got a part of a chunk: it has a time to the first one. A lost session
+    waited like others."""
+    made = tally(
+        ended(0, chunks=0, waited_ms=200.0),
+        ended(1, chunks=0, waited_ms=0.0),
+        FirstPart(client=2, at_ms=9_000.0, ttfc_ms=500.0),
+        ended(2, chunks=0),
+        ended(3, chunks=0, waited_ms=5_000.0, outcome=Outcome.LOST),
+    )
+    figures = made.figures(end_ms=9_000.0)
+    assert (figures["unserved"], figures["left_waiting"], figures["lost"]) == (3, 0, 1)
+    assert figures["waited_ms"] == {"p50": 500.0, "p95": 5_000.0, "p99": 5_000.0, "max": 5_000.0}
+    asked = made.figures(end_ms=9_000.0, fair_wait_ms=150.0)
+    assert asked["left_waiting"] == 1 and asked["waited_ms"]["p50"] == 500.0  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("limit", "waits"), [(None, FAIR_WAIT_MS), (100.0, 100.0), (30_000.0, 30_000.0)])
+def test_a_fair_wait_is_what_the_objective_allows(limit: float | None, waits: float) -> None:
+    """Longer than a stated limit is too long; sooner nobody was owed anything."""
+    assert fair_wait_ms(LoadtestConfig(json="x", max_ttfc_ms=limit)) == waits
 
 
 @pytest.mark.parametrize(
