@@ -79,7 +79,7 @@ def _counts(tally: Tally) -> list[tuple[str, str, str]]:
     counts = [
         ("sessions running", str(tally.running), str(len(tally.clients))),
         ("refused", "", str(sum(sample.what == "start" for sample in tally.refused))),
-        ("left before a first chunk", "", str(len(tally.unserved()))),
+        ("left unserved", "", str(len(tally.unserved()))),
         ("faults of streams", "", str(len(tally.faults))),
     ]
     if tally.cluster:

@@ -164,9 +164,9 @@ def _unserved(result: Mapping[str, Any]) -> str:
     if not result.get("unserved"):
         return ""
     return (
-        f'<p class="sub">Sessions that left before their first chunk: {result["unserved"]}, of them after a wait '
-        f"of {result['fair_wait_ms']:g} ms or longer: {result['left_waiting']}. An objective for the time to the "
-        "first chunk counts these with the time for which they waited: it would have taken at least that.</p>"
+        f'<p class="sub">Sessions that left before their first chunk: {result["unserved"]}, of them after '
+        f"a wait of {result['fair_wait_ms']:g} ms or longer: {result['left_waiting']}. An objective for the "
+        "time to the first chunk counts these with their wait: it would have taken at least that.</p>"
     )
 
 

@@ -38,6 +38,7 @@ def test_the_table_tells_now_from_all() -> None:
     assert row(text, "chunk latency max") == ["chunk latency max, ms", "100", "900"]
     assert row(text, "first chunk") == ["first chunk p50, ms", "–", "80"]
     assert row(text, "engines")[1] == "2 ready" and row(text, "sessions waiting")[1] == "3"
+    assert row(text, "left unserved") == ["left unserved", "", "0"]
     assert "1 sessions" in summary(tally, 30_000.0) and "p99 900" in summary(tally, 30_000.0)
 
 

@@ -233,8 +233,8 @@ def test_whoever_states_an_objective_wants_everybody_served() -> None:
 
 
 def test_who_left_at_once_was_not_kept_waiting() -> None:
-    """Nor who was paused all the time, or got a part of a chunk: it has a time to the first one. A lost session
-    waited like others."""
+    """Nor who was paused all the time, or got a part of a chunk: it has a time to the first one. A lost
+    session waited like others."""
     made = tally(
         ended(0, chunks=0, waited_ms=200.0),
         ended(1, chunks=0, waited_ms=0.0),
