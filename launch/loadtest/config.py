@@ -8,9 +8,11 @@ from typing import Final
 
 from launch.config import DEFAULT_URL
 
-__all__ = ["DEFAULT_SECONDS", "CompareConfig", "LoadtestConfig"]
+__all__ = ["DEFAULT_SECONDS", "SHAPES", "CompareConfig", "LoadtestConfig"]
 
 DEFAULT_SECONDS = 60.0
+SHAPES: Final = ("steady", "step")
+"""Of a made-up load over time."""
 _DAY_S = 86_400.0
 _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "time_scale": (0.001, 10_000.0),
@@ -61,8 +63,11 @@ class LoadtestConfig:
     """Processes that the clients are spread over."""
     decode: bool = False
     """Decode every chunk and count its pictures."""
+    shape: str = "steady"
+    """Made-up load: `steady`, or `step`: a fifth of the viewers, all of them, a fifth, each for a third of
+    the time."""
     viewers: float = 4.0
-    """Made-up load: sessions at once, on average."""
+    """Made-up load: sessions at once, on average; of a step at its height."""
     life_s: float = 30.0
     """Made-up load: how long a session stays, on average."""
     idle_share: float = 0.2
@@ -95,6 +100,8 @@ class LoadtestConfig:
     def __post_init__(self) -> None:
         if not self.json or self.html == "":
             raise ValueError("json and html must name files")
+        if self.shape not in SHAPES:
+            raise ValueError(f"shape must be {' or '.join(SHAPES)}, got {self.shape!r}")
         for name, (low, high) in _BOUNDS.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:

@@ -16,6 +16,7 @@ from launch.loadtest.samples import (
     Ended,
     Fault,
     FirstPart,
+    GapSaid,
     Latency,
     Outcome,
     Refused,
@@ -226,7 +227,10 @@ class Player:
     async def _hear(self, session: Session) -> None:
         async for event in session.events():
             if isinstance(event, Gap):
+                before = len(self._check.gaps)
                 self._check.gap(event.from_seq, event.to_seq)
+                missing = len(self._check.gaps) - before
+                self._put(GapSaid(client=self._client, at_ms=self._now_ms(), chunks=missing))
             elif isinstance(event, Stats):
                 self._put(
                     Latency(

@@ -9,7 +9,7 @@ from typing import Any, Final
 from launch.loadtest.svg import STYLE, Curve, plot
 from scheduler.results import flat
 
-__all__ = ["figure_rows", "page", "report"]
+__all__ = ["PHASE_COLUMNS", "figure_rows", "page", "report"]
 
 _CSS: Final = """
 :root { color-scheme: light dark; --back: #f6f7f9; --card: #ffffff; --text: #16191f; --dim: #5c6470;
@@ -75,6 +75,22 @@ _SESSION_COLUMNS: Final = {
 }
 
 
+PHASE_COLUMNS: Final = {
+    "sessions": "sessions at most",
+    "engines": "engines at most",
+    "engines_gone": "engines gone",
+    "cost_engine_s": "engine-seconds",
+    "chunk_latency_ms.p50": "chunk latency p50, ms",
+    "chunk_latency_ms.p99": "p99, ms",
+    "chunk_latency_ms.max": "worst, ms",
+    "stalls": "stalls",
+    "stalled_s": "stalled, s",
+    "gaps": "chunks in gaps",
+    "repeats": "chunks repeated",
+}
+"""Of a phase's figures, by their dotted names."""
+
+
 def figure_rows(result: Mapping[str, Any]) -> list[tuple[str, str, float | None]]:
     """(figure, its statistic or "", value) of every number that has a name here."""
     rows: list[tuple[str, str, float | None]] = []
@@ -102,6 +118,7 @@ def report(result: Mapping[str, Any]) -> str:
         '<h2>Over time</h2><div class="plots">',
         *_plots(result),
         "</div>",
+        _phases(result.get("phases", [])),
         "<h2>Figures</h2>",
         _figures(result),
         _problems(result["problems"]),
@@ -293,6 +310,19 @@ def _figures(result: Mapping[str, Any]) -> str:
         f'<div class="tables"><table><tr><th></th>{head}</tr>{"".join(spreads)}</table>'
         f"<table>{''.join(counts)}</table></div>"
     )
+
+
+def _phases(phases: Sequence[Mapping[str, Any]]) -> str:
+    if not phases:
+        return ""
+    head = "".join(f'<th class="n">{name}</th>' for name in PHASE_COLUMNS.values())
+    rows = []
+    for phase in phases:
+        values = flat(phase)
+        cells = "".join(f'<td class="n">{_show(values[key])}</td>' for key in PHASE_COLUMNS)
+        span = f"{phase['begin_s']:g} to {phase['end_s']:g} s"
+        rows.append(f"<tr><td>{escape(phase['name'])}, {span}</td>{cells}</tr>")
+    return f"<h2>Phases</h2><table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
 
 
 def _named(part: str, number: object) -> str:

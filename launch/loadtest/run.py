@@ -23,6 +23,7 @@ from launch.loadtest.config import DEFAULT_SECONDS, LoadtestConfig
 from launch.loadtest.live import LiveTable, summary
 from launch.loadtest.load import Script, clip, invent, make_scripts, share_out
 from launch.loadtest.objectives import Objective, fair_wait_ms, judge
+from launch.loadtest.phases import Phase, invent_step, phase_figures, step_phases
 from launch.loadtest.report import report
 from launch.loadtest.samples import Assignment, Begin, Ready, from_worker, line
 from launch.loadtest.tally import ClientLog, ClusterSample, Tally
@@ -74,7 +75,8 @@ async def run(config: LoadtestConfig) -> int:
 def _trace(config: LoadtestConfig) -> Trace:
     chance = random.Random(config.seed)
     if config.trace is None:
-        return invent(
+        make = invent_step if _is_step(config) else invent
+        return make(
             viewers=config.viewers,
             seconds=config.seconds or DEFAULT_SECONDS,
             life_s=config.life_s,
@@ -84,6 +86,10 @@ def _trace(config: LoadtestConfig) -> Trace:
         )
     trace = load_trace(config.trace).scaled(config.time_scale)
     return trace if config.seconds is None else clip(trace, config.seconds)
+
+
+def _is_step(config: LoadtestConfig) -> bool:
+    return config.trace is None and config.shape == "step"
 
 
 async def _play(
@@ -242,7 +248,7 @@ def _result(config: LoadtestConfig, trace: Trace, clients: int, tally: Tally) ->
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.node()}, {os.cpu_count()} cores",
         "load": {
-            "source": f"trace {Path(config.trace).name}" if config.trace else "made-up load",
+            "source": f"trace {Path(config.trace).name}" if config.trace else f"made-up {config.shape} load",
             "seconds": round(trace.duration_s, 3),
             "time_scale": config.time_scale if config.trace else 1.0,
             "clients": clients,
@@ -254,6 +260,7 @@ def _result(config: LoadtestConfig, trace: Trace, clients: int, tally: Tally) ->
         "objectives": [_objective(objective) for objective in objectives],
         "problems": tally.problems(),
         "worst_sessions": _worst(tally),
+        "phases": phase_figures(tally, _phases(config)),
         "series": tally.series(end_ms=end_ms),
         "cluster_series": tally.cluster_series(end_ms=end_ms),
         "points": {
@@ -270,6 +277,10 @@ def _result(config: LoadtestConfig, trace: Trace, clients: int, tally: Tally) ->
             "cpr": [round(value, 4) for value in sorted(tally.cprs())],
         },
     }
+
+
+def _phases(config: LoadtestConfig) -> tuple[Phase, ...]:
+    return step_phases(config.seconds or DEFAULT_SECONDS) if _is_step(config) else ()
 
 
 def _objective(objective: Objective) -> dict[str, Any]:

@@ -24,6 +24,7 @@ __all__ = [
     "Fault",
     "FirstPart",
     "FromWorker",
+    "GapSaid",
     "Lag",
     "Latency",
     "Outcome",
@@ -149,6 +150,17 @@ class Fault:
     what: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GapSaid:
+    """The server said that chunks will not come."""
+
+    type: ClassVar[str] = "gap"
+    client: int
+    at_ms: float
+    chunks: int
+    """How many of which it had not said that before."""
+
+
 class Outcome(Enum):
     """How a client's session ended."""
 
@@ -190,7 +202,7 @@ class Lag:
 
 
 ToWorker = Assignment | Begin
-Sample = Started | Refused | FirstPart | ChunkSeen | Latency | Edited | Fault | Ended | Lag
+Sample = Started | Refused | FirstPart | ChunkSeen | Latency | Edited | Fault | GapSaid | Ended | Lag
 FromWorker = Ready | Sample
 _TO_WORKER: Mapping[str, type[ToWorker]] = {c.type: c for c in get_args(ToWorker)}
 _FROM_WORKER: Mapping[str, type[FromWorker]] = {c.type: c for c in get_args(FromWorker)}

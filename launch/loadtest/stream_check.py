@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 from gateway.protocol import ChunkHeader
 
-__all__ = ["StreamCheck"]
+__all__ = ["CAME_AGAIN", "StreamCheck"]
 
+CAME_AGAIN = "came again after it was complete"
+"""In the words for a repeated chunk."""
 _SAME_MS = 1e-3
 
 
@@ -29,7 +31,7 @@ class StreamCheck:
     def part(self, header: ChunkHeader) -> Iterator[str]:
         """Faults of one part. An incomplete chunk may begin again, in other parts."""
         if header.seq < self._seq:
-            yield f"chunk {header.seq} came again after it was complete"
+            yield f"chunk {header.seq} {CAME_AGAIN}"
             return
         if header.seq > self._seq:
             self._skipped |= set(range(self._seq, header.seq))

@@ -14,6 +14,7 @@ from launch.loadtest.samples import (
     Ended,
     Fault,
     FirstPart,
+    GapSaid,
     Lag,
     Latency,
     Outcome,
@@ -99,6 +100,7 @@ class Tally:
         self.first_parts: list[FirstPart] = []
         self.edits: list[Edited] = []
         self.faults: list[Fault] = []
+        self.gaps: list[GapSaid] = []
         self.refused: list[Refused] = []
         self.lags: list[Lag] = []
         self.cluster: list[ClusterSample] = []
@@ -115,12 +117,19 @@ class Tally:
                 self._add_chunk(sample)
             case Ended():
                 self._add_end(sample)
+            case _:
+                self._keep(sample)
+
+    def _keep(self, sample: Refused | Latency | Edited | Fault | GapSaid | Lag) -> None:
+        match sample:
             case Latency():
                 self.latencies.append(sample)
             case Edited():
                 self.edits.append(sample)
             case Fault():
                 self.faults.append(sample)
+            case GapSaid():
+                self.gaps.append(sample)
             case Refused():
                 self.refused.append(sample)
             case Lag():
@@ -273,14 +282,15 @@ def bin_ms(end_ms: float) -> float:
     return max(1000.0, 1000.0 * -(-int(end_ms) // (1000 * BINS)))
 
 
-def engine_seconds(samples: Sequence[ClusterSample], *, end_ms: float) -> float | None:
-    """Time that engines were provisioned, added up from the load's start to its end: what they cost.
+def engine_seconds(samples: Sequence[ClusterSample], *, end_ms: float, begin_ms: float = 0.0) -> float | None:
+    """Time that engines were provisioned, added up from the load's start, or another moment, to its end:
+    what they cost.
 
     A sample counts until the next one; the first also for the time before it. None: the cluster never said.
     """
     if not samples:
         return None
-    edges = [0.0, *(max(0.0, min(sample.at_ms, end_ms)) for sample in samples[1:]), end_ms]
+    edges = [begin_ms, *(max(begin_ms, min(sample.at_ms, end_ms)) for sample in samples[1:]), end_ms]
     spans = (max(0.0, after - before) for before, after in pairwise(edges))
     return sum(sample.provisioned * span / 1000.0 for sample, span in zip(samples, spans, strict=True))
 

@@ -76,11 +76,13 @@ def test_an_objective_that_can_not_hold_is_status_1(
 ) -> None:
     """No chunk comes in a millisecond; the results are written all the same, and can be compared."""
     out = tmp_path / "out.json"
-    load = ["--viewers", "1", "--seconds", "6", "--max-p99-ms", "1"]
+    load = ["--viewers", "2", "--seconds", "6", "--shape", "step", "--max-p99-ms", "1"]
     assert cli.main(["loadtest", "--url", paced_cluster.url, "--json", str(out), *load]) == 1
     result = json.loads(out.read_text())
     assert result["held"] is False and result["chunks"] >= 1
     assert [item["name"] for item in result["objectives"] if not item["held"]] == ["chunk latency p99, ms"]
+    assert [phase["name"] for phase in result["phases"]] == ["few", "many", "few again"]
+    assert sum(phase["cost_engine_s"] for phase in result["phases"]) == pytest.approx(6.0, abs=0.2)
     assert "NOT HELD" in capsys.readouterr().out
     page = tmp_path / "both.html"
     assert cli.main(["compare", str(out), str(out), "--html", str(page)]) == 0
@@ -102,6 +104,7 @@ def test_a_token_that_is_not_enough_is_named(
         (["loadtest"], 2, "json is not set"),
         (["loadtest", "--json", "x", "--trace", "/nowhere"], 2, "trace /nowhere can't be used"),
         (["loadtest", "--json", "x", "--viewers", "0"], 2, "viewers must be between"),
+        (["loadtest", "--json", "x", "--shape", "round"], 2, "shape must be steady or step, got 'round'"),
         (["loadtest", "--json", "x", "--url", "http://127.0.0.1:9"], 1, "no cluster answers"),
         (["compare", "/nowhere"], 2, "after is not set"),
         (["compare", "/nowhere", "/nowhere"], 2, "can't be read"),

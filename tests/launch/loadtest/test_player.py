@@ -21,6 +21,7 @@ from launch.loadtest.samples import (
     Ended,
     Fault,
     FirstPart,
+    GapSaid,
     Outcome,
     Refused,
     Sample,
@@ -120,6 +121,7 @@ async def test_a_gap_is_counted(server: StreamServer) -> None:
     watched = Watched(server.url, (0.0, Do.START), (2.5, Do.STOP))
     ended = await watched.run()
     assert ended.outcome is Outcome.DONE and ended.gaps > 0
+    assert sum(gap.chunks for gap in watched.samples if isinstance(gap, GapSaid)) == ended.gaps
 
 
 async def test_a_server_that_goes_away_is_a_lost_session(server: StreamServer) -> None:

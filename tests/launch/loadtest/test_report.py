@@ -106,6 +106,20 @@ def test_a_report_of_a_load_without_chunks_is_a_page() -> None:
     assert "An objective for the time" not in page
 
 
+def test_a_report_shows_phases() -> None:
+    """Where the load has some."""
+    phase = {
+        **{"name": "many", "begin_s": 60.0, "end_s": 120.0, "sessions": 20, "engines": 6, "engines_gone": 0},
+        **{"cost_engine_s": None, "chunk_latency_ms": {"p50": 160.0, "p99": 480.0, "max": 512.0}},
+        **{"stalls": 3, "stalled_s": 1.25, "gaps": 0, "repeats": 0},
+    }
+    page = report(RESULT | {"phases": [phase]})
+    (row,) = re.findall(r"<tr><td>many, 60 to 120 s</td>(.*?)</tr>", page)
+    cells = re.findall(r'<td class="n">(.*?)</td>', row)
+    assert cells == ["20", "6", "0", "–", "160", "480", "512", "3", "1.25", "0", "0"]
+    assert "<h2>Phases</h2>" not in report(RESULT)
+
+
 def test_a_cost_that_was_never_told_is_a_dash() -> None:
     """Not 0, which would be the cheapest of all."""
     untold = RESULT | {"cost_engine_s": None}
