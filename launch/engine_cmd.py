@@ -22,7 +22,7 @@ from scheduler.store import Store, StoreError, draw_id
 __all__ = ["run"]
 
 _STOP_TIMEOUT_S: Final = 10.0
-_SCHEDULER_WAIT_S: Final = 15.0
+_SCHEDULER_WAIT_S: Final = 10.0
 """One that starts now, on a busy machine and an empty Redis, has said by then what it wants."""
 _OUTPUT: Final = Path("/dev/stderr")
 

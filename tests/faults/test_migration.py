@@ -94,7 +94,7 @@ async def test_stopped_while_it_moves(pair: Cluster) -> None:
     await until(lambda: not pair.get("/v1/cluster")["sessions"])
 
 
-MOVES = int(os.environ.get("TEST_MOVES", "40"))
+MOVES = int(os.environ.get("TEST_MOVES", "24"))
 """200 and more by hand."""
 SESSIONS = 3
 CODECS = ("h264", "vp9", "mjpeg")
