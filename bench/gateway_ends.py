@@ -23,8 +23,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.raw_websocket import Skipper, frame_head, masked_text, read_frame, read_head, switching
+from bench.raw_websocket import Skipper, masked_text, read_frame, read_head, switching
 from bench.stats import percentile
+from gateway.frames import frame_head
 from scheduler.messages import (
     LINK_REQUESTS,
     SessionState,

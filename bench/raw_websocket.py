@@ -5,24 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import socket
-import struct
 from dataclasses import dataclass
 
-
-def frame_head(opcode: int, length: int) -> bytes:
-    """Of an unmasked WebSocket frame that is a whole message."""
-    if length < 126:
-        return bytes((0x80 | opcode, length))
-    if length < 65536:
-        return struct.pack(">BBH", 0x80 | opcode, 126, length)
-    return struct.pack(">BBQ", 0x80 | opcode, 127, length)
+from gateway.frames import frame_head
 
 
 def masked_text(text: bytes) -> bytes:
     """A client's text frame, masked with zeros."""
-    head = bytearray(frame_head(1, len(text)))
-    head[1] |= 0x80
-    return bytes(head) + b"\0\0\0\0" + text
+    return frame_head(1, len(text), is_masked=True) + b"\0\0\0\0" + text
 
 
 def read_head(raw: socket.socket) -> bytes:

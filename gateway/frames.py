@@ -18,6 +18,7 @@ try:
 except ImportError:  # not built here
     from websockets.utils import apply_mask
 
+_TEXT: Final = 1
 _WHOLE_MESSAGES = (0x81, 0x82)
 """First byte of a text and of a binary message in one frame, no extension bit set."""
 _SMALL = range(0x80, 0x80 + 126)
@@ -106,13 +107,16 @@ def draw_masks() -> Iterator[bytes]:
         yield from (drawn[at : at + 4] for at in range(0, len(drawn), 4))
 
 
+def frame_head(opcode: int, length: int, *, is_masked: bool = False) -> bytes:
+    """Of a whole message in one frame. A client's is masked, the mask comes behind; a server's is not."""
+    mask_bit = 0x80 * is_masked
+    if length < 126:
+        return bytes((0x80 | opcode, mask_bit | length))
+    if length < 1 << 16:
+        return struct.pack("!BBH", 0x80 | opcode, mask_bit | 126, length)
+    return struct.pack("!BBQ", 0x80 | opcode, mask_bit | 127, length)
+
+
 def masked_text(message: bytes, mask: bytes) -> bytes:
     """A text message as one frame of a client."""
-    length = len(message)
-    if length < 126:
-        head = bytes((0x81, 0x80 | length))
-    elif length < 1 << 16:
-        head = struct.pack("!BBH", 0x81, 0x80 | 126, length)
-    else:
-        head = struct.pack("!BBQ", 0x81, 0x80 | 127, length)
-    return b"".join((head, mask, apply_mask(message, mask)))
+    return b"".join((frame_head(_TEXT, len(message), is_masked=True), mask, apply_mask(message, mask)))

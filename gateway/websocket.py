@@ -12,7 +12,6 @@ this class owns the queue, the timers and the only writes to the transport. Poli
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,7 +20,7 @@ from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from gateway.frames import FrameCutter, is_text, payload_of
+from gateway.frames import FrameCutter, frame_head, is_text, payload_of
 
 MAX_CLOSE_REASON_BYTES = 123
 MAX_UNREAD_PONGS = 256
@@ -247,7 +246,7 @@ class WebSocket:
     def _write(self, opcode: Opcode, pieces: tuple[bytes | memoryview, ...], num_bytes: int) -> None:
         """A message as one frame. Not by `websockets`, which would copy it twice."""
         if self._protocol.state is State.OPEN and not self._transport.is_closing():
-            self._transport.writelines((_frame_head(opcode, num_bytes), *pieces))
+            self._transport.writelines((frame_head(opcode, num_bytes), *pieces))
 
     def _flush(self) -> None:
         """What `websockets` has to say: pongs, pings, the closing handshake."""
@@ -304,12 +303,3 @@ class WebSocket:
         """Cancel the last timer; called when the transport is closed for good."""
         if self._close_timer is not None:
             self._close_timer.cancel()
-
-
-def _frame_head(opcode: Opcode, num_bytes: int) -> bytes:
-    """RFC 6455, 5.2: a whole message in one frame; a server masks nothing."""
-    if num_bytes < 126:
-        return bytes((0x80 | opcode, num_bytes))
-    if num_bytes < 1 << 16:
-        return struct.pack(">BBH", 0x80 | opcode, 126, num_bytes)
-    return struct.pack(">BBQ", 0x80 | opcode, 127, num_bytes)
