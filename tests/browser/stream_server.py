@@ -127,6 +127,8 @@ class Faults:
     parts: int = 1
     cut_in_chunk: int | None = None
     """Abort the connection after part 0 of this chunk, once; needs parts > 1."""
+    away_after_cut: bool = False
+    """Refuse connections from that moment on."""
     gap_at: int | None = None
     """Skip this chunk and say so, once."""
     lose_encoder_in: int | None = None
@@ -417,6 +419,7 @@ class StreamServer:
             await say_media(socket, header, b"".join(units[i] for i in group))
             if self.faults.cut_in_chunk == chunk.seq and part == 0 and parts > 1:
                 self.faults.cut_in_chunk = None
+                self.faults.refuse_connections |= self.faults.away_after_cut
                 await socket.ping()  # what was written so far is on its way
                 await asyncio.sleep(0.05)
                 socket.transport.abort()
