@@ -1,54 +1,42 @@
 """The cluster as a stream of server-sent events: one reader of the store for all who watch.
 
-A watcher gets `history` once (samples of the last ten minutes), then `cluster` twice a second: what
-`/v1/cluster` answers, and `t_ms`, Redis time. Nothing is queued: who reads slowly gets the newest state next.
+A watcher gets `history` once (samples of the last ten minutes), then `cluster` at most twice a second: what
+`/v1/cluster` answers (sessions only while they are few), `num_sessions`, and `t_ms`, Redis time. Nothing is
+queued: who reads slowly gets the newest state next.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
 import logging
 import math
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
-from typing import Final, Protocol
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from typing import Final
 
-from gateway.cluster_view import describe_cluster
-from gateway.http import Response, error_response
+import orjson
+
+from gateway.cluster_reader import EVERY_S, ClusterReader, ClusterSource, rest_s
+from gateway.http import JSON, Response, error_response
 from gateway.metrics import ClusterMetrics
-from scheduler.messages import EngineRecord, EngineState, ErrorCode, SessionRecord
+from scheduler.messages import EngineRecord, EngineState, ErrorCode
 from scheduler.store import StoreError
-from scheduler.store.values import ClusterInfo, Decision
-
-__all__ = ["ClusterFeed", "ClusterSource", "describe_history", "event"]
+from scheduler.store.values import ClusterInfo
 
 logger = logging.getLogger("gateway.cluster_feed")
 
 EVENT_STREAM: Final = "text/event-stream"
-EVERY_S: Final = 0.5
-"""The store is read so often while anybody watches."""
 SAMPLE_S: Final = 5.0
 """A sample for `history`, also while nobody watches."""
 HISTORY_S: Final = 600.0
 QUIET_S: Final = 5.0
 """Something is sent at least so often: so a watcher who is gone is noticed."""
 MAX_WATCHERS: Final = 32
-DECISIONS: Final = 50
 
 Sample = tuple[int, int, float, float, int, int]
 """(Redis time in ms, budget, mean load 0 to 1, worst chunk latency in ms, sessions, queue)."""
-
-
-class ClusterSource(Protocol):
-    """Where the state comes from: the store, or a simulation. Its methods may raise StoreError."""
-
-    async def now_ms(self) -> int: ...
-    async def list_engines(self) -> list[EngineRecord]: ...
-    async def list_sessions(self) -> list[SessionRecord]: ...
-    async def cluster_info(self) -> ClusterInfo: ...
-    async def decisions(self, count: int) -> list[Decision]: ...
 
 
 class ClusterFeed:
@@ -63,6 +51,7 @@ class ClusterFeed:
     ) -> None:
         """Each sample is also written to `metrics`."""
         self._source = source
+        self._reader = ClusterReader(source)
         self._metrics = metrics
         self._sampled_s: float | None = None
         self._sample_s = sample_s
@@ -86,32 +75,38 @@ class ClusterFeed:
     def close(self) -> None:
         """End every stream."""
         self._is_closed = True
+        self._reader.close()
         self._tell()
+
+    async def answer(self) -> Response:
+        """Of `/v1/cluster`. Raises StoreError."""
+        pieces = tuple((await self._reader.read_whole()).pieces())
+        length = sum(map(len, pieces))
+        return Response(body=_each(pieces), content_type=JSON, length=length)
 
     async def run(self) -> None:
         """Until cancelled: read often while somebody watches, else only for the history."""
         loop = asyncio.get_running_loop()
         sample_at = loop.time()
         while True:
+            pause_s = 0.0
             try:
                 if loop.time() >= sample_at:
                     sample_at = loop.time() + self._sample_s
                     self._history.append(await self._sample())
                 if self._watchers:
-                    await self._read()
+                    pause_s = EVERY_S
+                    pause_s = rest_s(await self._read())
             except StoreError as exc:
                 logger.debug("the cluster's state is not known: %s", exc)
-            await self._rest(EVERY_S if self._watchers else sample_at - loop.time())
+            await asyncio.sleep(pause_s)  # also from one watcher to the next, who may be the same
+            if not self._watchers:
+                await self._await_watcher(sample_at - loop.time())
 
-    async def _rest(self, seconds: float) -> None:
-        if self._watchers:
-            await asyncio.sleep(seconds)
-            return
+    async def _await_watcher(self, seconds: float) -> None:
         self._watched.clear()
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._watched.wait(), max(0.0, seconds))
-        except TimeoutError:
-            pass
 
     def sample_age_s(self) -> float:
         """Time since the newest sample; infinite before the first."""
@@ -125,16 +120,13 @@ class ClusterFeed:
         self._sampled_s = time.monotonic()
         return sample(now_ms, engines, info)
 
-    async def _read(self) -> None:
-        self._newest = event("cluster", {"t_ms": await self._source.now_ms(), **await self.describe()})
+    async def _read(self) -> int:
+        """How many records were read."""
+        snapshot = await self._reader.read_shown()
+        pieces = snapshot.pieces(t_ms=snapshot.now_ms, num_sessions=snapshot.num_sessions)
+        self._newest = event("cluster", b"".join(pieces))
         self._tell()
-
-    async def describe(self) -> dict[str, object]:
-        """What `/v1/cluster` answers. Raises StoreError."""
-        source = self._source
-        engines, sessions = await source.list_engines(), await source.list_sessions()
-        info, decisions = await source.cluster_info(), await source.decisions(DECISIONS)
-        return describe_cluster(engines, sessions, info, decisions)
+        return snapshot.num_records
 
     def _tell(self) -> None:
         self._version += 1
@@ -171,12 +163,17 @@ def sample(now_ms: int, engines: Sequence[EngineRecord], info: ClusterInfo) -> S
     return now_ms, info.budget, round(load, 3), round(worst_ms, 1), sessions, info.queue
 
 
-def describe_history(samples: Sequence[Sample] | deque[Sample]) -> dict[str, object]:
+def describe_history(samples: Iterable[Sample]) -> bytes:
     """As `history` carries it."""
     columns = ["t_ms", "budget", "load", "chunk_ms", "sessions", "queue"]
-    return {"columns": columns, "samples": [list(values) for values in samples]}
+    return orjson.dumps({"columns": columns, "samples": list(samples)})
 
 
-def event(name: str, value: object) -> bytes:
-    """One server-sent event."""
-    return f"event: {name}\ndata: {json.dumps(value, separators=(',', ':'))}\n\n".encode()
+def event(name: str, data: bytes) -> bytes:
+    """One server-sent event of JSON."""
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), data)
+
+
+async def _each(pieces: Sequence[bytes]) -> AsyncGenerator[bytes, None]:
+    for piece in pieces:
+        yield piece

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from scheduler.messages import EngineId, EngineRecord, EngineState, SessionState
 from scheduler.store.values import ClusterInfo
 
 _SECONDS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10)
 _RELAY_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
+_ENGINE_FIGURES: tuple[tuple[str, str, Callable[[EngineRecord], float]], ...] = (
+    ("capacity", "Slots of an engine.", lambda engine: engine.capacity),
+    ("sessions", "Sessions on an engine.", lambda engine: engine.sessions),
+    ("load", "Busy share of an engine's compute thread.", lambda engine: engine.load),
+    (
+        "chunk_latency_seconds",
+        "Mean latency of an engine's recent chunks.",
+        lambda engine: engine.chunk_ms / 1000,
+    ),
+)
 
 
 class Metrics:
@@ -127,50 +140,48 @@ class ClientMetrics:
             self.sessions.labels(state.value).set(count)
 
 
-class ClusterMetrics:
-    """The whole cluster as Redis has it: the same from every gateway."""
+class ClusterMetrics(Collector):
+    """The whole cluster as Redis has it: the same from every gateway. What is kept becomes figures when it is
+    asked for: those of hundreds of engines take tens of ms."""
 
     def __init__(self, r: CollectorRegistry) -> None:
-        self.engines = Gauge("turboserve_cluster_engines", "Engines, by state.", ["state"], registry=r)
-        self.budget = Gauge(
-            "turboserve_cluster_budget", "Engines that the scheduler wants to exist.", registry=r
-        )
-        self.queue = Gauge("turboserve_cluster_queue", "Sessions that wait for a place.", registry=r)
         self.age = Gauge(
             "turboserve_cluster_age_seconds", "How old the figures of the cluster are.", registry=r
         )
-        self.capacity = Gauge("turboserve_engine_capacity", "Slots of an engine.", ["engine"], registry=r)
-        self.placed = Gauge("turboserve_engine_sessions", "Sessions on an engine.", ["engine"], registry=r)
-        self.load = Gauge(
-            "turboserve_engine_load", "Busy share of an engine's compute thread.", ["engine"], registry=r
-        )
-        self.latency = Gauge(
-            "turboserve_engine_chunk_latency_seconds",
-            "Mean latency of an engine's recent chunks.",
-            ["engine"],
-            registry=r,
-        )
-        self.heartbeat = Gauge(
-            "turboserve_engine_heartbeat_age_seconds",
-            "Time since an engine was heard of.",
-            ["engine"],
-            registry=r,
-        )
+        self._engines: Sequence[EngineRecord] = ()
+        self._info: ClusterInfo | None = None
+        self._now_ms = 0
+        r.register(self)
 
-    def set(self, engines: Iterable[EngineRecord], info: ClusterInfo, now_ms: int) -> None:
+    def set(self, engines: Sequence[EngineRecord], info: ClusterInfo, now_ms: int) -> None:
         """What was read at Redis time `now_ms`."""
-        counts = dict.fromkeys(EngineState, 0)
-        for gauge in (self.capacity, self.placed, self.load, self.latency, self.heartbeat):
-            gauge.clear()  # engines that are gone
-        for engine in engines:
-            counts[engine.state] += 1
-            self.capacity.labels(engine.id).set(engine.capacity)
-            self.placed.labels(engine.id).set(engine.sessions)
-            self.load.labels(engine.id).set(engine.load)
-            self.latency.labels(engine.id).set(engine.chunk_ms / 1000)
-            if engine.state is not EngineState.STARTING:  # it may not beat before its limit for that
-                self.heartbeat.labels(engine.id).set((now_ms - engine.heartbeat_ms) / 1000)
-        for state, count in counts.items():
-            self.engines.labels(state.value).set(count)
-        self.budget.set(info.budget)
-        self.queue.set(info.queue)
+        self._engines, self._info, self._now_ms = engines, info, now_ms
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        engines, info, now_ms = self._engines, self._info, self._now_ms
+        yield _family("cluster_engines", "Engines, by state.", "state", _by_state(engines))
+        budget, queue = (info.budget, info.queue) if info is not None else (0, 0)
+        text = "Engines that the scheduler wants to exist."
+        yield GaugeMetricFamily("turboserve_cluster_budget", text, value=budget)
+        text = "Sessions that wait for a place."
+        yield GaugeMetricFamily("turboserve_cluster_queue", text, value=queue)
+        for name, text, read in _ENGINE_FIGURES:
+            values = {str(engine.id): read(engine) for engine in engines}
+            yield _family(f"engine_{name}", text, "engine", values)
+        # Before it is ready an engine may not beat, up to its limit for that.
+        heard = (engine for engine in engines if engine.state is not EngineState.STARTING)
+        ages_s = {str(engine.id): (now_ms - engine.heartbeat_ms) / 1000 for engine in heard}
+        text = "Time since an engine was heard of."
+        yield _family("engine_heartbeat_age_seconds", text, "engine", ages_s)
+
+
+def _by_state(engines: Iterable[EngineRecord]) -> dict[str, float]:
+    counts = Tally(engine.state for engine in engines)
+    return {state.value: counts[state] for state in EngineState}
+
+
+def _family(name: str, text: str, label: str, values: Mapping[str, float]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"turboserve_{name}", text, labels=[label])
+    for of, value in values.items():
+        family.add_metric([of], value)
+    return family

@@ -204,10 +204,11 @@ class Routes:
         hub.metrics.tasks.set(len(asyncio.all_tasks()))
         hub.metrics.set_link_latencies(hub.relay.latencies_s())
         hub.metrics.cluster.age.set(hub.cluster_feed.sample_age_s())
-        return Response(body=hub.metrics.page(), content_type=CONTENT_TYPE_LATEST)
+        body = await asyncio.to_thread(hub.metrics.page)  # of hundreds of engines it takes tens of ms
+        return Response(body=body, content_type=CONTENT_TYPE_LATEST)
 
     async def _cluster(self, _request: Request) -> Response:
-        return json_response(await self._hub.cluster_feed.describe())
+        return await self._hub.cluster_feed.answer()
 
     async def _watch_cluster(self, _request: Request) -> Response:
         return self._hub.cluster_feed.respond()

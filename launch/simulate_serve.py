@@ -7,12 +7,14 @@ import contextlib
 import signal
 import time
 from collections import deque
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import web_demo
-from gateway.cluster_feed import SAMPLE_S, ClusterFeed, ClusterSource
+from gateway.cluster_feed import SAMPLE_S, ClusterFeed
+from gateway.cluster_reader import ClusterSource
 from gateway.config import GatewayConfig
 from gateway.guard import is_host_allowed, is_origin_allowed
 from gateway.http import Request, Response, json_response, text_response
@@ -22,7 +24,7 @@ from gateway.routes import CLUSTER_PATH, WATCH_CLUSTER_PATH
 from gateway.websocket import Receiver
 from scheduler.config import SchedulerConfig
 from scheduler.latency import play_ms, round_ms
-from scheduler.messages import EngineRecord, Phase, SessionRecord
+from scheduler.messages import EngineRecord, Phase
 from scheduler.policy.base import (
     Action,
     Activate,
@@ -43,13 +45,12 @@ from scheduler.policy.base import (
 )
 from scheduler.sim.cluster import START_MS
 from scheduler.sim.engine import SimSession
-from scheduler.sim.record import SimRecord
 from scheduler.sim.simulate import Scenario, Simulation
-from scheduler.store.values import ClusterInfo, Decision
+from scheduler.store.values import ClusterInfo, Decision, SessionOutline
 from scheduler.trace import Trace
 from scheduler.view import LOADS, View
 
-__all__ = ["ClusterOnly", "SimulatedCluster", "serve", "session_record"]
+__all__ = ["ClusterOnly", "SimulatedCluster", "serve"]
 
 HOST: Final = "127.0.0.1"
 STEP_S: Final = 0.1
@@ -142,9 +143,12 @@ class SimulatedCluster:
                 active[engine] += session.active
         return [_with_load(record, placed[id], active[id]) for id, record in sorted(cluster.records.items())]
 
-    async def list_sessions(self) -> list[SessionRecord]:
+    async def count_sessions(self) -> int:
+        return len(self._simulation.cluster.sessions)
+
+    async def read_outlines(self) -> AsyncIterator[list[SessionOutline]]:
         cluster = self._simulation.cluster
-        return [_as_now(session, cluster.now_ms) for session in cluster.sessions.values()]
+        yield [_as_now(session, cluster.now_ms) for session in cluster.sessions.values()]
 
     async def cluster_info(self) -> ClusterInfo:
         cluster = self._simulation.cluster
@@ -169,39 +173,16 @@ def _with_load(record: EngineRecord, placed: int, active: int) -> EngineRecord:
     return replace(record, sessions=placed, chunk_ms=chunk_ms, load=min(1.0, chunk_ms / play_ms(record)))
 
 
-def _as_now(session: SimSession, now_ms: float) -> SessionRecord:
-    made = round(session.got_ms / session.play_ms)
-    record = session_record(session.record, next_seq=made)
-    return replace(record, active=session.active, slack_ms=int(session.slack_ms(now_ms)))
-
-
-def session_record(record: SimRecord, *, next_seq: int = 0) -> SessionRecord:
-    """What the store would know of it."""
-    return SessionRecord(
+def _as_now(session: SimSession, now_ms: float) -> SessionOutline:
+    record = session.record
+    return SessionOutline(
         id=record.id,
-        model=record.model,
         phase=record.phase,
-        epoch=record.epoch,
+        active=session.active,
         engine=record.engine,
-        opened=record.opened,
-        active=record.active,
-        paused=False,
-        seed=0,
-        lead_ms=0,
-        codec="",
-        resume_hash="",
-        controller_epoch=1,
-        gateway=None,
-        next_seq=next_seq,
-        next_frame=0,
-        rev=0,
-        last_applied="0-0",
-        slack_ms=record.slack_ms,
-        created_ms=record.created_ms,
-        active_ms=record.active_ms,
-        reason="",
-        queue_order=record.queue_order,
-        residence=record.residence,
+        epoch=record.epoch,
+        next_seq=round(session.got_ms / session.play_ms),
+        slack_ms=int(session.slack_ms(now_ms)),
     )
 
 
@@ -225,7 +206,7 @@ class ClusterOnly:
 
     async def respond(self, request: Request) -> Response:
         if request.path == CLUSTER_PATH:
-            return json_response(await self.feed.describe())
+            return await self.feed.answer()
         if request.path == WATCH_CLUSTER_PATH:
             return self.feed.respond()
         if request.path == "/":

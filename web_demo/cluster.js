@@ -45,7 +45,8 @@ function show(cluster) {
   charts(cluster, now);
   decisions(cluster.decisions ?? []);
   const active = cluster.sessions.filter(({ state }) => state === "active").length;
-  status(`${plural(cluster.sessions.length, "session")}, ${active} active, ${cluster.policy || "no"} policy`, "good");
+  const how = cluster.sessions.length < cluster.num_sessions ? "too many to be shown one by one" : `${active} active`;
+  status(`${plural(cluster.num_sessions, "session")}, ${how}, ${cluster.policy || "no"} policy`, "good");
 }
 
 const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
@@ -63,7 +64,7 @@ function charts(cluster, now) {
   const waiting = cluster.queue > 0 ? `, ${cluster.queue} waiting` : "";
   const others = [["starting", states("starting")], ["draining", states("draining")]].filter(([, count]) => count > 0);
   figure("budget", column("budget"), cluster.budget, cluster.budget === 1 ? "engine" : "engines", others.map(([word, count]) => `${count} ${word}`).join(", "));
-  figure("load", column("load"), Math.round(now.load * 100), "%", `${plural(cluster.sessions.length, "session")}${waiting}`, 1);
+  figure("load", column("load"), Math.round(now.load * 100), "%", `${plural(cluster.num_sessions, "session")}${waiting}`, 1);
   const peak = Math.max(...column("chunk_ms"));
   figure("latency", column("chunk_ms"), Math.round(now.chunk_ms), "ms", peak > 0 ? `peak ${Math.round(peak)} ms` : "");
   let engineMs = 0;

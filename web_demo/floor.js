@@ -1,7 +1,8 @@
 // Engines as lanes and sessions as chips that keep their identity: who moves is seen moving.
 //
 // Everything is placed by `transform` on one layer, so a change costs the compositor, not the layout; only what
-// changed is written. 64 engines and 500 sessions are about 600 elements.
+// changed is written. 64 engines and 500 sessions are about 600 elements. Of more than the server lists, lanes show how
+// many they have.
 
 const GAP = 12;
 const HEAD = 34;
@@ -61,6 +62,7 @@ export class Floor {
   #handlers;
   #width = 0;
   #isNarrow = false;
+  #isCrowd = false; // more sessions than are listed
   #last = null;
   moves = 0;
 
@@ -84,12 +86,13 @@ export class Floor {
   render(cluster) {
     this.#last = cluster;
     if (this.#width === 0) return;
+    this.#isCrowd = cluster.sessions.length < cluster.num_sessions;
     this.#meetLanes(cluster);
     this.#meetChips(cluster.sessions);
     for (const { id, capacity } of cluster.engines) this.#seat(this.#lanes.get(id).slots, capacity);
     this.#place();
     for (const engine of cluster.engines) this.#describe(engine);
-    this.#describeQueue();
+    this.#describeQueue(cluster.queue);
     this.#offerLanes();
     if (!this.#chips.has(this.#tabStop)) this.#stopAt(this.#rows().flat()[0] ?? null);
   }
@@ -171,9 +174,9 @@ export class Floor {
 
   // --- who is there ---------------------------------------------------------------------------------
 
-  #meetLanes({ engines, sessions }) {
+  #meetLanes({ engines, sessions, queue }) {
     const wanted = new Set(engines.map(({ id }) => id));
-    if (sessions.some(({ engine }) => engine === null || engine === "")) wanted.add(QUEUE);
+    if (this.#isCrowd ? queue > 0 : sessions.some(({ engine }) => engine === null || engine === "")) wanted.add(QUEUE);
     for (const id of wanted) if (!this.#lanes.has(id)) this.#openLane(id);
     for (const [id, { node }] of this.#lanes) {
       if (wanted.has(id)) continue;
@@ -200,11 +203,11 @@ export class Floor {
     node.dataset.id = id;
     if (id === QUEUE) node.dataset.queue = "";
     const head = element("div", "lane-head");
-    const parts = { id: element("span", "lane-id"), state: element("span", "lane-state"), count: element("span", "lane-count"), load: element("i", "lane-load"), slots: element("div", "lane-slots") };
+    const parts = { id: element("span", "lane-id"), state: element("span", "lane-state"), count: element("span", "lane-count"), load: element("i", "lane-load"), slots: element("div", "lane-slots"), crowd: element("p", "lane-crowd") };
     parts.id.textContent = id === QUEUE ? "Waiting for a place" : id;
     parts.state.hidden = true;
     head.append(parts.id, parts.state, parts.count);
-    node.append(head, parts.slots, parts.load);
+    node.append(head, parts.slots, parts.crowd, parts.load);
     this.#root.append(node);
     this.#lanes.set(id, { node, parts, slots: [], name: id });
   }
@@ -369,18 +372,21 @@ export class Floor {
     const latency = engine.chunk_ms > 0 ? `  ·  ${Math.round(engine.chunk_ms)} ms` : "";
     const count = this.#isNarrow ? String(engine.sessions) : `${engine.sessions} session${engine.sessions === 1 ? "" : "s"}${latency}`;
     setText(parts.count, engine.state === "starting" ? "" : count);
+    setText(parts.crowd, this.#isCrowd && engine.state !== "starting" ? String(engine.sessions) : "");
     node.title = `${engine.id}: ${engine.sessions} sessions, ${engine.capacity} slots, load ${Math.round(engine.load * 100)} %${latency}`;
-    const slots = engine.capacity <= MOST_SLOTS && engine.state !== "starting" ? engine.capacity : 0;
+    const slots = engine.capacity <= MOST_SLOTS && engine.state !== "starting" && !this.#isCrowd ? engine.capacity : 0;
     if (parts.slots.children.length !== slots) parts.slots.replaceChildren(...Array.from({ length: slots }, () => element("i", "")));
     parts.load.style.transform = `scaleX(${Math.min(1, engine.load).toFixed(3)})`;
     this.#lanes.get(engine.id).name = `${engine.id}, ${engine.state}: ${engine.sessions} sessions of ${engine.capacity}, load ${Math.round(engine.load * 100)} %`;
   }
 
-  #describeQueue() {
+  #describeQueue(queue) {
     const lane = this.#lanes.get(QUEUE);
     if (lane === undefined) return;
-    setText(lane.parts.count, String(lane.slots.length));
-    lane.name = `Waiting for a place: ${lane.slots.length}`;
+    const count = this.#isCrowd ? queue : lane.slots.length;
+    setText(lane.parts.count, String(count));
+    setText(lane.parts.crowd, this.#isCrowd ? String(count) : "");
+    lane.name = `Waiting for a place: ${count}`;
   }
 }
 

@@ -119,6 +119,11 @@ class Connection:
         """Members of a sorted set in order, however many, in one round trip."""
         return list(orjson.loads(await self.run("read_members", key)))
 
+    async def read_outlines(self, after: str, created_ms: str) -> list[tuple[str, str, list[str]]]:
+        """At most BATCH entries of `read_outlines.lua` behind a session ("" for the first)."""
+        key = self.keys.key("sessions")
+        return list(orjson.loads(await self.run("read_outlines", key, after, created_ms, BATCH)))
+
     async def run_commands(self, commands: Sequence[tuple[str, ...]]) -> list[Any]:
         """Replies to any number of commands, BATCH in a round trip."""
         replies: list[Any] = []

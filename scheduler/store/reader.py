@@ -36,6 +36,7 @@ from scheduler.store.values import (
     ClusterInfo,
     Decision,
     QueueOutlook,
+    SessionOutline,
 )
 
 log = logging.getLogger("scheduler.store")
@@ -98,6 +99,21 @@ class StoreReader:
     async def session_ids(self) -> list[SessionId]:
         """Of all sessions that are not closed, oldest first."""
         return [SessionId(id) for id in await self._redis.read_members(self._key("sessions"))]
+
+    async def count_sessions(self) -> int:
+        """How many are not closed."""
+        async with mapped_errors():
+            return int(await self._redis.client.zcard(self._key("sessions")))
+
+    async def read_outlines(self) -> AsyncIterator[list[SessionOutline]]:
+        """All sessions that are not closed, oldest first, in parts, a short round trip each.
+
+        One that comes or goes meanwhile may be among them or not.
+        """
+        after, created_ms = "", ""
+        while entries := await self._redis.read_outlines(after, created_ms):
+            yield [records.session_outline(id, fields) for id, _, fields in entries if fields[0]]
+            after, created_ms, _ = entries[-1]
 
     async def list_sessions(self) -> list[SessionRecord]:
         """All sessions that are not closed, oldest first."""
@@ -182,9 +198,12 @@ class StoreReader:
 
     async def get_engines(self, engines: Iterable[EngineId]) -> dict[EngineId, EngineRecord | None]:
         """Several records."""
-        ids = list(engines)
-        hashes = await self._hashes(self._key("engine", engine) for engine in ids)
-        return {id: records.engine_record(id, h) if h else None for id, h in zip(ids, hashes, strict=True)}
+        found: dict[EngineId, EngineRecord | None] = {}
+        for ids in batches(list(engines)):
+            hashes = await self._redis.read_hashes([self._key("engine", id) for id in ids])
+            for id, h in zip(ids, hashes, strict=True):
+                found[id] = records.engine_record(id, h) if h else None
+        return found
 
     async def list_engines(self) -> list[EngineRecord]:
         """All engines that are not gone, by id."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 
 from scheduler.messages import (
     DecodeError,
@@ -24,9 +25,11 @@ from scheduler.messages import (
     decode_fields,
     encode_json,
 )
-from scheduler.store.values import AppliedRecord, CheckpointPointer
+from scheduler.store.values import AppliedRecord, CheckpointPointer, SessionOutline
 
 MAX_DESIRED = 4_096
+MAX_CACHED = 1_024
+"""Texts of models and of cost tables, which many engines share and which change rarely."""
 
 
 def session_record(session: SessionId, h: Mapping[str, str]) -> SessionRecord:
@@ -64,6 +67,20 @@ def session_record(session: SessionId, h: Mapping[str, str]) -> SessionRecord:
         moved_ms=int(h.get("moved_ms", 0)),
         state_bytes=int(h.get("state_bytes", 0)),
         subject=h.get("subject", ""),
+    )
+
+
+def session_outline(session: str, fields: Sequence[str]) -> SessionOutline:
+    """From phase, active, engine, epoch, next_seq, slack_ms of that hash."""
+    phase, active, engine, epoch, next_seq, slack_ms = fields
+    return SessionOutline(
+        id=SessionId(session),
+        phase=Phase(phase),
+        active=active == "1",
+        engine=EngineId(engine) if engine else None,
+        epoch=int(epoch),
+        next_seq=int(next_seq),
+        slack_ms=int(slack_ms),
     )
 
 
@@ -119,14 +136,20 @@ def engine_record(engine: EngineId, h: Mapping[str, str]) -> EngineRecord:
         deadline_ms=int(h["deadline_ms"]) if h["deadline_ms"] else None,
         drain_ordered=h["drain_ordered"] == "1",
         model_name=h["model_name"],
-        costs=decode_fields(EngineCosts, json.loads(h["costs"])) if h.get("costs") else None,
+        costs=_engine_costs(h["costs"]) if h.get("costs") else None,
         transfer=h.get("transfer", ""),
     )
 
 
+@lru_cache(MAX_CACHED)
 def model_info(text: str) -> ModelInfo:
     """Raises DecodeError."""
     return decode_fields(ModelInfo, json.loads(text))
+
+
+@lru_cache(MAX_CACHED)
+def _engine_costs(text: str) -> EngineCosts:
+    return decode_fields(EngineCosts, json.loads(text))
 
 
 def model_json(model: ModelInfo) -> str:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scheduler.messages import Input, MessageId, PromptInput, Residence, SessionId, SessionRecord
+from scheduler.messages import (
+    EngineId,
+    Input,
+    MessageId,
+    Phase,
+    PromptInput,
+    Residence,
+    SessionId,
+    SessionRecord,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +116,19 @@ class QueuedCopy:
     paused: bool = False
     inputs: list[tuple[str, Input]]
     """Accepted since, with their ids in the log."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionOutline:
+    """What is shown of a session: a part of its record, a seventh of the work to read."""
+
+    id: SessionId
+    phase: Phase
+    active: bool
+    engine: EngineId | None
+    epoch: int
+    next_seq: int
+    slack_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,11 +12,11 @@ import pytest
 from playwright.async_api import Browser, Page
 
 from gateway.listener import Listener
-from launch.simulate_serve import ClusterOnly, session_record
-from scheduler.domain import EngineId, EngineRecord, EngineState, Phase, SessionId, SessionRecord
+from launch.simulate_serve import ClusterOnly
+from scheduler.domain import EngineId, EngineRecord, EngineState, Phase, SessionId
 from scheduler.sim.profile import find_profile
-from scheduler.sim.record import new_engine, new_session
-from scheduler.store.values import ClusterInfo, Decision
+from scheduler.sim.record import new_engine
+from scheduler.store.values import ClusterInfo, Decision, SessionOutline
 from tests.browser.driver import tab, until
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
@@ -31,7 +31,7 @@ class ScriptedSource:
     def __init__(self) -> None:
         self.clock_ms = 1_000_000
         self.engines: dict[EngineId, EngineRecord] = {}
-        self.sessions: dict[SessionId, SessionRecord] = {}
+        self.sessions: dict[SessionId, SessionOutline] = {}
         self.said: list[Decision] = []
 
     def engine(self, id: EngineId, state: EngineState = EngineState.READY) -> None:
@@ -39,9 +39,10 @@ class ScriptedSource:
         self.engines[id] = replace(record, state=state, load=0.5, chunk_ms=300.0)
 
     def session(self, id: str, engine: EngineId | None, *, active: bool = True) -> None:
-        record = session_record(new_session(SessionId(id), "paper", 0, len(self.sessions)))
         phase = Phase.QUEUED if engine is None else Phase.PLACED
-        self.sessions[SessionId(id)] = replace(record, engine=engine, phase=phase, active=active)
+        self.sessions[SessionId(id)] = SessionOutline(
+            id=SessionId(id), phase=phase, active=active, engine=engine, epoch=1, next_seq=0, slack_ms=0
+        )
 
     async def now_ms(self) -> int:
         self.clock_ms += 500
@@ -51,8 +52,11 @@ class ScriptedSource:
         counts = {id: sum(s.engine == id for s in self.sessions.values()) for id in self.engines}
         return [replace(record, sessions=counts[id]) for id, record in self.engines.items()]
 
-    async def list_sessions(self) -> list[SessionRecord]:
-        return list(self.sessions.values())
+    async def count_sessions(self) -> int:
+        return len(self.sessions)
+
+    async def read_outlines(self) -> AsyncIterator[list[SessionOutline]]:
+        yield list(self.sessions.values())
 
     async def cluster_info(self) -> ClusterInfo:
         waiting = sum(s.phase is Phase.QUEUED for s in self.sessions.values())
@@ -301,6 +305,30 @@ async def test_a_phone_is_told_why_a_session_was_not_moved(browser: Browser) -> 
         await page.click(".chip")
         assert await page.is_visible("#hint")
         assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+async def test_a_crowd_is_shown_as_numbers(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more sessions than are listed each lane says how many it has; of few enough each is seen again."""
+    monkeypatch.setattr("gateway.cluster_reader.MAX_LISTED", 3)
+    monkeypatch.setattr("gateway.cluster_reader.LISTED_AGAIN", 2)
+    source = ScriptedSource()
+    source.engine(ONE)
+    source.engine(TWO)
+    ids = [f"s_{number:016x}" for number in range(4)]
+    for id, engine in zip(ids, (ONE, ONE, TWO, None), strict=True):
+        source.session(id, engine)
+    async with served(source) as port, tab(browser, url(port)) as (page, complaints):
+        for lane, count in ((ONE, 2), (TWO, 1), ("queue", 1)):
+            crowd = f"document.querySelector('.lane[data-id={lane}] .lane-crowd')"
+            await until(page, f"{crowd}?.textContent === '{count}'")
+        assert await page.locator(".chip").count() == 0
+        assert "4 sessions, too many" in (await page.text_content("#status") or "")
+        for id in ids[1:3]:
+            del source.sessions[SessionId(id)]
+        await until_in(page, ids[0], ONE)
+        await until_in(page, ids[3], "queue")
+        assert await page.locator(".lane-crowd").all_text_contents() == [""] * 3
+        assert complaints == []
 
 
 @pytest.mark.parametrize("size", [PHONE, (1600, 1000)], ids=["phone", "wide"])

@@ -282,7 +282,7 @@ async def test_cluster_stream(world: World) -> None:
             name, cluster = await next_event()
         assert cluster["sessions"][0]["id"] == session
         asked = json.loads((await ask(gateway, "/v1/cluster"))[2])
-        assert set(cluster) == {"t_ms", *asked}
+        assert set(cluster) == {"t_ms", "num_sessions", *asked} and cluster["num_sessions"] == 1
         await gateway.close()
         assert (await asyncio.wait_for(reader.read(), 10)).endswith(b"0\r\n\r\n")
         writer.close()

@@ -12,6 +12,7 @@ from scheduler.keys import Keys
 from scheduler.messages import SessionQueued, encode_json
 from scheduler.store import START, EventsTrimmed, Store, StoreUnavailable
 from scheduler.store.connection import BATCH
+from scheduler.store.values import SessionOutline
 from tests.scheduler.conftest import S1, S2, create, create_many, nth
 
 
@@ -85,6 +86,27 @@ async def test_many_sessions_are_read_in_short_round_trips(
     assert {(record.model, record.seed) for record in found} == {("shapes", 7)}
     assert max(sizes) == BATCH and sum(sizes) == 12_000
     assert (await store.get_sessions([nth(7), S1])) == {nth(7): None, S1: None}
+
+
+async def test_outlines_are_read_in_parts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oldest first, each once, also where the last of a part has gone since. No record: left out."""
+    monkeypatch.setattr("scheduler.store.connection.BATCH", 2)
+    for n in range(9):
+        await create(store, nth(n))
+    # Of one age: then ids decide who comes first.
+    await store._redis.client.zadd(store._key("sessions"), {nth(n): 5 for n in range(9)})
+    await store._redis.client.delete(store._key("session", nth(2)))
+    assert await store.count_sessions() == 9
+    found: list[SessionOutline] = []
+    async for part in store.read_outlines():
+        found += part
+        if len(found) == 3:
+            await store.close_session(nth(3), "stopped")  # the last that was read
+            await store.close_session(nth(0), "stopped")
+    assert [outline.id for outline in found] == [nth(n) for n in (0, 1, 3, *range(4, 9))]
+    record = await store.get_session(nth(8))
+    assert record is not None
+    assert all(getattr(record, name) == getattr(found[-1], name) for name in SessionOutline.__slots__)
 
 
 async def test_a_long_queue_is_read_whole(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
