@@ -8,6 +8,7 @@ Hardware is used where it was seen to work (`probe_hardware`), and a session tha
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from engine.codecs import H264, Coder, coders_of, hardware_coders
 from engine.encoder_child import ChildEncoder
 from engine.frame_encoder import FrameEncoder
+from engine.heap import release_free
 from scheduler.messages import Rung
 
 __all__ = [
@@ -39,6 +41,8 @@ MAX_WHOLE_CHUNK_PIXELS = 256 * 256
 """Up to this frame size a chunk travels in one part."""
 MAX_PART_FRAMES = 4
 MAX_CRF = 51
+RELEASE_EVERY_S = 10.0
+"""An encoder holds some megabytes; what ended ones held goes back to the system no more often than this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,6 +224,7 @@ class EncoderPool:
     def __init__(self, *, threads: int) -> None:
         self._threads = [ThreadPoolExecutor(1, thread_name_prefix=f"encoder-{i}") for i in range(threads)]
         self._lanes: list[set[Lane]] = [set() for _ in range(threads)]
+        self._released_s = -RELEASE_EVERY_S
 
     def open_lane(self, encoder: SessionEncoder) -> Lane:
         """Take a session to the thread that has the fewest."""
@@ -231,7 +236,7 @@ class EncoderPool:
 
     def close_lane(self, lane: Lane) -> None:
         self._lanes[lane.thread].remove(lane)
-        self._threads[lane.thread].submit(lane.encoder.close)
+        self._threads[lane.thread].submit(self._end, lane.encoder)
 
     def renew_lane(self, lane: Lane) -> None:
         self._threads[lane.thread].submit(lane.encoder.renew)
@@ -246,6 +251,13 @@ class EncoderPool:
     ) -> Future[None]:
         """Encode a chunk; the callbacks run on the encoder's thread, before the future is done."""
         return self._threads[lane.thread].submit(_encode, lane.encoder, frames, on_part, on_error, rungs)
+
+    def _end(self, encoder: SessionEncoder) -> None:
+        encoder.close()
+        now_s = time.monotonic()
+        if now_s - self._released_s >= RELEASE_EVERY_S:
+            self._released_s = now_s
+            release_free()
 
     def close(self) -> None:
         """Finish what was submitted, then end the threads and every encoder. Blocks."""
