@@ -1,10 +1,12 @@
 """The simulator against real engines: the runs of bench.pareto, and the same trace simulated.
 
 Policy and budget of a run are in its file's name. Costs and state come from a file of `turboserve profile`;
-how long an engine takes to start is what the runs saw on average. A simulated figure holds if it is off by at
-most its limit (of the real one), or by twice the spread of the runs that were repeated.
+how long an engine takes to start is what the runs saw on average. What a profile can't know, how long opening
+a session and encoding a chunk take, comes from a run of its own: sessions one after another on one engine
+(DIR/alone, made here if it is not there), less what the simulator takes for that. A simulated figure holds if
+it is off by at most its limit (of the real one), or by twice the spread of the runs that were repeated.
 
-Run: .venv/bin/python -m bench.simulated --dir DIR --profile FILE [--capacity 4]
+Run: .venv/bin/python -m bench.simulated --dir DIR --profile FILE [--model paced] [--capacity 4]
 """
 
 from __future__ import annotations
@@ -13,18 +15,22 @@ import argparse
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from bench.pareto import Figures, Run
+from bench.pareto import Bench, Figures, Run
+from bench.plugin import PACED, plugged_in
 from bench.stats import machine, print_json, print_table
 from launch.simulate_cmd import load_profile
 from launch.trace_file import load_trace
 from scheduler.policy.registry import find_policy
 from scheduler.results import flat
+from scheduler.sim.profile import Profile
 from scheduler.sim.simulate import Scenario, simulate
+from scheduler.trace import EventKind, Trace, TraceEvent, write_trace
 
 LIMITS = {
     "chunk_latency_ms.p50": 0.10,
@@ -36,6 +42,8 @@ LIMITS = {
 """Share by which a simulated figure may be off."""
 SHOWN = ("chunks", "chunk_latency_ms.max", "cpr.mean", "migrations")
 """Compared, not judged."""
+ALONE, ALONE_S = 15, 8.0
+"""Sessions that come one after another, and the time of each."""
 STOP_MS = 500.0
 """From the order to stop to the end of an engine's cost, when it is empty."""
 
@@ -91,6 +99,35 @@ def spreads(runs: Sequence[Seen]) -> dict[str, float]:
     }
 
 
+def alone_trace() -> Trace:
+    """Sessions one after another, a pause between them."""
+    events = [
+        TraceEvent(t=ALONE_S * n + at_s, session=f"s{n}", event=kind)
+        for n in range(ALONE)
+        for at_s, kind in ((0.5, EventKind.ARRIVE), (ALONE_S - 0.5, EventKind.DEPART))
+    ]
+    return Trace(tuple(events))
+
+
+def with_delays(profile: Profile, folder: Path, model: str) -> Profile:
+    """The profile with what a session alone on an engine takes beside its passes."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "alone.jsonl"
+    path.write_text("".join(write_trace(alone_trace())), encoding="utf-8")
+    run = Run(policy="greedy_load", low=1, high=1)
+    with plugged_in(PACED) if model == "paced" else nullcontext():
+        real = Bench(folder, path, model).figures(run)
+    bare = replace(profile, open_ms=0.0, encode_ms=0.0)
+    scenario = Scenario(policy=find_policy(run.policy), profile=bare, min_engines=1, max_engines=1)
+    ours = flat(simulate(alone_trace(), scenario).results())
+
+    def missing(name: str) -> float:
+        return max(0.0, (real[name] or 0.0) - (ours[name] or 0.0))
+
+    encode_ms = missing("chunk_latency_ms.p50")
+    return replace(profile, encode_ms=encode_ms, open_ms=max(0.0, missing("ttfc_ms.p50") - encode_ms))
+
+
 def compare(seen: Seen, simulated: Figures, allowed: Mapping[str, float]) -> list[list[object]]:
     """Rows of the table: what was seen, what was simulated, the error, and whether it is within its limit."""
     rows = list[list[object]]()
@@ -112,6 +149,7 @@ def main() -> None:
     )
     parser.add_argument("--dir", type=Path, required=True)
     parser.add_argument("--profile", required=True)
+    parser.add_argument("--model", default="paced")
     parser.add_argument("--capacity", type=int, default=4)
     options = parser.parse_args()
     runs = read_runs(options.dir)
@@ -120,7 +158,9 @@ def main() -> None:
     profile = replace(
         load_profile(options.profile), capacity=options.capacity, start_ms=start_ms, stop_ms=STOP_MS
     )
-    print(f"machine: {machine()}; {len(runs)} runs; an engine took {start_ms:.0f} ms to start")
+    profile = with_delays(profile, options.dir / "alone", options.model)
+    print(f"machine: {machine()}; {len(runs)} runs; an engine took {start_ms:.0f} ms to start,")
+    print(f"opening a session {profile.open_ms:.1f} ms, encoding a chunk {profile.encode_ms:.1f} ms")
     allowed, rows = spreads(runs), list[list[object]]()
     for run, seen in {seen.kind: seen for seen in reversed(runs)}.items():
         policy = find_policy(run.policy)
@@ -130,7 +170,14 @@ def main() -> None:
     held = sum(row[-1] == "holds" for row in rows)
     judged = sum(row[-1] != "" for row in rows)
     print_json(
-        {"bench": "simulated", "runs": len(runs), "start_ms": round(start_ms), "held": f"{held}/{judged}"}
+        {
+            "bench": "simulated",
+            "runs": len(runs),
+            "start_ms": round(start_ms),
+            "open_ms": round(profile.open_ms, 1),
+            "encode_ms": round(profile.encode_ms, 1),
+            "held": f"{held}/{judged}",
+        }
     )
 
 

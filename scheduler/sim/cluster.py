@@ -50,8 +50,6 @@ ENGINE_READY: Final = 16
 
 START_MS: Final = 1_000_000.0
 """Time at which simulations start: some fields of records take 0 for never."""
-OPEN_MS: Final = 5.0
-"""From a placement to the engine's taking the session in."""
 MIGRATION_LIMIT_MS: Final = 20_000
 RETURNER: Final = -(1 << 40)
 
@@ -390,7 +388,7 @@ class SimCluster:
         record.in_flight = None
         if was_placed:
             record.moved_ms = round(self.now_ms)
-        self.agenda.add(self.now_ms + OPEN_MS, OPENED, session, record.epoch)
+        self.agenda.add(self.now_ms + self._profile.open_ms, OPENED, session, record.epoch)
         self._put(session)
 
     def _requeue(self, session: SimSession) -> None:

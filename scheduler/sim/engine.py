@@ -3,19 +3,21 @@
 Passes are what an engine runs, but as long as the same rows run together they are all alike, so only the
 moments count at which that changes: a chunk becomes due, a chunk is done. In between time is arithmetic. Rows
 start in the order of their players' running dry, first chunks before all others, at pass boundaries, up to
-the batch that does most work per millisecond, and then run their chunk to its end. (The real planner may also
-run fewer at once, or let a more urgent row overtake between passes.) A chunk is there at the end of its last
-pass and its decode; decodes follow one another. A clean pass, if the profile has one, runs next: as a row of
-its own, or before the session's next chunk where that is due already. Times are float milliseconds.
+the batch that does most work per millisecond, and then run their chunk to its end. Where a pass costs more
+with a fuller window, a young session beside an old one may do less work per millisecond than alone: then the
+batch is chosen anew at each boundary, and who is less urgent pauses. (The real planner also keeps batches
+smaller where somebody would be late by them.) A chunk is there after its last pass, its decode and its
+encoding; decodes follow one another. A clean pass, if the profile has one, runs next: as a row of its own, or
+before the session's next chunk where that is due already. Times are float milliseconds.
 """
 
 from __future__ import annotations
 
 from array import array
 from heapq import heapify, heappop, heappush
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
-from scheduler.sim.profile import Profile
+from scheduler.sim.profile import MIN_GAIN, Profile
 from scheduler.sim.record import SimRecord
 
 __all__ = ["AT_REST", "DUE", "RUNNING", "WAITING", "Agenda", "Figures", "SimEngine", "SimSession"]
@@ -49,6 +51,9 @@ class Agenda:
 
 CHUNK_DUE: Final = 0
 BOUNDARY: Final = 1
+
+Row: TypeAlias = "tuple[int, int, SimSession | None, int]"
+"""(value of `done` at its end, serial, session, chunks in its window). None: a clean pass."""
 
 
 class Figures:
@@ -186,13 +191,16 @@ class SimEngine:
         "clean_passes",
         "decode_ms",
         "done",
+        "encode_ms",
         "figures",
         "first_passes",
         "heard_ms",
         "holders",
         "id",
+        "is_choosy",
         "is_dead",
         "next_ms",
+        "paused",
         "profile",
         "rested",
         "running",
@@ -216,12 +224,16 @@ class SimEngine:
         self.is_dead = False
         self.windows_ms = profile.windows_ms
         self.batch = len(self.windows_ms[-1]) - 1
-        self.decode_ms = profile.costs.decode_ms
+        self.is_choosy = len(self.windows_ms) > 1
+        """Is the batch chosen anew at each boundary? Where all windows cost alike, it is all that fit."""
+        self.decode_ms, self.encode_ms = profile.costs.decode_ms, profile.encode_ms
         self.clean_passes = clean = profile.clean_passes
         self.chunk_passes = profile.costs.chunk_passes - clean
         self.first_passes = profile.costs.first_chunk_passes - clean
-        self.running: list[tuple[int, int, SimSession | None, int]] = []
-        """(value of `done` at its end, serial, session, chunks in its window), a heap; None: a clean pass."""
+        self.running: list[Row] = []
+        """A heap."""
+        self.paused: list[Row] = []
+        """Begun and left out since; the passes that are left instead of their end."""
         self.waiting: list[tuple[float, int, SimSession]] = []
         """(when its player runs dry, serial, session), a heap."""
         self.holders: set[SimSession] = set()
@@ -248,7 +260,7 @@ class SimEngine:
         if self.next_ms == FOREVER:
             # Idle, or the last decodes of a batch still run.
             self._wake(max(now_ms, self.anchor_ms))
-        elif len(self.running) < self.batch:
+        elif self.is_choosy or len(self.running) < self.batch:
             self._wake(self._boundary_ms(now_ms))
 
     def remove(self, session: SimSession, now_ms: float) -> None:
@@ -259,6 +271,7 @@ class SimEngine:
         elif session.stage == RUNNING:
             self.running = [entry for entry in self.running if entry[2] is not session]
             heapify(self.running)
+            self.paused = [entry for entry in self.paused if entry[2] is not session]
             if not self.is_dead:
                 self._wake(self._boundary_ms(now_ms))
 
@@ -279,10 +292,10 @@ class SimEngine:
             if made is not None:
                 self.anchor_ms += self.decode_ms
                 made.window = min(window + 1, full)
-                self._deliver(made, self.anchor_ms)
+                self._deliver(made, self.anchor_ms + self.encode_ms)
                 if self.clean_passes:
                     self._clean(made, window)
-        while waiting and len(running) < self.batch:
+        while waiting and (self.is_choosy or len(running) < self.batch):
             session = heappop(waiting)[2]
             session.stage = RUNNING
             passes = self.chunk_passes if session.dry_ms is not None else self.first_passes
@@ -291,6 +304,8 @@ class SimEngine:
                 session.extra_passes = 0
             self.serial = serial = self.serial + 1
             heappush(running, (done + passes, serial, session, session.window))
+        if self.is_choosy:
+            running = self._choose()
         if running:
             widest = max([entry[3] for entry in running]) if full else 0
             self.t_ms = t_ms = self.windows_ms[widest][len(running)]
@@ -299,6 +314,23 @@ class SimEngine:
         else:
             self.t_ms = 0.0
             self.next_ms = FOREVER
+
+    def _choose(self) -> list[Row]:
+        """Of the most urgent rows, so many run as do most work per millisecond; the others pause."""
+        done = self.done
+        ready = [(done + left, serial, session, window) for left, serial, session, window in self.paused]
+        rows = sorted([*self.running, *ready], key=_urgency)
+        windows_ms, alone_ms, widest = self.windows_ms, 0.0, 0
+        size, best = 0, 0.0
+        for number, (_, _, _, window) in enumerate(rows[: self.batch], start=1):
+            alone_ms, widest = alone_ms + windows_ms[window][1], max(widest, window)
+            gain = alone_ms / windows_ms[widest][number]
+            if gain * (1.0 - MIN_GAIN) >= best:
+                size, best = number, gain
+        self.running = rows[:size]
+        heapify(self.running)
+        self.paused = [(end - done, serial, session, window) for end, serial, session, window in rows[size:]]
+        return self.running
 
     def _clean(self, session: SimSession, window: int) -> None:
         """What is left to do of a chunk that was just delivered."""
@@ -351,3 +383,11 @@ class SimEngine:
             heappush(self.waiting, (dry_ms, serial, session))
         else:
             self.agenda.add(max(due_ms, at_ms), CHUNK_DUE, session, session.token)
+
+
+def _urgency(row: Row) -> tuple[float, int]:
+    """First chunks before all others, then whose player runs dry first; clean passes are last."""
+    _, serial, session, _ = row
+    if session is None:
+        return FOREVER, serial
+    return FIRST if session.dry_ms is None else session.dry_ms, serial

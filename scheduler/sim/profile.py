@@ -44,6 +44,10 @@ class Profile:
     latencies are whole chunks'."""
     rebuild_passes: int = 5
     """Clean passes that a session rebuilt from its checkpoint needs first."""
+    encode_ms: float = 0.0
+    """From a chunk's frames to its last byte on the way, while the engine goes on with others."""
+    open_ms: float = 5.0
+    """From the placement of a session to where its engine can begin its first chunk."""
     lead_ms: float = 1_500.0
     """Video that players hold, if it is more than a chunk."""
     start_ms: float = 0.0
@@ -56,7 +60,8 @@ class Profile:
             raise ValueError("a profile needs a capacity, a cost table and the passes of a chunk")
         if not 0 <= self.clean_passes < self.costs.chunk_passes:
             raise ValueError("a chunk needs a pass before its frames can leave")
-        if not 0.0 <= self.precopy <= 1.0 or min(self.start_ms, self.stop_ms, self.offload_ms) < 0:
+        delays_ms = (self.start_ms, self.stop_ms, self.offload_ms, self.encode_ms, self.open_ms)
+        if not 0.0 <= self.precopy <= 1.0 or min(delays_ms) < 0:
             raise ValueError("precopy must be between 0 and 1, and delays not negative")
 
     @property

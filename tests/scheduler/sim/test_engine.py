@@ -77,6 +77,40 @@ def test_a_second_joins_at_the_next_pass() -> None:
     assert bench.latency_ms == [560.0, 650.0]  # of five passes two are left at 560, where the first goes on
 
 
+def test_a_young_session_is_not_slowed_by_an_old_one() -> None:
+    """Its passes are cheap beside nobody whose window is full: it overtakes, then both share their passes."""
+    pass_ms = ((50.0, 95.0), (100.0, 190.0))
+    bench = Bench(replace(PROFILE, costs=replace(PROFILE.costs, buckets=(1, 2), pass_ms=pass_ms)))
+    bench.start(0.0)
+    bench.start(300.0)  # amid the other's first pass with a full window, which ends at 350
+    bench.run(1_400.0)
+    assert list(bench.figures.ttfc_ms) == [250.0, 300.0]
+    assert bench.latency_ms == [250.0, 300.0, 1_110.0]  # 250 + 100 + 5 * 50 + 4 * 190
+
+
+def test_a_session_that_leaves_while_it_is_overtaken_is_forgotten() -> None:
+    """The passes that it had left are not run."""
+    pass_ms = ((50.0, 95.0), (100.0, 190.0))
+    bench = Bench(replace(PROFILE, costs=replace(PROFILE.costs, buckets=(1, 2), pass_ms=pass_ms)))
+    old = bench.start(0.0)
+    bench.start(300.0)
+    bench.run(400.0)
+    old.drop_chunk(400.0, bench.figures, also_running=True)
+    bench.run(1_150.0)
+    assert bench.latency_ms == [250.0, 300.0, 500.0]
+    assert bench.figures.abandoned == 1
+
+
+def test_encoding_adds_to_latency_but_holds_nobody_up() -> None:
+    """The engine begins the next chunk meanwhile."""
+    bench = Bench(replace(PROFILE, encode_ms=30.0))
+    bench.start(0.0)
+    bench.start(0.0)
+    bench.run(700.0)
+    assert bench.latency_ms == [630.0, 630.0]
+    assert bench.engine.anchor_ms == 600.0
+
+
 def test_a_clean_pass_runs_when_the_frames_have_left() -> None:
     """At once, and whoever joins shares it; a chunk that is due already waits for it."""
     profile = replace(PROFILE, clean_passes=1)
