@@ -199,7 +199,7 @@ class ClientConnection:
         self._do(self.machine.receive_taken_over(controller_epoch))
 
     def receive_position(self, position: int | None, eta_ms: int) -> None:
-        self._do(self.machine.receive_position(position, eta_ms))
+        self._do(self.machine.receive_position(position, eta_ms, self._now_ms()))
 
     def receive_shutdown(self) -> None:
         self._do(self.machine.receive_shutdown())

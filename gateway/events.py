@@ -4,6 +4,7 @@ positions, heartbeat, catalog."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from dataclasses import replace
 
@@ -27,6 +28,8 @@ RETRY_S = 0.2
 HEARTBEAT_S = 3.0
 POSITIONS_EVERY_S = 0.2
 """Queue positions are read at most so often, for all waiting sessions together."""
+ETAS_EVERY_S = 1.0
+"""And so often while somebody waits: the wait changes by itself, e.g. as an engine starts."""
 QUEUE_EVENTS = (SessionQueued, SessionPlaced, SessionClosed, SessionLeft, ControllerChanged)
 """Somebody may have joined or left the line: who leaves gives up the place, who comes back takes it again."""
 
@@ -104,7 +107,7 @@ class EventReader:
 
 
 class QueueWatcher:
-    """Tells waiting clients their position whenever the queue may have changed."""
+    """Tells waiting clients their position whenever the queue may have changed, and how their wait does."""
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
@@ -114,7 +117,9 @@ class QueueWatcher:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            await self._poked.wait()
+            is_awaited = any(connection.machine.is_queued() for connection in self._hub.connections)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._poked.wait(), ETAS_EVERY_S if is_awaited else None)
             self._poked.clear()
             try:
                 await self._tell_positions()

@@ -135,7 +135,8 @@ class Session:
     pause_wish: bool | None = None
     """Wished while no engine listened: told to the engine that subscribes us next."""
     told_state: wire.State | None = None
-    told_position: int | None = None
+    told_queued: wire.Queued | None = None
+    told_queued_ms: float = 0.0
     told_applied: deque[wire.Applied]
     copy: QueuedCopy | None = None
     """Of a session that this connection has started: Redis may lose it before an engine has it."""

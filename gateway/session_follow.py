@@ -12,6 +12,11 @@ from gateway.steps import Follow, Output, SendChunk, Unfollow
 from scheduler import messages as link
 from scheduler.messages import EngineId, ErrorCode, Phase, Rung, SessionRecord, SessionState
 
+ETA_EVERY_MS = 2_000
+"""So often a session that keeps its place in the queue is told another wait, at most."""
+ETA_CHANGE_MS = 1_000
+ETA_CHANGE = 0.2
+"""What makes it another: more than both, the second as a share of what was told."""
 RELOAD_MS = 500
 """After an engine refused a subscription that the record says it serves."""
 
@@ -61,12 +66,14 @@ class FollowRules(SessionCore):
             self._lose_control()
         return self._take()
 
-    def receive_position(self, position: int | None, eta_ms: int) -> list[Output]:
+    def receive_position(self, position: int | None, eta_ms: int, now_ms: float) -> list[Output]:
         """Where the session stands in the queue; None: it does not wait any more."""
         s = self._session
-        if s is not None and self.is_queued() and position is not None and position != s.told_position:
-            s.told_position = position
-            self._send(wire.Queued(position=position, eta_ms=eta_ms))
+        if s is not None and self.is_queued() and position is not None:
+            queued = wire.Queued(position=position, eta_ms=eta_ms)
+            if is_queue_news(s.told_queued, queued, now_ms - s.told_queued_ms):
+                s.told_queued, s.told_queued_ms = queued, now_ms
+                self._send(queued)
         return self._take()
 
     def _follow_record(self, s: Session, record: SessionRecord) -> None:
@@ -86,7 +93,7 @@ class FollowRules(SessionCore):
             if s.queue_reason is not None:
                 self._tell_state(s, SessionState.QUEUED, None, s.queue_reason)
         if is_followed and engine is not None:
-            s.told_position = s.queue_reason = None
+            s.told_queued = s.queue_reason = None
             self._out.append(Follow(engine=engine))
 
     # --- from the link ---------------------------------------------------------------------------------
@@ -229,6 +236,14 @@ class FollowRules(SessionCore):
     def _keep_pause_wish(s: Session) -> None:
         """What was asked last may not have arrived: it is asked again after the next subscription."""
         s.pause_wish = s.asked_pause if s.pause_wish is None else s.pause_wish
+
+
+def is_queue_news(told: wire.Queued | None, queued: wire.Queued, passed_ms: float) -> bool:
+    """Is it worth a message, so long after what was `told`?"""
+    if told is None or told.position != queued.position:
+        return True
+    change_ms = abs(queued.eta_ms - told.eta_ms)
+    return passed_ms >= ETA_EVERY_MS and change_ms > max(ETA_CHANGE_MS, ETA_CHANGE * told.eta_ms)
 
 
 def chunk_header(part: link.ChunkPart, engine: EngineId) -> wire.ChunkHeader:

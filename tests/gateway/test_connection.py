@@ -26,6 +26,7 @@ from scheduler.messages import (
     Subscribe,
     Unsubscribe,
 )
+from scheduler.store.values import PRIOR_RELEASE_INTERVAL_MS
 from tests.gateway.gateway_fixtures import World, begin, client_of
 from tests.gateway.scripted_engine import make_part
 
@@ -257,6 +258,19 @@ async def test_queue_positions_and_a_full_queue(world: World) -> None:
             assert await three.close_code() == 4503
             await engine.take(SessionId(first.session))
             assert (await two.expect(wire.Queued)).position == 1
+
+
+async def test_a_waiting_client_hears_that_its_wait_has_changed(world: World) -> None:
+    """Also when nobody comes or goes."""
+    async with world.engine(), world.gateway() as gateway, client_of(gateway) as client:
+        await client.send(wire.Start(prompt="1"))
+        await client.expect(wire.Session)
+        assert (await client.expect(wire.Queued)).eta_ms == PRIOR_RELEASE_INTERVAL_MS
+        changed_ms = 3 * PRIOR_RELEASE_INTERVAL_MS
+        await world.store.publish_cluster(
+            world.term, policy="slack", budget=1, release_interval_ms=changed_ms, start_ms=1
+        )
+        assert await client.expect(wire.Queued, skip=()) == wire.Queued(position=1, eta_ms=changed_ms)
 
 
 async def test_who_leaves_the_queue_makes_room_until_coming_back(world: World) -> None:

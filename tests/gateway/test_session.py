@@ -564,7 +564,7 @@ def test_a_lost_engine_is_told_and_the_next_one_followed() -> None:
     outputs = machine.receive_result(load, lost, 0)
     assert sent(outputs) == [wire.State(state=SessionState.QUEUED, reason="engine_lost")]
     assert machine.is_queued() and feed(machine, 1, 1) == []
-    assert sent(machine.receive_position(1, 30_000)) == [wire.Queued(position=1, eta_ms=30_000)]
+    assert sent(machine.receive_position(1, 30_000, 0)) == [wire.Queued(position=1, eta_ms=30_000)]
     assert (
         only(machine.receive_event(link.SessionOpened(session=S, engine=E2, epoch=3), 0), Follow).engine == E2
     )
@@ -573,6 +573,35 @@ def test_a_lost_engine_is_told_and_the_next_one_followed() -> None:
     assert sent(machine.receive_link(subscribed(3, 1), 0)) == [
         wire.State(state=SessionState.ACTIVE, engine=E2)
     ]
+
+
+@pytest.mark.parametrize(
+    ("position", "eta_ms", "now_ms", "is_told"),
+    [
+        (2, 30_000, 9_000, False),
+        (2, 36_000, 9_000, False),
+        (2, 36_001, 9_000, True),
+        (2, 23_999, 2_000, True),
+        (2, 60_000, 1_999, False),
+        (1, 30_000, 0, True),
+        (3, 30_000, 0, True),
+    ],
+)
+def test_a_wait_that_changes_is_told(position: int, eta_ms: int, now_ms: float, is_told: bool) -> None:
+    """Another place at once; another wait at the same place if it differs by a fifth, and not too often."""
+    machine = queued()
+    assert sent(machine.receive_position(2, 30_000, 0)) == [wire.Queued(position=2, eta_ms=30_000)]
+    told = [wire.Queued(position=position, eta_ms=eta_ms)] * is_told
+    assert sent(machine.receive_position(position, eta_ms, now_ms)) == told
+    assert sent(machine.receive_position(position, eta_ms, now_ms)) == []
+
+
+def test_a_short_wait_is_not_told_anew_for_a_second() -> None:
+    """A fifth of little is nothing."""
+    machine = queued()
+    machine.receive_position(1, 1_000, 0)
+    assert sent(machine.receive_position(1, 2_000, 9_000)) == []
+    assert sent(machine.receive_position(1, 2_001, 9_000)) == [wire.Queued(position=1, eta_ms=2_001)]
 
 
 def test_a_stale_queued_event_disturbs_nothing() -> None:
