@@ -6,6 +6,8 @@ stand apart.
     higher, more    cases where `slack` is above `turboserve` by more than TIE in worst chunk, in cost
     both            cases where it is above in neither
     seeds           the means of each seed on its own: what differs between them is noise
+    beyond seeds    families at a size where `slack`, on average over the seeds, is above `turboserve`
+                    by more than TIE, and by more than what `turboserve` itself differs between seeds
 
 Run: .venv/bin/python -m bench.versus [--sizes 8 16] [--seeds 3] [--profiles paper ...] [--seconds 600]
      [--workers 2]
@@ -66,6 +68,20 @@ def row(name: str, pairs: Sequence[Pair]) -> list[object]:
     return cells
 
 
+def worse_beyond_seeds(pairs: Sequence[Pair], figure: str) -> list[str]:
+    """Families in which `slack` is above `turboserve` by more than seeds differ, with by how much."""
+    found = []
+    for family in dict.fromkeys(case.family for case, _ in pairs):
+        of = [results for case, results in pairs if case.family == family]
+        theirs, ours = (
+            [_number(results, policy, figure) for results in of] for policy in ("turboserve", "slack")
+        )
+        above = fmean(ours) - fmean(theirs)
+        if above > max(TIE * fmean(theirs), max(theirs) - min(theirs)):
+            found.append(f"{family} {above / fmean(theirs):+.0%}")
+    return found
+
+
 def _number(results: Mapping[str, Numbers], policy: str, figure: str) -> float:
     value = results[policy][figure]
     assert value is not None, f"{policy} served nobody"
@@ -91,6 +107,7 @@ def main() -> None:
         pairs = list(pool.map(run_case, wanted))
     rows: list[list[object]] = []
     spread: list[list[object]] = []
+    beyond: list[list[object]] = []
     summary: dict[str, Any] = {}
     for (profile, size), group in groupby(pairs, key=lambda pair: (pair[0].profile, pair[0].size)):
         name, members = f"`{profile}`, size {size}", list(group)
@@ -103,11 +120,14 @@ def main() -> None:
         by_seed = [[p for p in members if p[0].seed == seed] for seed in range(options.seeds)]
         means = {label: [fmean(changes(of, figure)) for of in by_seed] for label, figure in FIGURES.items()}
         spread.append([name, *(" / ".join(f"{value:+.1%}" for value in values) for values in means.values())])
+        worse = {label: worse_beyond_seeds(members, figure) for label, figure in FIGURES.items()}
+        beyond.append([name, *(", ".join(families) or "none" for families in worse.values())])
         summary[name] = {label: [round(value, 4) for value in values] for label, values in means.items()}
     print(f"machine: {machine()}; simulated, load changes no figure")
     head = ["profile", "cases", "worst chunk", "higher", "engine-seconds", "more", "TTFC p99", "both"]
     print_table([*head, "CPR mean", "sessions that stall", "least CPR"], rows)
     print_table(["seeds", *FIGURES], spread)
+    print_table(["beyond seeds", *FIGURES], beyond)
     print_json({"bench": "versus", "seeds": options.seeds, "means_by_seed": summary})
 
 
