@@ -55,10 +55,10 @@ from engine.models.base import AttentionBackend, CausalVideoModel
 from engine.models.pool_attention import SLICES
 from engine.offload import Copier, HostPool
 from engine.pass_timer import PassTimer, make_timer
-from engine.passes import Passes
+from engine.passes import Passes, PassFailed
 from engine.planner import Batch, Planner, ReadyRow, plan
 from engine.progress import Progress
-from engine.ranks import Ranks
+from engine.ranks import Ranks, Verdict
 from engine.residents import FAILURE_MESSAGE, Resident, Residents
 from engine.ring import num_valid
 from engine.sampler import sigmas_for
@@ -280,7 +280,7 @@ class ComputeLoop:
 
     def _update_due(self, state: SessionState, wish: Wish, now_ms: float) -> float | None:
         """Note since when the next chunk is due. Returns when credit is or will be there."""
-        if state.stage is Stage.DENOISE:
+        if state.stage is Stage.DENOISE or state.is_refreshing:
             return None
         if state.seq < state.emit_from:  # the client has it already and waits for what comes after it
             state.due_ms = now_ms if state.due_ms is None else state.due_ms
@@ -367,10 +367,15 @@ class ComputeLoop:
 
     def _rebuild_one(self, now_ms: float) -> bool:
         """Run one clean pass of a rebuild, if one is left and it is not the turn of the others."""
-        waiting = [r for r in self._residents.in_slots() if r.state.stage is Stage.REBUILD]
+        waiting = [
+            resident
+            for resident in self._residents.in_slots()
+            if resident.state.stage is Stage.REBUILD
+            and (resident.state.is_refreshing or not self._boundary.stopping)
+        ]
         others_first = self._rebuilt_last and self._ready_rows(now_ms)[0]
         self._rebuilt_last = False
-        if not waiting or others_first or self._boundary.stopping:
+        if not waiting or others_first:
             return False
         resident = waiting[0]
         self._rebuilt_last = True
@@ -382,6 +387,12 @@ class ComputeLoop:
         self._stepper.prepare_rebuild(state)
         (outcome,) = self._passes.run([state]).outcomes
         self.num_passes += 1
+        if isinstance(outcome, PassFailed) and outcome.verdict is Verdict.NO_MEMORY and state.is_refreshing:
+            _log.warning(
+                "session %s: no memory to write its window again, it goes on as it is", state.session
+            )
+            self._stepper.skip_rebuild(state)
+            return
         if isinstance(outcome, Exception):
             raise outcome
         self._stepper.advance(state, outcome)
@@ -391,7 +402,7 @@ class ComputeLoop:
         if state.stage is not Stage.BOUNDARY:
             return True
         self._progress.enter("beginning", limit_ms=LONG_OPERATION_MS)
-        return self._guarded(state, lambda: self._begin(state))
+        return self._guarded(state, lambda: self._begin(state)) and not state.is_refreshing
 
     def _begin(self, state: SessionState) -> None:
         now = self._boundary.now_ms

@@ -23,7 +23,7 @@ from engine.pass_graphs import PassGraphs
 from engine.ranks import Alone, Ranks, RanksLost, Verdict
 from engine.ring import num_valid, write_slots
 from engine.sampler import sigmas_for
-from engine.session_state import SessionState, Stage, rebuilt_chunk
+from engine.session_state import SessionState, Stage, rebuilt_chunks
 
 __all__ = ["PassFailed", "PassOutcome", "PassRun", "Passes"]
 
@@ -108,7 +108,9 @@ class Passes:
             way = way.of(len(states)) if isinstance(way, ChosenAttention) else way
             batch = make_batch(self._model, self._pool, states, way, exchange)
             self._graphs.has_captured = False
-            run = self._graphs.run if way is GRAPH and exchange is None else self._model.run_pass
+            is_usual = batch.x.shape[1] == self._model.spec.chunk_latent_frames
+            is_replayed = way is GRAPH and exchange is None and is_usual
+            run = self._graphs.run if is_replayed else self._model.run_pass
             velocity = run(batch)
         except RanksLost:
             raise
@@ -151,14 +153,13 @@ def make_batch(
     exchange: TokenExchange | None,
 ) -> PassBatch:
     """The batch for the next pass of each session."""
-    spec = model.spec
     latents = [_latents(state) for state in states]
     levels = [_sigma(model, state) for state in states]
     sigma = upload(torch.tensor(levels, dtype=torch.float32), model.device)  # [B]
     return PassBatch(
         rows=tuple(_row(model, state) for state in states),
         x=torch.stack(latents),  # [B, F, C, h, w]
-        sigma=sigma[:, None].expand(-1, spec.chunk_latent_frames),  # [B, F]
+        sigma=sigma[:, None].expand(-1, len(latents[0])),  # [B, F]
         kv=pool.kv,
         prompt_kv=pool.prompt_kv,
         actions=_actions(model, states),
@@ -173,8 +174,14 @@ def _actions(model: CausalVideoModel, states: Sequence[SessionState]) -> Tensor 
     if spec.action_dim == 0:
         return None
     nothing = torch.zeros(spec.chunk_latent_frames, spec.action_dim, device=model.device)
-    rows = [rebuilt_chunk(s).actions if s.stage is Stage.REBUILD else s.actions for s in states]
-    return torch.stack([nothing if row is None else row for row in rows])
+    return torch.stack([_action(state, nothing) for state in states])
+
+
+def _action(state: SessionState, nothing: Tensor) -> Tensor:
+    if state.stage is Stage.REBUILD:
+        rows = [record.actions for record in rebuilt_chunks(state)]
+        return torch.cat([nothing if row is None else row for row in rows])
+    return nothing if state.actions is None else state.actions
 
 
 def _sigma(model: CausalVideoModel, state: SessionState) -> float:
@@ -184,9 +191,10 @@ def _sigma(model: CausalVideoModel, state: SessionState) -> float:
 
 
 def _latents(state: SessionState) -> Tensor:
-    latents = rebuilt_chunk(state).latents if state.stage is Stage.REBUILD else state.x
-    assert latents is not None, "a row without latents was planned"
-    return latents
+    if state.stage is Stage.REBUILD:
+        return torch.cat([record.latents for record in rebuilt_chunks(state)])
+    assert state.x is not None, "a row without latents was planned"
+    return state.x
 
 
 def _row(model: CausalVideoModel, state: SessionState) -> PassRow:
@@ -196,7 +204,7 @@ def _row(model: CausalVideoModel, state: SessionState) -> PassRow:
         step = state.rebuild[0]
         return PassRow(
             slot=state.slot,
-            frame_start=step.index * chunk,
+            frame_start=step.frame_start,
             write=step.write,
             num_valid=step.num_valid,
         )

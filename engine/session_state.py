@@ -8,12 +8,12 @@ from enum import Enum
 
 from torch import Tensor
 
-from engine.ring import RebuildPass
+from engine.ring import WindowPass
 from engine.steering import AppliedInput, LogEntry, RecordedInput, Steering
 from scheduler.messages import SessionId
 
 __all__ = ["ChunkRecord", "ChunkWork", "PromptBlend", "SessionState", "Stage"]
-__all__ += ["rebuilt_chunk"]
+__all__ += ["rebuilt_chunks"]
 
 
 class Stage(Enum):
@@ -26,7 +26,8 @@ class Stage(Enum):
     CLEAN = "clean"
     """The clean pass that writes the chunk's final K/V; its frames are already on their way."""
     REBUILD = "rebuild"
-    """A clean pass over a chunk of the window, after which the session is where its checkpoint was."""
+    """A clean pass over chunks of the window that writes their K/V again: after the last one the session is
+    where its checkpoint was, or goes on with the chunk in work if there is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,8 @@ class ChunkRecord:
     """[1, T, E] prompt embeddings that its clean pass attends to."""
     actions: Tensor | None
     """[F, A] float32; None when the model takes no control input."""
+    joined: bool = False
+    """Were its K/V written in one pass with those of the chunk before it?"""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -99,13 +102,13 @@ class SessionState:
     """Newest entry of the input log that was taken in."""
     history: list[ChunkRecord] = field(default_factory=list)
     """The made chunks that the window still holds, oldest first."""
-    rebuild: deque[RebuildPass] = field(default_factory=deque)
+    rebuild: deque[WindowPass] = field(default_factory=deque)
     """Clean passes that are left in stage REBUILD; their chunks are in `history`."""
     stage: Stage = Stage.BOUNDARY
     index: int = 0
     """Chunks since start or reset: with the seed, it names the noise."""
     resets: int = 0
-    """Since it came into its slot."""
+    """Times that frames which the slab keeps were written anew since the session came into its slot."""
     step: int = 0
     """Denoising step of the next pass."""
     x: Tensor | None = None
@@ -119,8 +122,13 @@ class SessionState:
     """Since when the next chunk could start; None: it can't."""
     work: ChunkWork | None = None
 
+    @property
+    def is_refreshing(self) -> bool:
+        """Is its window written again for the chunk in work?"""
+        return self.stage is Stage.REBUILD and self.x is not None
 
-def rebuilt_chunk(state: SessionState) -> ChunkRecord:
-    """The chunk that the next pass of a session in stage REBUILD writes again."""
-    index = state.rebuild[0].index
-    return next(record for record in state.history if record.index == index)
+
+def rebuilt_chunks(state: SessionState) -> list[ChunkRecord]:
+    """The chunks that the next pass of a session in stage REBUILD writes again."""
+    indices = state.rebuild[0].indices
+    return [record for record in state.history if record.index in indices]

@@ -122,6 +122,8 @@ class ChunkInfo:
     """Chunks since start or reset before it."""
     embeds: Count
     """Row of the buffer `embeds` that its clean pass attends to."""
+    joined: bool = False
+    """Were its K/V written in one pass with those of the chunk before it?"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine.kv_pool import SlabPool
 from engine.models.base import CausalVideoModel, ModelSpec
-from engine.ring import live_chunks, plan_rebuild
+from engine.ring import Rebuild, live_chunks, plan_rebuild
 from engine.session_state import ChunkRecord, PromptBlend, SessionState, Stage
 from engine.state_format import (
     BlendInfo,
@@ -149,7 +149,8 @@ def _scalars(state: SessionState, table: _EmbedsTable, *, index: int) -> StateSc
         held=state.steering.held,
         last_applied=state.last_applied,
         history=tuple(
-            ChunkInfo(index=record.index, embeds=table.row(record.embeds)) for record in state.history
+            ChunkInfo(index=record.index, embeds=table.row(record.embeds), joined=record.joined)
+            for record in state.history
         ),
         embeds=None if state.embeds is None else table.row(state.embeds),
         blend=None
@@ -316,6 +317,7 @@ def load_scalars(exported: ExportedState, device: torch.device, *, slot: int, ep
                 latents=latents[place],
                 embeds=rows[info.embeds],
                 actions=None if actions is None else actions[place],
+                joined=info.joined,
             )
             for place, info in enumerate(scalars.history)
         ],
@@ -331,14 +333,7 @@ def begin_rebuild(model: CausalVideoModel, pool: SlabPool, state: SessionState, 
     The decoder reads the chunks of its tail in the groups in which they were decoded first, so that its
     state is the same to the bit.
     """
-    spec = model.spec
-    plan = plan_rebuild(
-        state.index,
-        [record.index for record in state.history],
-        chunk=spec.chunk_latent_frames,
-        window=spec.window_frames,
-        sink=spec.sink_frames,
-    )
+    spec, plan = model.spec, _plan(model.spec, state)
     state.rebuild.extend(plan.passes)
     state.stage = Stage.REBUILD if plan.passes else Stage.BOUNDARY
     if not has_decoder and spec.decoder_tail_frames is not None:
@@ -351,13 +346,7 @@ def begin_rebuild(model: CausalVideoModel, pool: SlabPool, state: SessionState, 
 
 def finish_rebuild(spec: ModelSpec, pool: SlabPool, state: SessionState) -> None:
     """After the last pass: every frame goes where the ring has it, and the session is at its boundary."""
-    plan = plan_rebuild(
-        state.index,
-        [record.index for record in state.history],
-        chunk=spec.chunk_latent_frames,
-        window=spec.window_frames,
-        sink=spec.sink_frames,
-    )
+    plan = _plan(spec, state)
     slab = pool.kv[state.slot]
     if plan.moves:
         sources, targets = (list(side) for side in zip(*plan.moves, strict=True))
@@ -365,3 +354,15 @@ def finish_rebuild(spec: ModelSpec, pool: SlabPool, state: SessionState) -> None
         slab.zero_()
         slab[:, :, targets] = written
     state.stage = Stage.BOUNDARY
+
+
+def _plan(spec: ModelSpec, state: SessionState) -> Rebuild:
+    return plan_rebuild(
+        state.index,
+        [record.index for record in state.history],
+        chunk=spec.chunk_latent_frames,
+        window=spec.window_frames,
+        sink=spec.sink_frames,
+        reach=spec.sink_reach,
+        joined=[record.index for record in state.history if record.joined],
+    )

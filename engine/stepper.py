@@ -5,6 +5,8 @@ Shape letters: F latent frames of a chunk, C latent channels, h, w latent size.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -13,8 +15,9 @@ from torch import Tensor
 from engine.compute_messages import Open
 from engine.kv_pool import SlabPool
 from engine.models.base import CausalVideoModel
+from engine.ring import plan_anchor, plan_recache
 from engine.sampler import denoise, initial_latents, sigmas_for
-from engine.session_state import ChunkWork, PromptBlend, SessionState, Stage, rebuilt_chunk
+from engine.session_state import ChunkWork, PromptBlend, SessionState, Stage, rebuilt_chunks
 from engine.state_io import finish_rebuild, import_state, remember_chunk
 from engine.steering import Blend, Changes, LogEntry, fold, held_in_frames
 from scheduler.messages import ControlInput
@@ -60,6 +63,8 @@ class Stepper:
     def begin(self, state: SessionState, *, due_ms: float, now_ms: float) -> int:
         """Start the next chunk: apply what is pending, draw its noise. Returns how many inputs were taken.
 
+        It may have to write frames of the window again first: then the state is in stage REBUILD.
+
         Raises:
             BrokenSession: there is no prompt.
         """
@@ -71,12 +76,15 @@ class Stepper:
             state.last_applied = taken[-1].entry
         if changes.reset:
             self._reset(state)
+        self._anchor(state)
         self._steer(state, changes, before.text)
+        if changes.cut is not None and before.text is not None and self._model.spec.recaches_prompts:
+            self._recache(state)
         state.actions = self._actions(before.held, changes.controls)
         state.x = initial_latents(
             self._model.spec, seed=state.steering.seed, index=state.index, device=self._model.device
         )
-        state.step, state.stage = 0, Stage.DENOISE
+        state.step, state.stage = 0, Stage.REBUILD if state.rebuild else Stage.DENOISE
         state.work = ChunkWork(applied=changes.applied, due_ms=due_ms, started_ms=now_ms)
         return len(taken)
 
@@ -97,9 +105,7 @@ class Stepper:
         if state.stage is Stage.REBUILD:
             state.rebuild.popleft()
             if not state.rebuild:
-                finish_rebuild(self._model.spec, self._pool, state)
-                assert state.embeds is not None
-                self._show(state, state.embeds)
+                self._finish_rebuild(state)
             return False
         if state.stage is Stage.CLEAN:
             state.stage, state.x = Stage.BOUNDARY, None
@@ -114,6 +120,19 @@ class Stepper:
         state.stage = Stage.CLEAN
         remember_chunk(self._model.spec, state)
         return True
+
+    def skip_rebuild(self, state: SessionState) -> None:
+        """Leave the window of the chunk in work as it is: there was no memory to write it again."""
+        state.rebuild.clear()
+        self._finish_rebuild(state)
+
+    def _finish_rebuild(self, state: SessionState) -> None:
+        if state.x is None:
+            finish_rebuild(self._model.spec, self._pool, state)
+        else:
+            state.stage = Stage.DENOISE
+        assert state.embeds is not None
+        self._show(state, state.embeds)
 
     def num_frames(self, state: SessionState) -> int:
         """Pixel frames of the chunk whose latents are ready."""
@@ -142,9 +161,9 @@ class Stepper:
         return rgb
 
     def prepare_rebuild(self, state: SessionState) -> None:
-        """To be called before each pass in stage REBUILD: the slot's prompt becomes that of its chunk."""
-        record = rebuilt_chunk(state)
-        self._pool.prompt_kv[state.slot].copy_(self._model.prompt_kv(record.embeds)[0])
+        """To be called before each pass in stage REBUILD: the slot's prompt becomes that of its chunks."""
+        embeds = rebuilt_chunks(state)[0].embeds
+        self._pool.prompt_kv[state.slot].copy_(self._model.prompt_kv(embeds)[0])
 
     def close(self, state: SessionState) -> None:
         """Free the session's slot."""
@@ -158,6 +177,43 @@ class Stepper:
         if state.blend is not None:  # nothing is left to blend from
             self._show(state, state.blend.target)
             state.blend = None
+
+    def _anchor(self, state: SessionState) -> None:
+        """Have the sink written at its new position, if it gets one here."""
+        spec = self._model.spec
+        passes = plan_anchor(
+            state.index,
+            {record.index for record in state.history},
+            chunk=spec.chunk_latent_frames,
+            window=spec.window_frames,
+            sink=spec.sink_frames,
+            reach=spec.sink_reach,
+        )
+        state.rebuild.extend(passes)
+        state.resets += bool(passes)
+
+    def _recache(self, state: SessionState) -> None:
+        """Have the window written again with the prompt in force."""
+        spec, embeds = self._model.spec, state.embeds
+        step = plan_recache(
+            state.index,
+            {record.index for record in state.history},
+            chunk=spec.chunk_latent_frames,
+            window=spec.window_frames,
+            sink=spec.sink_frames,
+        )
+        if step is None:
+            return
+        assert embeds is not None
+        others = step.indices[1:]
+        state.history = [
+            replace(record, embeds=embeds, joined=record.index in others)
+            if record.index in step.indices
+            else record
+            for record in state.history
+        ]
+        state.rebuild.append(step)
+        state.resets += 1
 
     def _steer(self, state: SessionState, changes: Changes, before: str | None) -> None:
         cut = changes.cut

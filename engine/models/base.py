@@ -66,6 +66,11 @@ class ModelSpec:
     """W: latent frames of a KV slab, the current chunk included."""
     sink_frames: int
     """Latent frames since start that are never evicted; 0 ≤ sink_frames ≤ window_frames − F."""
+    sink_reach: int | None = None
+    """Latent frames from the first of the sink to the newest, at most: then the sink, which has to be whole
+    chunks, is written again nearer to the window. None: never."""
+    recaches_prompts: bool = False
+    """Does a cut to another prompt also write the window's K/V again, with that prompt?"""
     text_shape: tuple[int, int]
     """(T, E)."""
     action_dim: int
@@ -85,6 +90,9 @@ class ModelSpec:
             raise ValueError(f"{self.name}: width and height must be even for 4:2:0 video")
         if not 0 <= self.sink_frames <= self.window_frames - self.chunk_latent_frames:
             raise ValueError(f"{self.name}: sink_frames must leave room for one chunk in the window")
+        reach, span = self.sink_reach, self.chunk_latent_frames
+        if self.sink_frames and reach is not None and (self.sink_frames % span or reach < self.window_frames):
+            raise ValueError(f"{self.name}: sink_reach needs a sink of whole chunks and at least the window")
         for sigmas in (self.sigmas, self.first_sigmas):
             falling = all(a > b for a, b in zip(sigmas, sigmas[1:], strict=False))
             if not sigmas or not falling or not all(0.0 < s <= 1.0 for s in sigmas):

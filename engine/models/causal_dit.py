@@ -251,7 +251,7 @@ class CausalDiT(nn.Module):
 
     def rope(self, rows: Sequence[PassRow]) -> Rope:
         """The rotations of a pass of these rows."""
-        return self._rope([[row.frame_start + f for f in range(self.config.chunk_frames)] for row in rows])
+        return self._rope([[row.frame_start + f for f in range(len(row.write))] for row in rows])
 
     def predict_clip(
         self,

@@ -39,7 +39,8 @@ def test_a_rebuild_puts_every_live_frame_where_the_ring_has_it(
     plan = plan_rebuild(index, have, chunk=chunk, window=window, sink=sink)
     held: dict[int, int] = {}
     for step in plan.passes:
-        frames = range(step.index * chunk, (step.index + 1) * chunk)
+        (number,) = step.indices
+        frames = range(number * chunk, (number + 1) * chunk)
         held |= dict(zip(step.write, frames, strict=True))
         assert len(set(step.write)) == chunk and max(step.write) < step.num_valid <= window
         assert set(range(step.num_valid)) <= set(held)
@@ -71,8 +72,8 @@ def test_while_nothing_was_evicted_a_rebuild_repeats_the_clean_passes(
 def test_a_chunk_whose_latents_are_lost_leaves_its_frames_out() -> None:
     """The others are written without a hole in what is attended to."""
     plan = plan_rebuild(4, [1, 3], chunk=3, window=12, sink=0)
-    assert [(step.index, step.write, step.num_valid) for step in plan.passes] == [
-        (1, (0, 1, 2), 3),
-        (3, (3, 4, 5), 6),
+    assert [(step.indices, step.write, step.num_valid) for step in plan.passes] == [
+        ((1,), (0, 1, 2), 3),
+        ((3,), (3, 4, 5), 6),
     ]
     assert plan.moves == ((0, 3), (1, 4), (2, 5), (3, 9), (4, 10), (5, 11))

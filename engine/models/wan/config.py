@@ -8,14 +8,16 @@ Shape letters: as in base.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from engine.models.causal_dit import CausalDiTConfig
 
 __all__ = [
     "CAUSAL_FORCING_FRAMEWISE",
+    "CAUSAL_FORCING_FRAMEWISE_1",
+    "CAUSAL_FORCING_FRAMEWISE_4",
     "CAUSVID",
     "KREA_14B",
     "LONGLIVE",
@@ -24,6 +26,7 @@ __all__ = [
     "TINY",
     "DecoderKind",
     "WanConfig",
+    "changed",
     "warp",
 ]
 
@@ -31,6 +34,8 @@ DecoderKind = Literal["taehv", "wan_vae"]
 
 _TRAINED_STEPS: Final = 1000
 """Steps of the schedule that step lists count in."""
+_TABLE_FRAMES: Final = 1024
+"""Latent frames of the position table in the reference code: nothing further apart was ever trained."""
 
 
 def warp(step: float, shift: float) -> float:
@@ -56,6 +61,10 @@ class WanConfig:
     """Are `steps` positions in the unshifted schedule, for `shift` to move? False: noise levels as such."""
     sink_frames: int = 0
     """Latent frames since start that stay in the window."""
+    sink_reach: int | None = None
+    """Latent frames from the sink to the newest frame, at most; see `ModelSpec`. None: any distance."""
+    recaches_prompts: bool = False
+    """Was it trained to have its window written again when the prompt changes?"""
     context_noise: int = 0
     """Noise level that the clean pass is told, in 1000ths."""
     decoder: DecoderKind = "taehv"
@@ -64,6 +73,8 @@ class WanConfig:
     fps: int = 16
     fp8: bool = False
     """Multiply 8-bit floats in the blocks: faster on cards that can, and a little off (docs/wan.md)."""
+    parts: tuple[str, ...] = ("generator_ema", "generator")
+    """Which part of its training checkpoint to take, best first: averaged weights, or those as trained."""
     source: str = ""
     """Where the weights are published."""
     licence: str = ""
@@ -74,6 +85,10 @@ class WanConfig:
             raise ValueError(f"{self.name}: context_noise must be in [0, {_TRAINED_STEPS})")
         if self.shift < 1:
             raise ValueError(f"{self.name}: shift must be at least 1")
+        for steps in (self.steps, self.first_steps or self.steps):
+            falling = all(a > b for a, b in zip(steps, steps[1:], strict=False))
+            if not steps or not falling or not all(0 < step <= _TRAINED_STEPS for step in steps):
+                raise ValueError(f"{self.name}: steps must fall within (0, {_TRAINED_STEPS}], not {steps}")
         recent = self.dit.window_frames - self.sink_frames
         if recent % self.dit.chunk_frames:
             raise ValueError(f"{self.name}: the window without its sink must be whole chunks, not {recent}")
@@ -109,16 +124,27 @@ SELF_FORCING: Final = WanConfig(
 )
 """Self-Forcing, and Causal-Forcing trained by chunks. Shift 5 as in its inference script (its demo has 8)."""
 
-CAUSAL_FORCING_FRAMEWISE: Final = replace(
+CAUSAL_FORCING_FRAMEWISE_4: Final = replace(
     SELF_FORCING,
-    name="wan-1.3b-framewise",
+    name="wan-1.3b-framewise-4",
     dit=replace(_DIT_1_3B, chunk_frames=1),
-    steps=(1000, 500),
-    first_steps=(1000, 750, 500, 250),
-    source="thu-ml/Causal-Forcing",
+    source="zhuhz22/Causal-Forcing",
     licence="see its card",
 )
-"""Causal-Forcing, one latent frame at a time: four steps for the first, two for the others."""
+"""Causal-Forcing, one latent frame at a time, four steps each."""
+
+CAUSAL_FORCING_FRAMEWISE: Final = replace(
+    CAUSAL_FORCING_FRAMEWISE_4,
+    name="wan-1.3b-framewise",
+    steps=(1000, 500),
+    first_steps=(1000, 750, 500, 250),
+)
+"""Causal-Forcing++: four steps for the first frame, two for the others."""
+
+CAUSAL_FORCING_FRAMEWISE_1: Final = replace(
+    CAUSAL_FORCING_FRAMEWISE, name="wan-1.3b-framewise-1", steps=(1000,)
+)
+"""Causal-Forcing++: four steps for the first frame, one for the others."""
 
 CAUSVID: Final = replace(
     SELF_FORCING,
@@ -135,6 +161,9 @@ LONGLIVE: Final = replace(
     name="wan-1.3b-longlive",
     dit=replace(_DIT_1_3B, window_frames=12),
     sink_frames=3,
+    sink_reach=_TABLE_FRAMES,
+    recaches_prompts=True,
+    parts=("generator", "generator_ema"),
     source="Efficient-Large-Model/LongLive-1.3B",
     licence="Apache-2.0 since 2025-11-01; an older card said CC-BY-NC-SA-4.0",
 )
@@ -143,6 +172,8 @@ LONGLIVE: Final = replace(
 KREA_14B: Final = WanConfig(
     name="wan-14b-krea",
     dit=replace(_DIT_14B, window_frames=6),
+    steps=(1000, 937, 833, 625),
+    is_warped=False,
     source="krea/krea-realtime-video",
     licence="see its card",
 )
@@ -162,6 +193,8 @@ TINY: Final = WanConfig(
         text_shape=(32, 48),
     ),
     sink_frames=3,
+    sink_reach=_TABLE_FRAMES,
+    recaches_prompts=True,
     decoder_width=8,
     licence="none: random weights, made at start",
 )
@@ -169,5 +202,64 @@ TINY: Final = WanConfig(
 
 PRESETS: Final[Mapping[str, WanConfig]] = {
     config.name: config
-    for config in (SELF_FORCING, CAUSAL_FORCING_FRAMEWISE, CAUSVID, LONGLIVE, KREA_14B, TINY)
+    for config in (
+        SELF_FORCING,
+        CAUSAL_FORCING_FRAMEWISE,
+        CAUSAL_FORCING_FRAMEWISE_1,
+        CAUSAL_FORCING_FRAMEWISE_4,
+        CAUSVID,
+        LONGLIVE,
+        KREA_14B,
+        TINY,
+    )
 }
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _are_steps(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_count, value))
+
+
+_CHANGES: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
+    "shift": (_is_number, "a number"),
+    "steps": (_are_steps, "a list of whole numbers"),
+    "first_steps": (_are_steps, "a list of whole numbers"),
+    "is_warped": (lambda value: isinstance(value, bool), "true or false"),
+    "window_frames": (_is_count, "a whole number"),
+    "sink_frames": (_is_count, "a whole number"),
+    "sink_reach": (lambda value: value is None or _is_count(value), "a whole number or null"),
+    "recaches_prompts": (lambda value: isinstance(value, bool), "true or false"),
+    "context_noise": (_is_count, "a whole number"),
+    "decoder": (lambda value: value in _DECODER_WIDTHS, "taehv or wan_vae"),
+    "fp8": (lambda value: isinstance(value, bool), "true or false"),
+}
+"""What a model's folder may say otherwise than its preset: is it such a value, and what would be one?"""
+_DECODER_WIDTHS: Final[Mapping[object, int]] = {"taehv": 64, "wan_vae": 96}
+
+
+def changed(config: WanConfig, changes: Mapping[str, Any]) -> WanConfig:
+    """A preset with some settings of a checkpoint of one's own.
+
+    Raises:
+        ValueError: there is no such setting, or it can't have this value.
+    """
+    for name, value in changes.items():
+        if name not in _CHANGES:
+            raise ValueError(f"{name} is no setting of a model; known: {', '.join(_CHANGES)}")
+        is_valid, wanted = _CHANGES[name]
+        if not is_valid(value):
+            raise ValueError(f"{name} must be {wanted}, not {value!r}")
+    values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in changes.items()}
+    window = values.pop("window_frames", config.dit.window_frames)
+    decoder = values.get("decoder", config.decoder)
+    values["decoder_width"] = (
+        config.decoder_width * _DECODER_WIDTHS[decoder] // _DECODER_WIDTHS[config.decoder]
+    )
+    return replace(config, dit=replace(config.dit, window_frames=window), **values)

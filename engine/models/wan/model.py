@@ -210,6 +210,8 @@ def _spec(config: WanConfig, decoder: Decoder, weights_hash: str) -> ModelSpec:
         head_dim=dit.head_dim,
         window_frames=dit.window_frames,
         sink_frames=config.sink_frames,
+        sink_reach=config.sink_reach,
+        recaches_prompts=config.recaches_prompts,
         text_shape=dit.text_shape,
         action_dim=0,
         sigmas=config.sigmas(is_first=False),

@@ -1,8 +1,9 @@
-"""Transformer and VAE decoder against diffusers' own on random weights (tests/golden/wan/generate.py)."""
+"""Against others' own code on random weights: diffusers (tests/golden/wan/generate.py), TAEHV's author's."""
 
 from __future__ import annotations
 
 import json
+from math import prod
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from engine.models.base import PassBatch, PassRow
 from engine.models.causal_dit import CausalDiT, CausalDiTConfig
 from engine.models.wan.keys import canonical_names
+from engine.models.wan.taehv import Taehv, memory_shapes
 from engine.models.wan.vae import WanVaeDecoder
 from engine.models.weights import check_tensors
 from tests.golden.wan.generate import DIT, VAE, weights_of
@@ -80,3 +82,20 @@ def test_vae_decoder_equals_diffusers() -> None:
     video = (torch.cat([first, second, third]) * 2 - 1).clamp(-1, 1)
     assert len(first) == 1 and len(second) == 4 and golden["video"].std() > 0.1
     torch.testing.assert_close(video, golden["video"], rtol=1e-4, atol=2e-5)
+
+
+@torch.no_grad()
+def test_taehv_equals_its_authors_decoder() -> None:
+    """In two parts with the state carried on, at the published width."""
+    with safe_open(GOLDEN / "taehv.safetensors", framework="pt") as file:
+        latents, video = file.get_tensor("latents"), file.get_tensor("video")
+    decoder = Taehv()
+    weights = weights_of({name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()})
+    weights["decoder.22.bias"] += 0.5
+    decoder.load_state_dict(weights)
+    state = torch.zeros(sum(map(prod, memory_shapes(decoder.width, *latents.shape[2:]))))
+    first, state = decoder(latents[:1], state)
+    rest, _ = decoder(latents[1:], state)
+    found = torch.cat([first, rest])[3:].clamp(0, 1)
+    assert 0.4 < ((video > 0) & (video < 1)).float().mean()
+    torch.testing.assert_close(found, video, rtol=1e-4, atol=2e-5)
