@@ -1,4 +1,4 @@
-"""An engine as a real torchrun job."""
+"""An engine as a real torchrun job, started by a fork server as `turboserve up` starts it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
@@ -15,7 +14,10 @@ from pathlib import Path
 from typing import Self
 
 from engine.config import EngineConfig
-from launch.processes import name_of
+from launch.fork_server import ForkServer
+from launch.processes import Child, adopt_orphans, name_of
+from launch.roles import AGENT
+from launch.supervisor import ProcessSpec
 from scheduler.messages import EngineId, EngineRecord, EngineState, Input, PromptInput, SessionId
 from scheduler.store import Store
 from tests.engine.link_client import SECRET
@@ -27,7 +29,7 @@ RESUME_HASH = "ab" * 32
 def torchrun(ranks: int) -> list[str]:
     """The command to which a program's name and arguments are added."""
     return [
-        *(sys.executable, "-m", "launch.agent", f"--nproc-per-node={ranks}", "--max-restarts=0"),
+        *(*AGENT, f"--nproc-per-node={ranks}", "--max-restarts=0"),
         *("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"),
     ]
 
@@ -40,19 +42,25 @@ def rank_of(pid: int) -> int:
 class EngineProcess:
     """The agent (torchrun) and, once ready, the pid of its rank."""
 
-    def __init__(self, engine: EngineId, agent: asyncio.subprocess.Process, log: Path) -> None:
+    def __init__(self, engine: EngineId, agent: Child, log: Path) -> None:
         self.id, self.agent, self.log = engine, agent, log
 
     @classmethod
     async def start(
-        cls, config: EngineConfig, log: Path, *, module: str = "engine", **variables: str
+        cls, server: ForkServer, config: EngineConfig, log: Path, *, module: str = "engine", **variables: str
     ) -> EngineProcess:
-        environment = {**os.environ, "TURBOSERVE_ENGINE_CONFIG": json.dumps(asdict(config)), **variables}
-        with log.open("wb") as output:
-            agent = await asyncio.create_subprocess_exec(
-                *torchrun(config.ranks), "-m", module, env=environment, stdout=output, stderr=output
-            )
-        return cls(EngineId(config.engine_id), agent, log)
+        spec = ProcessSpec(
+            name=config.engine_id,
+            command=[*torchrun(config.ranks), "-m", module],
+            log=log,
+            environment={**os.environ, "TURBOSERVE_ENGINE_CONFIG": json.dumps(asdict(config)), **variables},
+        )
+        return cls(EngineId(config.engine_id), await server.start(spec), log)
+
+    @property
+    def is_over(self) -> bool:
+        """Has the agent ended?"""
+        return self.agent.exited.done()
 
     @property
     def ranks(self) -> dict[int, int]:
@@ -73,19 +81,18 @@ class EngineProcess:
             record = await store.get_engine(self.id)
             if record is not None and record.state is EngineState.READY:
                 return record
-            assert self.agent.returncode is None, self.log.read_text()
+            assert not self.is_over, self.log.read_text()
             events = await store.read_events(position, block_ms=500)
             position = events[-1][0] if events else position
 
     async def exit_status(self) -> int:
         async with asyncio.timeout(60):
-            return await self.agent.wait()
+            return await asyncio.shield(self.agent.exited)
 
     async def kill(self) -> None:
         """Kill the agent, and with it the rank."""
-        if self.agent.returncode is None:
-            self.agent.send_signal(signal.SIGKILL)
-            await self.agent.wait()
+        self.agent.send(signal.SIGKILL)
+        await self.exit_status()
 
 
 def config(
@@ -113,6 +120,7 @@ class Engines:
     cluster: str
     weights: Path
     logs: Path
+    server: ForkServer
     alive: list[EngineProcess] = field(default_factory=list)
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
@@ -120,29 +128,35 @@ class Engines:
     @asynccontextmanager
     async def open(cls, redis: RedisServer, cluster: str, weights: Path, logs: Path) -> AsyncIterator[Self]:
         """None yet; those that are alive at the end are killed."""
+        adopt_orphans()
+        server = ForkServer(os.environ, logs / "fork-server.log")
         store = await Store.connect(redis.url, cluster=cluster)
         term = await store.acquire_lease("test", 3_600_000)
         assert term is not None
-        engines = cls(store, term, redis, cluster, weights, logs)
+        engines = cls(store, term, redis, cluster, weights, logs, server)
         try:
             yield engines
         finally:
             for engine in engines.alive:
                 await engine.kill()
+            await server.stop()
             await store.close()
 
     async def take(self, count: int) -> list[EngineProcess]:
         """So many engines that are ready: those of earlier tests that still run, and new ones."""
-        self.alive = [engine for engine in self.alive if engine.agent.returncode is None]
-        fresh = [EngineId(f"e_{next(self._numbers):08x}") for _ in range(count - len(self.alive))]
-        self.alive += [await self.start(engine) for engine in fresh]
+        self.alive = [engine for engine in self.alive if not engine.is_over]
+        self.alive += [await self.start(self.next_id()) for _ in range(count - len(self.alive))]
         for engine in self.alive:
             await engine.ready(self.store)
         return self.alive
 
+    def next_id(self) -> EngineId:
+        """Of an engine that has not been yet."""
+        return EngineId(f"e_{next(self._numbers):08x}")
+
     async def start(self, engine: EngineId) -> EngineProcess:
         """Start one, without waiting for it."""
-        return await EngineProcess.start(self.settings(engine), self.logs / f"{engine}.log")
+        return await EngineProcess.start(self.server, self.settings(engine), self.logs / f"{engine}.log")
 
     def settings(self, engine: EngineId) -> EngineConfig:
         return config(self.redis.url, self.cluster, self.weights, engine=engine)

@@ -160,18 +160,18 @@ async def test_sigterm_to_the_rank_ends_everything_with_status_0(served: Served)
 async def test_a_killed_agent_leaves_no_orphan_rank(served: Served) -> None:
     """kill -9 of torchrun takes the rank with it."""
     watched = os.pidfd_open(served.engine.rank)
-    served.engine.agent.send_signal(signal.SIGKILL)
-    await served.engine.agent.wait()
+    await served.engine.kill()
     await ended(watched)
 
 
 async def test_sigterm_ends_an_engine_that_waits_for_redis(
-    own_redis: RedisServer, cluster: str, random_weights: Path, tmp_path: Path
+    engines: Engines, own_redis: RedisServer, cluster: str, random_weights: Path, tmp_path: Path
 ) -> None:
     """Redis dies before the engine has registered: SIGTERM still ends it with status 0."""
     log = tmp_path / "engine.log"
     own_redis.kill()
-    engine = await EngineProcess.start(config(own_redis.url, cluster, random_weights), log)
+    settings = config(own_redis.url, cluster, random_weights)
+    engine = await EngineProcess.start(engines.server, settings, log)
     try:
         await until(lambda: "waiting for Redis" in log.read_text())
         os.kill(engine.rank, signal.SIGTERM)

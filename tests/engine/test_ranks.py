@@ -5,22 +5,25 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 import torch
 
 from engine.models.shapes.model import TINY, ShapesModel
 from engine.ranks import Alone, check_split
-from scheduler.messages import Credit
-from scheduler.store import Store
+from scheduler.messages import Credit, SessionId
 from tests.engine.link_client import LinkClient
-from tests.engine.process import EngineProcess, config, ended, place, torchrun
+from tests.engine.process import EngineProcess, Engines, ended, place, torchrun
 from tests.engine.rank_program import CHUNKS, PROGRAMS, plain
-from tests.scheduler.conftest import S1, lead
+from tests.scheduler.conftest import RedisServer
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
+on_engines = pytest.mark.asyncio(loop_scope="module")
 PROGRAM = Path(__file__).parent / "rank_program.py"
 TOLERANCE = 1e-5
 """float32: GEMMs over other numbers of tokens may add in another order."""
@@ -100,63 +103,60 @@ def test_a_model_must_be_divisible() -> None:
         check_split(spec, 3)
 
 
-async def started(store: Store, settings: Any, log: Path) -> tuple[EngineProcess, LinkClient]:
-    """An engine of two ranks that has sent a chunk."""
-    engine = await EngineProcess.start(settings, log)
-    try:
-        link = await LinkClient.open((await engine.ready(store)).url)
-        epoch = await place(store, engine.id, S1, term=await lead(store))
-        await link.until_opened(store, S1)
-        await link.subscribe(S1, epoch=epoch)
-        await link.chunk()
-    except BaseException:
-        await engine.kill()
-        raise
-    return engine, link
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engines(
+    redis_server: RedisServer, random_weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Engines]:
+    async with Engines.open(redis_server, "ranks", random_weights, tmp_path_factory.mktemp("engines")) as it:
+        yield it
 
 
-async def test_an_engine_of_two_ranks_streams_and_ends_in_order(
-    store: Store, redis_url: str, cluster: str, random_weights: Path, tmp_path: Path
-) -> None:
+async def started(engines: Engines, **settings: Any) -> tuple[EngineProcess, LinkClient, SessionId]:
+    """An engine of two ranks that has sent a chunk of a session. It is killed with the other `engines`."""
+    id = engines.next_id()
+    config = replace(engines.settings(id), ranks=2, **settings)
+    engine = await EngineProcess.start(engines.server, config, engines.logs / f"{id}.log")
+    engines.alive.append(engine)
+    link = await LinkClient.open((await engine.ready(engines.store)).url)
+    session = SessionId(f"s_{id.removeprefix('e_'):0>16}")
+    epoch = await place(engines.store, engine.id, session, term=engines.term)
+    await link.until_opened(engines.store, session)
+    await link.subscribe(session, epoch=epoch)
+    await link.chunk()
+    return engine, link, session
+
+
+@on_engines
+async def test_an_engine_of_two_ranks_streams_and_ends_in_order(engines: Engines) -> None:
     """Chunks decode; SIGTERM to both ranks, as `up` sends it, ends both with status 0."""
-    settings = config(redis_url, cluster, random_weights, ranks=2)
-    engine, link = await started(store, settings, tmp_path / "engine.log")
-    try:
-        for seq in range(3):
-            await link.send(Credit(session=S1, controller_epoch=1, seq=seq, buffer_ms=0.0))
-            await link.chunk()
-        assert [link.decoded_frames(seq) for seq in range(3)] == [12] * 3
-        await link.close()
-        for pid in engine.ranks.values():
-            os.kill(pid, signal.SIGTERM)
-        assert await engine.exit_status() == 0, engine.log.read_text()
-    finally:
-        await engine.kill()
+    engine, link, session = await started(engines)
+    for seq in range(3):
+        await link.send(Credit(session=session, controller_epoch=1, seq=seq, buffer_ms=0.0))
+        await link.chunk()
+    assert [link.decoded_frames(seq) for seq in range(3)] == [12] * 3
+    await link.close()
+    for pid in engine.ranks.values():
+        os.kill(pid, signal.SIGTERM)
+    assert await engine.exit_status() == 0, engine.log.read_text()
 
 
+@on_engines
 @pytest.mark.parametrize("rank", [0, 1])
-async def test_a_killed_rank_ends_the_engine(
-    rank: int, store: Store, redis_url: str, cluster: str, random_weights: Path, tmp_path: Path
-) -> None:
+async def test_a_killed_rank_ends_the_engine(rank: int, engines: Engines) -> None:
     """At once, whichever it is, while sessions stream; recovery is the scheduler's."""
-    settings = config(redis_url, cluster, random_weights, ranks=2)
-    engine, _ = await started(store, settings, tmp_path / "engine.log")
-    try:
-        watched = [os.pidfd_open(pid) for pid in engine.ranks.values()]
-        os.kill(engine.ranks[rank], signal.SIGKILL)
-        assert await engine.exit_status() != 0
-        for pidfd in watched:
-            await ended(pidfd)
-    finally:
-        await engine.kill()
+    engine, link, _ = await started(engines)
+    watched = [os.pidfd_open(pid) for pid in engine.ranks.values()]
+    os.kill(engine.ranks[rank], signal.SIGKILL)
+    assert await engine.exit_status() != 0
+    for pidfd in watched:
+        await ended(pidfd)
+    await link.close()
 
 
-async def test_a_rank_that_hangs_ends_the_engine_within_the_timeout(
-    store: Store, redis_url: str, cluster: str, random_weights: Path, tmp_path: Path
-) -> None:
+@on_engines
+async def test_a_rank_that_hangs_ends_the_engine_within_the_timeout(engines: Engines) -> None:
     """Stopped, not dead: its connections stay open, so only the timeout of collectives tells."""
-    settings = config(redis_url, cluster, random_weights, ranks=2, collective_timeout_s=3.0)
-    engine, _ = await started(store, settings, tmp_path / "engine.log")
+    engine, link, _ = await started(engines, collective_timeout_s=3.0)
     hanging = engine.ranks[1]
     first = os.pidfd_open(engine.ranks[0])
     try:
@@ -165,4 +165,4 @@ async def test_a_rank_that_hangs_ends_the_engine_within_the_timeout(
         assert "collective operation failed" in engine.log.read_text()
     finally:
         os.kill(hanging, signal.SIGKILL)
-        await engine.kill()
+    await link.close()

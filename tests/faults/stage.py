@@ -99,7 +99,8 @@ class FaultyEngines(Engines):
     async def start(self, engine: EngineId) -> EngineProcess:
         faults, log = str(self._faults(engine)), self.logs / f"{engine}.log"
         module = "tests.engine.faulty_engine"
-        return await EngineProcess.start(self.settings(engine), log, module=module, FAULT_FILE=faults)
+        config = self.settings(engine)
+        return await EngineProcess.start(self.server, config, log, module=module, FAULT_FILE=faults)
 
     def arm(self, engine: EngineId, step: str, fault: str, *, rank: int = 0) -> None:
         """See `tests.engine.faulty_engine`."""
@@ -206,5 +207,5 @@ class Script:
             await asyncio.gather(self._following, return_exceptions=True)
             await engines.store.close_session(self._session, "the test has ended")
         for engine in engines.alive:
-            if engine.agent.returncode is not None:
+            if engine.is_over:
                 await engines.store.lose_engine(engine.id, term=engines.term, reason="killed")
