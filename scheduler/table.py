@@ -7,8 +7,8 @@ then shift the rows behind them.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
-from typing import Any, Generic, Protocol
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any, Generic, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,6 @@ from scheduler.messages import (
 )
 from scheduler.view import (
     ENGINE_STATES,
-    HOLDING_A_SLOT,
     LOADS,
     NEVER_MS,
     NO_ENGINE,
@@ -58,10 +57,7 @@ _SESSION: Mapping[str, tuple[str, tuple[int, ...]]] = {
     **dict.fromkeys(("subject",), ("O", ())),
 }
 """Column → (dtype, shape of an entry)."""
-_PHASE = {phase: index for index, phase in enumerate(PHASES)}
 _STATE = {state: index for index, state in enumerate(ENGINE_STATES)}
-_RESIDENCE = {residence: index for index, residence in enumerate(RESIDENCES)}
-_QUEUED, _PLACED = _PHASE[Phase.QUEUED], _PHASE[Phase.PLACED]
 _NO_COSTS = EngineCosts(buckets=(), pass_ms=((),), decode_ms=0.0, chunk_passes=0, first_chunk_passes=0)
 
 
@@ -106,6 +102,22 @@ class SessionFacts(Protocol):
     def subject(self) -> str: ...
 
 
+class _Counted(NamedTuple):
+    """What of a session is counted or collected, besides its engines."""
+
+    is_placed: bool
+    model: int
+    is_active: bool
+    holds_slot: bool
+    is_leaving: bool
+    is_idler: bool
+    in_flight: bool
+    is_controlled: bool
+    queue_order: int
+    """0 of who is placed."""
+    subject: str
+
+
 class ClusterTable:
     """Put what changed, drop what is gone, take a `view()`."""
 
@@ -117,12 +129,20 @@ class ClusterTable:
         self._models: list[str] = []
         self._demand: list[int] = []
         self._members: list[set[int]] = []
+        self._counted: list[_Counted] = []
+        """By session row."""
         self._queued: set[int] = set()
+        self._line: list[tuple[int, SessionId]] = []
+        self._deserted: set[int] = set()
         self._wanting: set[int] = set()
+        self._idlers: set[int] = set()
+        self._leavers: set[int] = set()
         self._orphans: set[int] = set()
         self._controlled: dict[str, int] = {}
-        self._states: dict[EngineState, NDArray[np.bool_]] = {}
-        """Masks that views were asked for since an engine was last put or dropped."""
+        self._kept: dict[Hashable, Any] = {}
+        """What views were asked to keep since what they may keep last changed."""
+        self._view: View | None = None
+        """The last one."""
         self._curves: dict[EngineId, tuple[EngineCosts, NDArray[np.float64]]] = {}
         """Latency curves, and the costs that they follow from."""
         self._owner: dict[SessionId, EngineId] = {}
@@ -136,6 +156,7 @@ class ClusterTable:
     @desired.setter
     def desired(self, engines: tuple[DesiredEngine, ...]) -> None:
         self._desired = engines
+        self._kept = {}
         ids = {engine.id for engine in engines}
         rows = self._engines
         rows.arrays["desired"][: len(rows.ids)] = [id in ids for id in rows.ids]
@@ -144,7 +165,7 @@ class ClusterTable:
         """Insert or replace; a gone engine is dropped."""
         if record.state is EngineState.GONE:
             return self.drop_engine(record.id)
-        self._states = {}
+        self._kept = {}
         row = self._engines.row.get(record.id)
         is_new = row is None
         if row is None:
@@ -169,11 +190,12 @@ class ClusterTable:
         )
         self._predict(row)
         if is_new:
-            self._link(record.id)
+            self._relink_all(record.id)
         return None
 
     def hear(self, engines: Iterable[EngineId], heartbeat_ms: int) -> None:
         """These engines were heard at that time; nothing else about them has changed."""
+        self._kept = {}
         rows = self._engines.row
         self._engines.arrays["heartbeat_ms"][[rows[id] for id in engines]] = heartbeat_ms
 
@@ -192,7 +214,7 @@ class ClusterTable:
         row = self._engines.row.get(engine)
         if row is None:
             return
-        self._states = {}
+        self._kept = {}
         for session in self._naming(engine):
             self._relink(session, row, NO_ENGINE)
         self._engines.remove(row)
@@ -205,46 +227,57 @@ class ClusterTable:
         """Insert or replace; a closed session is dropped."""
         if record.phase is Phase.CLOSED:
             return self.drop_session(record.id)
-        rows, engine_row = self._sessions, self._engines.row
+        rows, (engine, target) = self._sessions, self._link(record)
+        counted = self._counted_of(record)
         row = rows.row.get(record.id)
+        is_the_same = False
         if row is None:
             row = rows.append(record.id)
+            self._counted.append(counted)
         else:
-            self._count(row, -1)
+            before = rows.arrays["engine"].item(row), rows.arrays["target"].item(row), self._counted[row]
+            is_the_same = before == (engine, target, counted)
+            if not is_the_same:
+                self._count(row, -1)
+                self._counted[row] = counted
+        rows.write(row, _values(record, counted, engine, target))
+        if not is_the_same:
+            self._count(row, +1)
+        return None
+
+    def _link(self, record: SessionFacts) -> tuple[int, int]:
+        """Rows of its engine and of the one that it migrates to, which is remembered by their ids."""
+        id, flight, engine_row = record.id, record.in_flight, self._engines.row
         engine = target = NO_ENGINE
         if record.engine is not None:
-            self._owner[record.id] = record.engine
+            self._owner[id] = record.engine
             engine = engine_row.get(record.engine, NO_ENGINE)
         else:
-            self._owner.pop(record.id, None)
-        if record.in_flight is not None:
-            self._target[record.id] = record.in_flight.target
-            target = engine_row.get(record.in_flight.target, NO_ENGINE)
+            self._owner.pop(id, None)
+        if flight is not None:
+            self._target[id] = flight.target
+            target = engine_row.get(flight.target, NO_ENGINE)
         else:
-            self._target.pop(record.id, None)
-        rows.set(
-            row,
-            phase=_PHASE[record.phase],
-            model=self._code(record.model),
-            engine=engine,
-            target=target,
-            in_flight=record.in_flight is not None,
-            epoch=record.epoch,
-            active=record.active,
-            movable=_is_movable(record),
-            stuck=_is_stuck(record),
-            residence=_RESIDENCE[record.residence],
-            active_ms=record.active_ms,
-            moved_ms=record.moved_ms,
-            queue_order=record.queue_order,
-            created_ms=record.created_ms,
-            left_ms=NEVER_MS if record.left_ms is None else record.left_ms,
-            slack_ms=record.slack_ms,
-            state_bytes=record.state_bytes,
-            subject=record.subject,
+            self._target.pop(id, None)
+        return engine, target
+
+    def _counted_of(self, record: SessionFacts) -> _Counted:
+        residence, is_placed = record.residence, record.phase is not Phase.QUEUED
+        is_resident, is_leaving = residence is Residence.RESIDENT, residence is Residence.LEAVING
+        model, is_active, is_controlled = self._code(record.model), record.active, record.left_ms is None
+        is_still = is_placed and is_resident and record.in_flight is None
+        return _Counted(
+            is_placed,
+            model,
+            is_active,
+            is_resident or is_leaving,
+            is_placed and is_leaving,
+            is_still and not (is_active and is_controlled),
+            record.in_flight is not None,
+            is_controlled,
+            0 if is_placed else record.queue_order,
+            record.subject,
         )
-        self._count(row, +1)
-        return None
 
     def drop_session(self, session: SessionId) -> None:
         """Forget a session; unknown ids are ignored."""
@@ -256,27 +289,38 @@ class ClusterTable:
         if row != last:  # the last row fills the hole
             self._count(last, -1)
         self._sessions.fill_hole(row)
+        filler = self._counted.pop()
         if row != last:
+            self._counted[row] = filler
             self._count(row, +1)
         self._owner.pop(session, None)
         self._target.pop(session, None)
 
     def view(self) -> View:
         """The present moment, until the next change."""
-        return View(
-            engines=self._engines.columns(),
-            sessions=self._sessions.columns(),
-            models=self._models,
-            demand=self._demand,
-            members=self._members,
-            queued=self._queued,
-            wanting=self._wanting,
-            orphans=self._orphans,
-            controlled=self._controlled,
-            desired=self._desired,
-            read_ms=self.read_ms,
-            states=self._states,
-        )
+        view, engines, sessions = self._view, self._engines.columns(), self._sessions.columns()
+        is_good = view is not None and view.engines is engines and view.sessions is sessions
+        # What it may keep changes with all that engines say, and with what is desired.
+        if view is None or not is_good or view.kept is not self._kept or view.read_ms != self.read_ms:
+            view = self._view = View(
+                engines=engines,
+                sessions=sessions,
+                models=self._models,
+                demand=self._demand,
+                members=self._members,
+                queued=self._queued,
+                line=self._line,
+                deserted=self._deserted,
+                wanting=self._wanting,
+                idlers=self._idlers,
+                leavers=self._leavers,
+                orphans=self._orphans,
+                controlled=self._controlled,
+                desired=self._desired,
+                read_ms=self.read_ms,
+                kept=self._kept,
+            )
+        return view
 
     def _code(self, model: str) -> int:
         if model not in self._models:
@@ -297,7 +341,7 @@ class ClusterTable:
         named = [id for id, owner in self._owner.items() if owner == engine]
         return named + [id for id, target in self._target.items() if target == engine and id not in named]
 
-    def _link(self, engine: EngineId) -> None:
+    def _relink_all(self, engine: EngineId) -> None:
         for session in self._naming(engine):
             self._relink(session, NO_ENGINE, self._engines.row[engine])
 
@@ -313,48 +357,60 @@ class ClusterTable:
 
     def _count(self, row: int, sign: int) -> None:
         """Add a session to everything that is counted or collected over sessions, or take it out."""
-        s = self._sessions.arrays
-        engine, target = int(s["engine"][row]), int(s["target"][row])
-        phase, active = int(s["phase"][row]), bool(s["active"][row])
-        holds_slot = int(s["residence"][row]) in HOLDING_A_SLOT
-        self._count_wishes(row, sign)
-        if phase == _QUEUED:
-            _collect(self._queued, row, sign)
-        elif engine == NO_ENGINE:
-            _collect(self._orphans, row, sign)
-        elif active and not holds_slot:
-            _collect(self._wanting, row, sign)
-        computes_on = target if target != NO_ENGINE else engine
-        e = self._engines.arrays
+        counted, s, e = self._counted[row], self._sessions.arrays, self._engines.arrays
+        engine, target = s["engine"].item(row), s["target"].item(row)
+        self._count_wishes(counted, sign)
+        self._collect(row, counted, engine, sign)
         if engine != NO_ENGINE:
             _collect(self._members[engine], row, sign)
             e["sessions"][engine] += sign
-            if holds_slot:
+            if counted.holds_slot:
                 e["residents"][engine] += sign
-            if s["in_flight"][row]:
+            if counted.in_flight:
                 e["outgoing"][engine] += sign
         if target != NO_ENGINE:
             e["incoming"][target] += sign
-        if computes_on != NO_ENGINE and active and holds_slot:
-            e["active"][computes_on] += sign
-            self._predict(computes_on)
+            engine = target
+        if engine != NO_ENGINE and counted.is_active and counted.holds_slot:
+            e["active"][engine] += sign
+            self._predict(engine)
 
-    def _count_wishes(self, row: int, sign: int) -> None:
-        s = self._sessions.arrays
-        is_controlled = int(s["left_ms"][row]) == NEVER_MS
-        if s["active"][row] and (is_controlled or s["phase"][row] == _PLACED):
-            self._demand[int(s["model"][row])] += sign
-        subject: str = s["subject"][row]
-        if is_controlled and subject:
+    def _count_wishes(self, counted: _Counted, sign: int) -> None:
+        if counted.is_active and (counted.is_controlled or counted.is_placed):
+            self._demand[counted.model] += sign
+        if counted.is_controlled and (subject := counted.subject):
             number = self._controlled[subject] = self._controlled.get(subject, 0) + sign
             if number == 0:  # there is no end of subjects
                 del self._controlled[subject]
 
+    def _collect(self, row: int, counted: _Counted, engine: int, sign: int) -> None:
+        if not counted.is_placed:
+            self._collect_queued(row, counted, sign)
+        elif engine == NO_ENGINE:
+            _collect(self._orphans, row, sign)
+        elif counted.is_active and not counted.holds_slot:
+            _collect(self._wanting, row, sign)
+        if counted.is_idler:
+            _collect(self._idlers, row, sign)
+        if counted.is_leaving:
+            _collect(self._leavers, row, sign)
+
+    def _collect_queued(self, row: int, counted: _Counted, sign: int) -> None:
+        _collect(self._queued, row, sign)
+        if not counted.is_controlled:
+            _collect(self._deserted, row, sign)
+        stand = (counted.queue_order, self._sessions.ids[row])
+        at = bisect_left(self._line, stand)
+        if sign > 0:
+            self._line.insert(at, stand)
+        else:
+            del self._line[at]
+
     def _predict(self, engine: int) -> None:
         e = self._engines.arrays
-        load, curve = int(e["active"][engine]), e["round_ms"][engine]
-        e["latency_ms"][engine] = curve[min(load, LOADS - 1)]
-        e["next_ms"][engine] = curve[min(load + 1, LOADS - 1)]
+        load, curves = e["active"].item(engine), e["round_ms"]
+        e["latency_ms"][engine] = curves[engine, min(load, LOADS - 1)]
+        e["next_ms"][engine] = curves[engine, min(load + 1, LOADS - 1)]
 
 
 def build_table(
@@ -385,6 +441,30 @@ def _is_stuck(record: SessionFacts) -> bool:
     return record.failed_moves >= MAX_FAILED_MOVES
 
 
+def _values(record: SessionFacts, counted: _Counted, engine: int, target: int) -> tuple[object, ...]:
+    """A row, in the order of `_SESSION`."""
+    return (
+        PHASES.index(record.phase),
+        RESIDENCES.index(record.residence),
+        counted.model,
+        engine,
+        target,
+        counted.is_active,
+        counted.in_flight,
+        _is_movable(record),
+        _is_stuck(record),
+        record.epoch,
+        record.queue_order,
+        record.created_ms,
+        NEVER_MS if record.left_ms is None else record.left_ms,
+        record.active_ms,
+        record.moved_ms,
+        record.slack_ms,
+        record.state_bytes,
+        record.subject,
+    )
+
+
 def _collect(rows: set[int], row: int, sign: int) -> None:
     if sign > 0:
         rows.add(row)
@@ -408,6 +488,11 @@ class _Rows(Generic[Id]):
         arrays = self.arrays
         for name, value in values.items():
             arrays[name][row] = value
+
+    def write(self, row: int, values: Iterable[object]) -> None:
+        """A whole one, in the order of the columns."""
+        for array, value in zip(self.arrays.values(), values, strict=True):
+            array[row] = value
 
     def append(self, id: Id) -> int:
         self._columns = None

@@ -44,7 +44,7 @@ decides must not depend on the history that led to a view.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -64,6 +64,7 @@ LOADS = 65
 """Length of a latency curve; more active sessions than it covers count as its last."""
 
 Id = TypeVar("Id", bound=str)
+Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -106,8 +107,16 @@ class View:
     """By engine row: rows of the sessions placed on it."""
     queued: AbstractSet[int]
     """Rows of sessions that have no engine yet, or none any more."""
+    line: Sequence[tuple[int, SessionId]]
+    """(queue_order, id) of these, sorted."""
+    deserted: AbstractSet[int]
+    """Rows of those of them that nobody controls."""
     wanting: AbstractSet[int]
     """Rows of placed sessions that are active while their state is out of its slot."""
+    idlers: AbstractSet[int]
+    """Rows of sessions in a slot, not migrating, that are idle or that nobody controls: could leave it."""
+    leavers: AbstractSet[int]
+    """Rows of placed sessions that are about to leave their slot."""
     orphans: AbstractSet[int]
     """Rows of placed sessions whose engine has no record."""
     controlled: Mapping[str, int]
@@ -117,8 +126,17 @@ class View:
     """Engines that should exist, as last written."""
     read_ms: int
     """Redis time just before the heartbeats were read."""
-    states: dict[EngineState, NDArray[np.bool_]] = field(default_factory=dict, repr=False)
-    """Masks that were asked for."""
+    kept: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    """See `keep`."""
+
+    def keep(self, compute: Callable[..., Kept], *args: Hashable) -> Kept:
+        """`compute(view, *args)`, maybe as an earlier view was told. It must read nothing but what engines
+        say of themselves and `desired`, no column that is counted from sessions; nobody may change it."""
+        key = (compute, *args)
+        found: Kept | None = self.kept.get(key)
+        if found is None:
+            found = self.kept[key] = compute(self, *args)
+        return found
 
     def is_phase(self, phase: Phase) -> NDArray[np.bool_]:
         """Mask of session rows."""
@@ -127,11 +145,7 @@ class View:
 
     def is_state(self, state: EngineState) -> NDArray[np.bool_]:
         """Mask of engine rows, read-only."""
-        mask = self.states.get(state)
-        if mask is None:
-            mask = self.states[state] = self.engines["state"] == ENGINE_STATES.index(state)
-            mask.flags.writeable = False
-        return mask
+        return self.keep(_mask, ENGINE_STATES.index(state))
 
     def is_residence(self, residence: Residence) -> NDArray[np.bool_]:
         """Mask of session rows; it says nothing about sessions that are not placed."""
@@ -156,12 +170,20 @@ class View:
         found |= {f"sessions.{name}": self.sessions[name][order] for name in self.sessions.arrays}
         for kind in ("engines.model", "sessions.model"):
             found[kind] = names[found[kind]]
-        sets = {"queued": self.queued, "wanting": self.wanting, "orphans": self.orphans}
+        names_of_sets = ("queued", "deserted", "wanting", "idlers", "leavers", "orphans")
+        sets = {name: getattr(self, name) for name in names_of_sets}
         sets |= {f"members {row}": members for row, members in enumerate(self.members)}
         found |= {name: np.array(sorted(place[row] for row in rows)) for name, rows in sets.items()}
         demand = sorted((name, n) for name, n in zip(self.models, self.demand, strict=True) if n)
         found["demand"] = np.array(demand, dtype=object)
+        found["line"] = np.array([f"{order} {id}" for order, id in self.line], dtype=object)
         found["controlled"] = np.array(sorted(self.controlled.items()), dtype=object)
         found["ids"] = np.array([*self.engines.ids, *(self.sessions.ids[row] for row in order)], dtype=object)
         found["desired"] = np.array([f"{e.id} {e.model}" for e in self.desired], dtype=object)
         return found
+
+
+def _mask(view: View, state: int) -> NDArray[np.bool_]:
+    mask: NDArray[np.bool_] = view.engines["state"] == state
+    mask.flags.writeable = False
+    return mask

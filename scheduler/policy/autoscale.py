@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from scheduler.config import SchedulerConfig
-from scheduler.messages import EngineId, EngineState
+from scheduler.messages import EngineId
 from scheduler.policy.base import Changes, Memory, Sample
 from scheduler.policy.board import Board
+from scheduler.policy.fleet import fleet
 from scheduler.view import View
 
 WINDOW_S = 60
@@ -38,8 +40,9 @@ def note_demand(view: View, changes: Changes, memory: Memory, now_ms: int, model
         window = window[:-1]
     if window and window[-1].at_s == at_s:
         last = window[-1]
-        sample = Sample(at_s=last.at_s, demand=demand, arrivals=last.arrivals + changes.arrivals)
-        window = (*window[:-1], sample) if sample != last else window
+        if changes.arrivals or demand != last.demand:
+            sample = Sample(at_s=at_s, demand=demand, arrivals=last.arrivals + changes.arrivals)
+            window = (*window[:-1], sample)
     else:
         old = next((n for n, sample in enumerate(window) if sample.at_s > at_s - WINDOW_S), len(window))
         window = (*window[old:], Sample(at_s=at_s, demand=demand, arrivals=changes.arrivals))
@@ -68,9 +71,8 @@ def steer(
     """
     view, engines = board.view, board.view.engines
     target = min(max(target, config.engines), config.max_engines or config.engines)
-    stays = ~engines["drain_ordered"]
-    ready = np.flatnonzero(view.is_state(EngineState.READY) & stays)
-    starting = int(np.count_nonzero(view.is_state(EngineState.STARTING) & stays))
+    known = view.keep(fleet)
+    ready, starting = known.staying, known.num_starting
     if target >= len(ready) + starting:
         memory = _remember(memory, surplus_ms=0)
         return memory, Steering(num_engines=target, closing=(), release=())
@@ -78,7 +80,7 @@ def steer(
     memory = _remember(memory, surplus_ms=since_ms, closing=memory.closing)
     if now_ms - since_ms < hold_ms:
         return memory, Steering(num_engines=len(ready) + starting, closing=(), release=())
-    closing = _victims(board, memory, ready.tolist(), len(ready) - target)
+    closing = _victims(board, memory, ready, len(ready) - target)
     release = tuple(row for row in closing if not engines["sessions"][row] and not engines["incoming"][row])
     release = tuple(row for row in release if row not in board.taken)
     closing = tuple(row for row in closing if row not in release)
@@ -93,7 +95,7 @@ def _remember(memory: Memory, *, surplus_ms: int, closing: tuple[EngineId, ...] 
     return replace(memory, surplus_ms=surplus_ms, closing=closing)
 
 
-def _victims(board: Board, memory: Memory, ready: list[int], number: int) -> tuple[int, ...]:
+def _victims(board: Board, memory: Memory, ready: Sequence[int], number: int) -> tuple[int, ...]:
     """The engines to empty: those that are being emptied already, then those with least to move away.
 
     Only as many as the others have room for the active sessions of.

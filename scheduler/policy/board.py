@@ -10,8 +10,9 @@ from collections.abc import Collection
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.messages import EngineId, EngineState
+from scheduler.messages import EngineId
 from scheduler.policy.base import Activate, Migrate, Place, Suspend
+from scheduler.policy.fleet import fitting, usable
 from scheduler.view import LOADS, View
 
 MAX_MOVES = 12
@@ -27,14 +28,14 @@ class Board:
         """closed: engines that get no sessions, besides those that are not ready or are ordered to drain."""
         engines = view.engines
         self.view = view
-        self.usable: NDArray[np.bool_] = view.is_state(EngineState.READY) & ~engines["drain_ordered"]
-        if closed:
-            rows = [engines.find(id) for id in closed]
-            self.usable[[row for row in rows if row is not None]] = False
+        self.closed = tuple(sorted(closed))
+        self.usable: NDArray[np.bool_] = view.keep(usable, *self.closed)
         self.room: NDArray[np.int32] = engines["capacity"] - engines["residents"] - engines["incoming"]
-        self.active: NDArray[np.int32] = engines["active"].copy()
-        self.latency_ms: NDArray[np.float64] = engines["latency_ms"].copy()
-        self.next_ms: NDArray[np.float64] = engines["next_ms"].copy()
+        # Those of the view until one of them changes: most plans change none.
+        self.active: NDArray[np.int32] = engines["active"]
+        self.latency_ms: NDArray[np.float64] = engines["latency_ms"]
+        self.next_ms: NDArray[np.float64] = engines["next_ms"]
+        self._is_changed = self._is_shut = False
         self.moves: NDArray[np.int32] = engines["incoming"] + engines["outgoing"]
         self.transfers: NDArray[np.bool_] = engines["transfers"]
         self.moved: set[int] = set()
@@ -46,13 +47,16 @@ class Board:
         self._curves: NDArray[np.float64] = engines["round_ms"]
 
     def fitting(self, model: int) -> NDArray[np.bool_]:
-        """Mask of engines that may get sessions of a model."""
+        """Mask of engines that may get sessions of a model. Not to be changed."""
+        if not self._is_shut:
+            return self.view.keep(fitting, model, *self.closed)
         fits: NDArray[np.bool_] = self.usable & (self.view.engines["model"] == model)
         return fits
 
     def shut(self, engines: Collection[int]) -> None:
         """Give these engines (rows) no sessions from now on."""
         if engines:
+            self._is_shut, self.usable = True, self.usable.copy()
             self.usable[list(engines)] = False
 
     def with_one_less(self, engine: int) -> float:
@@ -118,6 +122,9 @@ class Board:
         self._change(engine, +1)
 
     def _change(self, engine: int, by: int) -> None:
+        if not self._is_changed:
+            self._is_changed, self.active = True, self.active.copy()
+            self.latency_ms, self.next_ms = self.latency_ms.copy(), self.next_ms.copy()
         self.active[engine] += by
         load, curve = int(self.active[engine]), self._curves[engine]
         self.latency_ms[engine] = curve[min(load, LOADS - 1)]

@@ -12,11 +12,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 
-import numpy as np
-
 from scheduler.config import SchedulerConfig
 from scheduler.messages import EngineId, EngineState
 from scheduler.policy.base import Drain, Memory, Requeue
+from scheduler.policy.fleet import fleet
 from scheduler.view import View
 
 MAX_DRAINS = 1_000
@@ -25,10 +24,10 @@ MAX_DRAINS = 1_000
 
 def note_drains(view: View, memory: Memory, now_ms: int, config: SchedulerConfig) -> Memory:
     """Memory with the times of all ordered drains, and of no others."""
-    engines, known = view.engines, {drain.engine: drain for drain in memory.drains}
-    ordered = np.flatnonzero(engines["drain_ordered"])[:MAX_DRAINS].tolist()
-    if not ordered and not known:
+    ordered = view.keep(fleet).ordered[:MAX_DRAINS]
+    if not ordered and not memory.drains:
         return memory
+    engines, known = view.engines, {drain.engine: drain for drain in memory.drains}
     coming = view.is_state(EngineState.STARTING) & ~engines["drain_ordered"]
     growing = {*engines["model"][coming].tolist()}
     drains: list[Drain] = []
@@ -54,6 +53,8 @@ def find_late(
 ) -> list[int]:
     """Rows of sessions to queue again, by id: on engines whose ordered drain took too long. Without those
     that migrate, those that the plan does something with (`busy`), and those of `lost` engines."""
+    if not memory.drains:
+        return []
     late_ms = now_ms - 1_000 * config.drain_timeout_s
     late = [drain.engine for drain in memory.drains if drain.since_ms <= late_ms and drain.engine not in lost]
     in_flight = view.sessions["in_flight"]

@@ -6,7 +6,7 @@ from scheduler.config import SchedulerConfig
 from scheduler.policy.base import Changes, Memory, Plan
 from scheduler.policy.board import Board
 from scheduler.policy.drains import find_late, note_drains, requeue_late
-from scheduler.policy.seating import Choose, arrival_order, seat
+from scheduler.policy.seating import Choose, Seats, arrival_order, seat
 from scheduler.policy.upkeep import (
     find_lost,
     make_room,
@@ -27,10 +27,13 @@ def plan_fixed(
     sizing = size_cluster(
         view, changes, memory, now_ms, lost=tuple(lost), model=config.model, num_engines=config.engines
     )
-    board = Board(view, closed={*lost, *sizing.draining})
-    seats = seat(board, arrival_order(view), choose)
-    late = find_late(view, memory, now_ms, config, lost=lost, busy=board.seated)
-    busy = {*board.seated, *late}
+    rows, busy = arrival_order(view), set[int]()
+    seats = Seats(actions=(), short=())
+    if rows:
+        board = Board(view, closed={*lost, *sizing.draining})
+        seats, busy = seat(board, rows, choose), board.seated
+    late = find_late(view, memory, now_ms, config, lost=lost, busy=busy)
+    busy = {*busy, *late}
     room = make_room(view, [row for row in seats.short if row not in busy], now_ms, busy=busy)
     upkeep = (*lost.values(), *requeue_orphans(view), *sweep(view, now_ms, config), *sizing.actions)
     return (*upkeep, *requeue_late(view, late), *seats.actions, *room), memory

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Generic, TypeVar
 
 from scheduler.policy.base import Sample
+
+Found = TypeVar("Found")
 
 RECENT_S = 10
 """What the rate of arrivals is read from at least: so many seconds, in which a burst counts at once."""
@@ -63,23 +66,33 @@ def arrival_rate(window: Sequence[Sample], now_s: int, horizon_s: float = 0.0) -
         return 0.0
     known_s = now_s - window[0].at_s + 1
     recent_s, long_s = min(known_s, RECENT_S), min(known_s, max(RECENT_S, SPANS * horizon_s))
-    recent, rate = (
-        _arrivals(window, now_s - recent_s),
-        _arrivals(window, now_s - long_s) / max(MIN_SPAN_S, long_s),
+    *_, last = window
+    past = _past_arrivals(window[:-1], now_s - recent_s, now_s - long_s)
+    recent, long = (
+        known + last.arrivals * (last.at_s > now_s - span_s)
+        for known, span_s in zip(past, (recent_s, long_s), strict=True)
     )
+    rate = long / max(MIN_SPAN_S, long_s)
     usual = rate * recent_s
     if abs(recent - usual) > SURPRISE * math.sqrt(max(1.0, usual)):
         return recent / max(MIN_SPAN_S, recent_s)
     return rate
 
 
-def _arrivals(window: Sequence[Sample], after_s: float) -> int:
-    first = bisect_right(window, after_s, key=lambda sample: sample.at_s)
-    return sum(sample.arrivals for sample in window[first:])
+def _arrivals(window: Sequence[Sample], *after_s: float) -> tuple[int, ...]:
+    """Later than each of these."""
+    firsts = (bisect_right(window, at_s, key=lambda sample: sample.at_s) for at_s in after_s)
+    return tuple(sum(sample.arrivals for sample in window[first:]) for first in firsts)
 
 
 def stop_rate(window: Sequence[Sample]) -> float:
     """μ: stops per active session and second."""
+    past, now = _past_stops(window[:-1]), _stops(window[-2:])
+    return (1.0 + past[0] + now[0]) / (PRIOR_ACTIVE_S + past[1] + now[1])
+
+
+def _stops(window: Sequence[Sample]) -> tuple[int, int]:
+    """(sessions that stopped, seconds for which sessions were active)"""
     stops, active_s = 0, 0
     for before, after in pairwise(window):
         demand = before.demand
@@ -87,7 +100,25 @@ def stop_rate(window: Sequence[Sample]) -> float:
         if stopped > 0:
             stops += stopped
         active_s += demand * (after.at_s - before.at_s)
-    return (1.0 + stops) / (PRIOR_ACTIVE_S + active_s)
+    return stops, active_s
+
+
+class _Latest(Generic[Found]):
+    """What a function said last, for who asks it the same again. There is a plan after each event, and of its
+    window only the last second differs from that of the plan before. To compare the others is quick, as they
+    are the same objects; to hash them is not."""
+
+    def __init__(self, compute: Callable[..., Found]) -> None:
+        self._compute = compute
+        self._last: tuple[tuple[object, ...], Found] | None = None
+
+    def __call__(self, *args: object) -> Found:
+        if self._last is None or self._last[0] != args:
+            self._last = args, self._compute(*args)
+        return self._last[1]
+
+
+_past_arrivals, _past_stops = _Latest(_arrivals), _Latest(_stops)
 
 
 def forecast(rates: Churn, demand: int, horizon_s: float) -> Forecast:

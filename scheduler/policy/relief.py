@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.policy.base import Migrate
+from scheduler.policy.base import Memory, Migrate
 from scheduler.policy.board import MAX_MOVES, MAX_MOVES_PER_ENGINE, Board, move_costs_ms
 from scheduler.policy.forecast import Churn
-from scheduler.policy.lives import bucket_of
+from scheduler.policy.lives import bucket_of, remaining_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +59,13 @@ class Relief:
         rules: MoveRules,
         *,
         churn: Churn,
-        lives_s: tuple[float, ...],
+        memory: Memory,
         now_ms: int,
     ) -> None:
-        """churn: of the sessions that want chunks. lives_s: see `remaining_s`."""
+        """churn: of the sessions that want chunks. memory: what is known of how long they live."""
         fits = board.fitting(model)
         self._board, self._rules, self._churn = board, rules, churn
-        self._lives_s, self._now_ms = lives_s, now_ms
+        self._memory, self._now_ms = memory, now_ms
         self._num_engines = int(np.count_nonzero(fits))
         self._sources_ms: NDArray[np.float64] = np.where(fits, board.latency_ms, -np.inf)
         """Latency of engines that may be relieved."""
@@ -141,7 +141,7 @@ class Relief:
         has evened out: where somebody does, each chunk counts, and who comes next would run dry as well."""
         view = self._board.view
         age_ms = self._now_ms - int(view.sessions["created_ms"][session])
-        left_s = min(self._rules.horizon_s, self._lives_s[bucket_of(age_ms)])
+        left_s = min(self._rules.horizon_s, remaining_s(self._memory)[bucket_of(age_ms)])
         if not self._runs_dry(source):
             left_s = min(left_s, self._uneven_s(source))
         return left_s * 1000 / max(1.0, float(view.engines["play_ms"][source]))

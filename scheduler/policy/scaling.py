@@ -49,7 +49,7 @@ def plan_scaled(
     themselves, a second. hold_ms: see `steer`."""
     memory = note_drains(view, note_changes(view, changes, memory, now_ms), now_ms, config)
     lost = find_lost(view, changes, config)
-    board = Board(view, closed={*lost, *memory.closing})
+    board = Board(view, closed={*lost, *memory.closing} if lost else memory.closing)
     seats = arrange(board, memory.closing, choose, urgency)
     steering = Steering(num_engines=0, closing=(), release=())  # nobody looks at it: a loss is seen to first
     if not lost:

@@ -13,7 +13,8 @@ from scheduler.fairness import standings
 from scheduler.messages import EngineId, EngineState, Residence
 from scheduler.policy.base import Activate, Migrate, Place, Suspend
 from scheduler.policy.board import MAX_MOVES, MAX_MOVES_PER_ENGINE, Board
-from scheduler.view import ENGINE_STATES, NEVER_MS, RESIDENCES, View
+from scheduler.policy.fleet import fleet
+from scheduler.view import ENGINE_STATES, RESIDENCES, View
 
 Choose = Callable[[Board, NDArray[np.bool_]], int]
 """(board, mask of candidates, one at least) → the engine for one more session. Ties go to the smaller id."""
@@ -38,7 +39,7 @@ def seat(board: Board, rows: Iterable[int], choose: Choose) -> Seats:
 
     Who is on an engine that is still usable stays there. An idle session needs a place, but no slot.
     """
-    sessions = board.view.sessions
+    sessions, usable, room = board.view.sessions, board.usable, board.room
     active, own, model = sessions["active"], sessions["engine"], sessions["model"]
     fitting: dict[int, NDArray[np.bool_]] = {}
     actions: list[Moves] = []
@@ -52,11 +53,11 @@ def seat(board: Board, rows: Iterable[int], choose: Choose) -> Seats:
             short.append(row)
             continue
         at = int(own[row])
-        if is_active and at >= 0 and board.usable[at] and board.room[at] > 0:
+        if is_active and at >= 0 and usable[at] and room[at] > 0:
             actions.append(board.activate(row, "active again, and its engine has a free slot"))
             continue
-        fits = fitting[kind] & (board.room > 0) if is_active else fitting[kind]
-        if fits.any():
+        fits = fitting[kind] & (room > 0) if is_active else fitting[kind]
+        if np.count_nonzero(fits):
             best = choose(board, fits)
             actions.append(board.place(row, best, _why(board, best)))
         elif is_active:
@@ -76,12 +77,14 @@ def waiting(view: View) -> tuple[list[int], list[int]]:
     It is the order that `StoreReader.queue` tells clients.
     """
     sessions = view.sessions
-    order = sessions["queue_order"]
-    rows = [row for row in view.queued if sessions["left_ms"][row] == NEVER_MS]
-    rows.sort(key=lambda row: (order[row], sessions.ids[row]))
-    if rows and view.controlled:
-        rows = _in_turn(view, rows)
-    return [row for row in rows if order[row] < 0], [row for row in rows if order[row] >= 0]
+    if not view.line:
+        return [], []
+    find, deserted = sessions.rows, view.deserted
+    line = [(order, row) for order, id in view.line if (row := find[id]) not in deserted]
+    if line and view.controlled:
+        rows, order = _in_turn(view, [row for _, row in line]), sessions["queue_order"]
+        line = [(int(order[row]), row) for row in rows]
+    return [row for order, row in line if order < 0], [row for order, row in line if order >= 0]
 
 
 def _in_turn(view: View, rows: Sequence[int]) -> list[int]:
@@ -100,11 +103,13 @@ def _in_turn(view: View, rows: Sequence[int]) -> list[int]:
 
 def draining(view: View) -> list[int]:
     """Engines that sessions must leave."""
-    return [int(row) for row in np.flatnonzero(view.is_state(EngineState.DRAINING))]
+    return list(view.keep(fleet).draining)
 
 
 def leavers(view: View, engines: Collection[int]) -> list[int]:
     """Sessions of these engines, by id, without those that migrate already."""
+    if not engines:
+        return []
     in_flight = view.sessions["in_flight"]
     return view.by_id(row for engine in engines for row in view.members[engine] if not in_flight[row])
 
@@ -118,6 +123,8 @@ def arrival_order(view: View) -> list[int]:
 
 def active_again(view: View, leaving: Collection[int]) -> list[int]:
     """Sessions that are active without a slot, by id, less those of engines that everybody leaves."""
+    if not view.wanting:
+        return []
     engine, in_flight = view.sessions["engine"], view.sessions["in_flight"]
     return view.by_id(row for row in view.wanting if engine[row] not in leaving and not in_flight[row])
 
@@ -176,7 +183,7 @@ def arrange(
     view = board.view
     rows = [view.engines.find(id) for id in closing]
     leaving = sorted({*draining(view), *(row for row in rows if row is not None)})
-    moves, rest = empty_engines(board, leaving, choose)
+    moves, rest = empty_engines(board, leaving, choose) if leaving else ([], [])
     returners, starts = waiting(view)
     again = active_again(view, leaving)
     if urgency is not None:

@@ -27,13 +27,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.config import SchedulerConfig
-from scheduler.messages import EngineState
+from scheduler.messages import EngineId
 from scheduler.policy.autoscale import demand_of, note_demand
 from scheduler.policy.base import Changes, Memory, Migrate, Plan
 from scheduler.policy.board import Board
 from scheduler.policy.fixed import fastest
+from scheduler.policy.fleet import fleet, usable
 from scheduler.policy.forecast import Churn, churn, forecast
-from scheduler.policy.lives import note_lives, remaining_s
+from scheduler.policy.lives import note_lives
 from scheduler.policy.relief import MoveRules, Relief
 from scheduler.policy.scaling import plan_scaled
 from scheduler.view import View
@@ -95,51 +96,62 @@ class Slack:
         """Engines wanted: at least so many that all of now and `margin` find slots, and that latency stays
         within `utilisation` for those of now who are still there when an engine is ready; of those that there
         are, not fewer than keep it so for all of now, and find slots for `keep` more."""
-        demand, engines = demand_of(board.view, config.model), board.view.engines
-        rows = np.flatnonzero(board.usable)
-        if not len(rows):
+        view = board.view
+        demand, engines = demand_of(view, config.model), view.engines
+        in_time, slots = view.keep(_tallies, self.utilisation, *board.closed)
+        if not slots:
             return max(len(engines), min(1, demand))
-        in_time = _tally(self._fit(board.view)[rows])
         now = _count(in_time, demand)
         if not self.forecasts or memory.start_ms <= 0:
             return now
         start_s = memory.start_ms / 1000
         coming = forecast(rates, demand, start_s)
         margin = self.margin / (1.0 + self.turnover * rates.stops * start_s)
-        slots = _tally(engines["capacity"][rows])
         out = _count(slots, max(demand, coming.mean + margin * coming.deviation))
         out = max(out, _count(in_time, coming.staying))
         keep = max(now, _count(slots, coming.mean + (margin + self.keep) * coming.deviation))
-        going = engines["drain_ordered"] | board.view.is_state(EngineState.DRAINING)
-        return max(out, min(keep, len(engines) - int(np.count_nonzero(going))))
-
-    def _fit(self, view: View) -> NDArray[np.float64]:
-        """Sessions that each engine serves on average, where some have one more than others, within
-        `utilisation` and its capacity; at least one."""
-        engines = view.engines
-        limit_ms, rows = self.utilisation * engines["play_ms"], np.arange(len(engines))
-        capacity = engines["capacity"]
-        curves = engines["round_ms"][:, : 1 + int(capacity.max())]
-        within = np.maximum((curves[:, 1:] <= limit_ms[:, None]).sum(axis=1), 1)
-        more = np.minimum(within + 1, curves.shape[1] - 1)
-        step_ms = curves[rows, more] - curves[rows, within]
-        part = np.clip((limit_ms - curves[rows, within]) / np.maximum(step_ms, 1e-6), 0.0, 1.0)
-        fit: NDArray[np.float64] = np.minimum(within + part, capacity)
-        return fit
+        return max(out, min(keep, len(engines) - view.keep(fleet).num_going))
 
     def _relieve(self, board: Board, memory: Memory, rates: Churn, now_ms: int) -> list[Migrate]:
         if not self.migrates:
             return []
-        lives_s = remaining_s(memory)
         found: list[Migrate] = []
         for model in (board.view.models.index(name) for name in sorted(board.view.models)):
-            relief = Relief(board, model, self.moves, churn=rates, lives_s=lives_s, now_ms=now_ms)
+            relief = Relief(board, model, self.moves, churn=rates, memory=memory, now_ms=now_ms)
             found += relief.moves()
         return found
 
 
-def _tally(fits: NDArray[Any]) -> list[tuple[float, int]]:
-    """(sessions that an engine serves, in eighths; engines that do), most sessions first."""
+Tally = list[tuple[float, int]]
+"""(sessions that an engine serves, in eighths; engines that do), most sessions first."""
+
+
+def _tallies(view: View, utilisation: float, *closed: EngineId) -> tuple[Tally, Tally]:
+    """Of the engines that may get sessions: by how many they serve in time, by their slots. To be kept."""
+    rows = np.flatnonzero(view.keep(usable, *closed))
+    return (
+        (_tally(_fit(view, utilisation)[rows]), _tally(view.engines["capacity"][rows]))
+        if len(rows)
+        else ([], [])
+    )
+
+
+def _fit(view: View, utilisation: float) -> NDArray[np.float64]:
+    """Sessions that each engine serves on average, where some have one more than others, within
+    `utilisation` and its capacity; at least one."""
+    engines = view.engines
+    limit_ms, rows = utilisation * engines["play_ms"], np.arange(len(engines))
+    capacity = engines["capacity"]
+    curves = engines["round_ms"][:, : 1 + int(capacity.max())]
+    within = np.maximum((curves[:, 1:] <= limit_ms[:, None]).sum(axis=1), 1)
+    more = np.minimum(within + 1, curves.shape[1] - 1)
+    step_ms = curves[rows, more] - curves[rows, within]
+    part = np.clip((limit_ms - curves[rows, within]) / np.maximum(step_ms, 1e-6), 0.0, 1.0)
+    fit: NDArray[np.float64] = np.minimum(within + part, capacity)
+    return fit
+
+
+def _tally(fits: NDArray[Any]) -> Tally:
     numbers = np.bincount((8 * fits).astype(np.int64))
     return [(eighths / 8, int(numbers[eighths])) for eighths in np.flatnonzero(numbers)[::-1].tolist()]
 

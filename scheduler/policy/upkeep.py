@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.config import SchedulerConfig
-from scheduler.messages import DesiredEngine, EngineId, EngineState, Phase, Residence
+from scheduler.messages import DesiredEngine, EngineId, EngineState, Phase
 from scheduler.policy.base import (
     Action,
     Changes,
@@ -23,6 +24,7 @@ from scheduler.policy.base import (
     Suspend,
     Sweep,
 )
+from scheduler.policy.fleet import fleet
 from scheduler.view import NO_ENGINE, View
 
 RELOAD_GRACE_MS = 3_000
@@ -53,10 +55,14 @@ def find_lost(view: View, changes: Changes, config: SchedulerConfig) -> dict[Eng
     Silence only counts while Redis was reachable and its clock not set: after that every engine gets three
     heartbeats, and at least the timeout, to be heard again, and one that starts its whole time limit.
     """
-    engines, read_ms = view.engines, view.read_ms
+    engines, read_ms, known = view.engines, view.read_ms, view.keep(fleet)
     grace_ms = max(3 * config.heartbeat_ms, config.heartbeat_timeout_ms)
     if read_ms - changes.reachable_ms < grace_ms:
         return {}
+    first_ms = max(known.asked_ms, changes.reachable_ms)
+    if known.heard_ms >= read_ms - config.heartbeat_timeout_ms and known.deadline_ms >= read_ms:
+        if first_ms >= read_ms - config.start_timeout_ms:
+            return {}
     starting, deadline_ms = view.is_state(EngineState.STARTING), engines["deadline_ms"]
     is_silent = ~starting & (engines["heartbeat_ms"] < read_ms - config.heartbeat_timeout_ms)
     started_ms = np.maximum(engines["started_ms"], changes.reachable_ms)
@@ -82,6 +88,8 @@ def find_lost(view: View, changes: Changes, config: SchedulerConfig) -> dict[Eng
 
 def sweep(view: View, now_ms: int, config: SchedulerConfig) -> list[Action]:
     """Close queued sessions whose connection left retain_s ago."""
+    if not view.deserted:
+        return []
     sessions = view.sessions
     left_ms = sessions["left_ms"]
     limit_ms = config.retain_s * 1_000
@@ -91,7 +99,7 @@ def sweep(view: View, now_ms: int, config: SchedulerConfig) -> list[Action]:
             left_ms=int(left_ms[row]),
             why=f"its connection left {now_ms - left_ms[row]} ms ago, limit {limit_ms} ms",
         )
-        for row in view.by_id(row for row in view.queued if left_ms[row] <= now_ms - limit_ms)
+        for row in view.by_id(row for row in view.deserted if left_ms[row] <= now_ms - limit_ms)
     ]
 
 
@@ -100,7 +108,7 @@ def make_room(
     short: Sequence[int],
     now_ms: int,
     *,
-    busy: Collection[int] = (),
+    busy: AbstractSet[int] = frozenset(),
     ahead: Mapping[str, int] = MappingProxyType({}),
     is_patient: bool = False,
 ) -> list[Action]:
@@ -114,32 +122,23 @@ def make_room(
     keeps its place, and so its state, because slots are about to come.
     """
     soon = {model for model, number in ahead.items() if number}
-    if not short and not soon:
+    if not short and not (soon and view.idlers):
         return []
-    sessions, models, placed = view.sessions, view.sessions["model"], view.is_phase(Phase.PLACED)
-    gone = sessions["left_ms"] <= now_ms - RELOAD_GRACE_MS
-    can_leave = placed & view.is_residence(Residence.RESIDENT) & ~sessions["in_flight"]
-    candidates = _on_ready_engines(view, can_leave & (gone | ~sessions["active"]))
-    if busy and len(candidates):
-        candidates = np.array([row for row in candidates.tolist() if row not in busy], dtype=np.intp)
-    if not short and not len(candidates):
-        return []
-    active_ms = sessions["active_ms"]
+    sessions, models = view.sessions, view.sessions["model"]
+    active_ms, left_ms = sessions["active_ms"], sessions["left_ms"]
     overdue = {row for row in short if row in view.wanting and active_ms[row] < now_ms - MAX_WAIT_MS}
-    on_its_way = _on_ready_engines(view, placed & view.is_residence(Residence.LEAVING))
     actions: list[Action] = []
     for name in sorted({view.models[models[row]] for row in short} | soon & {*view.models}):
         model = view.models.index(name)
         rows = [row for row in short if models[row] == model]
-        coming = int(np.count_nonzero(models[on_its_way] == model))
-        able = candidates[models[candidates] == model]
-        leaving = _first(view, able, gone[able], len(rows) + ahead.get(name, 0) - coming)
+        coming = len(_on_ready_engines(view, view.leavers, model))
+        leaving = _idlest(view, model, now_ms, len(rows) + ahead.get(name, 0) - coming, busy)
         actions += [
             Suspend(
                 session=sessions.ids[row],
                 expect_epoch=int(sessions["epoch"][row]),
                 why=("others wait for a slot, and " if rows else "others will soon need a slot, and ")
-                + ("nobody watches it" if gone[row] else "it is idle"),
+                + ("nobody watches it" if left_ms[row] <= now_ms - RELOAD_GRACE_MS else "it is idle"),
             )
             for row in leaving
         ]
@@ -151,12 +150,25 @@ def make_room(
     return actions
 
 
-def _on_ready_engines(view: View, mask: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """Those of these session rows whose engine is ready."""
-    rows = mask.nonzero()[0]
-    engines = view.sessions["engine"][rows]
-    rows, engines = rows[engines != NO_ENGINE], engines[engines != NO_ENGINE]
-    found: NDArray[np.intp] = rows[view.is_state(EngineState.READY)[engines]]
+def _idlest(view: View, model: int, now_ms: int, number: int, busy: AbstractSet[int]) -> list[int]:
+    """Rows of so many sessions of a model that can leave their slot."""
+    if number <= 0 or not view.idlers:
+        return []
+    rows = _on_ready_engines(view, view.idlers - busy, model)
+    gone = view.sessions["left_ms"][rows] <= now_ms - RELOAD_GRACE_MS
+    could = gone | ~view.sessions["active"][rows]
+    return _first(view, rows[could], gone[could], number)
+
+
+def _on_ready_engines(view: View, rows: AbstractSet[int], model: int) -> NDArray[np.intp]:
+    """Those of these session rows, of a model, whose engine is ready."""
+    found: NDArray[np.intp] = np.fromiter(rows, np.intp, len(rows))
+    if not len(found):
+        return found
+    engines = view.sessions["engine"][found]
+    there = (engines != NO_ENGINE) & (view.sessions["model"][found] == model)
+    there[there] = view.is_state(EngineState.READY)[engines[there]]
+    found = found[there]
     return found
 
 
@@ -176,6 +188,8 @@ def _first(view: View, rows: NDArray[np.intp], gone: NDArray[np.bool_], number: 
 
 def requeue_orphans(view: View) -> list[Action]:
     """Take back sessions whose engine has no record any more."""
+    if not view.orphans:
+        return []
     sessions = view.sessions
     return [
         Requeue(session=sessions.ids[row], expect_epoch=int(sessions["epoch"][row]), why="engine_lost")
@@ -237,6 +251,9 @@ class Sizing:
     """Engines that may not get sessions from this plan on."""
 
 
+AS_IT_IS = Sizing(actions=(), draining=frozenset())
+
+
 def size_cluster(
     view: View,
     changes: Changes,
@@ -255,17 +272,17 @@ def size_cluster(
     one is replaced by the plan after the one that loses it, which knows how it died.
     """
     if lost:
-        return Sizing(actions=(), draining=frozenset())
-    engines = view.engines
-    is_draining, is_desired = view.is_state(EngineState.DRAINING), engines["desired"]
-    going = engines["drain_ordered"] | is_draining
+        return AS_IT_IS
+    engines, known = view.engines, view.keep(fleet)
+    is_draining, is_desired, going = view.is_state(EngineState.DRAINING), engines["desired"], known.going
+    number = len(engines) - known.num_going
     if release:
+        going = going.copy()
         going[list(release)] = True
-    number = len(engines) - int(np.count_nonzero(going))
+        number = len(engines) - int(np.count_nonzero(going))
     missing = max(0, num_engines - number) if now_ms >= memory.retry_ms else 0
-    if not missing and number <= num_engines and not going.any():
-        if is_desired.all() and len(view.desired) == len(engines):
-            return Sizing(actions=(), draining=frozenset())
+    if not missing and number <= num_engines and number == len(engines) and known.is_as_desired:
+        return AS_IT_IS
     keep = set(np.flatnonzero(~going).tolist())
     keep -= _surplus(view, sorted(keep), len(keep) - num_engines)
     drains = [r for r in np.flatnonzero(view.is_state(EngineState.READY)).tolist() if r not in keep]

@@ -21,7 +21,7 @@ from scheduler.messages import (
     SessionRecord,
 )
 from scheduler.table import ClusterTable, build_table
-from scheduler.view import LOADS, NO_ENGINE
+from scheduler.view import LOADS, NEVER_MS, NO_ENGINE
 from tests.scheduler.policy.worlds import engine, session
 
 COSTS = EngineCosts(
@@ -151,9 +151,30 @@ def test_what_is_counted_is_what_the_rows_say(seed: int) -> None:
     assert view.orphans == {row for row in rows if placed[row] and s["engine"][row] == NO_ENGINE}
     away = {row for row in rows if placed[row] and s["active"][row] and not holds[row]}
     assert view.wanting == away - view.orphans
+    left, still = s["left_ms"] != NEVER_MS, placed & (s["residence"] == 0) & ~s["in_flight"]
+    assert view.idlers == set(np.flatnonzero(still & (left | ~s["active"])).tolist())
+    assert view.leavers == set(np.flatnonzero(placed & (s["residence"] == 1)).tolist())
+    assert view.deserted == set(np.flatnonzero(~placed & left).tolist())
+    assert view.line == sorted((s["queue_order"][row], s.ids[row]) for row in view.queued)
     kept = {record.id: record for record in sessions}.values()
     subjects = [r.subject for r in kept if r.subject and r.left_ms is None and r.phase is not Phase.CLOSED]
     assert view.controlled == Counter(subjects)
+
+
+def test_a_view_is_made_anew_when_what_it_says_changes() -> None:
+    """One that was taken before keeps its time and its desired set, as who compares them expects."""
+    table = build_table([engine("e_1")], [session("s_1", "e_1")], ())
+    first = table.view()
+    table.put_session(session("s_1", "e_1", active=False))
+    assert table.view() is first and first.idlers
+    table.read_ms = 5
+    second = table.view()
+    table.desired = (DesiredEngine(id=EngineId("e_1"), model="a"),)
+    third = table.view()
+    assert [view.read_ms for view in (first, second, third)] == [0, 5, 5]
+    assert [len(view.desired) for view in (first, second, third)] == [0, 0, 1]
+    table.put_session(session("s_2"))
+    assert list(table.view().sessions["active"]) == [False, True]
 
 
 def test_columns_hold_the_records() -> None:
