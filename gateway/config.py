@@ -46,7 +46,7 @@ class GatewayConfig:
     address_requests_per_s: int = 100
     """Requests and connections from one address beyond loopback, ten times as many at once."""
     address_connections: int = 256
-    """Open connections of one address beyond loopback; more are answered with 429."""
+    """Open connections of one address beyond loopback; more are answered with 429, with TLS closed."""
     trust_proxy: bool = False
     """Behind a reverse proxy: take a client's address from the last entry of X-Forwarded-For."""
     tls_cert: str | None = None
@@ -72,9 +72,9 @@ class GatewayConfig:
     queue_limit: int = 64
     """Sessions of one model that may wait; more are refused with error capacity."""
     max_connections: int = 4096
-    """Open connections, all kinds; more are answered with 503."""
+    """Open connections, all kinds; more are answered with 503, with TLS closed."""
     start_timeout_s: float = 10.0
-    """For a complete request on a new connection; one that never speaks is closed."""
+    """For a complete request on a new connection, before it for a TLS handshake; who is silent is closed."""
     first_message_timeout_s: float = 60.0
     """A WebSocket on which nothing ever arrives is closed with 4408."""
     send_timeout_s: float = 5.0

@@ -37,6 +37,9 @@ logger = logging.getLogger("gateway.listener")
 TCP_NOTSENT_LOWAT = 25
 """Linux; not in every Python's socket module."""
 RETRY_AFTER = ("Retry-After", "1")
+BACKLOG = 512
+ACCEPT_AGAIN_S = 0.5
+"""After connections could not be accepted."""
 
 HolderOf = Callable[[str, Request | None], str | None]
 """Whose a peer's connection is, before (None) and after a request's head; None: nobody's that is limited."""
@@ -89,28 +92,78 @@ class Listener:
         self._tls = tls
         self.connections: set[HttpConnection] = set()
         self.places = Places(self.limits.address_connections)
-        self._server: asyncio.Server | None = None
+        self._accepting: list[asyncio.Task[None]] = []
         self._gone = asyncio.Event()
 
     async def start(self, host: str, port: int) -> int:
         """Bind and listen. Returns the port, which the system chooses when `port` is 0. Raises OSError."""
         loop = asyncio.get_running_loop()
-        timeout_s = self.limits.request_timeout_s if self._tls is not None else None
-        self._server = await loop.create_server(
-            lambda: HttpConnection(self),
-            host,
-            port,
-            backlog=512,
-            ssl=self._tls,
-            ssl_handshake_timeout=timeout_s,
-        )
-        bound: int = self._server.sockets[0].getsockname()[1]
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        sockets: list[socket.socket] = []
+        try:
+            for family, *_, address in found:
+                sockets.append(socket.create_server(address, family=family, backlog=BACKLOG))
+        except OSError:
+            for listening in sockets:
+                listening.close()
+            raise
+        self._accepting = [loop.create_task(self._accept(listening)) for listening in sockets]
+        bound: int = sockets[0].getsockname()[1]
         return bound
+
+    async def _accept(self, listening: socket.socket) -> None:
+        """Until cancelled. Not by asyncio's server: it would tell of a connection only once TLS is agreed on,
+        and until then it would count for no limit."""
+        listening.setblocking(False)
+        with listening:
+            while True:
+                try:
+                    accepted, address = await asyncio.get_running_loop().sock_accept(listening)
+                except OSError as exc:  # too many open files, or the peer is gone already
+                    logger.warning("a connection can't be accepted: %s", exc)
+                    await asyncio.sleep(ACCEPT_AGAIN_S)
+                else:
+                    self._take_in(accepted, str(address[0]))
+
+    def _take_in(self, accepted: socket.socket, peer: str) -> None:
+        connection = HttpConnection(self, accepted, peer)
+        if len(self.connections) >= self.limits.max_connections:
+            self.count_refused(Refused.ALL)
+            self._turn_away(
+                accepted, text_response(503, "too many connections; try again later", RETRY_AFTER)
+            )
+        elif (refusal := connection.take_place(None)) is not None:
+            self._turn_away(accepted, refusal)
+        else:
+            self.connections.add(connection)
+            connection.opening = asyncio.get_running_loop().create_task(self._open(accepted, connection))
+
+    def _turn_away(self, accepted: socket.socket, refusal: Response) -> None:
+        """At once, whatever it asks; over TLS without an answer, which would be much more work."""
+        with accepted, contextlib.suppress(OSError):
+            if self._tls is not None:
+                return
+            accepted.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                accepted.recv(self.limits.head_bytes)  # unread, it would turn the close into a reset
+            accepted.send(_whole(h11.Connection(h11.SERVER), _closing(refusal)))
+
+    async def _open(self, accepted: socket.socket, connection: HttpConnection) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: connection,
+                accepted,
+                ssl=self._tls,
+                ssl_handshake_timeout=self.limits.request_timeout_s if self._tls is not None else None,
+            )
+        except OSError as exc:
+            logger.debug("%s: no connection: %s", connection.peer, exc)
+        connection.receive_opened()
 
     def stop_accepting(self) -> None:
         """Refuse new connections and drop idle ones; answers and WebSockets under way live on."""
-        if self._server is not None:
-            self._server.close()
+        for task in self._accepting:
+            task.cancel()
         for connection in tuple(self.connections):
             connection.close_if_idle()
 
@@ -128,11 +181,10 @@ class Listener:
     async def close(self) -> None:
         """Stop accepting and drop what is still open."""
         self.stop_accepting()
-        tasks = []
+        tasks = [*self._accepting]
         for connection in tuple(self.connections):
             connection.abort()
-            if connection.task is not None:
-                tasks.append(connection.task)
+            tasks += [task for task in (connection.opening, connection.task) if task is not None]
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
@@ -141,11 +193,15 @@ class HttpConnection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, listener: Listener, accepted: socket.socket, peer: str) -> None:
+        """`peer`: the address of the other end."""
         self._listener = listener
         self._limits = listener.limits
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=listener.limits.head_bytes)
-        self._peer = ""
+        self._accepted = accepted
+        self.peer = peer
+        self._is_made = False
+        """Is there a transport?"""
         self._holder: str | None = None
         """Who has a place taken for this connection."""
         self._request: Request | None = None
@@ -155,22 +211,16 @@ class HttpConnection(asyncio.Protocol):
         self._writable = asyncio.Event()
         self._writable.set()
         self._timer: asyncio.TimerHandle | None = None
+        self.opening: asyncio.Task[None] | None = None
+        """Until there is a transport: with TLS, while the handshake lasts."""
         self.task: asyncio.Task[None] | None = None
 
     # --- asyncio.Protocol ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's transports do not derive from it
+        self._is_made = True
         _set_buffers(self.transport, self._limits)
-        peername = transport.get_extra_info("peername")
-        self._peer = str(peername[0]) if peername else ""
-        if len(self._listener.connections) >= self._limits.max_connections:
-            self._listener.count_refused(Refused.ALL)
-            self._refuse(text_response(503, "too many connections; try again later", RETRY_AFTER))
-            return
-        if not self._take_place(None):
-            return
-        self._listener.connections.add(self)
         self._restart_timer()
 
     def data_received(self, data: bytes) -> None:
@@ -190,6 +240,12 @@ class HttpConnection(asyncio.Protocol):
             return False
         # A client may half-close after its request and still read the answer.
         return self.task is not None
+
+    def receive_opened(self) -> None:
+        """The transport was there, or will never be."""
+        self.opening = None
+        if not self._is_made:
+            self.connection_lost(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._listener.forget(self)
@@ -213,8 +269,10 @@ class HttpConnection(asyncio.Protocol):
             self._websocket.resume_writing()
 
     def close_if_idle(self) -> None:
-        """Close between two requests."""
-        if self._websocket is None and self.task is None:
+        """Close before the first request or between two."""
+        if not self._is_made:
+            self.abort()
+        elif self._websocket is None and self.task is None:
             self._close()
 
     def _close(self) -> None:
@@ -228,18 +286,20 @@ class HttpConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Drop the connection at once."""
-        self.transport.abort()
+        if self._is_made:
+            self.transport.abort()
+            return
+        with contextlib.suppress(OSError):  # it is gone
+            self._accepted.shutdown(socket.SHUT_RDWR)  # and so is the handshake
 
     # --- places ---
 
-    def _take_place(self, request: Request | None) -> bool:
-        """One of who comes now, who may be another than before on a proxy's connection. False: refused."""
-        if self._hold(self._listener.holder_of(self._peer, request)):
-            return True
+    def take_place(self, request: Request | None) -> Response | None:
+        """One of who comes now, on a proxy's connection perhaps another than before; or why there is none."""
+        if self._hold(self._listener.holder_of(self.peer, request)):
+            return None
         self._listener.count_refused(Refused.ADDRESS)
-        refusal = text_response(429, "too many connections from this address", RETRY_AFTER)
-        self._refuse(refusal, head=request is not None and request.method == "HEAD")
-        return False
+        return text_response(429, "too many connections from this address", RETRY_AFTER)
 
     def _hold(self, holder: str | None) -> bool:
         """Take a place of `holder` instead of the one before. False: there is none, and then none is held."""
@@ -276,14 +336,15 @@ class HttpConnection(asyncio.Protocol):
                     return
 
     def _begin(self, event: h11.Request) -> None:
-        request = _to_request(event, self._peer)
+        request = _to_request(event, self.peer)
         if _head_bytes(event) > self._limits.head_bytes:  # h11 only limits heads that come in pieces
             self._refuse(text_response(431, "the request head is too large"))
             return
         if (refusal := self._listener.application.check(request)) is not None:
             self._refuse(refusal, head=request.method == "HEAD")
             return
-        if not self._take_place(request):
+        if (refusal := self.take_place(request)) is not None:
+            self._refuse(refusal, head=request.method == "HEAD")
             return
         if "websocket" in (request.header("upgrade") or "").lower():
             self._upgrade(request)
@@ -324,7 +385,7 @@ class HttpConnection(asyncio.Protocol):
         self._h11.start_next_cycle()
         self._request = None
         self._heard = False
-        self._hold(self._listener.holder_of(self._peer, None))  # a proxy's is nobody's between two requests
+        self._hold(self._listener.holder_of(self.peer, None))  # a proxy's is nobody's between two requests
         self._restart_timer()
         self.transport.resume_reading()
         try:
@@ -341,11 +402,9 @@ class HttpConnection(asyncio.Protocol):
         await self._send_stream(response, response.body, head=head)
 
     def _send_whole(self, response: Response, *, head: bool) -> None:
-        assert isinstance(response.body, bytes)
-        self._send(_head(response, len(response.body)))
-        if response.body and not head:
-            self._send(h11.Data(data=response.body))
-        self._send(h11.EndOfMessage())
+        data = _whole(self._h11, response, head=head)
+        if not self.transport.is_closing():
+            self.transport.write(data)
 
     async def _send_stream(
         self, response: Response, body: AsyncGenerator[bytes, None], *, head: bool
@@ -361,9 +420,8 @@ class HttpConnection(asyncio.Protocol):
     def _refuse(self, response: Response, *, head: bool = False) -> None:
         """Answer before the request is complete, then close: the rest of it is not worth reading."""
         if self._h11.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            closing = replace(response, headers=(*response.headers, ("Connection", "close")))
             with contextlib.suppress(h11.LocalProtocolError):
-                self._send_whole(closing, head=head)
+                self._send_whole(_closing(response), head=head)
         self._close()
 
     def _send(self, event: h11.Event) -> None:
@@ -458,6 +516,19 @@ def _select_subprotocol(_protocol: ServerProtocol, offered: Sequence[Subprotocol
     if names:
         raise NegotiationError(f"none of the offered subprotocols is served; use {' or '.join(CODECS)}")
     return None
+
+
+def _closing(response: Response) -> Response:
+    return replace(response, headers=(*response.headers, ("Connection", "close")))
+
+
+def _whole(connection: h11.Connection, response: Response, *, head: bool = False) -> bytes:
+    """A response whose body is known. Raises LocalProtocolError."""
+    assert isinstance(response.body, bytes)
+    events: list[h11.Event] = [_head(response, len(response.body)), h11.EndOfMessage()]
+    if response.body and not head:
+        events.insert(1, h11.Data(data=response.body))
+    return b"".join(connection.send(event) or b"" for event in events)
 
 
 def _head(response: Response, length: int | None) -> h11.Response:

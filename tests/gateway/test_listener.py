@@ -466,12 +466,58 @@ async def test_pings_of_a_peer_that_does_not_read_do_not_pile_up() -> None:
         writer.transport.abort()
 
 
-async def test_a_close_over_tls_ends_the_connection(tmp_path: Path) -> None:
-    """TLS has no half-closed connections: a browser would wait for one that never ends."""
-    cert, key = await make_certificate(tmp_path)
+async def make_tls(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """(the server's, of a client that trusts it)."""
+    cert, key = await make_certificate(folder)
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(cert, key)
-    trust = ssl.create_default_context(cafile=str(cert))
+    return tls, ssl.create_default_context(cafile=str(cert))
+
+
+@pytest.mark.parametrize(
+    ("limits", "limit"),
+    [
+        (ListenerLimits(address_connections=2), Refused.ADDRESS),
+        (ListenerLimits(max_connections=2), Refused.ALL),
+    ],
+    ids=["address", "all"],
+)
+async def test_a_tls_handshake_takes_a_place(tmp_path: Path, limits: ListenerLimits, limit: Refused) -> None:
+    """Who says nothing has as many connections as who speaks; another is closed without an answer."""
+    tls, trust = await make_tls(tmp_path)
+    refused: list[Refused] = []
+
+    def holder_of(peer: str, _request: Request | None) -> str:
+        return peer
+
+    async with listening(limits, tls=tls, holder_of=holder_of, count_refused=refused.append) as (_app, port):
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        assert await asyncio.wait_for(talk(port, b""), 10) == b""
+        assert refused == [limit]
+        reader, writer = silent.pop()
+        writer.write_eof()
+        assert await reader.read() == b""
+        writer.close()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trust)
+        writer.write(ask("/x"))
+        assert b"200 OK" in await reader.read()
+        writer.close()
+    for reader, writer in silent:  # the listener closed, and has not waited for it
+        assert await reader.read() == b""
+        writer.close()
+
+
+@pytest.mark.parametrize("hello", [b"", b"\x16\x03\x01\x02\x00\x01"], ids=["nothing", "half a hello"])
+async def test_a_tls_handshake_has_a_time_limit(tmp_path: Path, hello: bytes) -> None:
+    """Whatever was sent of it."""
+    tls, _trust = await make_tls(tmp_path)
+    async with listening(ListenerLimits(request_timeout_s=0.2), tls=tls) as (_app, port):
+        assert await asyncio.wait_for(talk(port, hello), 10) == b""
+
+
+async def test_a_close_over_tls_ends_the_connection(tmp_path: Path) -> None:
+    """TLS has no half-closed connections: a browser would wait for one that never ends."""
+    tls, trust = await make_tls(tmp_path)
     async with listening(sockets=SocketLimits(close_timeout_s=600), tls=tls) as (_app, port):
         async with connect(f"wss://127.0.0.1:{port}/ws", ssl=trust, close_timeout=600) as ws:
             await ws.send("close")
