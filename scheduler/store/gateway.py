@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from scheduler.messages import (
     EngineId,
@@ -124,8 +125,9 @@ class GatewayStore(StoreReader):
             BeyondGenerated: next_seq is more than REPLAY_CHUNKS beyond the record's.
         """
         key = self._key("session", session)
-        await self._redis.run("take_control", key, session, gateway, resume_hash, next_seq)
-        return await self._written(session)
+        epoch = await self._redis.run("take_control", key, session, gateway, resume_hash, next_seq)
+        # A newer attach may have written the record since: told its epoch, this one would be the newest too.
+        return replace(await self._written(session), controller_epoch=int(epoch))
 
     async def leave_session(self, session: SessionId, *, controller_epoch: int) -> None:
         """The connection is gone: nobody controls the session. No effect when closed or taken over."""

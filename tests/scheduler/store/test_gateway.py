@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -169,6 +170,14 @@ async def test_only_the_last_ids_are_remembered(store: Store) -> None:
     newest = await store.append_input(S1, PromptInput(text="x", id="n0"), controller_epoch=1)
     oldest = await store.append_input(S1, PromptInput(text="x", id="m0"), controller_epoch=1)
     assert (newest.repeat, oldest.repeat) == (True, False)
+
+
+async def test_attaches_at_once_have_an_epoch_each(store: Store) -> None:
+    """None takes the epoch of a newer one, whose record it may read: only one of them is the newest."""
+    await create(store)
+    attaches = (store.take_control(S1, gateway=OTHER, resume_hash=HASH) for _ in range(5))
+    records = await asyncio.gather(*attaches)
+    assert sorted(record.controller_epoch for record in records) == [2, 3, 4, 5, 6]
 
 
 async def test_take_control_fences_the_older_connection(store: Store) -> None:
