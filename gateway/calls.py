@@ -99,7 +99,10 @@ async def _perform_once(store: Store, gateway: GatewayId, queue_limit: int, call
             return await _take_control(store, gateway, call)
         case AppendInput():
             return await store.append_input(
-                call.session, call.message, controller_epoch=call.controller_epoch
+                call.session,
+                call.message,
+                merged_ids=call.ids[:-1],
+                controller_epoch=call.controller_epoch,
             )
         case SetPaused():
             epoch = call.controller_epoch

@@ -153,6 +153,8 @@ class ControlMerger:
 
     def push(self, control: Control) -> bool:
         """Take one in. False: too many ids wait already, and this message was not taken."""
+        if control.id is not None and control.id in self._ids:
+            return True  # a repeat
         if control.id is not None:
             if len(self._ids) >= MAX_MERGED_IDS:
                 return False

@@ -22,7 +22,15 @@ from typing import assert_never
 
 from gateway import protocol as wire
 from gateway.limits import MESSAGES_PER_S, Verdict
-from gateway.session_core import LOST_AFTER_MS, MAX_HELD_INPUTS, Cause, Draw, Session, Stage
+from gateway.session_core import (
+    LOST_AFTER_MS,
+    MAX_HELD_INPUTS,
+    MAX_MERGED_CONTROLS,
+    Cause,
+    Draw,
+    Session,
+    Stage,
+)
 from gateway.session_entry import ERROR_OF, RETRY_AFTER_MS, hash_resume
 from gateway.session_follow import RELOAD_MS
 from gateway.session_watch import WatchRules
@@ -223,6 +231,9 @@ class SessionMachine(WatchRules):
     def _receive_control(self, s: Session, message: wire.Control, now_ms: float) -> None:
         if not s.info.controls:
             self._error(ErrorCode.UNSUPPORTED, f"model {s.info.name} takes no control input", id=message.id)
+        elif message.id is not None and any(message.id in ids for ids in s.merged_ids.values()):
+            control = link.ControlInput(keys=message.keys, axes=message.axes, id=message.id)
+            self._append(s, control, _ids(message.id))  # the log knows its answers
         elif not s.controls.push(message):
             self._error(ErrorCode.RATE, "too many controls wait", id=message.id, retry_after_ms=1000)
         else:
@@ -231,7 +242,12 @@ class SessionMachine(WatchRules):
     def _append_controls(self, s: Session, now_ms: float) -> None:
         """Controls wait, merged, while any other input waits for Redis."""
         if s.held_inputs == 0 and (merged := s.controls.pop(now_ms)) is not None:
-            self._append(s, *merged)
+            message, ids = merged
+            if message.id is not None:
+                s.merged_ids[message.id] = ids
+            if len(s.merged_ids) > MAX_MERGED_CONTROLS:
+                del s.merged_ids[next(iter(s.merged_ids))]
+            self._append(s, message, ids)
 
     def _receive_ack(self, s: Session, message: wire.Ack) -> None:
         if message.seq >= s.flow.next_seq:

@@ -40,6 +40,8 @@ logger = logging.getLogger("gateway.session")
 MAX_HELD_INPUTS = 64
 """Inputs of a session that wait for Redis; more are refused."""
 MAX_TOLD_APPLIED = 256
+MAX_MERGED_CONTROLS = 256
+"""Entries of the log of which is known what is merged into them."""
 LOST_AFTER_MS = 10_000
 """For so long a session may have no record: when Redis comes back empty, its owner writes it again."""
 
@@ -138,6 +140,8 @@ class Session:
     told_queued: wire.Queued | None = None
     told_queued_ms: float = 0.0
     told_applied: deque[wire.Applied]
+    merged_ids: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Control in the log → controls that are merged into it, itself the last: it answers for all of them."""
     copy: QueuedCopy | None = None
     """Of a session that this connection has started: Redis may lose it before an engine has it."""
     start_id: str | None = None
@@ -256,10 +260,11 @@ class SessionCore(abc.ABC):
             self._send(message)
 
     def _tell_applied(self, s: Session, rev: int, seq: int, id: str | None) -> None:
-        message = wire.Applied(rev=rev, seq=seq, id=id)
-        if message not in s.told_applied:
-            s.told_applied.append(message)
-            self._send(message)
+        for each in s.merged_ids.get(id, (id,)) if id is not None else (None,):
+            message = wire.Applied(rev=rev, seq=seq, id=each)
+            if message not in s.told_applied:
+                s.told_applied.append(message)
+                self._send(message)
 
     def _accept(self, id: str | None) -> None:
         if id is not None:

@@ -93,7 +93,7 @@ class AppendInput:
     controller_epoch: int
     message: Input
     ids: tuple[str, ...]
-    """Client messages that this entry answers."""
+    """Client messages that this entry answers, the last of them under its own id."""
     copy: QueuedCopy | None = None
     """Written first, should Redis have lost the session while it waits for its first owner; in the next two
     as well."""

@@ -25,7 +25,8 @@ The Lua side gets this same table (`scheduler/store/scripts.py` renders it), so 
                                           metered_ms, used_* and epoch_*: what becomes its Usage
     session:<id>:inputs          stream   field m: one JSON Input; at most MAX_INPUT_LOG
     session:<id>:applied         list     JSON AppliedRecord in log order, one per applied input
-    session:<id>:ids             hash     message id → "entry", "entry rev seq" once applied, PAUSE_ANSWER
+    session:<id>:ids             hash     message id → "entry", "entry rev seq" once applied, PAUSE_ANSWER,
+                                          "@id" of the message that it is merged into
     session:<id>:id_order        list     the same ids, oldest first; at most MAX_REMEMBERED_IDS
     session:<id>:checkpoint      hash     a CheckpointPointer, the newest; gone when the session is closed
     checkpoint:<object>          string   bytes of one checkpoint, ≤ MAX_CHECKPOINT_BYTES; <object> is

@@ -5,6 +5,7 @@
 -- ARGV[2]  controller_epoch of the writing connection
 -- ARGV[3]  JSON Input
 -- ARGV[4]  message id, or ''
+-- ARGV[5…] ids of other messages that are merged into it
 -- Derived  session:<id>:inputs (stream), session:<id>:ids (hash), session:<id>:id_order (list)
 -- Returns  {entry id, is_repeat 0/1, rev or '', seq or ''}; of a repeat the first append's entry
 -- Errors   NO_SUCH_SESSION, SESSION_CLOSED, STALE_CONTROLLER, INPUT_LOG_FULL
@@ -19,6 +20,9 @@ end
 local ids, inputs = key('ids', session), key('inputs', session)
 if id ~= '' then
   local known = redis.call('HGET', ids, id)
+  if known and string.sub(known, 1, 1) == '@' then
+    known = redis.call('HGET', ids, string.sub(known, 2))
+  end
   if known then
     local entry, rev, seq = string.match(known, '^(%S+) ?(%S*) ?(%S*)$')
     return {entry, 1, rev, seq}
@@ -30,6 +34,11 @@ end
 
 hold_control(session, s, ARGV[2])
 local entry = redis.call('XADD', inputs, '*', 'm', ARGV[3])
+for i = 5, #ARGV do
+  if redis.call('HEXISTS', ids, ARGV[i]) == 0 then
+    remember(session, ARGV[i], '@' .. id)
+  end
+end
 if id ~= '' then
   remember(session, id, entry)
 end

@@ -92,9 +92,16 @@ class GatewayStore(StoreReader):
         )
 
     async def append_input(
-        self, session: SessionId, message: Input, *, controller_epoch: int
+        self,
+        session: SessionId,
+        message: Input,
+        *,
+        merged_ids: Sequence[MessageId] = (),
+        controller_epoch: int,
     ) -> InputReceipt:
         """Append to the input log, once per message id (the last MAX_REMEMBERED_IDS are known).
+
+        `merged_ids` are other messages in it: who repeats one gets the answers of this one.
 
         Raises:
             NoSuchSession, SessionIsClosed, StaleController, InputLogFull
@@ -106,6 +113,7 @@ class GatewayStore(StoreReader):
             controller_epoch,
             encode_json(message).decode(),
             message.id or "",
+            *merged_ids,
         )
         applied = None
         if rev != "":

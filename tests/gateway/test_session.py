@@ -455,6 +455,30 @@ def test_controls_are_merged_until_their_slot() -> None:
     assert isinstance(merged, link.ControlInput) and merged.keys == ("b",)
 
 
+def test_merged_controls_are_answered_each() -> None:
+    """The entry has the last one's id; a repeat of any is the log's to answer, and no state any more."""
+    machine = flowing()
+    first = only(machine.receive_message(wire.Control(id="c0"), 0), AppendInput)
+    machine.receive_message(wire.Control(keys=("a",), id="c1"), 1)
+    machine.receive_message(wire.Control(id="c2"), 2)
+    machine.receive_result(first, InputReceipt(entry="1-1", repeat=False, applied=None), 3)
+    merged = only(machine.receive_tick(50), AppendInput)
+    assert (merged.ids, merged.message.id) == (("c1", "c2"), "c2")
+    accepted = sent(machine.receive_result(merged, InputReceipt(entry="2-1", repeat=False, applied=None), 51))
+    assert accepted == [wire.Accepted(id="c1"), wire.Accepted(id="c2")]
+    told = sent(machine.receive_link(link.Applied(session=S, epoch=1, rev=0, seq=4, id="c2"), 52))
+    assert told == [wire.Applied(rev=0, seq=4, id=id) for id in ("c1", "c2")]
+    release = only(machine.receive_tick(100), AppendInput)
+    machine.receive_result(release, InputReceipt(entry="3-1", repeat=False, applied=None), 101)
+    repeat = only(machine.receive_message(wire.Control(keys=("a",), id="c1"), 102), AppendInput)
+    assert repeat.ids == ("c1",) and machine.deadline_ms() is None
+    receipt = InputReceipt(
+        entry="2-1", repeat=True, applied=AppliedRecord(entry="2-1", id="c1", rev=0, seq=4)
+    )
+    answers = sent(machine.receive_result(repeat, receipt, 103))
+    assert answers == [wire.Accepted(id="c1"), wire.Applied(rev=0, seq=4, id="c1")]
+
+
 @pytest.mark.parametrize(
     ("message", "kind"), [(wire.Pause(id="i"), link.Pause), (wire.Resume(id="i"), link.Resume)]
 )

@@ -11,6 +11,7 @@ from scheduler.messages import (
     MAX_REMEMBERED_IDS,
     REPLAY_CHUNKS,
     CloseSession,
+    ControlInput,
     ControllerChanged,
     DesiredEngine,
     EngineChanged,
@@ -160,6 +161,17 @@ async def test_the_start_prompts_id_is_remembered(store: Store) -> None:
     await create(store, id="m0")
     receipt = await store.append_input(S1, PromptInput(text="x", id="m0"), controller_epoch=1)
     assert receipt.repeat
+
+
+async def test_merged_messages_share_their_answers(store: Store) -> None:
+    """A repeat of one that went into another's entry is known, and answered with what applied it."""
+    _, epoch = await placed(store)
+    control = ControlInput(keys=("a",), id="c3")
+    receipt = await store.append_input(S1, control, merged_ids=("c1", "c2"), controller_epoch=1)
+    await store.record_applied(E1, S1, epoch, [AppliedRecord(entry=receipt.entry, id="c3", rev=0, seq=4)])
+    again = await store.append_input(S1, ControlInput(id="c1"), controller_epoch=1)
+    assert (again.entry, again.repeat) == (receipt.entry, True)
+    assert again.applied == AppliedRecord(entry=receipt.entry, id="c1", rev=0, seq=4)
 
 
 async def test_only_the_last_ids_are_remembered(store: Store) -> None:
