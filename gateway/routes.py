@@ -117,6 +117,8 @@ class Routes:
         is_stream = request.path == STREAM_PATH  # closes 4403, which a page can read
         if not is_stream and not is_origin_allowed(request.header("origin"), host, config):
             return _refusal(request, 403, "pages of this Origin may not use this gateway")
+        if request.path.startswith(API) and _route(request.path) not in self._handlers:
+            return _refusal(request, 404, "there is nothing here")  # whatever the method
         methods = self._methods(request.path)
         if request.method == "OPTIONS" and request.header("access-control-request-method") is not None:
             return Response(headers=preflight_headers(methods))
@@ -148,8 +150,6 @@ class Routes:
 
     async def _respond(self, request: Request) -> Response:
         handlers = self._handlers.get(_route(request.path))
-        if handlers is None and request.path.startswith(API):
-            return _refusal(request, 404, "there is nothing here")
         if handlers is None:
             return self._pages.respond(request)
         handler = handlers["GET" if request.method == "HEAD" else request.method]

@@ -156,6 +156,7 @@ REFUSALS = [
     ("POST to a page", "POST", "/", {"content_type": "application/json"}, 405),
     ("unknown path", "GET", "/nothing", {}, 404),
     ("unknown path of the API", "GET", "/v1/nothing", {}, 404),
+    ("POST to an unknown path of the API", "POST", "/v1/nothing", {"content_type": "application/json"}, 404),
     ("a stream without upgrade", "GET", "/v1/stream", {}, 426),
 ]
 
