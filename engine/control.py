@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,13 +15,14 @@ from typing import assert_never
 
 from engine.checkpointer import Checkpointer
 from engine.config import EngineConfig
+from engine.costs import are_close
 from engine.host import Host
 from engine.hosted import Hosted
 from engine.migrations import Migrations
 from engine.ownership import Ownership
+from engine.past import read_past
 from engine.progress import Progress
 from engine.recovery import Past
-from engine.state_format import StateFormatError, unpack
 from engine.steering import LogEntry
 from scheduler.messages import (
     ActivateSession,
@@ -63,8 +63,6 @@ _log = logging.getLogger("turboserve.engine.control")
 
 BLOCK_MS = 5_000
 """Longest wait of one blocking read."""
-COSTS_TOLERANCE = 0.05
-"""Costs are published again when one has changed by this share."""
 MIN_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 2.0
 
@@ -176,7 +174,7 @@ class Control:
                 await self._ownership.disowned(hosted)
                 record = await self._store.get_session(hosted.id)  # Redis may only have lost it
             if record is not None and record.epoch == hosted.epoch and record.phase is Phase.PLACED:
-                self.host.load(hosted, await self._read_past(record))
+                self.host.load(hosted, await self._past_of(record))
 
         self._run_errand(self._insist(load), f"load {hosted.id}")
 
@@ -186,7 +184,7 @@ class Control:
         async def learn() -> None:
             record = await self._store.get_session(hosted.id)
             if record is not None and record.epoch == hosted.epoch:
-                hosted.kept.refill(await self._read_past(record))
+                hosted.kept.refill(await self._past_of(record))
 
         self._run_errand(self._insist(learn), f"learn {hosted.id}")
 
@@ -387,7 +385,7 @@ class Control:
         if self.costs is None or self.registration is None:
             return None
         costs, known = self.costs(), self._published_costs
-        return None if known is not None and _are_close(costs, known) else costs
+        return None if known is not None and are_close(costs, known) else costs
 
     async def _came_back(self) -> None:
         """Redis may have lost its last second: say everything again, and let it decide what still counts."""
@@ -449,7 +447,7 @@ class Control:
             if record is None or not owned:
                 _log.info("%s has moved on since the order to open it", command.session)
                 return
-            past = await self._read_past(record)
+            past = await self._past_of(record)
             hosted = self.host.sessions.get(command.session)
             if hosted is not None and hosted.epoch == command.epoch:
                 return  # Redis lost the placement and made it again: the same ownership
@@ -463,27 +461,8 @@ class Control:
         if hosted is not None:
             await self._insist(lambda: self._announce(hosted))
 
-    async def _read_past(self, record: SessionRecord) -> Past:
-        log = await self._read_whole_log(record.id)
-        applied = await self._store.applied_history(record.id)
-        found = await self._checkpoints.read(record.id)
-        pointer, data = found if found is not None else (None, None)
-        checkpoint = None
-        if data is not None:
-            try:
-                checkpoint = await asyncio.to_thread(unpack, data)
-            except StateFormatError as exc:
-                _log.error("the checkpoint of %s can't be used: %s", record.id, exc)
-            else:
-                checkpoint = checkpoint if self.host.can_use(checkpoint) else None
-        return Past(
-            record=record,
-            log=tuple(log),
-            applied=tuple(applied),
-            pointer=pointer,
-            checkpoint=checkpoint,
-            data=data,
-        )
+    async def _past_of(self, record: SessionRecord) -> Past:
+        return await read_past(record, self._store, self._checkpoints, can_use=self.host.can_use)
 
     async def _announce(self, hosted: Hosted) -> None:
         try:
@@ -492,15 +471,6 @@ class Control:
             )
         except StaleEpoch:
             await self._ownership.disowned(hosted)
-
-    async def _read_whole_log(self, session: SessionId) -> list[LogEntry]:
-        log: list[LogEntry] = []
-        while True:
-            after = log[-1].entry if log else START
-            page = (await self._store.read_inputs({session: after})).get(session, [])
-            if not page:
-                return log
-            log.extend(LogEntry(entry=id, message=message) for id, message in page)
 
     async def _read_inputs_once(self, after: dict[SessionId, str]) -> None:
         read = asyncio.create_task(self._store.read_inputs(after, block_ms=BLOCK_MS))
@@ -586,15 +556,3 @@ class Control:
         if self._online:
             _log.warning("Redis is out of reach, sessions keep streaming: %s", exc)
         self._online = False
-
-
-def _are_close(a: EngineCosts, b: EngineCosts) -> bool:
-    """Would nobody decide otherwise?"""
-
-    def times(costs: EngineCosts) -> list[float]:
-        passes = (ms for cells in costs.pass_ms for ms in cells)
-        return [costs.decode_ms, costs.move_ms, costs.link_bytes_per_ms, *passes]
-
-    return len(times(a)) == len(times(b)) and all(
-        math.isclose(x, y, rel_tol=COSTS_TOLERANCE) for x, y in zip(times(a), times(b), strict=True)
-    )

@@ -26,13 +26,15 @@ from engine.session_state import SessionState, Stage
 from engine.steering import Steering
 from scheduler.messages import MAX_BATCH, EngineCosts, SessionId
 
-__all__ = ["Measured", "engine_costs", "fastest_dense", "measure_costs", "rehearse"]
+__all__ = ["Measured", "are_close", "engine_costs", "fastest_dense", "measure_costs", "rehearse"]
 
 _log = logging.getLogger("turboserve.engine.costs")
 
 BATCH_SIZES = (1, 2, 4, 8, MAX_BATCH)
 BUDGET_MS = 200.0
 """For one window: no further round begins after so long. Passes that serve go on measuring."""
+TOLERANCE = 0.05
+"""Costs are published again when one has changed by this share."""
 _ROUNDS = 4
 _HOPELESS = 1.25
 """A way to attend that is this much slower than another is not measured again."""
@@ -305,3 +307,15 @@ def _between(spec: ModelSpec, measured: dict[int, dict[int, float]]) -> dict[int
             size: (1 - share) * measured[low][size] + share * measured[high][size] for size in measured[low]
         }
     return table
+
+
+def are_close(a: EngineCosts, b: EngineCosts) -> bool:
+    """Would nobody decide otherwise?"""
+
+    def times(costs: EngineCosts) -> list[float]:
+        passes = (ms for cells in costs.pass_ms for ms in cells)
+        return [costs.decode_ms, costs.move_ms, costs.link_bytes_per_ms, *passes]
+
+    return len(times(a)) == len(times(b)) and all(
+        math.isclose(x, y, rel_tol=TOLERANCE) for x, y in zip(times(a), times(b), strict=True)
+    )
