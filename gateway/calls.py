@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection
 from typing import assert_never
 
+from gateway.faults import Faults
 from gateway.prompt_hook import UNJUDGED, PromptHook, has_prompt
 from gateway.session_core import LOST_AFTER_MS
 from gateway.session_entry import RETRY_AFTER_MS
@@ -47,6 +48,7 @@ logger = logging.getLogger("gateway.calls")
 
 FIRST_BACKOFF_S = 0.05
 MAX_BACKOFF_S = 1.0
+INTERNAL = "internal error; the log of the gateway says more"
 FORGET_WITHIN_S = 600.0
 MAX_FORGETS = 10_000
 """Beyond, the oldest is dropped: engine and scheduler close abandoned sessions by themselves."""
@@ -60,9 +62,6 @@ async def perform(store: Store, gateway: GatewayId, queue_limit: int, call: Call
         raise
     except StoreError as exc:
         return _to_failure(exc)
-    except Exception:
-        logger.exception("%s: a store call failed: %s", call.session, type(call).__name__)
-        return Failure(kind=FailureKind.INTERNAL, message="internal error; the log of the gateway says more")
 
 
 async def _perform(store: Store, gateway: GatewayId, queue_limit: int, call: Call) -> object:
@@ -150,7 +149,7 @@ def _to_failure(exc: StoreError) -> Failure:
             return Failure(kind=FailureKind.UNAVAILABLE, message=text, retry_after_ms=RETRY_AFTER_MS)
         case _:
             logger.error("unexpected answer of the store: %s", exc)
-            return Failure(kind=FailureKind.INTERNAL, message="internal error")
+            return Failure(kind=FailureKind.INTERNAL, message=INTERNAL)
 
 
 class Lane:
@@ -190,11 +189,14 @@ class CallQueue:
         queue_limit: int,
         on_result: Callable[[Call, object], None],
         hook: PromptHook | None = None,
+        *,
+        faults: Faults,
     ) -> None:
         self._store = store
         self._gateway = gateway
         self._queue_limit = queue_limit
         self._hook = hook
+        self._faults = faults
         self._closing = asyncio.Event()
         self._inputs = Lane(self._call, on_result)
         self._others = Lane(self._call, on_result)
@@ -245,6 +247,9 @@ class CallQueue:
                 missing_s = None
                 if isinstance(call, CreateSession | TakeControl) or self._closing.is_set():
                     return _to_failure(exc)
+            except Exception as exc:
+                self._faults.note("call", f"{call.session}: {type(call).__name__} failed", exc)
+                return Failure(kind=FailureKind.INTERNAL, message=INTERNAL)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), backoff_s)
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
@@ -288,7 +293,7 @@ class Forgetter:
             self._idle.set()
 
     async def _forget_first(self) -> None:
-        since, forget = self._waiting[0]
+        since, forget = self._waiting.popleft()
         try:
             if forget.close is not None:
                 await self._store.close_session(
@@ -297,10 +302,9 @@ class Forgetter:
             else:
                 await self._store.leave_session(forget.session, controller_epoch=forget.controller_epoch)
         except StoreUnavailable:
-            if asyncio.get_running_loop().time() - since < FORGET_WITHIN_S:
+            is_late = asyncio.get_running_loop().time() - since >= FORGET_WITHIN_S
+            if not is_late and len(self._waiting) < MAX_FORGETS:
+                self._waiting.appendleft((since, forget))
                 await asyncio.sleep(MAX_BACKOFF_S)
-                return
         except StoreError as exc:
             logger.debug("%s needs no forgetting: %s", forget.session, exc)
-        if self._waiting and self._waiting[0][1] is forget:
-            self._waiting.popleft()

@@ -12,6 +12,7 @@ from gateway.access import Visitor
 from gateway.auth import Identity
 from gateway.calls import CallQueue
 from gateway.chunk_trace import ChunkTrace
+from gateway.faults import survived
 from gateway.hub import Hub
 from gateway.play_meter import PlayMeter
 from gateway.protocol import (
@@ -72,7 +73,10 @@ _BEGINNINGS: dict[type[Call], str] = {CreateSession: "start", TakeControl: "atta
 
 
 class ClientConnection:
-    """A `gateway.websocket.Receiver` and a `gateway.link.Follower`. All calls come from the event loop."""
+    """A `gateway.websocket.Receiver` and a `gateway.link.Follower`. All calls come from the event loop.
+
+    Nobody who calls it sees an error: what can't be handled ends this connection and no other.
+    """
 
     def __init__(self, hub: Hub, visitor: Visitor, identity: Identity | None) -> None:
         """`identity` is what the token in the handshake said, None without one."""
@@ -82,7 +86,12 @@ class ClientConnection:
             catalog=lambda: hub.catalog, draw=_draw, door=visitor, identity=identity
         )
         self._calls = CallQueue(
-            hub.store, hub.gateway, hub.config.queue_limit, self._receive_result, hub.prompt_hook
+            hub.store,
+            hub.gateway,
+            hub.config.queue_limit,
+            self._receive_result,
+            hub.prompt_hook,
+            faults=hub.faults,
         )
         self._codec = CODECS[JSON_SUBPROTOCOL]
         self._socket: WebSocket | None = None
@@ -117,6 +126,7 @@ class ClientConnection:
 
     # --- Receiver --------------------------------------------------------------------------------------
 
+    @survived
     def receive_open(self, socket: WebSocket) -> None:
         self._socket = socket
         self._codec = CODECS[socket.subprotocol or JSON_SUBPROTOCOL]
@@ -124,6 +134,7 @@ class ClientConnection:
         timeout_s = self._hub.config.first_message_timeout_s
         self._silence = self._loop.call_later(timeout_s, self._receive_silence)
 
+    @survived
     def receive_frame(self, data: str | bytes) -> None:
         try:
             message = self._codec.decode_control(CLIENT_MESSAGES, data)
@@ -140,22 +151,28 @@ class ClientConnection:
         if self._silence is not None and self.machine.is_identified():
             self._cancel_silence()
 
+    @survived
     def receive_lost(self) -> None:
         self._cancel_silence()
         if self._socket is not None:
             self._log.lose(self._socket.why_aborted, self._socket.close_code)
-        self._do(self.machine.receive_disconnect())
-        self._calls.finish()
-        self._hub.connections.discard(self)
+        try:
+            self._do(self.machine.receive_disconnect())
+        finally:
+            self._calls.finish()
+            self._hub.connections.discard(self)
 
     # --- Follower --------------------------------------------------------------------------------------
 
+    @survived
     def receive_link_up(self, engine: EngineId) -> None:
         self._do(self.machine.receive_link_up(engine))
 
+    @survived
     def receive_link_down(self, engine: EngineId) -> None:
         self._do(self.machine.receive_link_down(engine))
 
+    @survived
     def receive_link(self, engine: EngineId, reply: LinkReply) -> None:
         outputs = self.machine.receive_link(reply, self._now_ms())
         if not isinstance(reply, LinkStats):
@@ -167,6 +184,7 @@ class ClientConnection:
             self._trace.receive_stats(reply)
         self._carry_out(outputs)
 
+    @survived
     def receive_chunk(self, engine: EngineId, part: ChunkPart, payload: memoryview, arrived_s: float) -> None:
         rung = self.rung
         if self.machine.is_watching():
@@ -183,27 +201,36 @@ class ClientConnection:
             self._hub.metrics.clients.rung_changes.labels(self.rung.value).inc()
             self._hub.choose_rungs(part.session)
 
-    def receive_failure(self) -> None:
+    # --- Fragile ---------------------------------------------------------------------------------------
+
+    def receive_fault(self, exc: Exception) -> None:
+        self._hub.faults.note("connection", f"{self._registered}: its connection is cut", exc)
         if self._socket is not None:
             self._socket.abort("an internal error")
 
     # --- from the hub ----------------------------------------------------------------------------------
 
+    @survived
     def receive_event(self, event: Event) -> None:
         self._do(self.machine.receive_event(event, self._now_ms()))
 
+    @survived
     def receive_events_lost(self) -> None:
         self._do(self.machine.receive_events_lost())
 
+    @survived
     def receive_taken_over(self, controller_epoch: int) -> None:
         self._do(self.machine.receive_taken_over(controller_epoch))
 
+    @survived
     def receive_position(self, position: int | None, eta_ms: int) -> None:
         self._do(self.machine.receive_position(position, eta_ms, self._now_ms()))
 
+    @survived
     def receive_shutdown(self) -> None:
         self._do(self.machine.receive_shutdown())
 
+    @survived
     def _receive_result(self, call: Call, result: object) -> None:
         outputs = self.machine.receive_result(call, result, self._now_ms())
         how = _BEGINNINGS.get(type(call))
@@ -211,10 +238,12 @@ class ClientConnection:
             self._log.begin(call.session, how)
         self._do(outputs)
 
+    @survived
     def _receive_tick(self) -> None:
         self._tick = None
         self._do(self.machine.receive_tick(self._now_ms()))
 
+    @survived
     def _receive_silence(self) -> None:
         self._do(self.machine.receive_silence())
 

@@ -82,11 +82,7 @@ class EventReader:
         session = getattr(event, "session", None)
         if session is not None:
             for connection in self._hub.of(session):
-                try:
-                    connection.receive_event(event)
-                except Exception:  # one connection is at fault, and all wait for events
-                    logger.exception("%s: an event could not be handled", session)
-                    connection.receive_failure()
+                connection.receive_event(event)
         if isinstance(event, QUEUE_EVENTS):
             self._hub.queue_changed()
 

@@ -67,7 +67,10 @@ class Application(Protocol):
         """Refuse a request by its head (Host, Origin, method, content type), or None to go on."""
 
     def respond(self, request: Request) -> Awaitable[Response]:
-        """Answer a complete request. An exception becomes a 500."""
+        """Answer a complete request."""
+
+    def fail(self, request: Request, exc: Exception) -> Response:
+        """What is answered where `respond` raised `exc`, which is told nobody else."""
 
     def accept(self, request: Request) -> Receiver | Response:
         """Who speaks on the WebSocket that this request asks for, or why not."""

@@ -11,6 +11,7 @@ from gateway.calls import Forgetter
 from gateway.catalog import Catalog
 from gateway.cluster_feed import ClusterFeed
 from gateway.config import GatewayConfig
+from gateway.faults import Faults
 from gateway.metrics import Metrics
 from gateway.prompt_hook import PromptHook, load_hook
 from gateway.recorder import MIB, Recorder
@@ -34,7 +35,8 @@ class Hub:
         self.access = Access(config, metrics)
         self.prompt_hook = _load_prompt_hook(config)
         self.tracing = make_tracing(config.trace_share, gateway)
-        self.relay = Relay(store, config.link_secret, metrics)
+        self.faults = Faults(lambda where: metrics.faults.labels(where).inc())
+        self.relay = Relay(store, config.link_secret, metrics, self.faults)
         self.forgetter = Forgetter(store)
         self.cluster_feed = ClusterFeed(store, metrics=metrics.cluster)
         self.recorder = _make_recorder(config, store, metrics)

@@ -21,6 +21,7 @@ from websockets.exceptions import WebSocketException
 from websockets.frames import Frame, Opcode
 from websockets.protocol import Event, State
 
+from gateway.faults import Faults
 from gateway.frames import FrameCutter, draw_masks, is_text, masked_text, message_of
 from scheduler.messages import (
     LINK_REPLIES,
@@ -56,7 +57,7 @@ _HEAD_END = b"\r\n\r\n"
 
 
 class Follower(Protocol):
-    """A connection that follows an engine. Called on the event loop; must not block."""
+    """A connection that follows an engine. Called on the event loop; must neither block nor raise."""
 
     def receive_link_up(self, engine: EngineId) -> None: ...
 
@@ -66,9 +67,6 @@ class Follower(Protocol):
 
     def receive_chunk(self, engine: EngineId, part: ChunkPart, payload: memoryview, arrived_s: float) -> None:
         """`arrived_s`: time.perf_counter() when the whole message was here."""
-
-    def receive_failure(self) -> None:
-        """What came last could not be handled: nothing of its state can be relied on any more."""
 
 
 class LinkConnection(ClientConnection):
@@ -121,8 +119,10 @@ class EngineLink:
         find_url: Callable[[EngineId], Awaitable[str | None]],
         secret: str,
         count_drop: Callable[[], None],
+        faults: Faults,
     ) -> None:
         self.engine = engine
+        self._faults = faults
         self._count_drop = count_drop
         self._find_url = find_url
         self._secret = secret
@@ -133,6 +133,7 @@ class EngineLink:
         """Frames for the next write."""
         self._write_timer: asyncio.TimerHandle | None = None
         self._changed = asyncio.Event()
+        self._has_failed = False
 
     def is_up(self) -> bool:
         return self._connection is not None
@@ -208,7 +209,8 @@ class EngineLink:
         return self.is_used()
 
     async def _serve_once(self, url: str) -> bool:
-        """One connection's life. Returns whether it was ever up."""
+        """One connection's life. Returns whether it was ever up, and not cut for a fault of ours."""
+        self._has_failed = False
         try:
             connection = await connect(
                 url,
@@ -238,7 +240,7 @@ class EngineLink:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._hang_up(connection)
             self._tell_all_down()
-        return True
+        return not self._has_failed
 
     async def _hang_up(self, connection: ClientConnection) -> None:
         with contextlib.suppress(TimeoutError, WebSocketException):
@@ -262,18 +264,16 @@ class EngineLink:
                 self._receive_media(message, arrived_s)
         except DecodeError as exc:
             logger.warning("%s sent a message that can't be read: %s", self.engine, exc)
-        except Exception:
-            logger.exception("link to %s failed", self.engine)
+        except Exception as exc:
+            self._has_failed = True
+            self._faults.note("link", f"the link to {self.engine} is cut", exc)
             if self._connection is not None:
                 self._connection.transport.abort()
 
     def _receive_reply(self, data: Bytes) -> None:
         reply = decode_json(LINK_REPLIES, data)
         for follower in self._of(reply.session):
-            try:
-                follower.receive_link(self.engine, reply)
-            except Exception:
-                self._give_up(reply.session, follower)
+            follower.receive_link(self.engine, reply)
 
     def _receive_media(self, data: Bytes, arrived_s: float) -> None:
         header, payload = unframe_media(data)
@@ -284,15 +284,7 @@ class EngineLink:
         if not followers:
             self._count_drop()
         for follower in followers:
-            try:
-                follower.receive_chunk(self.engine, part, payload, arrived_s)
-            except Exception:
-                self._give_up(part.session, follower)
-
-    def _give_up(self, session: SessionId, follower: Follower) -> None:
-        """One connection is at fault, and the link has many."""
-        logger.exception("%s: what %s sent could not be handled", session, self.engine)
-        follower.receive_failure()
+            follower.receive_chunk(self.engine, part, payload, arrived_s)
 
     def _of(self, session: SessionId) -> tuple[Follower, ...]:
         return tuple(self._followers.get(session, ()))

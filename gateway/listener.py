@@ -122,8 +122,13 @@ class Listener:
                 except OSError as exc:  # too many open files, or the peer is gone already
                     logger.warning("a connection can't be accepted: %s", exc)
                     await asyncio.sleep(ACCEPT_AGAIN_S)
-                else:
+                    continue
+                try:
                     self._take_in(accepted, str(address[0]))
+                except Exception as exc:  # others want in
+                    accepted.close()
+                    text = "a connection could not be taken in"
+                    asyncio.get_running_loop().call_exception_handler({"message": text, "exception": exc})
 
     def _take_in(self, accepted: socket.socket, peer: str) -> None:
         connection = HttpConnection(self, accepted, peer)
@@ -365,9 +370,8 @@ class HttpConnection(asyncio.Protocol):
     async def _answer(self, request: Request) -> None:
         try:
             response = await self._listener.application.respond(request)
-        except Exception:
-            logger.exception("a request handler failed: %s %.200r", request.method, request.path)
-            response = text_response(500, "internal error")
+        except Exception as exc:
+            response = self._listener.application.fail(request, exc)
         try:
             await self._send_response(response, head=request.method == "HEAD")
             await asyncio.wait_for(self._writable.wait(), self._limits.stall_timeout_s)
@@ -474,6 +478,7 @@ class HttpConnection(asyncio.Protocol):
 def _set_buffers(transport: asyncio.Transport, limits: ListenerLimits) -> None:
     transport.set_write_buffer_limits(high=limits.write_high_bytes, low=limits.write_high_bytes // 4)
     raw = transport.get_extra_info("socket")
+    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio sets it on sockets of its own only
     with contextlib.suppress(OSError):  # not Linux
         raw.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, limits.notsent_lowat_bytes)
 

@@ -63,6 +63,12 @@ class Metrics:
             "Chunks left out of recordings: the disk was too slow, or refused them.",
             registry=r,
         )
+        self.faults = Counter(
+            "turboserve_gateway_faults",
+            "Errors of the gateway's own code that it survived; its log has a traceback of each kind.",
+            ["where"],
+            registry=r,
+        )
         self.tasks = Gauge("turboserve_gateway_tasks", "Asyncio tasks of the process.", registry=r)
         self.redis_up = Gauge("turboserve_gateway_redis_up", "1 while Redis answers.", registry=r)
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 
+from gateway.faults import Faults
 from gateway.link import EngineLink, Follower
 from gateway.metrics import Metrics
 from scheduler.messages import EngineId, LinkRequest, SessionId
 from scheduler.store import Store, StoreUnavailable
-
-logger = logging.getLogger("gateway.relay")
 
 RETRY_S = 1.0
 
@@ -20,8 +18,9 @@ class Relay:
     """Follow an engine, speak to it. `close` ends all links, which tells engines that the clients are
     gone."""
 
-    def __init__(self, store: Store, secret: str, metrics: Metrics) -> None:
+    def __init__(self, store: Store, secret: str, metrics: Metrics, faults: Faults) -> None:
         self._store = store
+        self._faults = faults
         self._secret = secret
         self._links: dict[EngineId, EngineLink] = {}
         self._tasks: dict[EngineId, asyncio.Task[None]] = {}
@@ -35,7 +34,7 @@ class Relay:
         """Hand what the engine says about `session` to `follower`."""
         link = self._links.get(engine)
         if link is None:
-            link = self._links[engine] = EngineLink(engine, self._find_url, self._secret, self._count_drop)
+            link = self._links[engine] = self._make_link(engine)
             link.add(session, follower)
             self._start(engine, link)
             return
@@ -62,6 +61,9 @@ class Relay:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _make_link(self, engine: EngineId) -> EngineLink:
+        return EngineLink(engine, self._find_url, self._secret, self._count_drop, self._faults)
+
     def _start(self, engine: EngineId, link: EngineLink) -> None:
         self._retries.pop(engine, None)
         task = self._tasks[engine] = asyncio.get_running_loop().create_task(link.run())
@@ -70,7 +72,7 @@ class Relay:
     def _end(self, engine: EngineId, link: EngineLink, task: asyncio.Task[None]) -> None:
         exc = None if task.cancelled() else task.exception()
         if exc is not None:
-            logger.error("the link to %s failed", engine, exc_info=exc)
+            self._faults.note("link", f"the link to {engine} failed", exc)
         if task.cancelled() or not link.is_used():
             del self._links[engine], self._tasks[engine]
             self._urls.pop(engine, None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -40,8 +39,6 @@ from scheduler.store import (
     StoreError,
     StoreUnavailable,
 )
-
-logger = logging.getLogger("gateway.routes")
 
 API = "/v1/"
 STREAM_PATH = API + "stream"
@@ -158,9 +155,10 @@ class Routes:
         except StoreUnavailable:
             headers = (("Retry-After", RETRY_AFTER_S),)
             return error_response(503, ErrorCode.UNAVAILABLE, "Redis can't be reached right now", *headers)
-        except Exception:
-            logger.exception("a request handler failed: %s %.200r", request.method, request.path)
-            return _refusal(request, 500, "internal error")
+
+    def fail(self, request: Request, exc: Exception) -> Response:
+        self._hub.faults.note("request", f"not answered: {request.method} {request.path[:200]!r}", exc)
+        return self._shared(request, _refusal(request, 500, "internal error"))
 
     def accept(self, request: Request) -> Receiver | Response:
         if request.path != STREAM_PATH:

@@ -7,7 +7,8 @@ import contextlib
 import logging
 import signal
 import ssl
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import uvloop
@@ -21,11 +22,13 @@ from gateway.metrics import Metrics
 from gateway.routes import Routes
 from gateway.websocket import SocketLimits
 from scheduler.messages import GatewayId
-from scheduler.store import Store, StoreError, StoreUnavailable, draw_id
+from scheduler.store import Store, StoreError, StoreUnavailable
 
 logger = logging.getLogger("gateway")
 
 RETRY_S = 0.5
+FIRST_BACKOFF_S = 0.1
+MAX_BACKOFF_S = 10.0
 GOODBYE_S = 2.0
 """For clients to answer the close frame, and for Redis to hear that they are gone."""
 
@@ -34,8 +37,9 @@ class Gateway:
     """`start`, then `close`. Tests run several in one process; a process runs one."""
 
     def __init__(self, config: GatewayConfig, store: Store) -> None:
-        gateway = GatewayId(config.gateway_id or draw_id("g", 4))
-        self.hub = Hub(config, gateway, store, Metrics())
+        """The config names `gateway_id`."""
+        assert config.gateway_id is not None, "who starts it draws it"
+        self.hub = Hub(config, GatewayId(config.gateway_id), store, Metrics())
         self.url = ""
         """Where it listens, known after `start`."""
         self._reader = EventReader(self.hub)
@@ -64,13 +68,13 @@ class Gateway:
         port = await self.listener.start(config.host, config.port)
         shown = f"[{config.host}]" if ":" in config.host else config.host
         self.url = f"{'https' if config.tls_cert else 'http'}://{shown}:{port}"
-        self._spawn(self._reader.run())
-        self._spawn(self._watcher.run())
-        self._spawn(self.hub.forgetter.run())
-        self._spawn(self.hub.cluster_feed.run())
+        self._spawn(self._reader.run)
+        self._spawn(self._watcher.run)
+        self._spawn(self.hub.forgetter.run)
+        self._spawn(self.hub.cluster_feed.run)
         if self.hub.recorder is not None:
-            self._spawn(self.hub.recorder.run())
-        self._spawn(beat(self.hub, self.url))
+            self._spawn(self.hub.recorder.run)
+        self._spawn(partial(beat, self.hub, self.url))
         logger.info("%s listens at %s", self.hub.gateway, self.url)
 
     async def close(self) -> None:
@@ -95,21 +99,36 @@ class Gateway:
         if self.hub.tracing is not None:
             await asyncio.to_thread(self.hub.tracing.close)
 
+    def receive_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What a callback or a task of the event loop raised and nobody caught."""
+        exc = context.get("exception")
+        if isinstance(exc, Exception):
+            self.hub.faults.note("loop", str(context.get("message")), exc)
+        else:
+            loop.default_exception_handler(context)
+
     async def _wait_for_goodbyes(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GOODBYE_S):
                 await self.hub.forgetter.drained()
                 await self.listener.drained()
 
-    def _spawn(self, job: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(job)
-        task.add_done_callback(_log_failure)
-        self._tasks.append(task)
+    def _spawn(self, job: Callable[[], Awaitable[None]]) -> None:
+        """Run it until `close`; whatever it raises, it begins again."""
+        self._tasks.append(asyncio.get_running_loop().create_task(self._keep_running(job)))
 
-
-def _log_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (exc := task.exception()) is not None:
-        logger.critical("a background task of the gateway failed", exc_info=exc)
+    async def _keep_running(self, job: Callable[[], Awaitable[None]]) -> None:
+        now_s, backoff_s = asyncio.get_running_loop().time, FIRST_BACKOFF_S
+        while True:
+            began_s = now_s()
+            try:
+                await job()
+            except Exception as exc:
+                self.hub.faults.note("task", "a background task begins again", exc)
+            backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+            if now_s() - began_s > MAX_BACKOFF_S:
+                backoff_s = FIRST_BACKOFF_S
+            await asyncio.sleep(backoff_s)
 
 
 def _load_tls(config: GatewayConfig) -> ssl.SSLContext | None:
@@ -143,6 +162,7 @@ async def _start(config: GatewayConfig, stop: asyncio.Event) -> Gateway | None:
             store = await Store.connect(config.redis, cluster=config.cluster)
             gateway = Gateway(config, store)
             await gateway.start()
+            asyncio.get_running_loop().set_exception_handler(gateway.receive_loop_error)
             return gateway
         except StoreUnavailable as exc:
             logger.warning("waiting for Redis: %s", exc)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import time
 from collections import deque
@@ -51,6 +52,8 @@ from scheduler.trace import Trace
 from scheduler.view import LOADS, View
 
 __all__ = ["ClusterOnly", "SimulatedCluster", "serve"]
+
+logger = logging.getLogger("launch.simulate_serve")
 
 HOST: Final = "127.0.0.1"
 STEP_S: Final = 0.1
@@ -212,6 +215,10 @@ class ClusterOnly:
         if request.path == "/":
             return Response(status=302, headers=(("Location", "/cluster"),))
         return self._pages.respond(request)
+
+    def fail(self, request: Request, exc: Exception) -> Response:
+        logger.error("not answered: %s", request.path, exc_info=exc)
+        return text_response(500, "internal error")
 
     def accept(self, request: Request) -> Receiver | Response:
         return _refusal("this is a simulation: there is no video")

@@ -17,7 +17,7 @@ from gateway import protocol as wire
 from gateway.config import GatewayConfig
 from gateway.server import Gateway
 from scheduler.messages import SessionId
-from scheduler.store import Store
+from scheduler.store import Store, draw_id
 from tests.gateway.scripted_engine import SECRET, ScriptedEngine, scripted_engine
 
 M = TypeVar("M")
@@ -74,7 +74,12 @@ class World:
 
     @asynccontextmanager
     async def gateway(self, **settings: object) -> AsyncIterator[Gateway]:
-        values: dict[str, object] = {"port": 0, "link_secret": SECRET, **settings}
+        values: dict[str, object] = {
+            "port": 0,
+            "link_secret": SECRET,
+            "gateway_id": draw_id("g", 4),
+            **settings,
+        }
         config = GatewayConfig(redis=self.redis_url, cluster=self.cluster, **values)  # type: ignore[arg-type]
         store = await Store.connect(self.redis_url, cluster=self.cluster)
         gateway = Gateway(config, store)

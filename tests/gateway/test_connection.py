@@ -10,7 +10,9 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from gateway import protocol as wire
+from gateway.events import QueueWatcher
 from gateway.link import EngineLink
+from gateway.server import Gateway
 from scheduler.messages import (
     Accepted,
     Applied,
@@ -191,12 +193,97 @@ async def test_who_fails_on_a_message_takes_nobody_along(
         async with client_of(gateway) as one, client_of(gateway) as two:
             first, second = await begin(one, engine), await begin(two, engine)
             (broken,) = gateway.hub.of(SessionId(first.session))
-            monkeypatch.setattr(broken, "receive_chunk", lambda *_: {}["nothing"])
+            monkeypatch.setattr(broken.machine, "receive_chunk", lambda *_: {}["nothing"])
             await engine.send_chunk(SessionId(first.session), 0)
             await engine.send_chunk(SessionId(second.session), 0)
             assert (await two.expect(wire.ChunkHeader)).session == second.session
             await engine.expect(Unsubscribe)
             assert len(engine.links) == 1
+            assert faults(gateway) == {"connection": 2}  # as many as the chunk has parts
+
+
+@pytest.mark.parametrize("method", ["receive_event", "receive_position", "receive_events_lost"])
+async def test_who_fails_on_news_takes_nobody_along(
+    world: World, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Its socket ends; whoever waits beside it hears that it is next."""
+    async with world.engine(), world.gateway() as gateway:
+        async with client_of(gateway) as one, client_of(gateway) as two:
+            await one.send(wire.Start(prompt="1"))
+            first = SessionId((await one.expect(wire.Session)).session)
+            await one.expect(wire.Queued)
+            await two.send(wire.Start(prompt="2"))
+            await two.expect(wire.Session)
+            assert (await two.expect(wire.Queued)).position == 2
+            (broken,) = gateway.hub.of(first)
+            monkeypatch.setattr(broken.machine, method, lambda *_: {}["nothing"])
+            match method:
+                case "receive_event":
+                    await world.store.close_session(first, "stopped")
+                case "receive_events_lost":
+                    gateway._reader._after = "9999999999999-0"  # as if Redis had come back older
+                case "receive_position":
+                    gateway.hub.queue_changed()
+            assert await one.close_code() is None
+            assert (await two.expect(wire.Queued)).position == 1
+            assert faults(gateway) == {"connection": 1}
+
+
+async def test_who_fails_on_an_answer_is_cut(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would wait for ever."""
+    async with world.engine(), world.gateway() as gateway, client_of(gateway) as client:
+        await client.send(wire.Ping(t=1))
+        await client.expect(wire.Pong)
+        (broken,) = gateway.hub.connections
+        monkeypatch.setattr(broken.machine, "receive_result", lambda *_: {}["nothing"])
+        await client.send(wire.Start(prompt="1"))
+        assert await client.close_code() is None
+        assert faults(gateway) == {"connection": 1}
+
+
+async def test_a_message_that_breaks_the_link_is_survived(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a fault of ours it is cut, and made again."""
+    async with world.engine() as engine, world.gateway() as gateway, client_of(gateway) as client:
+        id = SessionId((await begin(client, engine)).session)
+        with monkeypatch.context() as patch:
+            patch.setattr("gateway.link.unframe_media", lambda *_: {}["nothing"])
+            await engine.send_chunk(id, 0)
+            await engine.accept(id)
+        assert faults(gateway)["link"] >= 1
+        await engine.send_chunk(id, 0)
+        await client.expect(wire.ChunkHeader)
+
+
+async def test_a_background_task_that_fails_begins_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody would be told a position any more."""
+    tell, fails = QueueWatcher._tell_positions, iter([True])
+
+    async def failing(watcher: QueueWatcher) -> None:
+        if next(fails, False):
+            raise RuntimeError("a fault in a test")
+        await tell(watcher)
+
+    monkeypatch.setattr(QueueWatcher, "_tell_positions", failing)
+    async with world.engine(), world.gateway() as gateway, client_of(gateway) as client:
+        await client.send(wire.Start(prompt="1"))
+        await client.expect(wire.Session)
+        assert (await client.expect(wire.Queued, skip=())).position == 1
+        assert faults(gateway) == {"task": 1}
+
+
+def faults(gateway: Gateway) -> dict[str, float]:
+    """Errors of the gateway's own that it survived, by where they were."""
+    samples = gateway.hub.metrics.registry.collect()
+    return {
+        sample.labels["where"]: sample.value
+        for family in samples
+        for sample in family.samples
+        if sample.name == "turboserve_gateway_faults_total"
+    }
 
 
 async def test_a_link_that_fails_is_made_again_while_it_is_followed(

@@ -76,6 +76,9 @@ class App:
             raise RuntimeError("a handler fails")
         return json_response({"method": request.method, "path": request.path, "bytes": len(request.body)})
 
+    def fail(self, request: Request, exc: Exception) -> Response:
+        return text_response(500, str(exc))
+
     def accept(self, request: Request) -> Receiver | Response:
         if request.path != "/ws":
             return text_response(404, "no")

@@ -261,6 +261,20 @@ async def test_without_redis(own_redis: RedisServer) -> None:  # noqa: F811
     await store.close()
 
 
+async def test_a_handler_that_fails_is_answered_500(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As any other error of the path, readable for pages of a configured origin, and counted."""
+    ours = "https://page.example"
+    async with world.gateway(allowed_origins=(ours,)) as gateway:
+        monkeypatch.setattr(gateway.hub.cluster_feed, "answer", lambda: {}["nothing"])
+        monkeypatch.setattr(gateway.hub.store, "list_engines", lambda: {}["nothing"])
+        status, headers, body = await ask(gateway, "/v1/cluster", origin=ours)
+        assert (status, headers["access-control-allow-origin"]) == (500, ours)
+        assert json.loads(body)["error"]["code"] == "internal"
+        status, _, body = await ask(gateway, "/readyz")
+        assert (status, body) == (500, b"internal error\n")
+        assert b'turboserve_gateway_faults_total{where="request"} 2.0' in gateway.hub.metrics.page()
+
+
 async def test_cluster_stream(world: World) -> None:
     """The history first, then the cluster as it is and again as it changes; the gateway's end ends it."""
     async with world.engine() as engine, world.gateway() as gateway, client_of(gateway) as client:

@@ -73,7 +73,7 @@ async def test_an_abort_names_the_session(world: World, caplog: pytest.LogCaptur
         async with client_of(gateway) as client, client_of(gateway):
             session = await begin(client, engine)
             for connection in tuple(gateway.hub.connections):
-                connection.receive_failure()
+                connection.receive_fault(RuntimeError("a fault in a test"))
             await until(lambda: not gateway.hub.connections)
     ends = sorted(line["message"] for line in lines(caplog) if "start" not in line["message"])
     assert ends == ["no session: abort: an internal error", f"{session.session}: abort: an internal error"]
