@@ -9,6 +9,7 @@ ENGINES ?= 2
 DEVICE ?= cpu
 PORT ?= 8080
 DIR ?= run
+WORKERS ?= 3
 
 .PHONY: setup demo test browser style types coverage bench
 
@@ -20,15 +21,17 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo 'Python 3.11 or newer is needed: apt-get install python3 python3-venv, or make PYTHON=/path/to/python3'; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { rm -rf $(VENV); echo 'The environment could not be made: apt-get install python3-venv'; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[server,kubernetes,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile $(PIP_ARGS) \
+	  -c constraints.txt -e '.[server,kubernetes,dev]'
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all processors, pip does it on one
 	@touch $@
 
 demo: $(STAMP)
 	@$(BIN)/turboserve up --engines $(ENGINES) --device $(DEVICE) --port $(PORT) --dir $(DIR)
 
-# Two at a time, a file each: most of the slow tests wait for other processes.
+# More at a time than a small machine has processors, a file each: the slow tests mostly wait for other processes.
 test: $(STAMP) browser
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 2 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 2 $(PYTEST_ARGS)
 
 # The browser tests drive a real Chromium.
 browser:
@@ -42,7 +45,7 @@ style: $(STAMP)
 	$(BIN)/ruff format --check .
 
 types: $(STAMP)
-	$(BIN)/mypy
+	nice -n 5 $(BIN)/mypy
 
 coverage: $(STAMP)
 	$(BIN)/python -m pytest -q --cov=scheduler --cov=gateway --cov=engine --cov=launch --cov-report=term-missing

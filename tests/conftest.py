@@ -6,7 +6,9 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import hypothesis
 import pytest
 
 from launch import redis_server
@@ -14,6 +16,18 @@ from tests.cluster import FOREIGN_ORIGIN, Cluster, running_cluster, wait_for
 from tests.redis_process import RedisProcess
 
 os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:2")  # see launch.roles.engine_environment
+hypothesis.settings.register_profile("untimed", deadline=None)  # how long an example takes is the machine's
+hypothesis.settings.load_profile("untimed")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object | None:
+    """For `--dist loadfile`."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from tests.spread import ByFile
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
