@@ -9,19 +9,27 @@ import torch
 from safetensors.torch import load_file
 
 from engine.models.registry import load_model
-from engine.models.shapes import train, train_sheet
+from engine.models.shapes import train, train_codec, train_sheet
 from engine.models.shapes.model import SHAPES
 from engine.models.shapes.train_util import Job, ease
+
+SHORT = ("--minutes", "0.0001", "--batch", "2")
+
+
+@pytest.fixture(autouse=True)
+def _little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of everything that a stage does more than once."""
+    monkeypatch.setattr(train_sheet, "_PROMPTS", (("a red ball", "a blue ball"),))
+    monkeypatch.setattr(train_sheet, "_CHUNKS", 1)
+    monkeypatch.setattr(train_codec, "_BATCH", 1)
 
 
 def test_stages_lead_to_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Codec, clips, transformer and decoder for a step or two each; a second run of `dit` counts on."""
-    monkeypatch.setattr(train_sheet, "_PROMPTS", (("a red ball", "a blue ball"),))
-    monkeypatch.setattr(train_sheet, "_CHUNKS", 1)
     for stage in ("codec", "encode", "dit", "dit", "decoder"):
-        monkeypatch.setattr("sys.argv", ["train", stage, "--out", str(tmp_path), "--minutes", "0.0001"])
+        monkeypatch.setattr("sys.argv", ["train", stage, "--out", str(tmp_path), *SHORT])
         train.main()
     saved = torch.load(tmp_path / "dit.pt", weights_only=True)
     assert saved["steps"] == 2
@@ -36,10 +44,8 @@ def test_stages_lead_to_weights(
 
 def test_training_goes_on_from_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The shipped weights become checkpoints, without a change and without optimizer state."""
-    monkeypatch.setattr(train_sheet, "_PROMPTS", (("a red ball", "a blue ball"),))
-    monkeypatch.setattr(train_sheet, "_CHUNKS", 1)
     shipped = Path(train.__file__).parent / "weights" / "shapes.safetensors"
-    arguments = ["--out", str(tmp_path), "--minutes", "0.0001"]
+    arguments = ["--out", str(tmp_path), *SHORT]
     monkeypatch.setattr("sys.argv", ["train", "encode", "--weights", str(shipped), *arguments])
     train.main()
     train_sheet.export_weights(Job(config=SHAPES, out=tmp_path, minutes=0, device=torch.device("cpu")))
