@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from launch import cli, engine_cmd
 from tests.cluster import descendants, free_port, is_running, wait_for
 from tests.viewer import watching
 
@@ -52,12 +53,15 @@ async def test_roles_make_a_cluster(redis_url: str, tmp_path: Path) -> None:
         assert not any(is_running(pid) for pid in below)
 
 
-def test_an_engine_that_nobody_wants_says_so(redis_url: str, tmp_path: Path) -> None:
-    """Without a scheduler that asks for one there is nothing to start."""
-    settings = {"redis": redis_url, "cluster": "nobody", "link_secret": "hush"}
-    with role("engine", log=tmp_path / "log", **settings) as engine:
-        assert engine.wait(timeout=30) == 1
-    assert "has no scheduler" in (tmp_path / "log").read_text()
+def test_an_engine_that_nobody_wants_says_so(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a scheduler that asks for one there is nothing to start, once it had time to."""
+    for name, value in {"REDIS": redis_url, "CLUSTER": "nobody", "LINK_SECRET": "hush"}.items():
+        monkeypatch.setenv(f"TURBOSERVE_{name}", value)
+    monkeypatch.setattr(engine_cmd, "_SCHEDULER_WAIT_S", 0.1)
+    assert cli.main(["engine"]) == 1
+    assert "has no scheduler" in capsys.readouterr().err
 
 
 def test_an_engine_that_is_told_to_end_while_it_starts_ends_in_order(redis_url: str, tmp_path: Path) -> None:
