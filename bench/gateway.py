@@ -245,6 +245,8 @@ class Bench:
             "queue_limit": 10_000,
             "max_connections": 20_000,
         }
+        if self._options.record:
+            config["recordings"] = str(self._folder / f"recordings-{name}")
         command = [sys.executable, "-m", "gateway"]
         env = {"TURBOSERVE_GATEWAY_CONFIG": json.dumps(config)}
         child = self._stack.enter_context(process(self._options.relay_core, command, env))
@@ -465,6 +467,7 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, object
         "parts": options.parts,
         "links": options.links,
         "media_only": options.media_only,
+        "record": options.record,
         "streams": held,
         "bare_streams": bare,
         "ratio": round(held / bare, 2) if bare and has_limit(rungs, "bare") else None,
@@ -512,6 +515,7 @@ def main() -> None:
     parser.add_argument("--ends-core", type=int, default=1)
     parser.add_argument("--no-bare", dest="bare", action="store_false", help="only ours")
     parser.add_argument("--media-only", action="store_true", help="no stats and acks: the bare relay's work")
+    parser.add_argument("--record", action="store_true", help="every session, to a temporary folder")
     parser.add_argument("--tries", type=int, default=1, help="of a run that others disturbed")
     parser.add_argument(
         "--patience", type=float, default=0.0, help="seconds to wait for idle cores, each run"

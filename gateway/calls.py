@@ -286,11 +286,11 @@ class Forgetter:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            await self._wake.wait()
-            self._wake.clear()
             while self._waiting:
                 await self._forget_first()
             self._idle.set()
+            self._wake.clear()
+            await self._wake.wait()
 
     async def _forget_first(self) -> None:
         since, forget = self._waiting.popleft()
