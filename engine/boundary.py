@@ -129,6 +129,10 @@ class Boundary:
         self._wishes[session, epoch] = wish
         self._wake.set()
 
+    def wake(self) -> None:
+        """Something has changed that no command tells: look again."""
+        self._wake.set()
+
     def stop(self) -> None:
         """No more chunks are to be begun."""
         self._stop = True

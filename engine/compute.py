@@ -120,6 +120,7 @@ class ComputeLoop:
         self._model, self._pool, self._stepper = model, pool, Stepper(model, pool)
         self._boundary = Boundary(clock, ranks)
         self._is_first = ranks is None or ranks.rank == 0
+        self._is_alone = ranks is None or ranks.size == 1
         self._passes = Passes(model, pool, attention=attention, ranks=ranks, agree=self._boundary.agree)
         rehearse(model, pool, self._passes, attention)
         self._timer: PassTimer[tuple[int, int] | None] = make_timer(model.device, clock)
@@ -274,9 +275,15 @@ class ComputeLoop:
             start = self._update_due(state, wish, now_ms)
             if start is not None and start > now_ms:
                 wake_ms = start if wake_ms is None else min(wake_ms, start)
-            if self._can_run(state):
+            if not self._awaits_prompts(state) and self._can_run(state):
                 ready.append(self._row(resident, wish, now_ms))
         return ready, wake_ms
+
+    def _awaits_prompts(self, state: SessionState) -> bool:
+        """Can it not go on because its prompts are being encoded? Several ranks don't know that of each other
+        and encode them at the boundary."""
+        is_awaited = self._is_alone and self._stepper.awaits_prompts(state, self._boundary.wake)
+        return is_awaited and state.stage is Stage.BOUNDARY
 
     def _update_due(self, state: SessionState, wish: Wish, now_ms: float) -> float | None:
         """Note since when the next chunk is due. Returns when credit is or will be there."""

@@ -5,7 +5,9 @@ Shape letters: F latent frames of a chunk, C latent channels, h, w latent size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice, takewhile
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from engine.compute_messages import Open
 from engine.kv_pool import SlabPool
-from engine.models.base import CausalVideoModel
+from engine.models.base import CausalVideoModel, PreparesPrompts
 from engine.ring import plan_anchor, plan_recache
 from engine.sampler import denoise, initial_latents, sigmas_for
 from engine.session_state import ChunkWork, PromptBlend, SessionState, Stage, rebuilt_chunks
@@ -34,6 +36,7 @@ class Stepper:
 
     def __init__(self, model: CausalVideoModel, pool: SlabPool) -> None:
         self._model = model
+        self._prepares = model if isinstance(model, PreparesPrompts) else None
         self._pool = pool
 
     def open(self, command: Open) -> SessionState:
@@ -88,17 +91,41 @@ class Stepper:
         state.work = ChunkWork(applied=changes.applied, due_ms=due_ms, started_ms=now_ms)
         return len(taken)
 
-    @staticmethod
-    def _take_inputs(state: SessionState) -> list[LogEntry]:
+    def awaits_prompts(self, state: SessionState, on_ready: Callable[[], None]) -> bool:
+        """Would `begin` have to wait for its prompts to be encoded? They are being encoded then, see
+        `PreparesPrompts`; so it pays to ask as soon as there are inputs."""
+        if self._prepares is None:
+            return False
+        count = self._num_recorded(state)
+        inputs = [item.entry for item in islice(state.recorded, count)]
+        if self._takes_pending(state, count):
+            inputs.extend(state.pending)
+        if not inputs and state.embeds is not None:
+            return False
+        _, changes = fold(state.steering, inputs, self._model.combine_prompts)
+        cut = state.steering.text if changes.cut is None and state.embeds is None else changes.cut
+        blend = None if changes.blend is None else changes.blend.text
+        texts = [text for text in (cut, blend) if text is not None]
+        return bool(texts) and not self._prepares.prepare_prompts(texts, on_ready)
+
+    def _take_inputs(self, state: SessionState) -> list[LogEntry]:
         """The inputs of chunk `seq`: those recorded for it; new ones only after all recorded ones, and not in
         a chunk that the client has already."""
-        taken: list[LogEntry] = []
-        while state.recorded and state.recorded[0].seq <= state.seq:
-            taken.append(state.recorded.popleft().entry)
-        if not state.recorded and state.seq >= state.emit_from:
+        count = self._num_recorded(state)
+        takes_pending = self._takes_pending(state, count)
+        taken = [state.recorded.popleft().entry for _ in range(count)]
+        if takes_pending:
             taken.extend(state.pending)
             state.pending.clear()
         return taken
+
+    @staticmethod
+    def _num_recorded(state: SessionState) -> int:
+        return sum(1 for _ in takewhile(lambda item: item.seq <= state.seq, state.recorded))
+
+    @staticmethod
+    def _takes_pending(state: SessionState, num_recorded: int) -> bool:
+        return num_recorded == len(state.recorded) and state.seq >= state.emit_from
 
     def advance(self, state: SessionState, velocity: Tensor) -> bool:
         """Take the result of the session's pass; True when the chunk's latents are now ready to decode."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 __all__ = ["main"]
 
+_PLACE = "PATH|HUB-ID[:FILE]"
+_TEXT_PARTS = ("text_encoder", "tokenizer", "models_t5_umt5-xxl-enc-bf16.pth", "google")
+"""Of a diffusers repository, and of Wan's own."""
 _PROMPTS = ("a red fox runs through snow", "waves roll onto a beach at sunset")
 
 
@@ -29,13 +33,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     add = actions.add_parser("add", help="check a checkpoint and make a model of it", allow_abbrev=False)
-    add.add_argument("source", metavar="PATH|HUB-ID", help="checkpoint: a file, a folder, or OWNER/NAME")
+    add.add_argument("source", metavar=_PLACE, help="checkpoint: a file, a folder, or OWNER/NAME of the hub")
     add.add_argument("--preset", required=True, help="the model's name; see `turboserve model list`")
-    add.add_argument("--file", help="which file of a folder or hub repository")
-    add.add_argument("--decoder", required=True, type=Path, metavar="FILE", help="taew2_1 or Wan's VAE")
-    add.add_argument("--lora", type=Path, metavar="FILE", help="merged into the weights")
+    add.add_argument("--file", help="which file or folder of a folder or hub repository")
+    add.add_argument(
+        "--part", metavar="NAME", help="of a training checkpoint, e.g. generator; default: the preset's"
+    )
+    add.add_argument("--decoder", required=True, metavar=_PLACE, help="taew2_1 or Wan's VAE")
+    add.add_argument("--lora", metavar=_PLACE, help="merged into the weights")
     add.add_argument("--lora-scale", type=float, default=1.0, metavar="X", help="alpha divided by rank")
-    add.add_argument("--text", type=Path, metavar="DIR", help="holds text_encoder/ and tokenizer/")
+    add.add_argument("--text", metavar=_PLACE, help="text_encoder/ and tokenizer/, or Wan's own folder")
+    add.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=JSON",
+        help="a setting that is not the preset's: shift=8, text_device=cpu, … (docs/wan.md)",
+    )
     add.set_defaults(run=_add)
     listing = actions.add_parser("list", help="presets, licences, and which are here", allow_abbrev=False)
     listing.set_defaults(run=_list)
@@ -57,42 +71,44 @@ def _folder(parsed: argparse.Namespace) -> Path:
 
 def _add(parsed: argparse.Namespace) -> int:
     from engine.models.wan.config import PRESETS
-    from engine.models.wan.folder import add_model
+    from engine.models.wan.folder import Sources, add_model
+    from launch.model_hub import find
 
     config = PRESETS.get(parsed.preset)
     if config is None:
         raise ValueError(f"no preset {parsed.preset!r}; known: {', '.join(PRESETS)}")
-    print(f"{config.name}: weights of {config.source or 'nobody'}; licence: {config.licence}", flush=True)
-    source = _found(parsed.source, parsed.file)
+    _say(f"{config.name}: weights of {config.source or 'nobody'}; licence: {config.licence}")
     target = _folder(parsed) / config.name
-    print(f"reading {source}", flush=True)
-    add_model(
-        config,
-        target,
-        dit=source,
-        decoder=parsed.decoder,
-        lora=parsed.lora,
+    if target.exists():
+        raise ValueError(f"{target} is there already")
+    sources = Sources(
+        dit=find(parsed.source, parsed.file, say=_say),
+        decoder=find(parsed.decoder, say=_say),
+        lora=find(parsed.lora, say=_say) if parsed.lora else None,
         lora_scale=parsed.lora_scale,
-        text=parsed.text,
+        text=find(parsed.text, parts=_TEXT_PARTS, say=_say) if parsed.text else None,
+        parts=(parsed.part,) if parsed.part else None,
+        changes=dict(map(_setting, parsed.set)),
     )
-    print(f"written to {target}")
+    _say(f"reading {sources.dit}")
+    add_model(config, target, sources, say=_say)
+    _say(f"written to {target}")
     return 0
 
 
-def _found(source: str, file: str | None) -> Path:
-    """A path here, or a download from the hub (which shows its own progress)."""
-    path = Path(source)
-    if not path.exists():
-        if source.count("/") != 1 or source.startswith((".", "/")):
-            raise ValueError(f"no checkpoint at {source}")
-        try:
-            from huggingface_hub import snapshot_download
-        except ImportError as exc:
-            raise ValueError(
-                f"{source} is not here; to download it from the hub: pip install 'turboserve[wan]'"
-            ) from exc
-        path = Path(snapshot_download(source, allow_patterns=[file] if file else ["*.safetensors", "*.pt"]))
-    return path / file if file and path.is_dir() else path
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _setting(text: str) -> tuple[str, object]:
+    """KEY=JSON; what is no JSON is a string."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--set {text}: KEY=VALUE is wanted")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
 
 
 def _list(parsed: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ Shape letters of this file:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -28,6 +28,7 @@ __all__ = [
     "PassAttention",
     "PassBatch",
     "PassRow",
+    "PreparesPrompts",
     "ReplayableModel",
     "TokenExchange",
 ]
@@ -229,6 +230,18 @@ class CausalVideoModel(Protocol):
 
     def decode(self, latents: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Latents [F, C, h, w] → (RGB uint8 [F·frames_per_latent, height, width, 3], next flat state)."""
+
+
+@runtime_checkable
+class PreparesPrompts(Protocol):
+    """A model whose prompts take long to encode: it can do so on a thread of its own while passes go on."""
+
+    def prepare_prompts(self, texts: Sequence[str], on_ready: Callable[[], None]) -> bool:
+        """Will `encode_prompts` give these at once? If not, they are being encoded from now on.
+
+        `on_ready` is called on that thread whenever some are done; the one given last counts. A text that
+        can't be encoded counts as done: `encode_prompts` raises then.
+        """
 
 
 @runtime_checkable

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any, Final, Literal
 
 from engine.models.causal_dit import CausalDiTConfig
@@ -83,7 +84,7 @@ class WanConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.context_noise < _TRAINED_STEPS:
             raise ValueError(f"{self.name}: context_noise must be in [0, {_TRAINED_STEPS})")
-        if self.shift < 1:
+        if not 1 <= self.shift < inf:
             raise ValueError(f"{self.name}: shift must be at least 1")
         for steps in (self.steps, self.first_steps or self.steps):
             falling = all(a > b for a, b in zip(steps, steps[1:], strict=False))

@@ -1,6 +1,6 @@
 """A Wan model on disk: one folder with everything that serving it takes, as `turboserve model add` makes it.
 
-    model.json                    format, preset, source, licence; fp8 if its blocks are to use 8-bit floats
+    model.json                    format, preset, source, licence; settings that are not the preset's
     dit.safetensors               the transformer by Wan's names, any LoRA merged
     decoder.safetensors           TAEHV or the decoder of Wan's VAE
     text_encoder/, tokenizer/     UMT5 in the format of transformers
@@ -14,76 +14,147 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from engine.models.wan.checkpoint import read_decoder, read_dit, read_tensors
-from engine.models.wan.config import PRESETS, TINY, WanConfig
+from engine.models.wan.config import PRESETS, TINY, WanConfig, changed
 from engine.models.wan.model import WanModel, empty_decoder, empty_dit
 from engine.models.wan.text import HashedText, TextEncoder, Umt5Text
+from engine.models.wan.text_files import add_text
 from engine.models.weights import WeightsError, check_tensors
 
-__all__ = ["MODELS_DIR", "add_model", "load_wan", "read_manifest"]
+__all__ = ["MODELS_DIR", "Sources", "add_model", "load_wan", "read_manifest"]
 
 MODELS_DIR: Final = Path("~/.local/share/turboserve/models")
 """Where models are looked for when none is named."""
 _MANIFEST: Final = "model.json"
 _DIT: Final = "dit.safetensors"
 _DECODER: Final = "decoder.safetensors"
-_TEXT: Final = ("text_encoder", "tokenizer")
 _FORMAT: Final = 1
+_ABOUT: Final = frozenset({"format", "preset", "source", "licence"})
+"""Keys of the manifest that are no settings of the model."""
+_TEXT_DEVICE: Final = "text_device"
+"""Where prompts are encoded, if not where the model is."""
+_VAE_ONLY: Final = "conv2.weight"
+"""Wan's VAE has it, TAEHV has not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """What a model is made of."""
+
+    dit: Path
+    """A file, a folder of shards, or a diffusers repository."""
+    decoder: Path
+    lora: Path | None = None
+    lora_scale: float = 1.0
+    text: Path | None = None
+    """As in `add_text`."""
+    parts: tuple[str, ...] | None = None
+    """As in `read_dit`; None: as the preset says."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that are not the preset's, and `text_device`."""
 
 
 def add_model(
-    config: WanConfig,
-    target: Path,
-    *,
-    dit: Path,
-    decoder: Path,
-    lora: Path | None = None,
-    lora_scale: float = 1.0,
-    text: Path | None = None,
+    config: WanConfig, target: Path, sources: Sources, *, say: Callable[[str], None] = lambda line: None
 ) -> None:
     """Check a checkpoint against a preset and write the folder that serves it, whole or not at all.
 
+    `say` hears of each step.
+
     Raises:
-        WeightsError: something cannot be read, does not fit, or the folder is there already.
+        ValueError: the settings are none, or have values that they can't have.
+        WeightsError: (a ValueError) something cannot be read, does not fit, or the folder is there already.
         OSError: it cannot be written.
     """
     if target.exists():
         raise WeightsError(f"{target} is there already")
-    parts = {_DIT: read_dit(dit, lora, lora_scale=lora_scale), _DECODER: read_decoder(decoder)}
-    for net, name, path in ((empty_dit(config), _DIT, dit), (empty_decoder(config), _DECODER, decoder)):
-        try:
-            check_tensors(net, parts[name])
-        except WeightsError as exc:
-            raise WeightsError(f"{path} is not for {config.name}: {exc}") from exc
-    if text is not None and (missing := [part for part in _TEXT if not (text / part).is_dir()]):
-        raise WeightsError(f"{text} has no {' and no '.join(missing)}")
-    building = target.with_name(f".{target.name}.{os.getpid()}")
-    building.mkdir(parents=True)
-    try:
-        for name, tensors in parts.items():
-            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, building / name)
-        if text is not None:
-            for part in _TEXT:
-                shutil.copytree(text / part, building / part)
+    _settings(config, sources.changes)
+    dit = read_dit(
+        sources.dit, sources.lora, lora_scale=sources.lora_scale, parts=sources.parts or config.parts
+    )
+    say(f"transformer: {_size(dit)}{' with a LoRA merged' if sources.lora else ''}")
+    decoder = read_decoder(sources.decoder)
+    kind = "wan_vae" if _VAE_ONLY in decoder else "taehv"
+    say(f"decoder: {kind}, {_size(decoder)}")
+    changes = dict(sources.changes)
+    if kind != config.decoder:
+        changes["decoder"] = kind
+    checked, _ = _settings(config, changes)
+    _check(empty_dit(checked), dit, f"{sources.dit} is not for {config.name}")
+    _check(empty_decoder(checked), decoder, f"{sources.decoder} is no decoder for {config.name}")
+    with _built(target) as folder:
+        for name, tensors in ((_DIT, dit), (_DECODER, decoder)):
+            say(f"writing {name}")
+            save_file(_own(tensors), folder / name)
+        if sources.text is not None:
+            say("text encoder: copying, which can take minutes")
+            add_text(sources.text, folder)
         manifest = {
             "format": _FORMAT,
             "preset": config.name,
             "source": config.source,
             "licence": config.licence,
+            **changes,
         }
-        (building / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def _check(net: torch.nn.Module, tensors: Mapping[str, Tensor], sentence: str) -> None:
+    try:
+        check_tensors(net, tensors)
+    except WeightsError as exc:
+        raise WeightsError(f"{sentence}: {exc}") from exc
+
+
+@contextmanager
+def _built(target: Path) -> Iterator[Path]:
+    """A folder that takes its name at the end, or is gone."""
+    building = target.with_name(f".{target.name}.{os.getpid()}")
+    building.mkdir(parents=True)
+    try:
+        yield building
         building.rename(target)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
+
+
+def _own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous, and each with memory of its own, as the format wants."""
+    owners: set[int] = set()
+    out: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        whole = tensor.contiguous()
+        storage = whole.untyped_storage()
+        is_shared = storage.data_ptr() in owners or storage.nbytes() != whole.nbytes
+        out[name] = whole.clone() if is_shared else whole
+        owners.add(storage.data_ptr())
+    return out
+
+
+def _size(tensors: Mapping[str, Tensor]) -> str:
+    return f"{len(tensors)} tensors, {sum(t.nbytes for t in tensors.values()) / 1e9:.2f} GB"
+
+
+def _settings(config: WanConfig, changes: Mapping[str, Any]) -> tuple[WanConfig, torch.device | None]:
+    """The config with these changes, and where prompts are encoded. Raises ValueError."""
+    own = {name: value for name, value in changes.items() if name != _TEXT_DEVICE}
+    device = changes.get(_TEXT_DEVICE)
+    if device is not None and (
+        not isinstance(device, str) or device.partition(":")[0] not in ("cpu", "cuda")
+    ):
+        raise ValueError(f"{_TEXT_DEVICE} must be cpu or cuda, not {device!r}")
+    return changed(config, own), None if device is None else torch.device(device)
 
 
 def read_manifest(folder: Path) -> Mapping[str, Any]:
@@ -113,13 +184,15 @@ def load_wan(config: WanConfig, device: torch.device, weights: Path | None) -> W
             f"`turboserve model add` makes the folder from them"
         )
     manifest = read_manifest(folder)
-    preset, fp8 = manifest["preset"], manifest.get("fp8", False)
-    if preset != config.name:
-        raise WeightsError(f"{folder} holds {preset}, not {config.name}")
-    if not isinstance(fp8, bool):
-        raise WeightsError(f"fp8 in {folder / _MANIFEST} must be true or false")
-    text = _text_encoder(config, folder, device, dtype)
-    config = replace(config, fp8=fp8)
+    if manifest["preset"] != config.name:
+        raise WeightsError(f"{folder} holds {manifest['preset']}, not {config.name}")
+    try:
+        changes = {name: value for name, value in manifest.items() if name not in _ABOUT}
+        changed_config, text_device = _settings(config, changes)
+    except ValueError as exc:
+        raise WeightsError(f"{folder / _MANIFEST}: {exc}") from exc
+    text = _text_encoder(config, folder, text_device or device, dtype)
+    config = changed_config
     return WanModel.from_tensors(
         read_tensors(folder / _DIT),
         read_tensors(folder / _DECODER),

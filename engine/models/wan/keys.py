@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-__all__ = ["canonical_names", "diffusers_dit_name", "diffusers_vae_name", "lora_target"]
+__all__ = ["canonical_names", "diffusers_dit_name", "diffusers_vae_name", "lora_target", "umt5_name"]
 
 _WRAPPERS: Final = re.compile(r"(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
 """What FSDP, activation checkpointing and torch.compile insert."""
@@ -50,6 +50,19 @@ _VAE_WHOLE: Final = {
 }
 _VAE_PER_STAGE: Final = 4
 """Three residual blocks and an upsampling."""
+_UMT5_WHOLE: Final = {
+    "token_embedding.weight": "shared.weight",
+    "norm.weight": "encoder.final_layer_norm.weight",
+}
+_UMT5_IN_BLOCK: Final = {
+    **{f"attn.{part}": f"0.SelfAttention.{part}" for part in ("q", "k", "v", "o")},
+    "pos_embedding.embedding": "0.SelfAttention.relative_attention_bias",
+    "norm1": "0.layer_norm",
+    "norm2": "1.layer_norm",
+    "ffn.gate.0": "1.DenseReluDense.wi_0",
+    "ffn.fc1": "1.DenseReluDense.wi_1",
+    "ffn.fc2": "1.DenseReluDense.wo",
+}
 _DIFFUSERS_DIT: Final = "condition_embedder."
 _DIFFUSERS_VAE: Final = "decoder.up_blocks."
 
@@ -103,6 +116,16 @@ def lora_target(name: str) -> tuple[str, str] | None:
         return None
     side = {"down": "A", "up": "B"}.get(match[2], match[2])
     return diffusers_dit_name(_PREFIXES.sub("", match[1])) + ".weight", side
+
+
+def umt5_name(name: str) -> str | None:
+    """A name of Wan's own text encoder → that of transformers' `UMT5EncoderModel`; None: it has no such."""
+    if name in _UMT5_WHOLE:
+        return _UMT5_WHOLE[name]
+    match = re.fullmatch(r"blocks\.(\d+)\.(.+)\.weight", name)
+    if match is None or match[2] not in _UMT5_IN_BLOCK:
+        return None
+    return f"encoder.block.{match[1]}.layer.{_UMT5_IN_BLOCK[match[2]]}.weight"
 
 
 def _replace_stem(name: str, table: Mapping[str, str]) -> str:

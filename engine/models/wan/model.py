@@ -14,7 +14,7 @@ Shape letters: as in base.py.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from math import prod
 
@@ -137,6 +137,10 @@ class WanModel:
     def encode_prompts(self, texts: Sequence[str]) -> Tensor:
         """Text → [B, T, E] float32; zeros behind a prompt's end."""
         return self._text(texts).to(self.device)
+
+    def prepare_prompts(self, texts: Sequence[str], on_ready: Callable[[], None]) -> bool:
+        """See `PreparesPrompts`."""
+        return self._text.prepare(texts, on_ready)
 
     def combine_prompts(self, shown: str, text: str) -> str:
         """A prompt of Wan is the whole scene."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import html
+import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -23,6 +24,8 @@ __all__ = ["CachedText", "HashedText", "TextEncoder", "Umt5Text", "clean"]
 
 _KEPT_PROMPTS: Final = 256
 """1 GB in bfloat16 at full size, in host memory."""
+_BATCH: Final = 16
+"""Prompts that are encoded together."""
 
 
 class TextEncoder(Protocol):
@@ -62,6 +65,7 @@ class Umt5Text:
 
     def __init__(self, folder: Path, *, length: int, device: torch.device, dtype: torch.dtype) -> None:
         try:
+            from ftfy import fix_text
             from transformers import AutoTokenizer, UMT5EncoderModel
         except ImportError as exc:
             raise ValueError("prompts of Wan need transformers: pip install 'turboserve[wan]'") from exc
@@ -73,13 +77,13 @@ class Umt5Text:
         except (OSError, ValueError) as exc:
             raise ValueError(f"no text encoder can be loaded from {folder}: {exc}") from exc
         self._model = self._model.eval().requires_grad_(False).to(device)
-        self._length, self._device = length, device
+        self._length, self._device, self._fix = length, device, fix_text
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> list[Tensor]:
         """All in one batch, cropped to the longest."""
         tokens = self._tokenizer(
-            list(texts),
+            [clean(self._fix(text)) for text in texts],
             padding="longest",
             truncation=True,
             max_length=self._length,
@@ -92,23 +96,77 @@ class Umt5Text:
 
 
 class CachedText:
-    """The embeddings of the prompts used last, in host memory, without their padding."""
+    """The embeddings of the prompts used last, in host memory, without their padding. Thread-safe."""
 
     def __init__(self, encoder: TextEncoder, text_shape: tuple[int, int]) -> None:
         self._encoder, self._shape = encoder, text_shape
+        self._encoding = threading.Lock()
+        """Held while the encoder works: tokenizers are not for two threads at once."""
+        self._lock = threading.Lock()
+        """Held for the rest."""
         self._known: OrderedDict[str, Tensor] = OrderedDict()
+        self._failed: set[str] = set()
+        """They are tried again when they are asked for."""
+        self._waiting: dict[str, None] = {}
+        self._on_ready: Callable[[], None] = lambda: None
+        self._is_working = False
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Prompts → [B, T, E] float32 on the host, zeros behind each prompt's end. New ones share a batch."""
         cleaned = [clean(text) for text in texts]
-        new = [text for text in dict.fromkeys(cleaned) if text not in self._known]
-        found = dict(zip(new, (x.cpu() for x in self._encoder.encode(new)), strict=True)) if new else {}
+        with self._lock:
+            found = {text: self._known[text] for text in cleaned if text in self._known}
+            self._failed.difference_update(cleaned)
+        found |= self._encode([text for text in dict.fromkeys(cleaned) if text not in found])
         out = torch.zeros(len(cleaned), *self._shape)
         for row, text in zip(out, cleaned, strict=True):
-            embedding = found[text] if text in found else self._known[text]
-            row[: len(embedding)] = embedding
-            self._known[text] = embedding
-            self._known.move_to_end(text)
-        while len(self._known) > _KEPT_PROMPTS:
-            self._known.popitem(last=False)
+            row[: len(found[text])] = found[text]
+        self._keep(found)
         return out
+
+    def prepare(self, texts: Sequence[str], on_ready: Callable[[], None]) -> bool:
+        """See `PreparesPrompts.prepare_prompts`."""
+        with self._lock:
+            cleaned = [clean(text) for text in texts]
+            new = [text for text in cleaned if text not in self._known and text not in self._failed]
+            if not new:
+                return True
+            self._waiting |= dict.fromkeys(new)
+            self._on_ready = on_ready
+            if not self._is_working:
+                self._is_working = True
+                threading.Thread(target=self._work, name="prompts", daemon=True).start()
+        return False
+
+    def _work(self) -> None:
+        """Until nothing waits: everything that does at a time, in one batch."""
+        while batch := self._next_batch():
+            try:
+                self._keep(self._encode(batch))
+            except Exception:  # whoever asks for it next will see
+                with self._lock:
+                    self._failed.update(batch)
+            with self._lock:
+                for text in batch:
+                    self._waiting.pop(text, None)
+            self._on_ready()
+
+    def _next_batch(self) -> list[str]:
+        with self._lock:
+            batch = list(self._waiting)[:_BATCH]
+            self._is_working = bool(batch)
+            return batch
+
+    def _encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        if not texts:
+            return {}
+        with self._encoding:
+            return dict(zip(texts, (x.cpu() for x in self._encoder.encode(texts)), strict=True))
+
+    def _keep(self, found: dict[str, Tensor]) -> None:
+        with self._lock:
+            for text, embedding in found.items():
+                self._known[text] = embedding
+                self._known.move_to_end(text)
+            while len(self._known) > _KEPT_PROMPTS:
+                self._known.popitem(last=False)

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from engine.models.registry import load_model
 from engine.models.wan.checkpoint import merge_lora, read_decoder, read_dit
-from engine.models.wan.config import TINY
-from engine.models.wan.folder import add_model
+from engine.models.wan.config import LONGLIVE, TINY
+from engine.models.wan.folder import Sources, add_model
 from engine.models.wan.keys import canonical_names, diffusers_dit_name
 from engine.models.wan.model import WanModel, empty_dit
+from engine.models.wan.vae import WanVaeDecoder
 from engine.models.weights import WeightsError
 from launch.model_cmd import main
 
@@ -142,9 +143,90 @@ def test_code_in_a_pickle_is_not_run(tmp_path: Path) -> None:
     for content in ({"generator": Payload()}, {"generator": {"a": 3}}):
         with pytest.raises(WeightsError, match=r"a\.pt"):
             read_dit(save_pickle(content, tmp_path / "a.pt"))
-    (tmp_path / "a.pt").write_bytes(pickle.dumps(Payload()))
-    with pytest.raises(WeightsError, match="cannot read"):
-        read_dit(tmp_path / "a.pt")
+    for content in (pickle.dumps(Payload()), b"\x80\x05garbage", bytes(range(128, 256))):
+        (tmp_path / "a.pt").write_bytes(content)
+        with pytest.raises(WeightsError, match="cannot read"):
+            read_dit(tmp_path / "a.pt")
+
+
+def test_a_refused_pickle_says_why_and_gives_no_bad_advice(tmp_path: Path) -> None:
+    """What it holds, in one line; torch itself would say how to read it without protection."""
+    with pytest.raises(WeightsError, match="holds objects .*Payload.*can run code") as caught:
+        read_dit(save_pickle({"generator": Payload()}, tmp_path / "a.pt"))
+    assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def cut_short(path: Path) -> Path:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    return path
+
+
+def test_what_is_no_checkpoint_is_named(dit: Tensors, tmp_path: Path) -> None:
+    """A download that broke off, and files of other kinds."""
+    with pytest.raises(WeightsError, match="cut off, as an unfinished download"):
+        read_dit(cut_short(save_pickle({"generator": dit}, tmp_path / "a.pt")))
+    save_file(dit, tmp_path / "b.safetensors")
+    with pytest.raises(WeightsError, match=r"b\.safetensors: .*is it whole"):
+        read_dit(cut_short(tmp_path / "b.safetensors"))
+    for content in (b"", b"GGUF" + bytes(99), b"some text\n", b"{}"):
+        (tmp_path / "c.pt").write_bytes(content)
+        with pytest.raises(WeightsError, match=r"c\.pt is neither a file of torch nor safetensors"):
+            read_dit(tmp_path / "c.pt")
+    with pytest.raises(WeightsError, match="none of generator_ema, generator, but critic"):
+        read_dit(save_pickle({"critic": dit, "generator_ema": {}}, tmp_path / "d.pt"))
+
+
+def test_a_file_is_read_by_what_it_is(dit: Tensors, tmp_path: Path) -> None:
+    """Also a pickle of the old kind, which can't be mapped, and safetensors under another name."""
+    torch.save({"generator": dit}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    save_file(dit, tmp_path / "a.bin")
+    for name in ("old.pt", "a.bin"):
+        assert read_dit(tmp_path / name).keys() == dit.keys()
+
+
+def test_the_part_is_the_one_that_was_trained_for(dit: Tensors, tmp_path: Path) -> None:
+    """Averaged weights, but for LongLive, whose LoRA belongs to the others; or the one that is named."""
+    both = {"generator": dit, "generator_ema": {name: tensor + 1 for name, tensor in dit.items()}}
+    path, key = save_pickle(both, tmp_path / "a.pt"), "head.head.bias"
+    assert torch.equal(read_dit(path)[key], dit[key] + 1)
+    assert torch.equal(read_dit(path, parts=LONGLIVE.parts)[key], dit[key])
+    with pytest.raises(WeightsError, match="none of critic"):
+        read_dit(path, parts=("critic",))
+
+
+def shards(tensors: Tensors, folder: Path, count: int = 3) -> Path:
+    """As diffusers writes them, with an index."""
+    folder.mkdir(parents=True)
+    files = [f"model-{n:05}-of-{count:05}.safetensors" for n in range(1, count + 1)]
+    where = {name: files[place % count] for place, name in enumerate(sorted(tensors))}
+    for file in files:
+        save_file({name: tensors[name] for name, there in where.items() if there == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    return folder
+
+
+def test_shards_are_those_of_the_index(dit: Tensors, tmp_path: Path) -> None:
+    """Of a folder or a repository; another variant beside them is left alone, a missing one is named."""
+    folder = shards(diffusers(dit), tmp_path / "repository" / "transformer")
+    save_file(diffusers(dit), folder / "model.fp16.safetensors")
+    for path in (folder, tmp_path / "repository"):
+        assert read_dit(path).keys() == dit.keys()
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(WeightsError, match="lacks 1 of its shards: model-00002-of-00003.safetensors"):
+        read_dit(folder)
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "model.fp16.safetensors").unlink()
+    with pytest.raises(WeightsError, match="lacks 1 of its shards: model-00002-of-00003.safetensors"):
+        read_dit(folder)
+
+
+@pytest.mark.parametrize("index", ["{", "[]", '{"weight_map": {"a": "../b.safetensors"}}'])
+def test_a_bad_index_is_refused(index: str, tmp_path: Path) -> None:
+    """And reads nothing outside its folder."""
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(WeightsError, match="no index of shards|outside its folder"):
+        read_dit(tmp_path)
 
 
 def test_two_names_for_one_tensor_are_refused() -> None:
@@ -184,8 +266,7 @@ def test_misfits_are_named(dit: Tensors, decoder: Tensors, tmp_path: Path) -> No
         add_model(
             TINY,
             tmp_path / "out",
-            dit=save_pickle(wrong, tmp_path / "dit.pt"),
-            decoder=tmp_path / "decoder.safetensors",
+            Sources(dit=save_pickle(wrong, tmp_path / "dit.pt"), decoder=tmp_path / "decoder.safetensors"),
         )
     message = str(caught.value)
     assert "dit.pt is not for wan-tiny" in message and "missing (1): patch_embedding.bias" in message
@@ -200,7 +281,7 @@ def test_fp8_is_a_line_of_the_manifest(dit: Tensors, decoder: Tensors, tmp_path:
     save_file(dit, tmp_path / "dit.safetensors")
     folder = tmp_path / "out"
     parts = {name: tmp_path / f"{name}.safetensors" for name in ("dit", "decoder")}
-    add_model(TINY, folder, **parts)
+    add_model(TINY, folder, Sources(**parts))
     plain = load_model("wan-tiny", device=torch.device("cpu"), weights=folder)
     manifest = json.loads((folder / "model.json").read_text())
     (folder / "model.json").write_text(json.dumps(manifest | {"fp8": True}))
@@ -210,6 +291,54 @@ def test_fp8_is_a_line_of_the_manifest(dit: Tensors, decoder: Tensors, tmp_path:
     (folder / "model.json").write_text(json.dumps(manifest | {"fp8": "yes"}))
     with pytest.raises(WeightsError, match="must be true or false"):
         load_model("wan-tiny", device=torch.device("cpu"), weights=folder)
+
+
+def test_settings_of_a_checkpoint_of_ones_own(
+    dit: Tensors, decoder: Tensors, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They go into the manifest and from there into the model; a wrong one stops `add` before it reads."""
+    save_file(decoder, tmp_path / "decoder.safetensors")
+    save_file(dit, tmp_path / "dit.safetensors")
+    command = ["add", str(tmp_path / "dit.safetensors"), "--preset", "wan-tiny", "--dir", str(tmp_path)]
+    command += ["--decoder", str(tmp_path / "decoder.safetensors")]
+    for wrong, sentence in (
+        ("shift=0.5", "shift must be at least 1"),
+        ("shape=8", "no setting of a model; known: shift"),
+        ("steps=[250,500]", "steps must fall"),
+        ("text_device=moon", "must be cpu or cuda"),
+        ("shift", "KEY=VALUE"),
+    ):
+        assert main([*command, "--set", wrong]) == 1
+        assert sentence in capsys.readouterr().err
+    wanted = ("shift=8", "steps=[1000,500]", "window_frames=9", "sink_frames=0", "text_device=cpu")
+    assert main([*command, *(part for setting in wanted for part in ("--set", setting))]) == 0
+    spec = load_model("wan-tiny", device=torch.device("cpu"), weights=tmp_path / "wan-tiny").spec
+    assert spec.sigmas == (1.0, 8 * 0.5 / 4.5) and (spec.window_frames, spec.sink_frames) == (9, 0)
+
+
+def test_the_decoder_may_be_wans_vae(dit: Tensors, tmp_path: Path) -> None:
+    """Told by its tensors, noted in the manifest."""
+    vae = WanVaeDecoder(width=TINY.decoder_width * 3 // 2)
+    save_file(dict(vae.state_dict()), tmp_path / "vae.safetensors")
+    save_file(dit, tmp_path / "dit.safetensors")
+    sources = Sources(dit=tmp_path / "dit.safetensors", decoder=tmp_path / "vae.safetensors")
+    add_model(TINY, tmp_path / "out", sources)
+    model = load_model("wan-tiny", device=torch.device("cpu"), weights=tmp_path / "out")
+    assert isinstance(model, WanModel) and isinstance(model._decoder, WanVaeDecoder)
+
+
+def test_tensors_that_share_memory_are_written(dit: Tensors, decoder: Tensors, tmp_path: Path) -> None:
+    """Which the format of the folder can't."""
+    width = TINY.dit.dim
+    qkv = torch.randn(3 * width, width)
+    names = [f"blocks.0.self_attn.{part}.weight" for part in "qkv"]
+    shared = {**dit, **dict(zip(names, qkv.chunk(3), strict=True))}
+    save_file(decoder, tmp_path / "decoder.safetensors")
+    sources = Sources(dit=save_pickle(shared, tmp_path / "dit.pt"), decoder=tmp_path / "decoder.safetensors")
+    add_model(TINY, tmp_path / "out", sources)
+    model = load_model("wan-tiny", device=torch.device("cpu"), weights=tmp_path / "out")
+    assert isinstance(model, WanModel)
+    assert torch.equal(model._dit.state_dict()[names[2]], qkv[2 * width :])
 
 
 def test_encoder_of_a_vae_is_left_out(tmp_path: Path) -> None:
