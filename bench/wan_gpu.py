@@ -6,6 +6,7 @@ Random weights of the real shape (they cost the same time), 480x832, 4 + 1 passe
     layers       products, attention kernels and fused steps of one block, each alone
     passes       B = 1, 2, 4, 8 x plain blocks, fused ones, best attention kernel, CUDA graphs, FP8
     chunks       from the first pass to frames in host memory: 4 passes, noise, decode; then the clean pass
+    windows      the window written again for a new prompt, the sink alone, and Self-Forcing's window of 21
     equality     against float32 and against each other; FP8's error in a pass and in a chunk
     decode       TAEHV in several layouts
     memory       of a session, and what the engine's start-up measures and chooses
@@ -14,7 +15,8 @@ Random weights of the real shape (they cost the same time), 480x832, 4 + 1 passe
     soak         chunk after chunk (--soak-chunks): does time or memory grow?
 
 Share of the floor: the FLOPs of the passes at 790 TFLOP/s (a Hopper card, dense bfloat16) over their time.
-Medians. Sections fail one by one; `--json` is rewritten after each; after --budget-s none begins.
+Medians. Sections fail one by one; `--json` is rewritten after each; after --budget-s none begins. On an H200
+all of it takes about five minutes, most of them for passes and chunks.
 
     python -m bench.wan_gpu [--device cuda] [--window 12] [--json FILE] [--soak-chunks 60]
     python -m bench.wan_gpu --device cpu --tiny       # does the script work?
@@ -60,6 +62,8 @@ from scheduler.messages import SessionId
 FLOPS_PER_S = 790e12
 FULL = 40
 """Index of a chunk whose window has long been full."""
+WIDE = 21
+"""Latent frames of Self-Forcing's window."""
 
 
 def pass_flops(config: WanConfig) -> float:
@@ -294,7 +298,7 @@ class Wan:
             ways.append(("fp8", lambda: self.fp8, self.tuned["slices"]))
         for name, model, way in ways:
             for size in self.args.batches:
-                cell = partial(self._chunk, model, way, size)
+                cell = partial(self._chunk, model, self.pool, way, size)
                 result = self.report.cell(f"{name}, B={size}", cell)
                 if result is None:
                     break
@@ -313,11 +317,51 @@ class Wan:
         self.report.table((*columns, "in real time"), rows)
         return found
 
-    def _chunk(self, model: Callable[[], WanModel], way: AttentionBackend, size: int) -> tuple[float, float]:
-        line = Line(model(), self.pool, way, size)
+    def _chunk(
+        self, model: Callable[[], WanModel], pool: SlabPool, way: AttentionBackend, size: int
+    ) -> tuple[float, float]:
+        line = Line(model(), pool, way, size)
         times = [line.chunk() for _ in range(4 if size < 4 else 3)]
         frames, whole = zip(*times[1:], strict=True)
         return percentile(list(frames), 0.5), percentile(list(whole), 0.5)
+
+    def windows(self) -> dict[str, float | None]:
+        """Passes that are not a chunk's; ms."""
+        span, window = self.config.dit.chunk_frames, self.config.dit.window_frames
+        found = {
+            "a new prompt": self._frames_ms(self.fused, self.pool, window - span, window),
+            "the sink": self._frames_ms(self.fused, self.pool, span, span),
+        }
+        wide = replace(self.config, dit=replace(self.config.dit, window_frames=WIDE))
+        model = WanModel.random(0, config=wide, device=self.device, dtype=self.dtype, fused=True)
+        pool = SlabPool(cast(CausalVideoModel, model), slots=1)
+        pool.kv.normal_()
+        found[f"a pass, window {WIDE}"] = self._frames_ms(model, pool, span, WIDE)
+        chunk = self.report.cell(
+            "wide chunk", lambda: self._chunk(lambda: model, pool, self.tuned["slices"], 1)
+        )
+        if chunk is not None:
+            found[f"to the frames, window {WIDE}"], found[f"whole chunk, window {WIDE}"] = chunk
+        self.report.table(
+            ("pass", "ms"), [(name, math.nan if ms is None else ms) for name, ms in found.items()]
+        )
+        return found
+
+    def _frames_ms(self, model: WanModel, pool: SlabPool, frames: int, valid: int) -> float | None:
+        """One row of so many latent frames over so many in the window, the newest ones written."""
+        row = PassRow(slot=0, frame_start=120, write=tuple(range(valid - frames, valid)), num_valid=valid)
+        x = torch.randn(1, frames, *model.spec.latent_shape, device=self.device)
+        batch = PassBatch(
+            rows=(row,),
+            x=x,
+            sigma=torch.zeros(1, frames, device=self.device),
+            kv=pool.kv,
+            prompt_kv=pool.prompt_kv,
+            attention=self.tuned["slices"],
+        )
+        measure = partial(median_ms, partial(model.run_pass, batch), self.device, self.args.rounds)
+        ms: float | None = self.report.cell(f"{frames} frames over {valid}", measure)
+        return ms
 
     def equality(self) -> dict[str, Any]:
         """Relative errors of a pass's output, ‖a − b‖ / ‖b‖."""
@@ -670,7 +714,7 @@ def main() -> None:
     parser.add_argument("--batches", default="1,2,4,8")
     parser.add_argument("--soak-chunks", type=int, default=60)
     parser.add_argument("--json", type=Path, default=None)
-    parser.add_argument("--budget-s", type=float, default=270.0)
+    parser.add_argument("--budget-s", type=float, default=480.0)
     parser.add_argument("--only", default="", help="sections, separated by commas; default: all")
     parser.add_argument("--compile", action="store_true", help="also time torch.compile of the decoder")
     args = parser.parse_args()
@@ -691,7 +735,7 @@ def main() -> None:
         "floor_pass_ms": wan.floor_ms(),
     }
     report.say(str(report.results["setup"]))
-    names = "ceilings passes chunks equality layers decode memory shapes profile soak".split()
+    names = "ceilings passes chunks windows equality layers decode memory shapes profile soak".split()
     wanted = [name for name in names if not args.only or name in args.only.split(",")]
     for name in wanted:
         report.section(name, getattr(wan, name))

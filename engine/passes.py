@@ -102,13 +102,14 @@ class Passes:
         """
         verdict, velocity = Verdict.DONE, None
         error: Exception | None = None
-        exchange = self._ranks.begin_pass(len(states))
+        span = self._model.spec.chunk_latent_frames
+        exchange = self._ranks.begin_pass(sum(_num_frames(state, span) for state in states))
         try:
             way = attention or self._attention
             way = way.of(len(states)) if isinstance(way, ChosenAttention) else way
             batch = make_batch(self._model, self._pool, states, way, exchange)
             self._graphs.has_captured = False
-            is_usual = batch.x.shape[1] == self._model.spec.chunk_latent_frames
+            is_usual = batch.x.shape[1] == span
             is_replayed = way is GRAPH and exchange is None and is_usual
             run = self._graphs.run if is_replayed else self._model.run_pass
             velocity = run(batch)
@@ -188,6 +189,10 @@ def _sigma(model: CausalVideoModel, state: SessionState) -> float:
     if state.stage in (Stage.CLEAN, Stage.REBUILD):
         return 0.0
     return sigmas_for(model.spec, state.index)[state.step]
+
+
+def _num_frames(state: SessionState, span: int) -> int:
+    return len(state.rebuild[0].write) if state.stage is Stage.REBUILD else span
 
 
 def _latents(state: SessionState) -> Tensor:

@@ -73,8 +73,8 @@ class Ranks(Protocol):
     def start_serving(self) -> None:
         """From here on no rank waits longer for another than the timeout of serving. Raises RanksLost."""
 
-    def begin_pass(self, rows: int) -> TokenExchange | None:
-        """The exchange of one pass; None for one rank."""
+    def begin_pass(self, frames: int) -> TokenExchange | None:
+        """The exchange of one pass over so many latent frames, of all rows together; None for one rank."""
 
     def end_pass(self) -> None:
         """Take part in what is left of the pass's exchanges. Raises RanksLost."""
@@ -97,7 +97,7 @@ class Alone:
     def start_serving(self) -> None:
         pass
 
-    def begin_pass(self, rows: int) -> TokenExchange | None:
+    def begin_pass(self, frames: int) -> TokenExchange | None:
         return None
 
     def end_pass(self) -> None:
@@ -134,7 +134,8 @@ class RankGroup:
     def prepare(self, spec: ModelSpec, dtype: torch.dtype, *, largest: int) -> None:
         """See Ranks."""
         self._spec = spec
-        most = max(self._schedule(largest))
+        frames = max(largest * spec.chunk_latent_frames, spec.window_frames)  # as many as are written again
+        most = max(self._schedule(frames))
         self._scratch = torch.zeros(2 * most, dtype=dtype, device=self._device)
 
     def start_serving(self) -> None:
@@ -168,10 +169,10 @@ class RankGroup:
         _lost_as(lambda: distributed.all_reduce(smallest, op=operation, group=self._meetings))
         return int(smallest)
 
-    def begin_pass(self, rows: int) -> TokenExchange | None:
+    def begin_pass(self, frames: int) -> TokenExchange | None:
         """See Ranks."""
         assert not self._left, "the pass before was not ended"
-        self._left = self._schedule(rows)
+        self._left = self._schedule(frames)
         return self
 
     def end_pass(self) -> None:
@@ -213,13 +214,13 @@ class RankGroup:
         assert sent.numel() == expected, f"an exchange of {sent.numel()} elements, planned were {expected}"
         _lost_as(lambda: distributed.all_to_all_single(received.view(-1), sent.view(-1), group=self._tensors))
 
-    def _schedule(self, rows: int) -> list[int]:
+    def _schedule(self, frames: int) -> list[int]:
         """Elements that each exchange of a pass sends, in order."""
         spec = self._spec
         assert spec is not None, "prepare comes first"
-        tokens = rows * spec.chunk_latent_frames * spec.tokens_per_frame // self.size
+        tokens = frames * spec.tokens_per_frame // self.size
         qkv = 3 * tokens * spec.heads * spec.head_dim
-        latents = rows * spec.chunk_latent_frames * math.prod(spec.latent_shape)
+        latents = frames * math.prod(spec.latent_shape)
         return [*(size for _ in range(spec.layers) for size in (qkv, qkv // 3)), latents]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -54,7 +55,10 @@ class Model(ShapesModel):
 
 
 def make_model() -> Model:
-    return Model.random(0, config=TINY)  # type: ignore[return-value]
+    """One that writes its window again for a new prompt: then a pass has more frames than a chunk."""
+    model = Model.random(0, config=TINY)
+    model.spec = replace(model.spec, recaches_prompts=True)
+    return model  # type: ignore[return-value]
 
 
 class Program:
