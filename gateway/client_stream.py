@@ -70,6 +70,8 @@ MAX_QUEUED_EVENTS = 256
 FIRST_DELAY_S = 0.05
 LONGEST_DELAY_S = 2.0
 RATE_DELAY_S = 2.0
+STEADY_S = 2.0
+"""A connection that was let in and lost sooner makes the next ones wait longer."""
 
 _FINAL = {
     CloseCode.DONE: "the session is over",
@@ -112,6 +114,10 @@ class Stream(abc.ABC):
         self._socket: ClientConnection | None = None
         self._task: asyncio.Task[None] | None = None
         self._refused_since: float | None = None  # the server said "not yet" since then
+        self._let_in_s: float | None = None
+        """When, on this connection."""
+        self._short_lived = 0
+        """Connections in a row that were let in and lost at once."""
         self._end: ClientError | None = None
         self._opened_with: Start | Attach | Watch | None = None
         """What was asked for first on this connection."""
@@ -215,6 +221,7 @@ class Stream(abc.ABC):
                     self._finish(end)
                     return
                 log.info("connection lost (close code %s), attaching again", code)
+                self._count_lost()
                 socket = await self._redial(RATE_DELAY_S if code == CloseCode.RATE else 0.0)
         except ClientError as exc:
             self._finish(exc)
@@ -245,19 +252,25 @@ class Stream(abc.ABC):
         self._socket = None
         return socket.close_code or 1006
 
+    def _count_lost(self) -> None:
+        if self._let_in_s is not None:
+            is_short = time.monotonic() - self._let_in_s < STEADY_S
+            self._short_lived = self._short_lived + 1 if is_short else 0
+        self._let_in_s = None
+
     async def _redial(self, first_delay_s: float) -> ClientConnection:
+        """At once after a connection that has lasted, or was the first that did not."""
         deadline = time.monotonic() + self._give_up_s
-        attempt = 0
-        await asyncio.sleep(first_delay_s)
+        attempt = max(0, self._short_lived - 1)
+        await asyncio.sleep(max(first_delay_s, _draw_delay_s(attempt) if attempt else 0.0))
         while True:
             try:
                 return await self._dial()
             except (OSError, TimeoutError, InvalidHandshake) as exc:
                 if time.monotonic() >= deadline:
                     raise ConnectionLost(f"no connection for {self._give_up_s:.0f} s: {exc}") from exc
-            ceiling_s = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2**attempt)
-            attempt = min(attempt + 1, 16)
-            await asyncio.sleep(ceiling_s * random.uniform(0.5, 1))
+            await asyncio.sleep(_draw_delay_s(attempt))
+            attempt += 1
 
     def _why_final(self, code: int) -> ClientError | None:
         if code not in _FINAL or self._is_stopping:
@@ -306,6 +319,7 @@ class Stream(abc.ABC):
 
     async def _take_info(self, info: SessionInfo) -> None:
         self._is_settled, self._refused_since = True, None
+        self._let_in_s = time.monotonic()
         if not self._established.done():
             self._established.set_result(info)
             return
@@ -359,6 +373,11 @@ class Stream(abc.ABC):
 
 def _codec(socket: ClientConnection) -> Codec:
     return CODECS[socket.subprotocol or JSON_SUBPROTOCOL]
+
+
+def _draw_delay_s(attempt: int) -> float:
+    ceiling_s = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(attempt, 16))
+    return ceiling_s * random.uniform(0.5, 1)
 
 
 def new_id() -> str:

@@ -12,6 +12,7 @@ import { FINAL_CLOSE, NO_CAPACITY, ProtocolError, RATE_LIMITED, TokenError, UNAU
 const FIRST_DELAY_MS = 50;
 const LONGEST_DELAY_MS = 2000;
 const RATE_DELAY_MS = 2000;
+const STEADY_MS = 2000; // a connection that was let in and lost sooner makes the next ones wait longer
 const PING_EVERY_MS = 5000;
 const SILENT_AFTER_MS = 12000;
 const MAX_UNACCEPTED = 64;
@@ -42,6 +43,8 @@ export class Connection {
   #wanted = null; // the newest of pause and resume, sent again after an attach
   #stopping = null; // the `stop` that is still to be accepted; nobody listens any more
   #attempt = 0;
+  #shortLived = 0; // connections in a row that were let in and lost at once
+  #grantedMs = null; // when this one was let in
   #retryTimer = 0;
   #pingTimer = 0;
   #stopTimer = 0;
@@ -229,6 +232,7 @@ export class Connection {
   #granted({ session, resume }) {
     this.#isGranted = this.#wasOpen = true;
     this.#attempt = 0;
+    this.#grantedMs ??= performance.now();
     this.#transmit({ type: "ping", t: performance.now() });
     if (!this.#isViewer) {
       this.#identity = { session, resume };
@@ -250,6 +254,8 @@ export class Connection {
 
   #closed(code, reason) {
     this.#disconnect();
+    if (this.#grantedMs !== null) this.#shortLived = performance.now() - this.#grantedMs < STEADY_MS ? this.#shortLived + 1 : 0;
+    this.#grantedMs = null;
     if (this.#stopping !== null && !this.#hasSession) {
       this.close();
       return;
@@ -271,7 +277,7 @@ export class Connection {
   }
 
   #retry(code) {
-    const ceilingMs = Math.min(LONGEST_DELAY_MS, FIRST_DELAY_MS * 2 ** this.#attempt);
+    const ceilingMs = Math.min(LONGEST_DELAY_MS, FIRST_DELAY_MS * 2 ** (this.#attempt + this.#shortLived));
     const delayMs = code === RATE_LIMITED ? RATE_DELAY_MS : ceilingMs * (0.5 + Math.random() / 2);
     this.#attempt += 1;
     this.#handlers.lost(this.#attempt);

@@ -90,6 +90,41 @@ async def test_a_prompt_that_is_too_long_is_thrown_back(
         assert len(server.only.prompt) == 2000
 
 
+DELAYS = """async () => {
+    const { Connection } = await import("/connection.js");
+    const delays = [];
+    Math.random = () => 1;
+    const session = JSON.stringify({ type: "session", session: "s_0000000000000001", resume: "r" });
+    const openSocket = async () => {
+        const socket = { readyState: WebSocket.OPEN, send() {}, close() {} };
+        queueMicrotask(() => queueMicrotask(() => {
+            socket.onopen();
+            socket.onmessage({ data: session });
+            socket.onclose({ code: 1006, reason: "" });
+        }));
+        return socket;
+    };
+    const realTimeout = window.setTimeout;
+    return await new Promise((done) => {
+        window.setTimeout = (action, ms) => {
+            delays.push(ms);
+            if (delays.length === 8) done(delays);
+            else realTimeout(action, 0);
+        };
+        const handlers = { message() {}, media() {}, lost() {}, waiting() {}, ended() {}, nextSeq: () => 0 };
+        new Connection(openSocket, handlers).start(() => ({ type: "start", id: "1", prompt: "x" }));
+    });
+}"""
+
+
+async def test_a_server_that_lets_in_and_cuts_at_once_is_asked_more_and_more_slowly(
+    browser: Browser, server: StreamServer
+) -> None:
+    """Else each of its clients would attach again as often as the network carries it."""
+    async with own_page(browser, server) as (page, _):
+        assert await page.evaluate(DELAYS) == [100, 200, 400, 800, 1600, 2000, 2000, 2000]
+
+
 async def test_a_throwing_handler_does_not_break_the_stream(browser: Browser, server: StreamServer) -> None:
     """It is reported as the page's own error; pictures that come in the background go on as well."""
     script = f"{HIDEABLE}; delete window.VideoDecoder"

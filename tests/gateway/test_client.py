@@ -105,6 +105,35 @@ async def test_lost_connection_leaves_no_gap_and_no_repeat(client: Client, serve
     assert len(server.sessions) == 1
 
 
+async def test_a_server_that_lets_in_and_cuts_at_once_is_asked_more_and_more_slowly(
+    client: Client, server: StreamServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each of its clients would attach again as often as the network carries it."""
+    attempts: list[int] = []
+    let_in = asyncio.Event()
+    reopened = Session._reopened
+
+    def no_delay(attempt: int) -> float:
+        attempts.append(attempt)
+        return 0.0
+
+    async def tell(session: Session) -> None:
+        await reopened(session)
+        let_in.set()
+
+    monkeypatch.setattr("gateway.client_stream._draw_delay_s", no_delay)
+    monkeypatch.setattr(Session, "_reopened", tell)
+    session = await client.start(RED_ON_BLUE, mode="recorder")
+    for number in range(5):
+        if number == 4:
+            monkeypatch.setattr("gateway.client_stream.STEADY_S", 0.0)
+        let_in.clear()
+        server.abort_all()
+        await asyncio.wait_for(let_in.wait(), 10)
+    assert attempts == [1, 2, 3]
+    assert seqs(await take(session, 5)) == list(range(5))
+
+
 async def test_a_cut_is_a_lost_connection(client: Client, server: StreamServer) -> None:
     """The session comes back, contiguous; its playhead has gone on."""
     session = await client.start(RED_ON_BLUE, mode="recorder")
