@@ -57,6 +57,7 @@ from scheduler.messages import (
     Residence,
     Resume,
     SessionId,
+    SessionState,
     StateChanged,
     Stop,
     Subscribe,
@@ -447,13 +448,14 @@ class Host:
         ahead_ms = max(0, hosted.start_seq - replay.next_seq) * hosted.player.chunk_ms
         media_ms = replay.start_of_ms(hosted.start_seq) + ahead_ms
         hosted.player = subscribed(hosted.player, seq=hosted.start_seq, media_ms=media_ms)
+        verdict = judge(replace(hosted.life, full_ms=None), self._limits, self._clock())  # as it is with it
         link.send(
             Subscribed(
                 session=hosted.id,
                 epoch=hosted.epoch,
                 start_seq=hosted.start_seq,
-                state=hosted.state,
-                reason=hosted.reason,
+                state=SessionState.ACTIVE if verdict.active else SessionState.IDLE,
+                reason=verdict.reason,
             )
         )
         for chunk in replay.since(hosted.start_seq):

@@ -441,6 +441,21 @@ async def test_a_lost_link_lingers_then_idles_then_closes(world: World) -> None:
     assert world.ends == ["idle"] and world.host.sessions == {}
 
 
+@pytest.mark.parametrize(("paused", "told"), [(False, ("active", "")), (True, ("idle", "paused"))])
+async def test_who_comes_is_not_told_that_nobody_was_there(
+    world: World, paused: bool, told: tuple[str, str]
+) -> None:
+    """The answer to a subscription says how the session is with it."""
+    world.open(active=not paused, paused=paused)
+    world.subscribe()
+    world.host.receive_link_lost(cast(Link, world.link))
+    world.now_ms = 1_000.0
+    await look(world)
+    world.subscribe()
+    answers = [(m.state.value, m.reason) for m in world.link.sent if isinstance(m, Subscribed)]
+    assert answers == [told, told]
+
+
 async def look(world: World) -> None:
     """One round of the watcher."""
     watcher = asyncio.create_task(world.host.watch())
