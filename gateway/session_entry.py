@@ -158,7 +158,9 @@ class EntryRules(FollowRules):
         if record.model not in self._catalog().models:
             text = "the session's model is not known here yet; try again"
             self._out.append(Forget(session=call.session, controller_epoch=epoch, close=None))
-            self._fail_pending(ErrorCode.UNAVAILABLE, text, id=attach.id, now_ms=now_ms)
+            self._fail_pending(
+                ErrorCode.UNAVAILABLE, text, id=attach.id, now_ms=now_ms, retry_after_ms=RETRY_AFTER_MS
+            )
             return
         s = self._enter(
             record,

@@ -7,6 +7,8 @@ this class owns the queue, the timers and the only writes to the transport. Poli
 * A message that the peer does not take within `send_timeout_s` aborts the socket. The keepalive alone would
   not notice: its ping waits behind the full buffer.
 * A peer from which no frame arrives for two ping intervals is gone.
+* Pings, pongs and fragments, which are no messages, have the rate that messages have (`gateway/limits.py`).
+  Far beyond it the socket is aborted.
 """
 
 from __future__ import annotations
@@ -21,10 +23,9 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 
 from gateway.frames import FrameCutter, frame_head, is_text, payload_of
+from gateway.limits import MessageBucket, Verdict
 
 MAX_CLOSE_REASON_BYTES = 123
-MAX_UNREAD_PONGS = 256
-"""Answers to pings that may wait for a peer that does not read; beyond, the socket is aborted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +80,8 @@ class WebSocket:
         self._failed = False
         """Broken by the peer: what it sent behind that does not count."""
         self._heard = True
-        self._unread_pongs = 0
+        self._bucket = MessageBucket()
+        """Of frames that are not a message."""
         self.why_aborted: str | None = None
         """By us, unless None."""
         self._send_timer: asyncio.TimerHandle | None = None
@@ -168,7 +170,6 @@ class WebSocket:
 
     def resume_writing(self) -> None:
         self._writable = True
-        self._unread_pongs = 0
         self._cancel_send_timer()
         self._pump()
 
@@ -202,12 +203,9 @@ class WebSocket:
                 self._end()
 
     def _handle_frame(self, frame: Frame) -> None:
-        if (
-            frame.opcode is Opcode.PING and not self._writable
-        ):  # `websockets` answers each, into the transport
-            self._unread_pongs += 1
-            if self._unread_pongs > MAX_UNREAD_PONGS:
-                self.abort("pings whose answers are not read")
+        is_message = frame.opcode in (Opcode.TEXT, Opcode.BINARY) and frame.fin
+        if not is_message and self._bucket.spend(self._loop.time() * 1000) is Verdict.CLOSE:
+            self.abort("too many pings, pongs or fragments")
         if frame.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
             return
         if frame.opcode is not Opcode.CONT:

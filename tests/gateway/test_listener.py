@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import resource
 import ssl
@@ -396,9 +397,9 @@ async def test_a_message_of_64_kib_is_taken() -> None:
 
 
 async def test_empty_fragments_are_not_kept() -> None:
-    """They count nothing towards the size of a message, so there may be any number."""
+    """They count nothing towards the size of a message, only for the rate."""
     async with listening() as (app, port), connect(f"ws://127.0.0.1:{port}/ws") as ws:
-        ws.transport.write(b"\x01\x80\0\0\0\0" + b"\x00\x80\0\0\0\0" * 1000)
+        ws.transport.write(b"\x01\x80\0\0\0\0" + b"\x00\x80\0\0\0\0" * 150)
         await (await ws.ping())
         assert len(app.echoes[0].socket._fragments) == 0
         ws.transport.write(b"\x80\x82\0\0\0\0hi")
@@ -467,6 +468,30 @@ async def test_pings_of_a_peer_that_does_not_read_do_not_pile_up() -> None:
             await asyncio.sleep(0)
         assert echo.lost.is_set()
         writer.transport.abort()
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [b"\x89\x80\0\0\0\0", b"\x8a\x80\0\0\0\0", b"\x00\x80\0\0\0\0"],
+    ids=["pings", "pongs", "fragments"],
+)
+async def test_a_flood_of_what_is_no_message_is_cut_off(frame: bytes) -> None:
+    """Each costs as much as a message does, and counts for no rate of those."""
+    begun = b"\x01\x81\0\0\0\0x" if frame[0] == 0 else b""
+    async with listening() as (app, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HANDSHAKE)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(begun + 200 * frame)
+        writer.write(b"\x80\x80\0\0\0\0" if begun else b"\x81\x82\0\0\0\0hi")
+        while b"hi" not in (answer := await reader.read(1 << 16)) and b"x" not in answer:
+            assert answer, "cut although it sent no more than it may"
+        writer.write(begun + 1_000 * frame)
+        with contextlib.suppress(ConnectionResetError):
+            await reader.read()
+        await asyncio.wait_for(app.echoes[0].lost.wait(), 10)
+        assert app.echoes[0].socket.why_aborted == "too many pings, pongs or fragments"
+        writer.close()
 
 
 async def make_tls(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:

@@ -326,6 +326,15 @@ def test_attach_beyond_what_was_generated_is_an_error() -> None:
     assert only(outputs, Forget).close is None and machine.stage is Stage.FRESH
 
 
+def test_an_attach_before_the_model_is_known_here_is_told_when_to_come_back() -> None:
+    """A gateway that has just come up; the session lingers meanwhile."""
+    machine, outputs = attach(replace(PLACED, model="later"))
+    error = error_of(outputs)
+    assert (error.code, error.id) == (ErrorCode.UNAVAILABLE, "a")
+    assert error.retry_after_ms is not None and error.retry_after_ms > 0
+    assert only(outputs, Forget).close is None and machine.stage is Stage.FRESH
+
+
 def test_a_stop_behind_an_attach_that_the_engine_refuses() -> None:
     """All sent in one go: the attach gets its error, the stop its end."""
     machine, _ = attach(PLACED, replace(ATTACH, next_seq=7))
