@@ -114,7 +114,7 @@ async def engines(
 async def started(engines: Engines, **settings: Any) -> tuple[EngineProcess, LinkClient, SessionId]:
     """An engine of two ranks that has sent a chunk of a session. It is killed with the other `engines`."""
     id = engines.next_id()
-    config = replace(engines.settings(id), ranks=2, **settings)
+    config = replace(engines.settings(id), ranks=2, capacity=1, **settings)
     engine = await EngineProcess.start(engines.server, config, engines.logs / f"{id}.log")
     engines.alive.append(engine)
     link = await LinkClient.open((await engine.ready(engines.store)).url)

@@ -11,11 +11,12 @@ import itertools
 import json
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
+from engine.config import EngineConfig
 from scheduler.messages import (
     ChunkPart,
     Credit,
@@ -95,6 +96,9 @@ class Client:
 
 class FaultyEngines(Engines):
     """Engines to which something happens where a test wants it."""
+
+    def settings(self, engine: EngineId) -> EngineConfig:
+        return replace(super().settings(engine), capacity=2)  # more would be measured, and serve nobody
 
     async def start(self, engine: EngineId) -> EngineProcess:
         faults, log = str(self._faults(engine)), self.logs / f"{engine}.log"

@@ -31,7 +31,7 @@ REBUILT = 2.0
 @pytest.fixture
 def victim() -> Iterator[Cluster]:
     """One of its own: after engines that died young others wait before they start."""
-    with running_cluster() as running:
+    with running_cluster("--capacity", "2") as running:
         yield running
 
 

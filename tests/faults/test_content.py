@@ -26,7 +26,7 @@ BLEND = PromptInput(text=NEXT, transition="blend", blend_chunks=2)
 
 @pytest.fixture(scope="module")
 def wounded() -> Iterator[Cluster]:
-    with running_cluster() as running:
+    with running_cluster("--capacity", "2") as running:
         yield running
 
 
@@ -113,7 +113,7 @@ def assert_no_jump(seen: list[Shown], moved: int, normal: list[Shown], cuts: Con
 async def test_checkpoints_in_a_directory(tmp_path: Path) -> None:
     """Nothing of them is in the control Redis; the picture is the same."""
     kept = tmp_path / "checkpoints"
-    with running_cluster("--checkpoints", str(kept), engines=2) as cluster:
+    with running_cluster("--checkpoints", str(kept), "--capacity", "1") as cluster:
         async with watching(cluster.url, PROMPT, seed=14, mode="viewer") as viewer:
             (first, *_) = await viewer.take(3)
             kill(cluster, first.engine)

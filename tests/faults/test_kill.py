@@ -28,10 +28,13 @@ SECRET = "link-secret"
 
 @pytest.fixture(scope="module")
 def wounded() -> Iterator[Cluster]:
-    """One cluster for all tests here: each starts when two engines are ready, whatever came before."""
+    """One cluster for all tests here: each starts when two engines are ready, whatever came before.
+
+    Its policy moves no session of its own accord, however busy the machine is: what moves, a fault has moved.
+    """
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("TURBOSERVE_LINK_SECRET", SECRET)
-        with running_cluster() as running:
+        with running_cluster("--policy", "least_loaded", "--capacity", "2") as running:
             yield running
 
 

@@ -22,7 +22,7 @@ BLEND = PromptInput(text="a large blue square moving right on black", transition
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Cluster]:
-    with running_cluster("--policy", "least_loaded", engines=2) as running:
+    with running_cluster("--policy", "least_loaded", "--capacity", "2") as running:
         yield running
 
 

@@ -23,7 +23,7 @@ def ranks_of(cluster: Cluster) -> dict[int, int]:
 
 async def test_an_engine_of_two_ranks_serves_and_is_replaced_when_one_dies() -> None:
     """`up --ranks 2`: one session watches on while rank 1 is killed and another engine takes over."""
-    with running_cluster("--ranks", "2", engines=1) as cluster:
+    with running_cluster("--ranks", "2", "--capacity", "1", engines=1) as cluster:
         before = ranks_of(cluster)
         assert sorted(before) == [0, 1]
         async with watching(cluster.url) as viewer:

@@ -20,7 +20,7 @@ def unused_port() -> int:
 @pytest.fixture
 def small_cluster() -> Iterator[Cluster]:
     """A running cluster with one engine of this test alone."""
-    with running_cluster(engines=1) as running:
+    with running_cluster("--capacity", "1", engines=1) as running:
         yield running
 
 

@@ -35,7 +35,7 @@ def role(name: str, *arguments: str, log: Path, **settings: str) -> Iterator[sub
 
 async def test_roles_make_a_cluster(redis_url: str, tmp_path: Path) -> None:
     """Scheduler, gateway and engine, started at once, find each other; each ends in order when asked to."""
-    settings = {"redis": redis_url, "cluster": "alone", "link_secret": "hush"}
+    settings = {"redis": redis_url, "cluster": "alone", "link_secret": "hush", "capacity": "1"}
     port = free_port()
     with ExitStack() as stack:
         scheduler, gateway = (
@@ -76,7 +76,8 @@ def test_an_engine_that_is_told_to_end_while_it_starts_ends_in_order(redis_url: 
 
 def test_a_killed_engine_command_leaves_nothing(redis_url: str, tmp_path: Path) -> None:
     """kill -9 of `turboserve engine` ends the torchrun agent and its rank."""
-    settings = {"redis": redis_url, "cluster": "killed", "link_secret": "hush", "engine_id": "e_0000000a"}
+    settings = {"redis": redis_url, "cluster": "killed", "link_secret": "hush", "capacity": "1"}
+    settings["engine_id"] = "e_0000000a"
     log = tmp_path / "log"
     with role("engine", log=log, **settings) as engine:
         wait_for("a ready engine", lambda: "serves shapes" in log.read_text(), 60)

@@ -173,7 +173,7 @@ async def test_two_versions_serve_one_session(redis_url: str, tmp_path: Path) ->
     moves between engines of both, with a gateway of either: no chunk is missing, repeated or out of order,
     prompts apply once, the old processes end in order, and nothing ends over what another version says.
     """
-    settings = {"redis": redis_url, "cluster": CLUSTER, "link_secret": "hush"}
+    settings = {"redis": redis_url, "cluster": CLUSTER, "link_secret": "hush", "capacity": "2"}
     (logs := tmp_path / "logs").mkdir()
     build_next_version(tmp_path / "next")
     ports = [free_port(), free_port()]
