@@ -105,17 +105,35 @@ class SessionFacts(Protocol):
 class _Counted(NamedTuple):
     """What of a session is counted or collected, besides its engines."""
 
-    is_placed: bool
     model: int
-    is_active: bool
-    holds_slot: bool
-    is_leaving: bool
-    is_idler: bool
-    in_flight: bool
-    is_controlled: bool
+    subject: str
+    """Of who is controlled."""
     queue_order: int
     """0 of who is placed."""
-    subject: str
+    idle_ms: int
+    """Its active_ms if it is idle in a slot and not migrating, else 0."""
+    left_ms: int
+    """0 unless nobody controls it and it is in a slot and not migrating."""
+    is_queued: bool = False
+    is_deserted: bool = False
+    """Queued, and nobody controls it."""
+    is_placed: bool = False
+    wishes: bool = False
+    """Does it count in the demand?"""
+    wants_slot: bool = False
+    """Placed, active, and out of its slot."""
+    holds_slot: bool = False
+    computes: bool = False
+    """Active in its slot."""
+    is_idle: bool = False
+    is_left: bool = False
+    """Do these two times count?"""
+    is_leaver: bool = False
+    in_flight: bool = False
+
+
+_NOWHERE = _Counted(0, "", 0, 0, 0)
+"""Of a session that is not in the table."""
 
 
 class ClusterTable:
@@ -135,7 +153,8 @@ class ClusterTable:
         self._line: list[tuple[int, SessionId]] = []
         self._deserted: set[int] = set()
         self._wanting: set[int] = set()
-        self._idlers: set[int] = set()
+        self._idle_line: list[tuple[int, SessionId]] = []
+        self._left_line: list[tuple[int, SessionId]] = []
         self._leavers: set[int] = set()
         self._orphans: set[int] = set()
         self._controlled: dict[str, int] = {}
@@ -228,21 +247,22 @@ class ClusterTable:
         if record.phase is Phase.CLOSED:
             return self.drop_session(record.id)
         rows, (engine, target) = self._sessions, self._link(record)
-        counted = self._counted_of(record)
-        row = rows.row.get(record.id)
-        is_the_same = False
+        counted, row = self._counted_of(record), rows.row.get(record.id)
         if row is None:
             row = rows.append(record.id)
+            rows.write(row, _values(record, counted, engine, target))
+            self._recount(row, _NOWHERE, counted)
             self._counted.append(counted)
-        else:
-            before = rows.arrays["engine"].item(row), rows.arrays["target"].item(row), self._counted[row]
-            is_the_same = before == (engine, target, counted)
-            if not is_the_same:
-                self._count(row, -1)
-                self._counted[row] = counted
+            return None
+        before, arrays = self._counted[row], rows.arrays
+        stays = engine == arrays["engine"].item(row) and target == arrays["target"].item(row)
+        stays = stays and before[:5] == counted[:5]
+        if not stays:
+            self._recount(row, before, _NOWHERE)
         rows.write(row, _values(record, counted, engine, target))
-        if not is_the_same:
-            self._count(row, +1)
+        if not stays or before != counted:
+            self._recount(row, before if stays else _NOWHERE, counted)
+            self._counted[row] = counted
         return None
 
     def _link(self, record: SessionFacts) -> tuple[int, int]:
@@ -262,21 +282,29 @@ class ClusterTable:
         return engine, target
 
     def _counted_of(self, record: SessionFacts) -> _Counted:
-        residence, is_placed = record.residence, record.phase is not Phase.QUEUED
-        is_resident, is_leaving = residence is Residence.RESIDENT, residence is Residence.LEAVING
-        model, is_active, is_controlled = self._code(record.model), record.active, record.left_ms is None
-        is_still = is_placed and is_resident and record.in_flight is None
+        residence, is_active, in_flight = record.residence, record.active, record.in_flight is not None
+        is_placed, is_controlled = record.phase is not Phase.QUEUED, record.left_ms is None
+        is_resident = residence is Residence.RESIDENT
+        holds_slot = is_resident or residence is Residence.LEAVING
+        is_still = is_placed and is_resident and not in_flight
+        is_idle, left_ms = is_still and not is_active, record.left_ms if is_still else None
         return _Counted(
-            is_placed,
-            model,
-            is_active,
-            is_resident or is_leaving,
-            is_placed and is_leaving,
-            is_still and not (is_active and is_controlled),
-            record.in_flight is not None,
-            is_controlled,
+            self._code(record.model),
+            record.subject if is_controlled else "",
             0 if is_placed else record.queue_order,
-            record.subject,
+            record.active_ms if is_idle else 0,
+            left_ms or 0,
+            not is_placed,
+            not is_placed and not is_controlled,
+            is_placed,
+            is_active and (is_placed or is_controlled),
+            is_placed and is_active and not holds_slot,
+            holds_slot,
+            holds_slot and is_active,
+            is_idle,
+            left_ms is not None,
+            is_placed and residence is Residence.LEAVING,
+            in_flight,
         )
 
     def drop_session(self, session: SessionId) -> None:
@@ -284,15 +312,15 @@ class ClusterTable:
         row = self._sessions.row.get(session)
         if row is None:
             return
-        self._count(row, -1)
+        self._recount(row, self._counted[row], _NOWHERE)
         last = len(self._sessions.ids) - 1
-        if row != last:  # the last row fills the hole
-            self._count(last, -1)
-        self._sessions.fill_hole(row)
         filler = self._counted.pop()
+        if row != last:  # the last row fills the hole
+            self._recount(last, filler, _NOWHERE)
+        self._sessions.fill_hole(row)
         if row != last:
             self._counted[row] = filler
-            self._count(row, +1)
+            self._recount(row, _NOWHERE, filler)
         self._owner.pop(session, None)
         self._target.pop(session, None)
 
@@ -312,7 +340,8 @@ class ClusterTable:
                 line=self._line,
                 deserted=self._deserted,
                 wanting=self._wanting,
-                idlers=self._idlers,
+                idle_line=self._idle_line,
+                left_line=self._left_line,
                 leavers=self._leavers,
                 orphans=self._orphans,
                 controlled=self._controlled,
@@ -347,70 +376,73 @@ class ClusterTable:
 
     def _relink(self, session: SessionId, before: int, after: int) -> None:
         row = self._sessions.row[session]
-        self._count(row, -1)
+        self._recount(row, self._counted[row], _NOWHERE)
         for name in ("engine", "target"):
             ids = self._owner if name == "engine" else self._target
             column = self._sessions.arrays[name]
             if column[row] == before and (after == NO_ENGINE or ids.get(session) == self._engines.ids[after]):
                 column[row] = after
-        self._count(row, +1)
+        self._recount(row, _NOWHERE, self._counted[row])
 
-    def _count(self, row: int, sign: int) -> None:
-        """Add a session to everything that is counted or collected over sessions, or take it out."""
-        counted, s, e = self._counted[row], self._sessions.arrays, self._engines.arrays
+    def _recount(self, row: int, old: _Counted, new: _Counted) -> None:
+        """Bring what is counted or collected over sessions from what was so of one of them to what is: with
+        its engines, model, subject and place in the queue as they are, or it comes, or it goes."""
+        self._recount_queue(row, old, new)
+        self._recount_still(row, old, new)
+        if by := new.is_leaver - old.is_leaver:
+            _collect(self._leavers, row, by)
+        s, e = self._sessions.arrays, self._engines.arrays
         engine, target = s["engine"].item(row), s["target"].item(row)
-        self._count_wishes(counted, sign)
-        self._collect(row, counted, engine, sign)
         if engine != NO_ENGINE:
-            _collect(self._members[engine], row, sign)
-            e["sessions"][engine] += sign
-            if counted.holds_slot:
-                e["residents"][engine] += sign
-            if counted.in_flight:
-                e["outgoing"][engine] += sign
+            self._recount_on(engine, row, old, new)
+        elif by := new.is_placed - old.is_placed:
+            _collect(self._orphans, row, by)
         if target != NO_ENGINE:
-            e["incoming"][target] += sign
             engine = target
-        if engine != NO_ENGINE and counted.is_active and counted.holds_slot:
-            e["active"][engine] += sign
+            if by := (new is not _NOWHERE) - (old is not _NOWHERE):
+                _add(e["incoming"], target, by)
+        if engine != NO_ENGINE and (by := new.computes - old.computes):
+            _add(e["active"], engine, by)
             self._predict(engine)
 
-    def _count_wishes(self, counted: _Counted, sign: int) -> None:
-        if counted.is_active and (counted.is_controlled or counted.is_placed):
-            self._demand[counted.model] += sign
-        if counted.is_controlled and (subject := counted.subject):
-            number = self._controlled[subject] = self._controlled.get(subject, 0) + sign
+    def _recount_queue(self, row: int, old: _Counted, new: _Counted) -> None:
+        there = old if new is _NOWHERE else new
+        if by := new.wishes - old.wishes:
+            self._demand[there.model] += by
+        if by := new.is_queued - old.is_queued:
+            _collect(self._queued, row, by)
+            _stand(self._line, (there.queue_order, self._sessions.ids[row]), by)
+        if by := new.is_deserted - old.is_deserted:
+            _collect(self._deserted, row, by)
+        if by := bool(new.subject) - bool(old.subject):
+            number = self._controlled[there.subject] = self._controlled.get(there.subject, 0) + by
             if number == 0:  # there is no end of subjects
-                del self._controlled[subject]
+                del self._controlled[there.subject]
 
-    def _collect(self, row: int, counted: _Counted, engine: int, sign: int) -> None:
-        if not counted.is_placed:
-            self._collect_queued(row, counted, sign)
-        elif engine == NO_ENGINE:
-            _collect(self._orphans, row, sign)
-        elif counted.is_active and not counted.holds_slot:
-            _collect(self._wanting, row, sign)
-        if counted.is_idler:
-            _collect(self._idlers, row, sign)
-        if counted.is_leaving:
-            _collect(self._leavers, row, sign)
+    def _recount_still(self, row: int, old: _Counted, new: _Counted) -> None:
+        there = old if new is _NOWHERE else new
+        if by := new.is_idle - old.is_idle:
+            _stand(self._idle_line, (there.idle_ms, self._sessions.ids[row]), by)
+        if by := new.is_left - old.is_left:
+            _stand(self._left_line, (there.left_ms, self._sessions.ids[row]), by)
 
-    def _collect_queued(self, row: int, counted: _Counted, sign: int) -> None:
-        _collect(self._queued, row, sign)
-        if not counted.is_controlled:
-            _collect(self._deserted, row, sign)
-        stand = (counted.queue_order, self._sessions.ids[row])
-        at = bisect_left(self._line, stand)
-        if sign > 0:
-            self._line.insert(at, stand)
-        else:
-            del self._line[at]
+    def _recount_on(self, engine: int, row: int, old: _Counted, new: _Counted) -> None:
+        e = self._engines.arrays
+        if by := (new is not _NOWHERE) - (old is not _NOWHERE):
+            _collect(self._members[engine], row, by)
+            _add(e["sessions"], engine, by)
+        if by := new.wants_slot - old.wants_slot:
+            _collect(self._wanting, row, by)
+        if by := new.holds_slot - old.holds_slot:
+            _add(e["residents"], engine, by)
+        if by := new.in_flight - old.in_flight:
+            _add(e["outgoing"], engine, by)
 
     def _predict(self, engine: int) -> None:
         e = self._engines.arrays
         load, curves = e["active"].item(engine), e["round_ms"]
-        e["latency_ms"][engine] = curves[engine, min(load, LOADS - 1)]
-        e["next_ms"][engine] = curves[engine, min(load + 1, LOADS - 1)]
+        e["latency_ms"][engine] = curves.item(engine, min(load, LOADS - 1))
+        e["next_ms"][engine] = curves.item(engine, min(load + 1, LOADS - 1))
 
 
 def build_table(
@@ -449,7 +481,7 @@ def _values(record: SessionFacts, counted: _Counted, engine: int, target: int) -
         counted.model,
         engine,
         target,
-        counted.is_active,
+        record.active,
         counted.in_flight,
         _is_movable(record),
         _is_stuck(record),
@@ -465,8 +497,21 @@ def _values(record: SessionFacts, counted: _Counted, engine: int, target: int) -
     )
 
 
-def _collect(rows: set[int], row: int, sign: int) -> None:
-    if sign > 0:
+def _add(column: NDArray[Any], at: int, by: int) -> None:
+    column[at] = column.item(at) + by  # faster than to add in place
+
+
+def _stand(line: list[tuple[int, SessionId]], entry: tuple[int, SessionId], by: int) -> None:
+    """Insert where it belongs, or remove."""
+    at = bisect_left(line, entry)
+    if by > 0:
+        line.insert(at, entry)
+    else:
+        del line[at]
+
+
+def _collect(rows: set[int], row: int, by: int) -> None:
+    if by > 0:
         rows.add(row)
     else:
         rows.discard(row)

@@ -67,25 +67,24 @@ Id = TypeVar("Id", bound=str)
 Kept = TypeVar("Kept")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Columns(Generic[Id]):
-    """Read-only rows."""
+class Columns(dict[str, NDArray[Any]], Generic[Id]):
+    """Read-only rows: arrays by column, each cut to the rows when it is first asked for. Its length is the
+    number of rows. A dict, because there is nothing that plans do more often than ask for columns."""
 
-    ids: Sequence[Id]
-    arrays: Mapping[str, NDArray[Any]]
-    """May be longer than the rows."""
-    rows: Mapping[Id, int]
-    cut: dict[str, NDArray[Any]] = field(default_factory=dict, repr=False)
-    """Columns that were asked for, as long as the rows and read-only."""
+    __slots__ = ("arrays", "ids", "rows")
+
+    def __init__(
+        self, *, ids: Sequence[Id], arrays: Mapping[str, NDArray[Any]], rows: Mapping[Id, int]
+    ) -> None:
+        """arrays: may be longer than the rows."""
+        self.ids, self.arrays, self.rows = ids, arrays, rows
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, column: str) -> NDArray[Any]:
-        found = self.cut.get(column)
-        if found is None:
-            found = self.cut[column] = self.arrays[column][: len(self.ids)]
-            found.flags.writeable = False
+    def __missing__(self, column: str) -> NDArray[Any]:
+        found = self[column] = self.arrays[column][: len(self.ids)]
+        found.flags.writeable = False
         return found
 
     def find(self, id: Id) -> int | None:
@@ -113,8 +112,10 @@ class View:
     """Rows of those of them that nobody controls."""
     wanting: AbstractSet[int]
     """Rows of placed sessions that are active while their state is out of its slot."""
-    idlers: AbstractSet[int]
-    """Rows of sessions in a slot, not migrating, that are idle or that nobody controls: could leave it."""
+    idle_line: Sequence[tuple[int, SessionId]]
+    """(active_ms, id), sorted, of idle sessions that are in a slot and not migrating: who can leave it."""
+    left_line: Sequence[tuple[int, SessionId]]
+    """(left_ms, id), sorted, of sessions there that nobody controls, idle or not."""
     leavers: AbstractSet[int]
     """Rows of placed sessions that are about to leave their slot."""
     orphans: AbstractSet[int]
@@ -132,7 +133,7 @@ class View:
     def keep(self, compute: Callable[..., Kept], *args: Hashable) -> Kept:
         """`compute(view, *args)`, maybe as an earlier view was told. It must read nothing but what engines
         say of themselves and `desired`, no column that is counted from sessions; nobody may change it."""
-        key = (compute, *args)
+        key = (compute, *args) if args else compute
         found: Kept | None = self.kept.get(key)
         if found is None:
             found = self.kept[key] = compute(self, *args)
@@ -170,13 +171,14 @@ class View:
         found |= {f"sessions.{name}": self.sessions[name][order] for name in self.sessions.arrays}
         for kind in ("engines.model", "sessions.model"):
             found[kind] = names[found[kind]]
-        names_of_sets = ("queued", "deserted", "wanting", "idlers", "leavers", "orphans")
+        names_of_sets = ("queued", "deserted", "wanting", "leavers", "orphans")
         sets = {name: getattr(self, name) for name in names_of_sets}
         sets |= {f"members {row}": members for row, members in enumerate(self.members)}
         found |= {name: np.array(sorted(place[row] for row in rows)) for name, rows in sets.items()}
         demand = sorted((name, n) for name, n in zip(self.models, self.demand, strict=True) if n)
         found["demand"] = np.array(demand, dtype=object)
-        found["line"] = np.array([f"{order} {id}" for order, id in self.line], dtype=object)
+        for name in ("line", "idle_line", "left_line"):
+            found[name] = np.array([f"{at} {id}" for at, id in getattr(self, name)], dtype=object)
         found["controlled"] = np.array(sorted(self.controlled.items()), dtype=object)
         found["ids"] = np.array([*self.engines.ids, *(self.sessions.ids[row] for row in order)], dtype=object)
         found["desired"] = np.array([f"{e.id} {e.model}" for e in self.desired], dtype=object)

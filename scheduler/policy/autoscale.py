@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,15 +21,14 @@ _START_WEIGHT = 0.3
 """Of the last start in the mean of those seen. The first few weigh the same: one replaces the guess."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Steering:
+class Steering(NamedTuple):
     """What the size of the cluster shall do now."""
 
     num_engines: int
     """Engines to keep starting or ready, without the released ones."""
-    closing: tuple[int, ...]
+    closing: tuple[int, ...] = ()
     """Rows of engines to empty: they get no sessions, and lose theirs."""
-    release: tuple[int, ...]
+    release: tuple[int, ...] = ()
     """Rows of engines that are empty and go."""
 
 
@@ -75,11 +75,11 @@ def steer(
     ready, starting = known.staying, known.num_starting
     if target >= len(ready) + starting:
         memory = _remember(memory, surplus_ms=0)
-        return memory, Steering(num_engines=target, closing=(), release=())
+        return memory, Steering(target)
     since_ms = min(memory.surplus_ms or now_ms, now_ms)  # Redis time may have been set back
     memory = _remember(memory, surplus_ms=since_ms, closing=memory.closing)
     if now_ms - since_ms < hold_ms:
-        return memory, Steering(num_engines=len(ready) + starting, closing=(), release=())
+        return memory, Steering(len(ready) + starting)
     closing = _victims(board, memory, ready, len(ready) - target)
     release = tuple(row for row in closing if not engines["sessions"][row] and not engines["incoming"][row])
     release = tuple(row for row in release if row not in board.taken)

@@ -36,7 +36,7 @@ class Board:
         self.latency_ms: NDArray[np.float64] = engines["latency_ms"]
         self.next_ms: NDArray[np.float64] = engines["next_ms"]
         self._is_changed = self._is_shut = False
-        self.moves: NDArray[np.int32] = engines["incoming"] + engines["outgoing"]
+        self._moves: NDArray[np.int32] | None = None
         self.transfers: NDArray[np.bool_] = engines["transfers"]
         self.moved: set[int] = set()
         """Rows of sessions that this plan migrates."""
@@ -45,6 +45,13 @@ class Board:
         self.taken: set[int] = set()
         """Engines that this plan gives sessions."""
         self._curves: NDArray[np.float64] = engines["round_ms"]
+
+    @property
+    def moves(self) -> NDArray[np.int32]:
+        """Migrations from and to each engine."""
+        if self._moves is None:
+            self._moves = self.view.engines["incoming"] + self.view.engines["outgoing"]
+        return self._moves
 
     def fitting(self, model: int) -> NDArray[np.bool_]:
         """Mask of engines that may get sessions of a model. Not to be changed."""

@@ -28,7 +28,7 @@ def plan_fixed(
         view, changes, memory, now_ms, lost=tuple(lost), model=config.model, num_engines=config.engines
     )
     rows, busy = arrival_order(view), set[int]()
-    seats = Seats(actions=(), short=())
+    seats = Seats()
     if rows:
         board = Board(view, closed={*lost, *sizing.draining})
         seats, busy = seat(board, rows, choose), board.seated

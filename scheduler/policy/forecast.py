@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from scheduler.policy.base import Sample
 
@@ -29,8 +28,7 @@ PRIOR_ACTIVE_S = 30.0
 """Mean time for which a session wants chunks, with the weight of one session, before any has stopped."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Forecast:
+class Forecast(NamedTuple):
     """Demand at a moment to come."""
 
     mean: float
@@ -40,8 +38,7 @@ class Forecast:
     """Standard deviation, of arrivals and stops that are each on their own."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Churn:
+class Churn(NamedTuple):
     """How fast those who want chunks change."""
 
     arrivals: float
@@ -57,6 +54,10 @@ class Churn:
 
 def churn(window: Sequence[Sample], now_s: int, horizon_s: float = 0.0) -> Churn:
     """What the window shows about the next horizon_s."""
+    return _last_churn(window, now_s, horizon_s)
+
+
+def _churn(window: Sequence[Sample], now_s: int, horizon_s: float) -> Churn:
     return Churn(arrivals=arrival_rate(window, now_s, horizon_s), stops=stop_rate(window))
 
 
@@ -66,12 +67,10 @@ def arrival_rate(window: Sequence[Sample], now_s: int, horizon_s: float = 0.0) -
         return 0.0
     known_s = now_s - window[0].at_s + 1
     recent_s, long_s = min(known_s, RECENT_S), min(known_s, max(RECENT_S, SPANS * horizon_s))
-    *_, last = window
-    past = _past_arrivals(window[:-1], now_s - recent_s, now_s - long_s)
-    recent, long = (
-        known + last.arrivals * (last.at_s > now_s - span_s)
-        for known, span_s in zip(past, (recent_s, long_s), strict=True)
-    )
+    recent, long = _past_arrivals(window[:-1], now_s - recent_s, now_s - long_s)
+    last = window[-1]
+    recent += last.arrivals if last.at_s > now_s - recent_s else 0
+    long += last.arrivals if last.at_s > now_s - long_s else 0
     rate = long / max(MIN_SPAN_S, long_s)
     usual = rate * recent_s
     if abs(recent - usual) > SURPRISE * math.sqrt(max(1.0, usual)):
@@ -80,7 +79,7 @@ def arrival_rate(window: Sequence[Sample], now_s: int, horizon_s: float = 0.0) -
 
 
 def _arrivals(window: Sequence[Sample], *after_s: float) -> tuple[int, ...]:
-    """Later than each of these."""
+    """Those later than each of these moments."""
     firsts = (bisect_right(window, at_s, key=lambda sample: sample.at_s) for at_s in after_s)
     return tuple(sum(sample.arrivals for sample in window[first:]) for first in firsts)
 
@@ -118,7 +117,7 @@ class _Latest(Generic[Found]):
         return self._last[1]
 
 
-_past_arrivals, _past_stops = _Latest(_arrivals), _Latest(_stops)
+_last_churn, _past_arrivals, _past_stops = _Latest(_churn), _Latest(_arrivals), _Latest(_stops)
 
 
 def forecast(rates: Churn, demand: int, horizon_s: float) -> Forecast:

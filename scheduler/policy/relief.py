@@ -69,7 +69,9 @@ class Relief:
         self._num_engines = int(np.count_nonzero(fits))
         self._sources_ms: NDArray[np.float64] = np.where(fits, board.latency_ms, -np.inf)
         """Latency of engines that may be relieved."""
-        is_open = fits & (board.room > 0) & board.transfers & (board.moves < MAX_MOVES_PER_ENGINE)
+        is_open = fits & board.transfers
+        is_open &= board.room > 0
+        is_open &= board.moves < MAX_MOVES_PER_ENGINE
         self._targets_ms: NDArray[np.float64] = np.where(is_open, board.next_ms, np.inf)
         """Latency of engines that may get a session, with it."""
         self._stuck_ms = 0.0
@@ -78,17 +80,18 @@ class Relief:
     def moves(self) -> list[Migrate]:
         """Worst engine first."""
         found: list[Migrate] = []
+        best_ms = float(np.minimum.reduce(self._targets_ms, initial=np.inf))
         while len(self._sources_ms) and len(self._board.moved) < self._rules.most:
             source = int(self._sources_ms.argmax())
-            latency_ms = float(self._sources_ms[source])
+            latency_ms = self._sources_ms.item(source)
             if latency_ms < self._stuck_ms and not self._runs_dry(source):
                 break
-            best_ms = float(self._targets_ms.min())
             if latency_ms - best_ms <= self._rules.noise * latency_ms:
                 break  # nobody with a lower latency has more to gain
             move = self._move_off(source, best_ms)
             if move is not None:
                 found.append(move)
+                best_ms = float(np.minimum.reduce(self._targets_ms))
             else:
                 self._stuck_ms = max(self._stuck_ms, latency_ms)
                 self._sources_ms[source] = -np.inf
@@ -129,8 +132,8 @@ class Relief:
 
     def _runs_dry(self, engine: int) -> bool:
         """Does it take so long for chunks that its players may stand still?"""
-        play_ms = float(self._board.view.engines["play_ms"][engine])
-        return float(self._board.latency_ms[engine]) > self._rules.dry * play_ms
+        play_ms = self._board.view.engines["play_ms"].item(engine)
+        return bool(self._board.latency_ms.item(engine) > self._rules.dry * play_ms)
 
     def _uneven_s(self, source: int) -> float:
         """For how long this engine is expected to have more to do than others if nobody is moved."""

@@ -51,7 +51,7 @@ def plan_scaled(
     lost = find_lost(view, changes, config)
     board = Board(view, closed={*lost, *memory.closing} if lost else memory.closing)
     seats = arrange(board, memory.closing, choose, urgency)
-    steering = Steering(num_engines=0, closing=(), release=())  # nobody looks at it: a loss is seen to first
+    steering = Steering(0)  # nobody looks at it: a loss is seen to first
     if not lost:
         wanted = target(board, memory)
         memory, steering = steer(board, memory, now_ms, config, target=wanted, hold_ms=hold_ms)

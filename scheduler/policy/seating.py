@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +24,11 @@ DRAINING = ENGINE_STATES.index(EngineState.DRAINING)
 LEAVING = RESIDENCES.index(Residence.LEAVING)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seats:
+class Seats(NamedTuple):
     """Who gets a place, and who found none."""
 
-    actions: tuple[Moves, ...]
-    short: tuple[int, ...]
+    actions: tuple[Moves, ...] = ()
+    short: tuple[int, ...] = ()
     """Rows of sessions that need a slot and found none, who comes first first."""
 
 
@@ -183,7 +181,9 @@ def arrange(
     view = board.view
     rows = [view.engines.find(id) for id in closing]
     leaving = sorted({*draining(view), *(row for row in rows if row is not None)})
-    moves, rest = empty_engines(board, leaving, choose) if leaving else ([], [])
+    if not leaving and not view.queued and not view.wanting:
+        return Seats()
+    moves, rest = empty_engines(board, leaving, choose)
     returners, starts = waiting(view)
     again = active_again(view, leaving)
     if urgency is not None:

@@ -174,5 +174,8 @@ def _slots_ahead(board: Board, rates: Churn, config: SchedulerConfig) -> int:
     view = board.view
     if config.model not in view.models:
         return 0
-    free = int(np.maximum(board.room[board.fitting(view.models.index(config.model))], 0).sum())
-    return max(0, math.ceil(AHEAD_S * rates.arrivals) - free)
+    needed = math.ceil(AHEAD_S * rates.arrivals)
+    if not needed:
+        return 0
+    room = board.room[board.fitting(view.models.index(config.model))]
+    return max(0, needed - int(np.add.reduce(room[room > 0])))

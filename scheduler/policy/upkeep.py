@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import chain
+from operator import itemgetter
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from scheduler.config import SchedulerConfig
 from scheduler.messages import DesiredEngine, EngineId, EngineState, Phase
@@ -108,7 +110,7 @@ def make_room(
     short: Sequence[int],
     now_ms: int,
     *,
-    busy: AbstractSet[int] = frozenset(),
+    busy: Collection[int] = (),
     ahead: Mapping[str, int] = MappingProxyType({}),
     is_patient: bool = False,
 ) -> list[Action]:
@@ -122,7 +124,7 @@ def make_room(
     keeps its place, and so its state, because slots are about to come.
     """
     soon = {model for model, number in ahead.items() if number}
-    if not short and not (soon and view.idlers):
+    if not short and not (soon and (view.idle_line or view.left_line)):
         return []
     sessions, models = view.sessions, view.sessions["model"]
     active_ms, left_ms = sessions["active_ms"], sessions["left_ms"]
@@ -131,7 +133,7 @@ def make_room(
     for name in sorted({view.models[models[row]] for row in short} | soon & {*view.models}):
         model = view.models.index(name)
         rows = [row for row in short if models[row] == model]
-        coming = len(_on_ready_engines(view, view.leavers, model))
+        coming = sum(_is_on_ready_engine(view, row, model) for row in view.leavers)
         leaving = _idlest(view, model, now_ms, len(rows) + ahead.get(name, 0) - coming, busy)
         actions += [
             Suspend(
@@ -150,40 +152,30 @@ def make_room(
     return actions
 
 
-def _idlest(view: View, model: int, now_ms: int, number: int, busy: AbstractSet[int]) -> list[int]:
-    """Rows of so many sessions of a model that can leave their slot."""
-    if number <= 0 or not view.idlers:
-        return []
-    rows = _on_ready_engines(view, view.idlers - busy, model)
-    gone = view.sessions["left_ms"][rows] <= now_ms - RELOAD_GRACE_MS
-    could = gone | ~view.sessions["active"][rows]
-    return _first(view, rows[could], gone[could], number)
-
-
-def _on_ready_engines(view: View, rows: AbstractSet[int], model: int) -> NDArray[np.intp]:
-    """Those of these session rows, of a model, whose engine is ready."""
-    found: NDArray[np.intp] = np.fromiter(rows, np.intp, len(rows))
-    if not len(found):
+def _idlest(view: View, model: int, now_ms: int, number: int, busy: Collection[int]) -> list[int]:
+    """Rows of the first `number` sessions of a model that can leave their slot, on ready engines: who is gone
+    before who is idle, the longest before others, then by id."""
+    found: list[int] = []
+    if number <= 0:
         return found
-    engines = view.sessions["engine"][found]
-    there = (engines != NO_ENGINE) & (view.sessions["model"][found] == model)
-    there[there] = view.is_state(EngineState.READY)[engines[there]]
-    found = found[there]
+    find, left_line, limit_ms = view.sessions.rows, view.left_line, now_ms - RELOAD_GRACE_MS
+    gone = {find[id]: None for _, id in left_line[: bisect_right(left_line, limit_ms, key=itemgetter(0))]}
+    for row in chain(gone, (find[id] for _, id in view.idle_line)):
+        if (
+            row not in busy
+            and _is_on_ready_engine(view, row, model)
+            and (row not in gone or row not in found)
+        ):
+            found.append(row)
+            if len(found) == number:
+                break
     return found
 
 
-def _first(view: View, rows: NDArray[np.intp], gone: NDArray[np.bool_], number: int) -> list[int]:
-    """The first `number` rows: who is gone before who is idle, the longest before others, then by id."""
-    if number <= 0 or not len(rows):
-        return []
-    since_ms = np.where(gone, view.sessions["left_ms"][rows], view.sessions["active_ms"][rows])
-    order = np.lexsort((since_ms, ~gone))
-    last = order[min(number, len(order)) - 1]
-    tied = (gone[order] == gone[last]) & (since_ms[order] == since_ms[last])
-    end = int(tied.nonzero()[0][-1]) + 1
-    ids, row = view.sessions.ids, rows.tolist()
-    found = sorted(order[:end].tolist(), key=lambda at: (not gone[at], since_ms[at], ids[row[at]]))
-    return [row[at] for at in found[:number]]
+def _is_on_ready_engine(view: View, row: int, model: int) -> bool:
+    engine = view.sessions["engine"].item(row)
+    is_there = engine != NO_ENGINE and view.is_state(EngineState.READY).item(engine)
+    return bool(is_there and view.sessions["model"].item(row) == model)
 
 
 def requeue_orphans(view: View) -> list[Action]:
@@ -213,8 +205,8 @@ def note_changes(view: View, changes: Changes, memory: Memory, now_ms: int) -> M
         if memory.released_ms:
             sample = min(120_000, max(100, (now_ms - memory.released_ms) / changes.released))
             mean = 0.8 * memory.release_interval_ms + 0.2 * sample
-            memory = replace(memory, release_interval_ms=mean)
-        memory = replace(memory, released_ms=now_ms)
+            return replace(memory, release_interval_ms=mean, released_ms=now_ms)
+        return replace(memory, released_ms=now_ms)
     return memory
 
 
@@ -242,16 +234,12 @@ def pause_ms(failures: int) -> int:
     return 0 if failures < 2 else min(MAX_PAUSE_MS, 1_000 << min(failures - 2, 10))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sizing:
+class Sizing(NamedTuple):
     """Actions that bring the engines to a wanted number."""
 
-    actions: tuple[Action, ...]
-    draining: frozenset[EngineId]
+    actions: tuple[Action, ...] = ()
+    draining: frozenset[EngineId] = frozenset()
     """Engines that may not get sessions from this plan on."""
-
-
-AS_IT_IS = Sizing(actions=(), draining=frozenset())
 
 
 def size_cluster(
@@ -272,33 +260,41 @@ def size_cluster(
     one is replaced by the plan after the one that loses it, which knows how it died.
     """
     if lost:
-        return AS_IT_IS
+        return Sizing()
     engines, known = view.engines, view.keep(fleet)
-    is_draining, is_desired, going = view.is_state(EngineState.DRAINING), engines["desired"], known.going
-    number = len(engines) - known.num_going
+    going, number = known.going, len(engines) - known.num_going
     if release:
         going = going.copy()
         going[list(release)] = True
         number = len(engines) - int(np.count_nonzero(going))
     missing = max(0, num_engines - number) if now_ms >= memory.retry_ms else 0
     if not missing and number <= num_engines and number == len(engines) and known.is_as_desired:
-        return AS_IT_IS
+        return Sizing()
     keep = set(np.flatnonzero(~going).tolist())
     keep -= _surplus(view, sorted(keep), len(keep) - num_engines)
     drains = [r for r in np.flatnonzero(view.is_state(EngineState.READY)).tolist() if r not in keep]
-    draining = np.flatnonzero(is_draining & is_desired).tolist()
+    draining = [row for row in known.draining if engines["desired"][row]]
     empty = [r for r in draining if engines["sessions"][r] == 0 and engines["incoming"][r] == 0]
     stay = sorted({*keep, *drains, *draining} - set(empty))
-    wanted = [DesiredEngine(id=engines.ids[r], model=view.models[engines["model"][r]]) for r in stay]
+    desired = view.keep(_desired)
+    wanted = [
+        desired.get((id, name)) or DesiredEngine(id=id, model=name)
+        for id, name in ((engines.ids[r], view.models[engines["model"].item(r)]) for r in stay)
+    ]
     wanted += [DesiredEngine(id=id, model=model) for id in changes.fresh_ids[:missing]]
     actions: list[Action] = [
         DrainEngine(engine=engines.ids[r], why=_why_drain(view, r, r in release, num_engines)) for r in drains
     ]
     actions += [StopDrained(engine=engines.ids[r], why="drained and empty") for r in empty]
-    if set(wanted) != set(view.desired):
+    if len(wanted) != len(desired) or any((e.id, e.model) not in desired for e in wanted):
         why = f"budget {num_engines}, kept {len(keep)}, draining {len(stay) - len(keep)}, new {missing}"
         actions.append(SetDesired(engines=tuple(wanted), why=why))
     return Sizing(actions=tuple(actions), draining=frozenset(engines.ids[r] for r in drains))
+
+
+def _desired(view: View) -> dict[tuple[EngineId, str], DesiredEngine]:
+    """To be kept: with thousands of engines it takes longer than all else of a plan."""
+    return {(engine.id, engine.model): engine for engine in view.desired}
 
 
 def _why_drain(view: View, row: int, is_released: bool, num_engines: int) -> str:
@@ -311,6 +307,8 @@ def _why_drain(view: View, row: int, is_released: bool, num_engines: int) -> str
 
 def _surplus(view: View, rows: list[int], number: int) -> set[int]:
     """The rows to give up: those that still start first, newest first; then the emptiest."""
+    if number <= 0:
+        return set()
     engines = view.engines
     is_starting = view.is_state(EngineState.STARTING)
     order = sorted(
@@ -322,4 +320,4 @@ def _surplus(view: View, rows: list[int], number: int) -> set[int]:
             engines.ids[r],
         ),
     )
-    return set(order[: max(0, number)])
+    return set(order[:number])

@@ -59,6 +59,7 @@ def random_session(draw: random.Random) -> SessionRecord:
         model=draw.choice(("a", "b", "d")),
         left_ms=draw.choice((None, draw.getrandbits(40))),
         active=draw.random() < 0.5,
+        active_ms=draw.getrandbits(4),
         residence=draw.choice(tuple(Residence)),
         slack_ms=draw.getrandbits(12),
         subject=draw.choice(("", "alice", "bob")),
@@ -152,7 +153,9 @@ def test_what_is_counted_is_what_the_rows_say(seed: int) -> None:
     away = {row for row in rows if placed[row] and s["active"][row] and not holds[row]}
     assert view.wanting == away - view.orphans
     left, still = s["left_ms"] != NEVER_MS, placed & (s["residence"] == 0) & ~s["in_flight"]
-    assert view.idlers == set(np.flatnonzero(still & (left | ~s["active"])).tolist())
+    idle, gone = np.flatnonzero(still & ~s["active"]), np.flatnonzero(still & left)
+    assert view.idle_line == sorted((s["active_ms"][row], s.ids[row]) for row in idle)
+    assert view.left_line == sorted((s["left_ms"][row], s.ids[row]) for row in gone)
     assert view.leavers == set(np.flatnonzero(placed & (s["residence"] == 1)).tolist())
     assert view.deserted == set(np.flatnonzero(~placed & left).tolist())
     assert view.line == sorted((s["queue_order"][row], s.ids[row]) for row in view.queued)
@@ -166,7 +169,7 @@ def test_a_view_is_made_anew_when_what_it_says_changes() -> None:
     table = build_table([engine("e_1")], [session("s_1", "e_1")], ())
     first = table.view()
     table.put_session(session("s_1", "e_1", active=False))
-    assert table.view() is first and first.idlers
+    assert table.view() is first and first.idle_line
     table.read_ms = 5
     second = table.view()
     table.desired = (DesiredEngine(id=EngineId("e_1"), model="a"),)
