@@ -2,18 +2,25 @@
 
 Both give these keys, so that one tool can compare them:
 
-    sessions, chunks, chunk_latency_ms {p50, p95, p99, max}, ttfc_ms {p50, p99}, cpr {mean, p5, min},
-    cost_engine_s, migrations, gaps, planning_ms {p50, p99, max}
+    sessions, chunks, chunk_latency_ms {p50, p95, p99, max}, ttfc_ms {p50, p99},
+    waited_ms {p50, p95, p99, max}, unserved, left_waiting, cpr {mean, p5, min}, cost_engine_s, migrations,
+    gaps, planning_ms {p50, p99, max}
 
-A figure of no samples is None.
+ttfc_ms knows nothing of sessions that never got a chunk (`unserved`). waited_ms has also the waits of those
+that left after a fair wait (`left_waiting`): it would have taken at least that. A figure of no samples is
+None.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
-__all__ = ["common_results", "flat", "percentile", "play_ratio", "spread"]
+__all__ = ["FAIR_WAIT_MS", "common_results", "flat", "percentile", "play_ratio", "spread", "waits_ms"]
+
+FAIR_WAIT_MS: Final = 2_000.0
+"""Who leaves before a first chunk sooner than this has not been kept waiting: nobody could have served it."""
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -35,12 +42,23 @@ def play_ratio(played_ms: float, stalled_ms: float) -> float | None:
     return played_ms / total_ms if total_ms > 0 else None
 
 
+def waits_ms(
+    ttfc_ms: Sequence[float], vain_ms: Iterable[float], fair_wait_ms: float = FAIR_WAIT_MS
+) -> list[float]:
+    """For a first chunk. vain_ms: of those who never got one, for as long as they wanted it. Who left sooner
+    than after a fair wait says nothing of how long it takes."""
+    return [*ttfc_ms, *(ms for ms in vain_ms if ms >= fair_wait_ms)]
+
+
 def common_results(
     *,
     sessions: int,
     chunk_latency_ms: Sequence[float],
     chunks: int,
     ttfc_ms: Sequence[float],
+    waited_ms: Sequence[float],
+    unserved: int,
+    left_waiting: int,
     cpr: Sequence[float],
     cost_engine_s: float | None,
     migrations: int,
@@ -53,6 +71,9 @@ def common_results(
         "chunks": chunks,
         "chunk_latency_ms": spread(chunk_latency_ms, "p50", "p95", "p99", "max"),
         "ttfc_ms": spread(ttfc_ms, "p50", "p99"),
+        "waited_ms": spread(waited_ms, "p50", "p95", "p99", "max"),
+        "unserved": unserved,
+        "left_waiting": left_waiting,
         "cpr": spread(cpr, "mean", "p5", "min", digits=4),
         "cost_engine_s": None if cost_engine_s is None else round(cost_engine_s, 1),
         "migrations": migrations,

@@ -22,14 +22,12 @@ from launch.loadtest.samples import (
     Sample,
     Started,
 )
-from scheduler.results import common_results, percentile, play_ratio, spread
+from scheduler.results import FAIR_WAIT_MS, common_results, percentile, play_ratio, spread, waits_ms
 
 __all__ = ["BINS", "FAIR_WAIT_MS", "ClientLog", "ClusterSample", "Stall", "Tally", "engine_seconds"]
 
 BINS = 120
 """Points of a curve over time, at most: one a second in short tests."""
-FAIR_WAIT_MS = 2_000.0
-"""Who leaves before a first chunk sooner than this has not been kept waiting: nobody could have served it."""
 MAX_LISTED = 100
 """Faults that a result lists."""
 
@@ -187,11 +185,9 @@ class Tally:
         return [end for end, waited_ms in unserved if waited_ms is not None and waited_ms >= fair_wait_ms]
 
     def waits_ms(self, fair_wait_ms: float) -> list[float]:
-        """For the first chunk. Where it never came, as long as it was waited for: it would have taken at
-        least that. Who left sooner than after a fair wait says nothing of how long it takes."""
-        vain = (end.waited_ms for end in self._ends() if end.waited_ms is not None)
-        served = (sample.ttfc_ms for sample in self.first_parts)
-        return [*served, *(waited_ms for waited_ms in vain if waited_ms >= fair_wait_ms)]
+        """For the first chunk, as in scheduler/results.py."""
+        vain_ms = (end.waited_ms for end in self._ends() if end.waited_ms is not None)
+        return waits_ms([sample.ttfc_ms for sample in self.first_parts], vain_ms, fair_wait_ms)
 
     def _ends(self) -> list[Ended]:
         return [log.ended for log in self.clients.values() if log.ended is not None]
@@ -211,6 +207,9 @@ class Tally:
             chunk_latency_ms=[sample.latency_ms for sample in self.latencies],
             chunks=self.num_chunks,
             ttfc_ms=[sample.ttfc_ms for sample in self.first_parts],
+            waited_ms=self.waits_ms(fair_wait_ms),
+            unserved=len(self.unserved()),
+            left_waiting=len(self.left_waiting(fair_wait_ms)),
             cpr=self.cprs(),
             cost_engine_s=engine_seconds(self.cluster, end_ms=end_ms),
             migrations=sum(log.moves for log in self.clients.values()),
@@ -219,7 +218,6 @@ class Tally:
         slow, edits = self.cprs(slow=True), self.fast_edits()
         return common | {
             "ttfc_ms": spread([sample.ttfc_ms for sample in self.first_parts], "p50", "p95", "p99", "max"),
-            "waited_ms": spread(self.waits_ms(fair_wait_ms), "p50", "p95", "p99", "max"),
             "prompt_to_chunk_ms": spread([edit.chunk_ms for edit in edits], "p50", "p95", "p99", "max"),
             "prompt_to_picture_ms": spread([edit.picture_ms for edit in edits], "p50", "p95", "p99", "max"),
             "stalls": {
@@ -230,8 +228,6 @@ class Tally:
             "lost": outcomes[Outcome.LOST],
             "refused": len(starts),
             "refused_inputs": len(self.refused) - len(starts),
-            "unserved": len(self.unserved()),
-            "left_waiting": len(self.left_waiting(fair_wait_ms)),
             "reconnects": sum(end.cuts for end in ended),
             "faults": len(self.faults),
             "slow_clients": {"count": sum(log.is_slow for log in self.clients.values()), "cpr": _mean(slow)},

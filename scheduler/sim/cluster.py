@@ -93,7 +93,7 @@ class SimCluster:
         session = SimSession(self._serial, record, self.now_ms, self._profile)
         self.sessions[id] = session
         self.arrivals += 1
-        self._become_due(session)
+        self.become_due(session)
         self._put(session)
 
     def pause(self, id: SessionId) -> None:
@@ -137,6 +137,8 @@ class SimCluster:
         """Close its books."""
         if session.active and session.dry_ms is not None:
             session.stalled_ms += max(0.0, self.now_ms - session.dry_ms)
+        if session.dry_ms is None:
+            session.vain_ms = (self.now_ms if session.active else session.paused_ms) - session.came_ms
         session.played_ms = session.got_ms - session.slack_ms(self.now_ms)
         session.drop_chunk(self.now_ms, self.figures, also_running=True)
         session.turn += 1
@@ -189,10 +191,14 @@ class SimCluster:
             assert kind == COMMIT
             self._commit(session)
 
-    def become_due(self, session: SimSession, token: int) -> None:
-        """A CHUNK_DUE."""
-        if session.token == token:
-            self._become_due(session)
+    def become_due(self, session: SimSession) -> None:
+        """Its next chunk is wanted."""
+        session.due_ms = self.now_ms
+        self.figures.due += 1
+        if session.engine is not None:
+            session.engine.submit(session, self.now_ms)
+        else:
+            session.stage = WAITING
 
     def die(self, engine: SimEngine) -> None:
         """It stops computing and is not heard any more. It costs until somebody notices."""
@@ -205,14 +211,6 @@ class SimCluster:
         self.starts_ms.append(max(0, round(self.now_ms) - record.started_ms))
         engine.heard_ms = round(self.now_ms)
         self._put_engine(replace(record, state=EngineState.READY, heartbeat_ms=engine.heard_ms))
-
-    def _become_due(self, session: SimSession) -> None:
-        session.due_ms = self.now_ms
-        self.figures.due += 1
-        if session.engine is not None:
-            session.engine.submit(session, self.now_ms)
-        else:
-            session.stage = WAITING
 
     def _watch_idle(self, session: SimSession) -> None:
         if not session.active and session.record.residence is Residence.RESIDENT:

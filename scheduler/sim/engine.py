@@ -99,6 +99,7 @@ class SimSession:
         "stalled_ms",
         "token",
         "turn",
+        "vain_ms",
         "wants_rest",
         "window",
     )
@@ -140,6 +141,8 @@ class SimSession:
         self.played_ms = 0.0
         """What of that was shown, once it has left."""
         self.stalled_ms = 0.0
+        self.vain_ms = 0.0
+        """For how long it had wanted a first chunk, pauses left out, when it left without one."""
         self.window = 0
         """Chunks in its window."""
 
@@ -310,7 +313,9 @@ class SimEngine:
             widest = max([entry[3] for entry in running]) if full else 0
             self.t_ms = t_ms = self.windows_ms[widest][len(running)]
             self.next_ms = next_ms = self.anchor_ms + (running[0][0] - done) * t_ms
-            self.agenda.add(next_ms, BOUNDARY, self)
+            agenda = self.agenda  # as `add`, without a call
+            agenda.serial = serial = agenda.serial + 1
+            heappush(agenda.heap, (next_ms, serial, BOUNDARY, self, 0))
         else:
             self.t_ms = 0.0
             self.next_ms = FOREVER
@@ -382,7 +387,11 @@ class SimEngine:
             self.serial = serial = self.serial + 1
             heappush(self.waiting, (dry_ms, serial, session))
         else:
-            self.agenda.add(max(due_ms, at_ms), CHUNK_DUE, session, session.token)
+            agenda = self.agenda  # as `add`, without a call
+            agenda.serial = serial = agenda.serial + 1
+            heappush(
+                agenda.heap, (due_ms if due_ms > at_ms else at_ms, serial, CHUNK_DUE, session, session.token)
+            )
 
 
 def _urgency(row: Row) -> tuple[float, int]:

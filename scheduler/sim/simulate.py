@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heappop
 from typing import Any, Final
 
 from scheduler.config import SchedulerConfig
 from scheduler.domain import DesiredEngine, EngineId, EngineState, SessionId
 from scheduler.policy.base import Action, Changes, Memory, Policy, SetDesired
-from scheduler.results import common_results, play_ratio
+from scheduler.results import FAIR_WAIT_MS, common_results, play_ratio, waits_ms
 from scheduler.sim.cluster import START_MS, SimCluster
 from scheduler.sim.engine import BOUNDARY, CHUNK_DUE, Figures, SimSession
 from scheduler.sim.profile import Profile
@@ -89,8 +89,8 @@ class Result:
     cpr: list[float] = field(default_factory=list)
     """Of each session that was shown anything: played / (played + stalled)."""
     sessions: int = 0
-    unserved: int = 0
-    """Sessions that got no chunk."""
+    vain_ms: list[float] = field(default_factory=list)
+    """Of each session that got no chunk: for how long it had wanted one, pauses left out."""
     suffering: int = 0
     """Sessions that stalled."""
     stalled_s: float = 0.0
@@ -108,6 +108,11 @@ class Result:
     planning_ms: array[float] = field(default_factory=lambda: array("d"))
 
     @property
+    def unserved(self) -> int:
+        """Sessions that got no chunk."""
+        return len(self.vain_ms)
+
+    @property
     def worst_ms(self) -> float:
         """Largest latency of a chunk, of those that were never done how long they had waited."""
         return max(self.figures.worst_abandoned_ms, max(self.figures.latency_ms, default=0.0))
@@ -120,6 +125,9 @@ class Result:
             chunks=figures.delivered,
             chunk_latency_ms=figures.latency_ms,
             ttfc_ms=figures.ttfc_ms,
+            waited_ms=waits_ms(figures.ttfc_ms, self.vain_ms),
+            unserved=self.unserved,
+            left_waiting=sum(ms >= FAIR_WAIT_MS for ms in self.vain_ms),
             cpr=self.cpr,
             cost_engine_s=self.engine_s,
             migrations=self.migrations,
@@ -129,7 +137,6 @@ class Result:
         return found | {
             "worst_chunk_ms": round(self.worst_ms, 1),
             "abandoned_chunks": figures.abandoned,
-            "unserved": self.unserved,
             "suffering": self.suffering,
             "stalled_s": round(self.stalled_s, 1),
             "max_engines": max((n for _, n in self.budget), default=0),
@@ -159,6 +166,8 @@ class Simulation:
         self._ids = [EngineId(f"e_{n:08x}") for n in range(1, scenario.max_engines + 1)]
         """Not used yet; refilled as they go."""
         self._named = scenario.max_engines
+        self._none: Changes | None = None
+        """Nothing but the ids that are fresh, as long as they are."""
         self._is_planning = False
         self._seen = 0
         """Delivered chunks up to the last tick."""
@@ -185,20 +194,23 @@ class Simulation:
             events += 1
             cluster.now_ms = at_ms
             if kind == BOUNDARY:
-                if subject.next_ms == at_ms:
-                    subject.boundary(at_ms)
-                    if subject.rested:
-                        self._rest(subject.rested)
-                        self._ask(at_ms)
+                if subject.next_ms != at_ms:
+                    continue
+                subject.boundary(at_ms)
+                if not subject.rested:
+                    continue
+                self._rest(subject.rested)
+            elif kind == CHUNK_DUE:
+                if subject.token == token:
+                    cluster.become_due(subject)
                 continue
-            if kind == CHUNK_DUE:
-                cluster.become_due(subject, token)
-                continue
-            if kind >= TRACE:
+            elif kind >= TRACE:
                 self._handle(kind, subject, token)
             else:
                 cluster.handle(kind, subject, token)
-            self._ask(at_ms)
+            if cluster.is_changed and not self._is_planning:
+                self._is_planning = True
+                cluster.agenda.add(at_ms + self._scenario.react_ms, PLAN)
         cluster.now_ms = until_ms
         self._result.events += events
 
@@ -207,12 +219,6 @@ class Simulation:
         self.cluster.now_ms = self._end_ms
         self.cluster.close()
         return self._summary()
-
-    def _ask(self, at_ms: float) -> None:
-        """Have a plan made if there is news and none is being made."""
-        if self.cluster.is_changed and not self._is_planning:
-            self._is_planning = True
-            self.cluster.agenda.add(at_ms + self._scenario.react_ms, PLAN)
 
     def _rest(self, sessions: list[SimSession]) -> None:
         for session in sessions:
@@ -305,10 +311,15 @@ class Simulation:
 
     def _changes(self) -> Changes:
         cluster = self.cluster
-        changes = Changes(
+        num_fresh = max(0, self._scenario.max_engines - cluster.num_staying)
+        if self._none is None or len(self._none.fresh_ids) != num_fresh:
+            self._none = Changes(fresh_ids=tuple(self._ids[:num_fresh]))
+        if not (cluster.arrivals or cluster.ages_ms or cluster.gone or cluster.starts_ms):
+            return self._none
+        changes = replace(
+            self._none,
             gone=tuple(cluster.gone),
             released=cluster.released,
-            fresh_ids=tuple(self._ids[: max(0, self._scenario.max_engines - cluster.num_staying)]),
             arrivals=cluster.arrivals,
             ages_ms=tuple(cluster.ages_ms),
             starts_ms=tuple(cluster.starts_ms),
@@ -322,8 +333,9 @@ class Simulation:
         """Ids that were wanted are fresh no more."""
         for action in actions:
             if isinstance(action, SetDesired):
-                fresh = set(self._ids)
-                used = {engine.id for engine in action.engines if engine.id in fresh}
+                known = self.cluster.engines
+                new = [engine.id for engine in action.engines if engine.id not in known]
+                used = set(self._ids).intersection(new) if new else ()
                 if used:
                     self._ids = [id for id in self._ids if id not in used]
                     self._refill()
@@ -334,6 +346,7 @@ class Simulation:
         return id
 
     def _refill(self) -> None:
+        self._none = None
         while len(self._ids) < self._scenario.max_engines:
             self._named += 1
             self._ids.append(EngineId(f"e_{self._named:08x}"))
@@ -343,7 +356,8 @@ class Simulation:
     def _summary(self) -> Result:
         cluster, result = self.cluster, self._result
         for session in cluster.ended:
-            result.unserved += session.dry_ms is None
+            if session.dry_ms is None:
+                result.vain_ms.append(session.vain_ms)
             ratio = play_ratio(session.played_ms, session.stalled_ms)
             if ratio is not None:
                 result.cpr.append(ratio)

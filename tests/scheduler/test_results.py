@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from scheduler.results import common_results, flat, percentile, play_ratio, spread
+from scheduler.results import FAIR_WAIT_MS, common_results, flat, percentile, play_ratio, spread, waits_ms
 
 
 def test_percentiles_are_samples() -> None:
@@ -27,6 +27,9 @@ def test_results_have_the_common_keys() -> None:
         chunks=3,
         chunk_latency_ms=[10.0, 20.0],
         ttfc_ms=[],
+        waited_ms=[2_500.0],
+        unserved=2,
+        left_waiting=1,
         cpr=[0.5, 1.0],
         cost_engine_s=12.34,
         migrations=1,
@@ -42,6 +45,12 @@ def test_results_have_the_common_keys() -> None:
         "chunk_latency_ms.max": 20.0,
         "ttfc_ms.p50": None,
         "ttfc_ms.p99": None,
+        "waited_ms.p50": 2_500.0,
+        "waited_ms.p95": 2_500.0,
+        "waited_ms.p99": 2_500.0,
+        "waited_ms.max": 2_500.0,
+        "unserved": 2,
+        "left_waiting": 1,
         "cpr.mean": 0.75,
         "cpr.p5": 0.5,
         "cpr.min": 0.5,
@@ -52,6 +61,12 @@ def test_results_have_the_common_keys() -> None:
         "planning_ms.p99": 0.5,
         "planning_ms.max": 0.5,
     }
+
+
+def test_waits_know_who_left_in_vain() -> None:
+    """After a fair wait; who left sooner says nothing of how long it takes."""
+    assert waits_ms([300.0], [FAIR_WAIT_MS - 1, FAIR_WAIT_MS]) == [300.0, FAIR_WAIT_MS]
+    assert waits_ms([300.0], [40.0, 50.0], fair_wait_ms=50.0) == [300.0, 50.0]
 
 
 def test_play_ratio() -> None:

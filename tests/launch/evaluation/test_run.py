@@ -16,7 +16,8 @@ from scheduler.results import flat
 
 COMMON = """
     sessions chunks chunk_latency_ms.p50 chunk_latency_ms.p95 chunk_latency_ms.p99 chunk_latency_ms.max
-    ttfc_ms.p50 ttfc_ms.p99 cpr.mean cpr.p5 cpr.min cost_engine_s migrations gaps
+    ttfc_ms.p50 ttfc_ms.p99 waited_ms.p50 waited_ms.p95 waited_ms.p99 waited_ms.max unserved left_waiting
+    cpr.mean cpr.p5 cpr.min cost_engine_s migrations gaps
     planning_ms.p50 planning_ms.p99 planning_ms.max
 """.split()
 

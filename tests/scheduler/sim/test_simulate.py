@@ -90,6 +90,20 @@ def test_a_session_that_never_got_an_engine_counts() -> None:
     assert (result.figures.due, result.figures.delivered, result.figures.abandoned) == (1, 0, 1)
 
 
+def test_waits_of_those_who_left_in_vain_count() -> None:
+    """Without their pauses, from a fair wait on, as in load tests. Without a chunk: b leaves after 3.2 s, 1 s
+    of it paused; c has waited for 1.9 s; d is there to the end, and has wanted none since 2.5 s.
+    """
+    events = [(0.0, s, "arrive") for s in "abcd"]
+    events += [(1.0, "b", "idle"), (1.9, "c", "depart"), (2.0, "b", "active"), (2.5, "d", "idle")]
+    profile = replace(PROFILE, capacity=1)
+    found = run(trace(*events, (3.2, "b", "depart"), (4.0, "a", "depart")), "fixed", (1, 1), profile)
+    assert found.vain_ms == [1_900.0, 2_200.0, 2_500.0] and list(found.figures.ttfc_ms) == [507.0]
+    results = found.results()
+    assert (results["unserved"], results["left_waiting"]) == (3, 2)
+    assert results["waited_ms"] == {"p50": 2_200.0, "p95": 2_500.0, "p99": 2_500.0, "max": 2_500.0}
+
+
 def test_a_migration_off_a_full_engine() -> None:
     """When the neighbour's sessions have left, one of two moves there, and both are alone from then on."""
     events = [(0.0, s, "arrive") for s in "abcd"] + [(1.05, "b", "depart"), (1.05, "d", "depart")]
