@@ -79,10 +79,10 @@ class Stepper:
             state.last_applied = taken[-1].entry
         if changes.reset:
             self._reset(state)
-        self._anchor(state)
         self._steer(state, changes, before.text)
         if changes.cut is not None and before.text is not None and self._model.spec.recaches_prompts:
             self._recache(state)
+        self._anchor(state)  # after that: its new place is that in the window of the chunk to come
         state.actions = self._actions(before.held, changes.controls)
         state.x = initial_latents(
             self._model.spec, seed=state.steering.seed, index=state.index, device=self._model.device

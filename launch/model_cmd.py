@@ -119,8 +119,10 @@ def _list(parsed: argparse.Namespace) -> int:
         dit = config.dit
         here = "here" if (folder / config.name).is_dir() else "not here"
         print(f"{config.name}: {here}; {config.source or 'no source'}; licence: {config.licence}")
+        levels = ", ".join(f"{1000 * sigma:.0f}" for sigma in config.sigmas(is_first=False))
+        first = f" (first chunk: {len(config.first_steps)} steps)" if config.first_steps else ""
         print(
-            f"    {len(config.steps)} steps, shift {config.shift:g}, {dit.chunk_frames} frames a chunk, "
+            f"    noise levels {levels}{first}; latent frames: {dit.chunk_frames} a chunk, "
             f"window {dit.window_frames}, sink {config.sink_frames}"
         )
     return 0

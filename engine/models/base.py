@@ -124,7 +124,11 @@ class PassRow:
     frame_start: int
     """Latent frames since start or reset before this chunk: the time position of the chunk's first frame."""
     write: tuple[int, ...]
-    """Ring frames [F] that receive this chunk's K/V. A pass may be run again: it overwrites only these."""
+    """Ring frames [F] that receive this chunk's K/V. A pass may be run again: it overwrites only these.
+
+    With `recaches_prompts` there are passes of one row over several chunks at once: F is larger then, here
+    and in the batch's tensors.
+    """
     num_valid: int
     """Ring frames [0, num_valid) hold K/V to attend to, this chunk's included."""
 

@@ -1,8 +1,9 @@
 """A session of Wan in the engine's loop: the window is written again for a new prompt, and its sink in time.
 
-`stream.safetensors` holds what the code of LongLive 1.0 computes (its metadata say with which settings): its
-transformer with its own cache, re-cache after a switch, and scheduler, in float32, on weights made from their
-names (tests/golden/wan/generate.py) and the engine's noise.
+`stream.safetensors` and `infinity.safetensors` hold what the code of LongLive 1.0 computes (their metadata
+say with which settings): its transformer with its own cache, re-cache after a switch, and scheduler, in
+float32, on weights made from their names (tests/golden/wan/generate.py) and the engine's noise. For the
+second it keeps keys unrotated and turns them by their place in the window at each pass.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from scheduler.messages import PromptInput, SessionId
 from tests.engine.harness import BATCHING_COSTS, Bench, RecordingModel
 from tests.golden.wan.generate import weights_of
 
-GOLDEN = Path(__file__).parents[3] / "golden" / "wan" / "stream.safetensors"
+GOLDEN = Path(__file__).parents[3] / "golden" / "wan"
 SMALL = replace(TINY, dit=replace(TINY.dit, latent_shape=(16, 4, 4)))
 SEED = 5
 SPAN = 3
@@ -86,12 +87,17 @@ def rebuilt(
     return latents
 
 
-@pytest.fixture(scope="module")
-def golden() -> tuple[Tensor, dict[int, str]]:
+def read(name: str) -> tuple[Tensor, dict[int, str]]:
     """Latents [chunks, F, C, h, w], and which prompt comes before which chunk."""
-    with safe_open(GOLDEN, framework="pt") as file:
+    with safe_open(GOLDEN / name, framework="pt") as file:
         prompts = json.loads(file.metadata()["prompts"])
         return file.get_tensor("latents"), {int(seq): text for seq, text in prompts.items()}
+
+
+@pytest.fixture(scope="module")
+def golden() -> tuple[Tensor, dict[int, str]]:
+    """Of `stream.safetensors`."""
+    return read("stream.safetensors")
 
 
 def test_a_session_equals_the_reference(golden: tuple[Tensor, dict[int, str]]) -> None:
@@ -103,6 +109,16 @@ def test_a_session_equals_the_reference(golden: tuple[Tensor, dict[int, str]]) -
     torch.testing.assert_close(torch.stack(latents), wanted, rtol=1e-4, atol=1e-4)
     _, other, _ = streamed(replace(SMALL, recaches_prompts=False), prompts, len(wanted))
     assert (other[-1] - wanted[-1]).abs().max() > 5e-3
+
+
+def test_a_sink_that_always_moves_is_the_infinite_reference() -> None:
+    """With no more reach than the window, positions are those within it; the new prompt fits in as well."""
+    wanted, prompts = read("infinity.safetensors")
+    config = replace(SMALL, sink_reach=SMALL.dit.window_frames)
+    _, latents, _ = streamed(config, prompts, len(wanted))
+    torch.testing.assert_close(torch.stack(latents), wanted, rtol=1e-4, atol=1e-4)
+    _, other, _ = streamed(SMALL, prompts, len(wanted))
+    assert (other[4] - wanted[4]).abs().max() > 0.02
 
 
 def test_a_rebuilt_session_repeats_the_recache(golden: tuple[Tensor, dict[int, str]]) -> None:
