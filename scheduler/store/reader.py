@@ -54,6 +54,7 @@ class StoreReader:
     def __init__(self, connection: Connection) -> None:
         self._redis = connection
         self._key = connection.keys.key
+        self._tables = records.CostTables()
 
     @property
     def prefix(self) -> str:
@@ -202,12 +203,13 @@ class StoreReader:
         for ids in batches(list(engines)):
             hashes = await self._redis.read_hashes([self._key("engine", id) for id in ids])
             for id, h in zip(ids, hashes, strict=True):
-                found[id] = records.engine_record(id, h) if h else None
+                found[id] = records.engine_record(id, h, self._tables) if h else None
         return found
 
     async def list_engines(self) -> list[EngineRecord]:
         """All engines that are not gone, by id."""
         ids = await self._redis.read_members(self._key("engines"))
+        self._tables.age()
         found = await self.get_engines(EngineId(id) for id in sorted(ids))
         return [record for record in found.values() if record is not None]
 

@@ -29,7 +29,9 @@ from scheduler.store.values import AppliedRecord, CheckpointPointer, SessionOutl
 
 MAX_DESIRED = 4_096
 MAX_CACHED = 1_024
-"""Texts of models and of cost tables, which many engines share and which change rarely."""
+"""Texts of models, which many engines share and which change rarely."""
+
+MAX_TABLES = 4_096
 
 
 def session_record(session: SessionId, h: Mapping[str, str]) -> SessionRecord:
@@ -119,7 +121,33 @@ def _in_flight(h: Mapping[str, str]) -> InFlight | None:
     )
 
 
-def engine_record(engine: EngineId, h: Mapping[str, str]) -> EngineRecord:
+class CostTables:
+    """Cost tables by their text: most are read again as they were, and engines that are alike share one. What
+    nobody has any more is forgotten: an engine has many in its life."""
+
+    def __init__(self) -> None:
+        self._newer: dict[str, EngineCosts] = {}
+        self._older: dict[str, EngineCosts] = {}
+
+    def __len__(self) -> int:
+        return len(self._newer.keys() | self._older.keys())
+
+    def read(self, text: str) -> EngineCosts:
+        """Raises DecodeError."""
+        costs = self._newer.get(text) or self._older.get(text)
+        if costs is None:
+            costs = decode_fields(EngineCosts, json.loads(text))
+        if len(self._newer) >= MAX_TABLES:
+            self.age()
+        self._newer[text] = costs
+        return costs
+
+    def age(self) -> None:
+        """All engines are about to be read: what is not among them, the next call forgets."""
+        self._newer, self._older = {}, self._newer
+
+
+def engine_record(engine: EngineId, h: Mapping[str, str], tables: CostTables) -> EngineRecord:
     """Layout of the hash `engine:<id>`: the record's fields, `model` as JSON, plus `model_name`."""
     return EngineRecord(
         id=engine,
@@ -136,7 +164,7 @@ def engine_record(engine: EngineId, h: Mapping[str, str]) -> EngineRecord:
         deadline_ms=int(h["deadline_ms"]) if h["deadline_ms"] else None,
         drain_ordered=h["drain_ordered"] == "1",
         model_name=h["model_name"],
-        costs=_engine_costs(h["costs"]) if h.get("costs") else None,
+        costs=tables.read(h["costs"]) if h.get("costs") else None,
         transfer=h.get("transfer", ""),
     )
 
@@ -145,11 +173,6 @@ def engine_record(engine: EngineId, h: Mapping[str, str]) -> EngineRecord:
 def model_info(text: str) -> ModelInfo:
     """Raises DecodeError."""
     return decode_fields(ModelInfo, json.loads(text))
-
-
-@lru_cache(MAX_CACHED)
-def _engine_costs(text: str) -> EngineCosts:
-    return decode_fields(EngineCosts, json.loads(text))
 
 
 def model_json(model: ModelInfo) -> str:
