@@ -28,6 +28,7 @@ from engine.models.fused_ops import available_ops
 from engine.models.linear import fp8_linear, plain_linear
 from engine.models.rope import Rope
 from engine.models.shapes.codec import to_uint8
+from engine.models.upload import upload
 from engine.models.wan import taehv
 from engine.models.wan.config import WanConfig
 from engine.models.wan.taehv import Taehv
@@ -136,7 +137,7 @@ class WanModel:
 
     def encode_prompts(self, texts: Sequence[str]) -> Tensor:
         """Text → [B, T, E] float32; zeros behind a prompt's end."""
-        return self._text(texts).to(self.device)
+        return upload(self._text(texts), self.device)
 
     def prepare_prompts(self, texts: Sequence[str], on_ready: Callable[[], None]) -> bool:
         """See `PreparesPrompts`."""
