@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -27,11 +29,13 @@ T = TypeVar("T")
 
 
 def free_port() -> int:
-    """A TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port that was free a moment ago. None that the system gives to whoever asks for any: others may
+    ask before it is used."""
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            port = random.randrange(11_000, 32_000)
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_for(what: str, condition: Callable[[], T | None], timeout_s: float = 30.0 * SCALE) -> T:
@@ -136,7 +140,7 @@ class Cluster:
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         try:
             request = urllib.request.Request(f"{self.url}{path}", headers=headers)
-            with urllib.request.urlopen(request, timeout=5) as answer:
+            with urllib.request.urlopen(request, timeout=5 * SCALE) as answer:
                 return json.load(answer)
         except (urllib.error.URLError, OSError, ValueError):
             return None
@@ -147,12 +151,18 @@ class Cluster:
             f"{self.url}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         try:
-            with urllib.request.urlopen(request, timeout=5) as answer:
+            with urllib.request.urlopen(request, timeout=5 * SCALE) as answer:
                 status: int = answer.status
                 return status
         except urllib.error.HTTPError as exc:
             exc.close()
             return exc.code
+
+    def listed(self, what: str) -> list[dict[str, Any]]:
+        """The `sessions` or `engines` of /v1/cluster, as soon as the gateway answers."""
+        answer = wait_for("an answer of the gateway", lambda: self.get("/v1/cluster"))
+        found: list[dict[str, Any]] = answer[what]
+        return found
 
     def engines(self, state: str = "ready") -> list[str]:
         """Ids of the engines in a state, as the gateway knows them."""

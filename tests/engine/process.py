@@ -20,6 +20,7 @@ from launch.roles import AGENT
 from launch.supervisor import ProcessSpec
 from scheduler.messages import EngineId, EngineRecord, EngineState, Input, PromptInput, SessionId
 from scheduler.store import Store
+from tests.cluster import SCALE
 from tests.engine.link_client import SECRET
 from tests.scheduler.conftest import GATEWAY, RedisServer
 
@@ -86,7 +87,7 @@ class EngineProcess:
             position = events[-1][0] if events else position
 
     async def exit_status(self) -> int:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(60 * SCALE):
             return await asyncio.shield(self.agent.exited)
 
     async def kill(self) -> None:
@@ -193,7 +194,7 @@ async def ended(pidfd: int) -> None:
     loop, gone = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(pidfd, gone.set)
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(30 * SCALE):
             await gone.wait()
     finally:
         loop.remove_reader(pidfd)

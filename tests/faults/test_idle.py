@@ -13,7 +13,7 @@ import pytest
 from gateway.client import Session
 from scheduler.messages import Residence, SessionId, SessionRecord
 from scheduler.store import Store
-from tests.cluster import Cluster, running_cluster
+from tests.cluster import SCALE, Cluster, running_cluster
 from tests.reference import Reference, is_same, owners_from, shown
 from tests.viewer import Viewer, watching
 
@@ -53,7 +53,7 @@ async def records(cluster: Cluster) -> AsyncIterator[Store]:
 async def becomes(store: Store, session: Session, *residences: Residence) -> SessionRecord:
     """The record once the session's state is in one of these places."""
     position = await store.last_event_id()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(30 * SCALE):
         while True:
             record = await store.get_session(SessionId(session.info.session))
             assert record is not None
@@ -111,7 +111,7 @@ async def test_who_resumes_without_a_free_slot_waits_in_front_of_the_queue(narro
 
 async def queued(store: Store, session: Session) -> None:
     """Return when the session waits for a place."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(30 * SCALE):
         position = await store.last_event_id()
         while await store.queue_position(SessionId(session.info.session)) is None:
             events = await store.read_events(position, block_ms=200)

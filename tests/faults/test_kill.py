@@ -172,9 +172,7 @@ async def test_scheduler_killed(victim: Cluster) -> None:
         (*_, last) = await viewer.take(3)
         assert last.engine == first.engine
         await back(victim, "scheduler-0", before)
-        (session,) = (
-            s for s in victim.get("/v1/cluster")["sessions"] if s["id"] == viewer.session.info.session
-        )
+        (session,) = (s for s in victim.listed("sessions") if s["id"] == viewer.session.info.session)
         assert session["epoch"] == 1
 
 
@@ -213,7 +211,7 @@ async def test_redis_comes_back_empty(victim: Cluster) -> None:
         async with watching(victim.url, "a red star", seed=3) as three:
             await asyncio.gather(three.take(2), one.take(2), two.take(2))
         await back(victim, "redis", before)
-        sessions = {session["id"]: session for session in victim.get("/v1/cluster")["sessions"]}
+        sessions = {session["id"]: session for session in victim.listed("sessions")}
         for viewer, edit in zip(viewers, edits, strict=True):
             while viewer.taken[-1].seq < (await edit).seq:  # some may have come that it has not taken
                 await viewer.take(1)
@@ -257,7 +255,7 @@ async def placed_on(cluster: Cluster, session: str, *, other_than: list[str]) ->
     found: list[str] = []
 
     def is_placed() -> bool:
-        sessions = (cluster.get("/v1/cluster") or {"sessions": []})["sessions"]
+        sessions = cluster.listed("sessions")
         found.extend(s["engine"] for s in sessions if s["id"] == session and s["engine"])
         return bool(found) and found[-1] not in other_than
 
@@ -289,7 +287,7 @@ async def replaced(cluster: Cluster, engine: str, before: dict[str, int]) -> Non
 
 async def wanted_after_loading(url: str) -> tuple[DesiredEngine, ...]:
     """The engines that a Redis says are wanted, which may have to read its file first."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(30 * SCALE):
         while True:
             with contextlib.suppress(StoreUnavailable):
                 store = await Store.connect(url)

@@ -79,7 +79,7 @@ async def test_paused_while_it_moves(pair: Cluster) -> None:
             engine = other_engine(pair, engine)
             assert migrate(pair, viewer, engine) == 202
             await viewer.session.pause()
-            await until(lambda: [s["state"] for s in pair.get("/v1/cluster")["sessions"]] == ["idle"])
+            await until(lambda: [s["state"] for s in pair.listed("sessions")] == ["idle"])
             await viewer.session.resume()
             await viewer.take_until_engine(engine)
             await viewer.take(2)
@@ -91,7 +91,7 @@ async def test_stopped_while_it_moves(pair: Cluster) -> None:
         (first,) = await viewer.take(1)
         assert migrate(pair, viewer, other_engine(pair, first.engine)) == 202
         await viewer.session.stop()
-    await until(lambda: not pair.get("/v1/cluster")["sessions"])
+    await until(lambda: not pair.listed("sessions"))
 
 
 MOVES = int(os.environ.get("TEST_MOVES", "24"))
@@ -108,7 +108,7 @@ async def test_many_random_moves_under_load() -> None:
         engines = cluster.engines()
         left = [MOVES]
         await asyncio.gather(*(wander(cluster, engines, number, left) for number in range(SESSIONS)))
-        await until(lambda: not cluster.get("/v1/cluster")["sessions"])  # one may stop while it moves
+        await until(lambda: not cluster.listed("sessions"))  # one may stop while it moves
     assert left[0] <= 0
 
 

@@ -16,6 +16,7 @@ from launch.engine_job import SIGNALLED, EngineJob
 from launch.processes import adopt_orphans
 from launch.roles import engine_command
 from launch.supervisor import ProcessSpec
+from tests.cluster import SCALE
 
 NOW_S = 1_700_000_000
 
@@ -77,6 +78,6 @@ async def test_of_two_ranks_the_one_that_was_killed_counts(tmp_path: Path) -> No
             environment=os.environ,
         )
     )
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(60 * SCALE):
         end = await job.run()
     assert (end.how, end.crashed) == ("was killed by SIGKILL", False)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from launch import cli, engine_cmd
-from tests.cluster import descendants, free_port, is_running, wait_for
+from tests.cluster import SCALE, descendants, free_port, is_running, wait_for
 from tests.viewer import watching
 
 pytestmark = pytest.mark.cluster
@@ -43,13 +43,13 @@ async def test_roles_make_a_cluster(redis_url: str, tmp_path: Path) -> None:
             for name, arguments in (("scheduler", ["--engines", "1"]), ("gateway", ["--port", str(port)]))
         )
         engine = stack.enter_context(role("engine", log=tmp_path / "engine", **settings))
-        wait_for("a ready engine", lambda: "serves shapes" in (tmp_path / "engine").read_text(), 60)
+        wait_for("a ready engine", lambda: "serves shapes" in (tmp_path / "engine").read_text(), 60 * SCALE)
         async with watching(f"http://127.0.0.1:{port}") as viewer:
             await viewer.take(2)
         below = descendants(engine.pid)
         for process in (engine, gateway, scheduler):
             process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=30) == 0
+            assert process.wait(timeout=30 * SCALE) == 0
         assert not any(is_running(pid) for pid in below)
 
 
@@ -69,9 +69,9 @@ def test_an_engine_that_is_told_to_end_while_it_starts_ends_in_order(redis_url: 
     settings = {"redis": redis_url, "cluster": "early", "link_secret": "hush", "engine_id": "e_0000000a"}
     log = tmp_path / "log"
     with role("engine", log=log, **settings) as engine:
-        wait_for("the start", lambda: "starts (pid" in log.read_text(), 60)
+        wait_for("the start", lambda: "starts (pid" in log.read_text(), 60 * SCALE)
         engine.send_signal(signal.SIGTERM)
-        assert engine.wait(timeout=30) == 0
+        assert engine.wait(timeout=30 * SCALE) == 0
 
 
 def test_a_killed_engine_command_leaves_nothing(redis_url: str, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_killed_engine_command_leaves_nothing(redis_url: str, tmp_path: Path) 
     settings["engine_id"] = "e_0000000a"
     log = tmp_path / "log"
     with role("engine", log=log, **settings) as engine:
-        wait_for("a ready engine", lambda: "serves shapes" in log.read_text(), 60)
+        wait_for("a ready engine", lambda: "serves shapes" in log.read_text(), 60 * SCALE)
         below = descendants(engine.pid)
         assert len(below) == 2
         engine.kill()

@@ -20,7 +20,7 @@ import pytest
 from redis.asyncio import Redis
 
 from scheduler.keys import Keys
-from tests.cluster import free_port, until
+from tests.cluster import SCALE, free_port, until
 from tests.launch.test_roles_alone import role
 from tests.viewer import Viewer, watching
 
@@ -119,7 +119,7 @@ class Role:
 
     async def says(self, words: str) -> None:
         """Return when it has."""
-        await until(lambda: words in self.log.read_text(), 60)
+        await until(lambda: words in self.log.read_text(), 60 * SCALE)
 
     async def end(self) -> None:
         """Ask it to; it does in order."""
@@ -128,7 +128,7 @@ class Role:
 
     async def ended(self) -> None:
         """It was asked to, here or by the leader."""
-        assert await asyncio.to_thread(self.process.wait, 30) == 0
+        assert await asyncio.to_thread(self.process.wait, 30 * SCALE) == 0
 
     def engine(self) -> str:
         """The id of an engine that serves."""

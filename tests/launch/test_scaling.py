@@ -17,7 +17,7 @@ SLOTS = 6
 
 def num_engines(cluster: Cluster) -> int:
     """In any state."""
-    return len(cluster.get("/v1/cluster")["engines"])
+    return len(cluster.listed("engines"))
 
 
 async def watch_scale_in(cluster: Cluster, viewer: Viewer) -> str:
