@@ -95,6 +95,9 @@ async def _apply(store: Store, action: Action, term: int) -> str:
 async def _move(store: Store, action: Place | Migrate, engine: EngineId, term: int) -> str:
     """With its state where there is any to move and the engines can; else from its checkpoint."""
     session, epoch, id = action.session, action.expect_epoch, draw_id("m", 8)
+    if epoch == 0:  # nobody has had it
+        epoch = await store.place_session(session, engine, expect_epoch=epoch, term=term)
+        return f"placed {session} on {engine} at epoch {epoch}: {action.why}"
     try:
         await store.begin_migration(
             *(session, engine),

@@ -92,6 +92,17 @@ async def test_what_was_done_is_kept_with_its_reason(store: Store) -> None:
     assert await store.decisions(1) == [newest]
 
 
+async def test_a_session_that_nobody_had_is_placed_without_a_try_to_move_it(store: Store) -> None:
+    """The decision says why it is there, and nothing of a migration."""
+    term = await lead(store)
+    await ready(store, E1)
+    await create(store, S1)
+    place = Place(session=S1, engine=E1, expect_epoch=0, why="it is free")
+    assert await apply(store, [place], term=term, may_act=yes)
+    (decision,) = await store.decisions(1)
+    assert decision.text == f"placed {S1} on {E1} at epoch 1: it is free"
+
+
 async def test_what_could_not_be_kept_is_kept_later(store: Store) -> None:
     """The lease ended after the first action: who leads next says what was done."""
     await ready(store)
