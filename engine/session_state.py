@@ -117,6 +117,8 @@ class SessionState:
     """[F, A] float32 of the chunk in work; None when the model takes no control input."""
     embeds: Tensor | None = None
     """[1, T, E] prompt embeddings in force; None before the first chunk."""
+    is_lent: bool = False
+    """Is the prompt in its slot that of a chunk which is written again?"""
     blend: PromptBlend | None = None
     due_ms: float | None = None
     """Since when the next chunk could start; None: it can't."""

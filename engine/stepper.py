@@ -154,12 +154,16 @@ class Stepper:
         self._finish_rebuild(state)
 
     def _finish_rebuild(self, state: SessionState) -> None:
+        embeds = state.embeds
+        assert embeds is not None
         if state.x is None:
             finish_rebuild(self._model.spec, self._pool, state)
         else:
             state.stage = Stage.DENOISE
-        assert state.embeds is not None
-        self._show(state, state.embeds)
+            embeds = embeds[:]  # a new tensor: a migration may have copied the prompt K/V meanwhile
+        if state.is_lent:
+            self._show(state, embeds)
+            state.is_lent = False
 
     def num_frames(self, state: SessionState) -> int:
         """Pixel frames of the chunk whose latents are ready."""
@@ -190,7 +194,9 @@ class Stepper:
     def prepare_rebuild(self, state: SessionState) -> None:
         """To be called before each pass in stage REBUILD: the slot's prompt becomes that of its chunks."""
         embeds = rebuilt_chunks(state)[0].embeds
-        self._pool.prompt_kv[state.slot].copy_(self._model.prompt_kv(embeds)[0])
+        if embeds is not state.embeds or state.x is None:
+            self._pool.prompt_kv[state.slot].copy_(self._model.prompt_kv(embeds)[0])
+            state.is_lent = True
 
     def close(self, state: SessionState) -> None:
         """Free the session's slot."""

@@ -71,7 +71,7 @@ def _folder(parsed: argparse.Namespace) -> Path:
 
 def _add(parsed: argparse.Namespace) -> int:
     from engine.models.wan.config import PRESETS
-    from engine.models.wan.folder import Sources, add_model
+    from engine.models.wan.folder import Sources, add_model, settings_of
     from launch.model_hub import find
 
     config = PRESETS.get(parsed.preset)
@@ -81,6 +81,8 @@ def _add(parsed: argparse.Namespace) -> int:
     target = _folder(parsed) / config.name
     if target.exists():
         raise ValueError(f"{target} is there already")
+    changes = dict(map(_setting, parsed.set))
+    settings_of(config, changes)  # before anything is fetched
     sources = Sources(
         dit=find(parsed.source, parsed.file, say=_say),
         decoder=find(parsed.decoder, say=_say),
@@ -88,7 +90,7 @@ def _add(parsed: argparse.Namespace) -> int:
         lora_scale=parsed.lora_scale,
         text=find(parsed.text, parts=_TEXT_PARTS, say=_say) if parsed.text else None,
         parts=(parsed.part,) if parsed.part else None,
-        changes=dict(map(_setting, parsed.set)),
+        changes=changes,
     )
     _say(f"reading {sources.dit}")
     add_model(config, target, sources, say=_say)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,10 +29,10 @@ from engine.models.wan.checkpoint import read_decoder, read_dit, read_tensors
 from engine.models.wan.config import PRESETS, TINY, WanConfig, changed
 from engine.models.wan.model import WanModel, empty_decoder, empty_dit
 from engine.models.wan.text import HashedText, TextEncoder, Umt5Text
-from engine.models.wan.text_files import add_text
+from engine.models.wan.text_files import TEXT_ENCODER, TOKENIZER, add_text
 from engine.models.weights import WeightsError, check_tensors
 
-__all__ = ["MODELS_DIR", "Sources", "add_model", "load_wan", "read_manifest"]
+__all__ = ["MODELS_DIR", "Sources", "add_model", "load_wan", "read_manifest", "settings_of"]
 
 MODELS_DIR: Final = Path("~/.local/share/turboserve/models")
 """Where models are looked for when none is named."""
@@ -78,7 +79,7 @@ def add_model(
     """
     if target.exists():
         raise WeightsError(f"{target} is there already")
-    _settings(config, sources.changes)
+    settings_of(config, sources.changes)
     dit = read_dit(
         sources.dit, sources.lora, lora_scale=sources.lora_scale, parts=sources.parts or config.parts
     )
@@ -89,7 +90,7 @@ def add_model(
     changes = dict(sources.changes)
     if kind != config.decoder:
         changes["decoder"] = kind
-    checked, _ = _settings(config, changes)
+    checked, _ = settings_of(config, changes)
     _check(empty_dit(checked), dit, f"{sources.dit} is not for {config.name}")
     _check(empty_decoder(checked), decoder, f"{sources.decoder} is no decoder for {config.name}")
     with _built(target) as folder:
@@ -99,6 +100,10 @@ def add_model(
         if sources.text is not None:
             say("text encoder: copying, which can take minutes")
             add_text(sources.text, folder)
+        elif config is not TINY:
+            say(
+                f"no text encoder: add {TEXT_ENCODER}/ and {TOKENIZER}/ to the folder before it can be served"
+            )
         manifest = {
             "format": _FORMAT,
             "preset": config.name,
@@ -146,13 +151,11 @@ def _size(tensors: Mapping[str, Tensor]) -> str:
     return f"{len(tensors)} tensors, {sum(t.nbytes for t in tensors.values()) / 1e9:.2f} GB"
 
 
-def _settings(config: WanConfig, changes: Mapping[str, Any]) -> tuple[WanConfig, torch.device | None]:
+def settings_of(config: WanConfig, changes: Mapping[str, Any]) -> tuple[WanConfig, torch.device | None]:
     """The config with these changes, and where prompts are encoded. Raises ValueError."""
     own = {name: value for name, value in changes.items() if name != _TEXT_DEVICE}
     device = changes.get(_TEXT_DEVICE)
-    if device is not None and (
-        not isinstance(device, str) or device.partition(":")[0] not in ("cpu", "cuda")
-    ):
+    if device is not None and not re.fullmatch(r"cpu|cuda(:\d{1,2})?", str(device)):
         raise ValueError(f"{_TEXT_DEVICE} must be cpu or cuda, not {device!r}")
     return changed(config, own), None if device is None else torch.device(device)
 
@@ -188,7 +191,7 @@ def load_wan(config: WanConfig, device: torch.device, weights: Path | None) -> W
         raise WeightsError(f"{folder} holds {manifest['preset']}, not {config.name}")
     try:
         changes = {name: value for name, value in manifest.items() if name not in _ABOUT}
-        changed_config, text_device = _settings(config, changes)
+        changed_config, text_device = settings_of(config, changes)
     except ValueError as exc:
         raise WeightsError(f"{folder / _MANIFEST}: {exc}") from exc
     text = _text_encoder(config, folder, text_device or device, dtype)

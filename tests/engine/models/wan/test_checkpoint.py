@@ -306,6 +306,7 @@ def test_settings_of_a_checkpoint_of_ones_own(
         ("shape=8", "no setting of a model; known: shift"),
         ("steps=[250,500]", "steps must fall"),
         ("text_device=moon", "must be cpu or cuda"),
+        ("text_device=cuda:x", "must be cpu or cuda"),
         ("shift", "KEY=VALUE"),
     ):
         assert main([*command, "--set", wrong]) == 1

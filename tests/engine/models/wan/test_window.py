@@ -200,3 +200,21 @@ def test_a_rebuilt_session_has_its_sink_where_it_was() -> None:
     other.encoders.close()
     slabs = [b.pool.kv[next(iter(b.loop.states())).slot][:, :, :SPAN] for b in (bench, other)]
     torch.testing.assert_close(slabs[1], slabs[0], rtol=1e-3, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_a_prompt_that_was_away_for_a_pass_counts_as_new() -> None:
+    """The sink was made with an older one. A migration that copied the slot's prompt then must notice."""
+    bench = Bench(model=small(replace(SMALL, sink_reach=18, recaches_prompts=False)), costs=BATCHING_COSTS)
+    session = bench.open("s_a", text="a red fox", seed=SEED)
+    make(bench, session, range(6), {0: "a red fox", 4: "two blue fish"})
+    bench.to_boundary(session)
+    (state,) = bench.loop.states()
+    before = state.embeds
+    assert before is not None and before is not state.history[0].embeds
+    make(bench, session, range(6, 7), {})
+    bench.encoders.close()
+    assert bench.model.batches[-1].rows[0].write != (0, 1, 2)
+    assert state.embeds is not before and state.embeds is not None and torch.equal(state.embeds, before)
+    wanted = bench.model.prompt_kv(before)[0]
+    torch.testing.assert_close(bench.pool.prompt_kv[state.slot], wanted, rtol=1e-6, atol=1e-6)
