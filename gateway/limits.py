@@ -165,6 +165,11 @@ class ControlMerger:
                 self._pressed[key] = None
         return True
 
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Message ids that wait for the next entry."""
+        return tuple(self._ids)
+
     def due_ms(self) -> float | None:
         """When the next entry may go to the log; None: nothing waits."""
         return self._next_ms if self._latest is not None else None

@@ -218,6 +218,7 @@ class SessionMachine(WatchRules):
                 self._error(ErrorCode.UNAVAILABLE, text, id=id, retry_after_ms=RETRY_AFTER_MS)
             return
         s.held_inputs += 1
+        s.held_ids.extend(ids)
         self._out.append(
             AppendInput(
                 session=s.id,
@@ -345,7 +346,7 @@ class SessionMachine(WatchRules):
         return self._take()
 
     def _receive_receipt(self, s: Session, call: AppendInput, receipt: InputReceipt, now_ms: float) -> None:
-        s.held_inputs -= 1
+        self._unhold(s, call)
         if (copy := self._copy(s)) is not None and not receipt.repeat:
             copy.inputs.append((receipt.entry, call.message))
             del copy.inputs[:-MAX_COPIED_INPUTS]
@@ -356,6 +357,12 @@ class SessionMachine(WatchRules):
             s.told_applied.append(answer)
             self._send(answer)
         self._append_controls(s, now_ms)
+
+    @staticmethod
+    def _unhold(s: Session, call: AppendInput) -> None:
+        s.held_inputs -= 1
+        for id in call.ids:
+            s.held_ids.remove(id)
 
     def _receive_paused(self, s: Session, call: SetPaused) -> None:
         if s.copy is not None:
@@ -397,8 +404,6 @@ class SessionMachine(WatchRules):
         s = self._session
         if s is None or s.id != call.session:
             return
-        if isinstance(call, AppendInput):
-            s.held_inputs -= 1
         if failure.kind is FailureKind.TAKEN_OVER:
             self._lose_control()
         elif failure.kind in (FailureKind.CLOSED, FailureKind.NO_SUCH_SESSION):
@@ -416,7 +421,7 @@ class SessionMachine(WatchRules):
                 s.reload_ms = now_ms + RELOAD_MS
                 return
             case AppendInput(ids=ids):
-                pass
+                self._unhold(s, call)
             case SetPaused(answers=ids):
                 self._next_pause(s)
             case _:

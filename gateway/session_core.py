@@ -132,6 +132,8 @@ class Session:
     controller_epoch: int
     controls: ControlMerger
     held_inputs: int = 0
+    held_ids: list[str] = field(default_factory=list)
+    """Message ids of those inputs."""
     pause_call: SetPaused | None = None
     next_pause: SetPaused | None = None
     pause_wish: bool | None = None
@@ -307,6 +309,8 @@ class SessionCore(abc.ABC):
         if self._session is not None and self._session.attach is not None:
             self._accept(self._session.attach.id)
         self._accept(self._stop_id)
+        for id in self._unanswered_ids():
+            self._error(ErrorCode.BAD_STATE, "the session ended before this was taken", id=id)
         self._send(wire.Closed(reason=reason))
         if not (self._session is None or self._session.flow.is_waiting()):
             self._out.append(Unfollow())
@@ -316,6 +320,15 @@ class SessionCore(abc.ABC):
             self._close(wire.CloseCode.IDLE, "the session was idle for too long")
             return
         self._release_backlog(now_ms)
+
+    def _unanswered_ids(self) -> tuple[str, ...]:
+        """Messages whose answers are still to come: with the end of the session nobody would give them."""
+        s = self._session
+        if s is None:
+            return ()
+        calls = [call for call in (s.pause_call, s.next_pause) if call is not None]
+        pauses = (*s.asked_pause_ids, *(id for call in calls for id in call.answers))
+        return (*s.held_ids, *s.controls.ids, *pauses)
 
     def _lose_control(self) -> None:
         """A newer connection controls the session: nothing here may touch it any more."""

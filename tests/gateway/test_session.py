@@ -488,6 +488,27 @@ def test_merged_controls_are_answered_each() -> None:
     assert answers == [wire.Accepted(id="c1"), wire.Applied(rev=0, seq=4, id="c1")]
 
 
+@pytest.mark.parametrize("by", ["engine", "store"])
+def test_what_the_end_leaves_without_an_answer_is_told_so(by: str) -> None:
+    """Whoever asked for it would wait for ever: an input, merged controls, a pause; each of them once."""
+    machine = flowing()
+    answered = only(machine.receive_message(wire.Prompt(text="a", id="p1"), 0), AppendInput)
+    machine.receive_result(answered, InputReceipt(entry="1-1", repeat=False, applied=None), 0)
+    call = only(machine.receive_message(wire.Prompt(text="b", id="p2"), 0), AppendInput)
+    machine.receive_message(wire.Control(id="c"), 0)
+    machine.receive_message(wire.Pause(id="h"), 0)
+    if by == "engine":
+        outputs = machine.receive_link(link.Closed(session=S, epoch=1, reason="idle engine"), 1)
+    else:
+        failure = Failure(kind=FailureKind.CLOSED, message="idle engine")
+        outputs = machine.receive_result(call, failure, 1)
+    *errors, closed = sent(outputs)
+    assert closed == wire.Closed(reason="idle engine")
+    told = [(e.id, e.code) for e in errors if isinstance(e, wire.Error)]
+    assert told == [(id, ErrorCode.BAD_STATE) for id in ("p2", "c", "h")]
+    assert sent(machine.receive_result(call, InputReceipt(entry="1-2", repeat=False, applied=None), 2)) == []
+
+
 @pytest.mark.parametrize(
     ("message", "kind"), [(wire.Pause(id="i"), link.Pause), (wire.Resume(id="i"), link.Resume)]
 )
