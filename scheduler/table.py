@@ -36,6 +36,7 @@ from scheduler.view import (
     Columns,
     Id,
     View,
+    oldest_heartbeat,
 )
 
 _ENGINE: Mapping[str, tuple[str, tuple[int, ...]]] = {
@@ -214,7 +215,7 @@ class ClusterTable:
 
     def hear(self, engines: Iterable[EngineId], heartbeat_ms: int) -> None:
         """These engines were heard at that time; nothing else about them has changed."""
-        self._kept = {}
+        self._kept.pop(oldest_heartbeat, None)
         rows = self._engines.row
         self._engines.arrays["heartbeat_ms"][[rows[id] for id in engines]] = heartbeat_ms
 
@@ -234,7 +235,7 @@ class ClusterTable:
         if row is None:
             return
         self._kept = {}
-        for session in self._naming(engine):
+        for session in self._naming(engine, row):
             self._relink(session, row, NO_ENGINE)
         self._engines.remove(row)
         del self._members[row]
@@ -366,12 +367,15 @@ class ClusterTable:
         self._engines.arrays["desired"][at] = any(wanted.id == engine for wanted in self._desired)
         return at
 
-    def _naming(self, engine: EngineId) -> list[SessionId]:
-        named = [id for id, owner in self._owner.items() if owner == engine]
-        return named + [id for id, target in self._target.items() if target == engine and id not in named]
+    def _naming(self, engine: EngineId, row: int) -> list[SessionId]:
+        """Sessions on it or on their way to it, by its row; NO_ENGINE: the table has not known it."""
+        ids, s = self._sessions.ids, self._sessions.arrays
+        to = (s["target"] == row) & s["in_flight"]
+        found = [ids[at] for at in np.flatnonzero(((s["engine"] == row) | to)[: len(ids)]).tolist()]
+        return [id for id in found if engine in (self._owner.get(id), self._target.get(id))]
 
     def _relink_all(self, engine: EngineId) -> None:
-        for session in self._naming(engine):
+        for session in self._naming(engine, NO_ENGINE):
             self._relink(session, NO_ENGINE, self._engines.row[engine])
 
     def _relink(self, session: SessionId, before: int, after: int) -> None:

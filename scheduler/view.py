@@ -132,12 +132,18 @@ class View:
 
     def keep(self, compute: Callable[..., Kept], *args: Hashable) -> Kept:
         """`compute(view, *args)`, maybe as an earlier view was told. It must read nothing but what engines
-        say of themselves and `desired`, no column that is counted from sessions; nobody may change it."""
+        say of themselves, without heartbeats, and `desired`: no column that is counted from sessions. Nobody
+        may change it."""
         key = (compute, *args) if args else compute
         found: Kept | None = self.kept.get(key)
         if found is None:
             found = self.kept[key] = compute(self, *args)
         return found
+
+    @property
+    def heard_ms(self) -> int:
+        """Redis time of the oldest heartbeat of the engines that do not start; NEVER_MS if all do."""
+        return self.keep(oldest_heartbeat)
 
     def is_phase(self, phase: Phase) -> NDArray[np.bool_]:
         """Mask of session rows."""
@@ -183,6 +189,12 @@ class View:
         found["ids"] = np.array([*self.engines.ids, *(self.sessions.ids[row] for row in order)], dtype=object)
         found["desired"] = np.array([f"{e.id} {e.model}" for e in self.desired], dtype=object)
         return found
+
+
+def oldest_heartbeat(view: View) -> int:
+    """Kept until an engine was heard. See `View.heard_ms`."""
+    is_speaking = ~view.is_state(EngineState.STARTING)
+    return int(view.engines["heartbeat_ms"][is_speaking].min(initial=NEVER_MS))
 
 
 def _mask(view: View, state: int) -> NDArray[np.bool_]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scheduler.config import SchedulerConfig
 from scheduler.messages import EngineId
@@ -95,17 +95,18 @@ def _remember(memory: Memory, *, surplus_ms: int, closing: tuple[EngineId, ...] 
     return replace(memory, surplus_ms=surplus_ms, closing=closing)
 
 
-def _victims(board: Board, memory: Memory, ready: Sequence[int], number: int) -> tuple[int, ...]:
+def _victims(board: Board, memory: Memory, rows: NDArray[np.intp], number: int) -> tuple[int, ...]:
     """The engines to empty: those that are being emptied already, then those with least to move away.
 
     Only as many as the others have room for the active sessions of.
     """
     engines = board.view.engines
-    already = set(memory.closing)
-    rows = np.array(ready)
-    is_new = np.array([engines.ids[row] not in already for row in ready])
+    is_new = np.ones(len(engines), dtype=bool)
+    is_new[[row for id in memory.closing if (row := engines.find(id)) is not None]] = False
     # Stable, and rows are sorted by id: among equals the smaller id.
-    order = np.lexsort((-engines["started_ms"][rows], engines["sessions"][rows], board.active[rows], is_new))
+    order = np.lexsort(
+        (-engines["started_ms"][rows], engines["sessions"][rows], board.active[rows], is_new[rows])
+    )
     room = np.maximum(board.room, 0)
     spare, victims = int(room[rows].sum()), []
     for row in rows[order][: max(0, number)].tolist():

@@ -36,6 +36,7 @@ class Board:
         self.latency_ms: NDArray[np.float64] = engines["latency_ms"]
         self.next_ms: NDArray[np.float64] = engines["next_ms"]
         self._is_changed = self._is_shut = False
+        self._open: dict[int, NDArray[np.bool_]] = {}
         self._moves: NDArray[np.int32] | None = None
         self.transfers: NDArray[np.bool_] = engines["transfers"]
         self.moved: set[int] = set()
@@ -60,11 +61,19 @@ class Board:
         fits: NDArray[np.bool_] = self.usable & (self.view.engines["model"] == model)
         return fits
 
+    def open_to(self, model: int) -> NDArray[np.bool_]:
+        """Those of them that have room. Not to be changed."""
+        found = self._open.get(model)
+        if found is None:
+            found = self._open[model] = self.fitting(model) & (self.room > 0)
+        return found
+
     def shut(self, engines: Collection[int]) -> None:
         """Give these engines (rows) no sessions from now on."""
         if engines:
             self._is_shut, self.usable = True, self.usable.copy()
             self.usable[list(engines)] = False
+            self._open.clear()
 
     def with_one_less(self, engine: int) -> float:
         """Its latency after one session has left, ms."""
@@ -108,6 +117,7 @@ class Board:
             self._change(source, -1)
             self._change(target, +1)
         self.room[target] -= 1
+        self._open.clear()
         self.moves[source] += 1
         self.moves[target] += 1
         self.moved.add(session)
@@ -125,6 +135,7 @@ class Board:
 
     def _take(self, engine: int) -> None:
         self.room[engine] -= 1
+        self._open.clear()
         self.taken.add(engine)
         self._change(engine, +1)
 

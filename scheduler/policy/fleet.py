@@ -17,7 +17,7 @@ __all__ = ["Fleet", "fitting", "fleet", "usable"]
 class Fleet:
     """`view.keep(fleet)`. Rows are in the order of ids; arrays are not to be changed."""
 
-    staying: tuple[int, ...]
+    staying: NDArray[np.intp]
     """Rows of ready engines that nobody ordered to drain."""
     num_starting: int
     """Engines that start and that nobody ordered to drain."""
@@ -30,8 +30,6 @@ class Fleet:
     num_going: int
     is_as_desired: bool
     """Are the engines that there are those that should be?"""
-    heard_ms: int
-    """Redis time of the oldest heartbeat of those that do not start; NEVER_MS if all do."""
     asked_ms: int
     """Redis time since which the first of those that start does; NEVER_MS if none does."""
     deadline_ms: int
@@ -43,17 +41,16 @@ def fleet(view: View) -> Fleet:
     engines = view.engines
     ready, starting = view.is_state(EngineState.READY), view.is_state(EngineState.STARTING)
     draining, ordered = view.is_state(EngineState.DRAINING), engines["drain_ordered"]
-    going = draining | ordered
-    going.flags.writeable = False
+    going, staying = draining | ordered, (ready & ~ordered).nonzero()[0]
+    going.flags.writeable = staying.flags.writeable = False
     return Fleet(
-        staying=_rows(ready & ~ordered),
+        staying=staying,
         num_starting=int(np.count_nonzero(starting & ~ordered)),
         draining=_rows(draining),
         ordered=_rows(ordered),
         going=going,
         num_going=int(np.count_nonzero(going)),
         is_as_desired=bool(engines["desired"].all()) and len(view.desired) == len(engines),
-        heard_ms=int(engines["heartbeat_ms"][~starting].min(initial=NEVER_MS)),
         asked_ms=int(engines["started_ms"][starting].min(initial=NEVER_MS)),
         deadline_ms=int(engines["deadline_ms"].min(initial=NEVER_MS)),
     )

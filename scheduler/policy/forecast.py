@@ -102,7 +102,7 @@ def _stops(window: Sequence[Sample]) -> tuple[int, int]:
     return stops, active_s
 
 
-class _Latest(Generic[Found]):
+class Latest(Generic[Found]):
     """What a function said last, for who asks it the same again. There is a plan after each event, and of its
     window only the last second differs from that of the plan before. To compare the others is quick, as they
     are the same objects; to hash them is not."""
@@ -117,7 +117,7 @@ class _Latest(Generic[Found]):
         return self._last[1]
 
 
-_last_churn, _past_arrivals, _past_stops = _Latest(_churn), _Latest(_arrivals), _Latest(_stops)
+_last_churn, _past_arrivals, _past_stops = Latest(_churn), Latest(_arrivals), Latest(_stops)
 
 
 def forecast(rates: Churn, demand: int, horizon_s: float) -> Forecast:

@@ -69,8 +69,7 @@ class Relief:
         self._num_engines = int(np.count_nonzero(fits))
         self._sources_ms: NDArray[np.float64] = np.where(fits, board.latency_ms, -np.inf)
         """Latency of engines that may be relieved."""
-        is_open = fits & board.transfers
-        is_open &= board.room > 0
+        is_open = board.open_to(model) & board.transfers
         is_open &= board.moves < MAX_MOVES_PER_ENGINE
         self._targets_ms: NDArray[np.float64] = np.where(is_open, board.next_ms, np.inf)
         """Latency of engines that may get a session, with it."""
@@ -80,8 +79,10 @@ class Relief:
     def moves(self) -> list[Migrate]:
         """Worst engine first."""
         found: list[Migrate] = []
-        best_ms = float(np.minimum.reduce(self._targets_ms, initial=np.inf))
-        while len(self._sources_ms) and len(self._board.moved) < self._rules.most:
+        if not len(self._targets_ms):
+            return found
+        best_ms = self._targets_ms.item(self._targets_ms.argmin())
+        while len(self._board.moved) < self._rules.most:
             source = int(self._sources_ms.argmax())
             latency_ms = self._sources_ms.item(source)
             if latency_ms < self._stuck_ms and not self._runs_dry(source):
@@ -91,7 +92,7 @@ class Relief:
             move = self._move_off(source, best_ms)
             if move is not None:
                 found.append(move)
-                best_ms = float(np.minimum.reduce(self._targets_ms))
+                best_ms = self._targets_ms.item(self._targets_ms.argmin())
             else:
                 self._stuck_ms = max(self._stuck_ms, latency_ms)
                 self._sources_ms[source] = -np.inf

@@ -177,5 +177,5 @@ def _slots_ahead(board: Board, rates: Churn, config: SchedulerConfig) -> int:
     needed = math.ceil(AHEAD_S * rates.arrivals)
     if not needed:
         return 0
-    room = board.room[board.fitting(view.models.index(config.model))]
-    return max(0, needed - int(np.add.reduce(room[room > 0])))
+    is_open = board.open_to(view.models.index(config.model))
+    return max(0, needed - int(np.add.reduce(board.room[is_open])))

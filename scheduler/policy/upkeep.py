@@ -62,7 +62,7 @@ def find_lost(view: View, changes: Changes, config: SchedulerConfig) -> dict[Eng
     if read_ms - changes.reachable_ms < grace_ms:
         return {}
     first_ms = max(known.asked_ms, changes.reachable_ms)
-    if known.heard_ms >= read_ms - config.heartbeat_timeout_ms and known.deadline_ms >= read_ms:
+    if view.heard_ms >= read_ms - config.heartbeat_timeout_ms and known.deadline_ms >= read_ms:
         if first_ms >= read_ms - config.start_timeout_ms:
             return {}
     starting, deadline_ms = view.is_state(EngineState.STARTING), engines["deadline_ms"]
