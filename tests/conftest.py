@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import asyncio.constants
 import os
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +18,12 @@ from tests.cluster import FOREIGN_ORIGIN, Cluster, running_cluster, wait_for
 from tests.redis_process import RedisProcess
 
 os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:2")  # see launch.roles.engine_environment
+
+# asyncio's debug mode finds mistakes, and notes the stacks at which all futures, callbacks and coroutines are
+# made, which takes two thirds of the time of a test. What does so asks `get_debug`; the checks do not.
+asyncio.BaseEventLoop.get_debug = lambda self: False  # type: ignore[method-assign]
+asyncio.constants.DEBUG_STACK_DEPTH = 0  # type: ignore[misc]
+
 hypothesis.settings.register_profile("untimed", deadline=None)  # how long an example takes is the machine's
 hypothesis.settings.load_profile("untimed")
 
