@@ -119,18 +119,18 @@ def watch_inputs() -> None:
         feed(residents, session, epoch, entries)
         _happened["fed"].set()
 
-    def taking(state: SessionState) -> list[LogEntry]:
+    def taking(stepper: Stepper, state: SessionState) -> list[LogEntry]:
         early = [item for item in state.pending if _first_seq(item) > state.seq]
         for item in early:
             state.pending.remove(item)
-        taken = take(state)
+        taken = take(stepper, state)
         state.pending.extend(early)
         if taken:
             _happened["applied"].set()
         return taken
 
     Residents.feed = feeding  # type: ignore[method-assign]
-    Stepper._take_inputs = staticmethod(taking)  # type: ignore[method-assign,assignment]
+    Stepper._take_inputs = taking  # type: ignore[method-assign]
 
 
 def _first_seq(item: LogEntry) -> int:

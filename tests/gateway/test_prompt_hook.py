@@ -104,6 +104,9 @@ async def test_pause_and_stop_do_not_wait_for_the_hook(world: World) -> None:
         assert record is not None and record.paused
         await client.send(wire.Stop(id="4"))
         assert await client.expect(wire.Accepted) == wire.Accepted(id="4")
+        for id in ("1", "2"):  # with the session nobody would answer them any more
+            error = await client.expect(wire.Error)
+            assert (error.code, error.id) == (ErrorCode.BAD_STATE, id)
         assert (await client.expect(wire.Closed)).reason == "stopped"
 
 
