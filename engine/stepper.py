@@ -103,7 +103,7 @@ class Stepper:
         if not inputs and state.embeds is not None:
             return False
         _, changes = fold(state.steering, inputs, self._model.combine_prompts)
-        cut = state.steering.text if changes.cut is None and state.embeds is None else changes.cut
+        cut = _cut(state, changes, state.steering.text)
         blend = None if changes.blend is None else changes.blend.text
         texts = [text for text in (cut, blend) if text is not None]
         return bool(texts) and not self._prepares.prepare_prompts(texts, on_ready)
@@ -249,9 +249,7 @@ class Stepper:
         state.resets += 1
 
     def _steer(self, state: SessionState, changes: Changes, before: str | None) -> None:
-        cut = changes.cut
-        if cut is None and state.embeds is None:
-            cut = before  # an earlier owner had applied this prompt
+        cut = _cut(state, changes, before)
         if cut is not None:
             state.blend = None
             self._show(state, self._encode(cut))
@@ -289,3 +287,9 @@ class Stepper:
         """Make these embeddings [1, T, E] the ones that the session's passes attend to."""
         state.embeds = embeds
         self._pool.prompt_kv[state.slot].copy_(self._model.prompt_kv(embeds)[0])
+
+
+def _cut(state: SessionState, changes: Changes, before: str | None) -> str | None:
+    """The prompt that the next chunk begins to show at once. `before`: in force until now, which an earlier
+    owner may have applied."""
+    return before if changes.cut is None and state.embeds is None else changes.cut

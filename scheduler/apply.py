@@ -95,22 +95,23 @@ async def _apply(store: Store, action: Action, term: int) -> str:
 async def _move(store: Store, action: Place | Migrate, engine: EngineId, term: int) -> str:
     """With its state where there is any to move and the engines can; else from its checkpoint."""
     session, epoch, id = action.session, action.expect_epoch, draw_id("m", 8)
-    if epoch == 0:  # nobody has had it
-        epoch = await store.place_session(session, engine, expect_epoch=epoch, term=term)
-        return f"placed {session} on {engine} at epoch {epoch}: {action.why}"
-    try:
-        await store.begin_migration(
-            *(session, engine),
-            expect_epoch=epoch,
-            term=term,
-            migration_id=id,
-            limit_ms=MIGRATION_LIMIT_MS,
-            waiting_limit_ms=WAITING_LIMIT_MS,
-        )
-    except PlacementRefused as exc:
-        epoch = await store.place_session(session, engine, expect_epoch=epoch, term=term)
-        return f"placed {session} on {engine} at epoch {epoch} ({exc}): {action.why}"
-    return f"migrating {session} to {engine}, {id}: {action.why}"
+    refusal = ""
+    if epoch > 0:  # else nobody has had it
+        try:
+            await store.begin_migration(
+                *(session, engine),
+                expect_epoch=epoch,
+                term=term,
+                migration_id=id,
+                limit_ms=MIGRATION_LIMIT_MS,
+                waiting_limit_ms=WAITING_LIMIT_MS,
+            )
+        except PlacementRefused as exc:
+            refusal = f" ({exc})"
+        else:
+            return f"migrating {session} to {engine}, {id}: {action.why}"
+    epoch = await store.place_session(session, engine, expect_epoch=epoch, term=term)
+    return f"placed {session} on {engine} at epoch {epoch}{refusal}: {action.why}"
 
 
 async def _apply_to_session(store: Store, action: SessionAction, term: int) -> str:

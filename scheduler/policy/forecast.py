@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from functools import wraps
 from itertools import pairwise
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 from scheduler.policy.base import Sample
 
+Asked = ParamSpec("Asked")
 Found = TypeVar("Found")
 
 RECENT_S = 10
@@ -52,12 +54,26 @@ class Churn(NamedTuple):
         return 1.0 / max(1e-6, active * self.stops + self.arrivals / max(1, engines))
 
 
+def latest(compute: Callable[Asked, Found]) -> Callable[Asked, Found]:
+    """Keeps what a function said last, for who asks it the same again. There is a plan after each event, and
+    of its window only the last second differs from that of the plan before. To compare the others is quick,
+    as they are the same objects; to hash them is not."""
+    last: tuple[object, Found] | None = None
+
+    @wraps(compute)
+    def ask(*args: Asked.args, **kwargs: Asked.kwargs) -> Found:
+        nonlocal last
+        asked = args, kwargs
+        if last is None or last[0] != asked:
+            last = asked, compute(*args, **kwargs)
+        return last[1]
+
+    return ask
+
+
+@latest
 def churn(window: Sequence[Sample], now_s: int, horizon_s: float = 0.0) -> Churn:
     """What the window shows about the next horizon_s."""
-    return _last_churn(window, now_s, horizon_s)
-
-
-def _churn(window: Sequence[Sample], now_s: int, horizon_s: float) -> Churn:
     return Churn(arrivals=arrival_rate(window, now_s, horizon_s), stops=stop_rate(window))
 
 
@@ -67,7 +83,7 @@ def arrival_rate(window: Sequence[Sample], now_s: int, horizon_s: float = 0.0) -
         return 0.0
     known_s = now_s - window[0].at_s + 1
     recent_s, long_s = min(known_s, RECENT_S), min(known_s, max(RECENT_S, SPANS * horizon_s))
-    recent, long = _past_arrivals(window[:-1], now_s - recent_s, now_s - long_s)
+    recent, long = _arrivals(window[:-1], now_s - recent_s, now_s - long_s)
     last = window[-1]
     recent += last.arrivals if last.at_s > now_s - recent_s else 0
     long += last.arrivals if last.at_s > now_s - long_s else 0
@@ -78,6 +94,7 @@ def arrival_rate(window: Sequence[Sample], now_s: int, horizon_s: float = 0.0) -
     return rate
 
 
+@latest
 def _arrivals(window: Sequence[Sample], *after_s: float) -> tuple[int, ...]:
     """Those later than each of these moments."""
     firsts = (bisect_right(window, at_s, key=lambda sample: sample.at_s) for at_s in after_s)
@@ -102,22 +119,7 @@ def _stops(window: Sequence[Sample]) -> tuple[int, int]:
     return stops, active_s
 
 
-class Latest(Generic[Found]):
-    """What a function said last, for who asks it the same again. There is a plan after each event, and of its
-    window only the last second differs from that of the plan before. To compare the others is quick, as they
-    are the same objects; to hash them is not."""
-
-    def __init__(self, compute: Callable[..., Found]) -> None:
-        self._compute = compute
-        self._last: tuple[tuple[object, ...], Found] | None = None
-
-    def __call__(self, *args: object) -> Found:
-        if self._last is None or self._last[0] != args:
-            self._last = args, self._compute(*args)
-        return self._last[1]
-
-
-_last_churn, _past_arrivals, _past_stops = Latest(_churn), Latest(_arrivals), Latest(_stops)
+_past_stops = latest(_stops)
 
 
 def forecast(rates: Churn, demand: int, horizon_s: float) -> Forecast:

@@ -129,11 +129,9 @@ Tally = list[tuple[float, int]]
 def _tallies(view: View, utilisation: float, *closed: EngineId) -> tuple[Tally, Tally]:
     """Of the engines that may get sessions: by how many they serve in time, by their slots. To be kept."""
     rows = np.flatnonzero(view.keep(usable, *closed))
-    return (
-        (_tally(_fit(view, utilisation)[rows]), _tally(view.engines["capacity"][rows]))
-        if len(rows)
-        else ([], [])
-    )
+    if not len(rows):
+        return [], []
+    return _tally(_fit(view, utilisation)[rows]), _tally(view.engines["capacity"][rows])
 
 
 def _fit(view: View, utilisation: float) -> NDArray[np.float64]:

@@ -23,7 +23,7 @@ from scheduler.policy.autoscale import demand_of, note_demand
 from scheduler.policy.base import Changes, Memory, Migrate, Plan, Sample
 from scheduler.policy.board import MAX_MOVES, Board, move_costs_ms
 from scheduler.policy.fixed import fastest
-from scheduler.policy.forecast import Latest
+from scheduler.policy.forecast import latest
 from scheduler.policy.scaling import plan_scaled
 from scheduler.view import View
 
@@ -105,22 +105,16 @@ class Turboserve:
         return target
 
 
+@latest
 def volatility(window: Sequence[Sample]) -> float:
     """The larger of two coefficients of variation: of demand, and of arrivals by second, the latter against
     demand, so that a few arrivals at a large cluster are calm."""
-    return _last_volatility(window)
-
-
-def _volatility(window: Sequence[Sample]) -> float:
     if len(window) < 2:
         return 0.0
     demand = np.array([sample.demand for sample in window], dtype=float)
     arrivals = np.array([sample.arrivals for sample in window], dtype=float)
     scale = max(1.0, float(demand.mean()))
     return max(float(demand.std()), float(arrivals.std())) / scale
-
-
-_last_volatility = Latest(_volatility)
 
 
 def rebalance(board: Board, move_weight: float, min_gain_ms: float) -> list[Migrate]:

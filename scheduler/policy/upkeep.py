@@ -160,12 +160,9 @@ def _idlest(view: View, model: int, now_ms: int, number: int, busy: Collection[i
         return found
     find, left_line, limit_ms = view.sessions.rows, view.left_line, now_ms - RELOAD_GRACE_MS
     gone = {find[id]: None for _, id in left_line[: bisect_right(left_line, limit_ms, key=itemgetter(0))]}
-    for row in chain(gone, (find[id] for _, id in view.idle_line)):
-        if (
-            row not in busy
-            and _is_on_ready_engine(view, row, model)
-            and (row not in gone or row not in found)
-        ):
+    idle = (row for _, id in view.idle_line if (row := find[id]) not in gone)
+    for row in chain(gone, idle):
+        if row not in busy and _is_on_ready_engine(view, row, model):
             found.append(row)
             if len(found) == number:
                 break

@@ -313,9 +313,7 @@ class SimEngine:
             widest = max([entry[3] for entry in running]) if full else 0
             self.t_ms = t_ms = self.windows_ms[widest][len(running)]
             self.next_ms = next_ms = self.anchor_ms + (running[0][0] - done) * t_ms
-            agenda = self.agenda  # as `add`, without a call
-            agenda.serial = serial = agenda.serial + 1
-            heappush(agenda.heap, (next_ms, serial, BOUNDARY, self, 0))
+            self.agenda.add(next_ms, BOUNDARY, self)
         else:
             self.t_ms = 0.0
             self.next_ms = FOREVER
@@ -387,11 +385,7 @@ class SimEngine:
             self.serial = serial = self.serial + 1
             heappush(self.waiting, (dry_ms, serial, session))
         else:
-            agenda = self.agenda  # as `add`, without a call
-            agenda.serial = serial = agenda.serial + 1
-            heappush(
-                agenda.heap, (due_ms if due_ms > at_ms else at_ms, serial, CHUNK_DUE, session, session.token)
-            )
+            self.agenda.add(max(due_ms, at_ms), CHUNK_DUE, session, session.token)
 
 
 def _urgency(row: Row) -> tuple[float, int]:

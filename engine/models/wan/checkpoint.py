@@ -17,7 +17,7 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -122,7 +122,7 @@ def read_tensors(path: Path, parts: Sequence[str] = PARTS) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in files_of(path):
         try:
-            found = _reader(file, parts)(file)
+            found = _read(file, parts)
         except (WeightsError, MemoryError):
             raise
         except Exception as exc:  # whatever a damaged pickle makes torch raise
@@ -169,20 +169,17 @@ def _renamed(path: Path, parts: Sequence[str]) -> dict[str, Tensor]:
     return {names[name]: tensor for name, tensor in tensors.items()}
 
 
-def _reader(file: Path, parts: Sequence[str]) -> Callable[[Path], dict[str, Tensor]]:
-    """How to read a file, by its first bytes. Raises WeightsError: nobody knows."""
+def _read(file: Path, parts: Sequence[str]) -> dict[str, Tensor]:
+    """A file of the kind that its first bytes tell. Raises WeightsError: nobody knows it."""
     with file.open("rb") as opened:
         head = opened.read(9)
-    if head[:4] == b"PK\x03\x04" and zipfile.is_zipfile(file):
-        return lambda path: _tensors_in(
-            path, torch.load(path, map_location="cpu", weights_only=True, mmap=True), parts
-        )
-    if head[:4] == b"PK\x03\x04":
+    is_zip = head[:4] == b"PK\x03\x04"
+    if is_zip and not zipfile.is_zipfile(file):
         raise WeightsError(f"cannot read {file}: it is cut off, as an unfinished download is")
-    if head[:1] == b"\x80":  # a pickle as torch wrote them before 1.6, which can't be mapped
-        return lambda path: _tensors_in(path, torch.load(path, map_location="cpu", weights_only=True), parts)
+    if is_zip or head[:1] == b"\x80":  # the latter as torch wrote before 1.6: not to be mapped
+        return _tensors_in(file, torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip), parts)
     if head[8:] == b"{" and int.from_bytes(head[:8], "little") < _MAX_HEADER or file.suffix == _SAFETENSORS:
-        return _read_safetensors
+        return _read_safetensors(file)
     raise WeightsError(f"{file} is neither a file of torch nor safetensors")
 
 

@@ -191,17 +191,16 @@ def load_wan(config: WanConfig, device: torch.device, weights: Path | None) -> W
         raise WeightsError(f"{folder} holds {manifest['preset']}, not {config.name}")
     try:
         changes = {name: value for name, value in manifest.items() if name not in _ABOUT}
-        changed_config, text_device = settings_of(config, changes)
+        served, text_device = settings_of(config, changes)
     except ValueError as exc:
         raise WeightsError(f"{folder / _MANIFEST}: {exc}") from exc
     text = _text_encoder(config, folder, text_device or device, dtype)
-    config = changed_config
     return WanModel.from_tensors(
         read_tensors(folder / _DIT),
         read_tensors(folder / _DECODER),
         text,
-        config=config,
-        weights_hash=_digest(config, folder),
+        config=served,
+        weights_hash=_digest(served, folder),
         device=device,
         dtype=dtype,
     )
