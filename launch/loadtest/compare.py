@@ -15,10 +15,11 @@ Row = tuple[str, str, str, str]
 
 
 def rows(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Row]:
-    """(figure, before, after, change) of each figure that either has."""
+    """(figure, before, after, change): whether objectives held, then each figure that either has."""
     first = {(name, part): value for name, part, value in figure_rows(before)}
     second = {(name, part): value for name, part, value in figure_rows(after)}
-    return [
+    verdicts = [("objectives", _verdict(before), _verdict(after), "")] if "held" in {*before, *after} else []
+    return verdicts + [
         (
             f"{key[0]} {key[1].replace('_', ' ')}".strip(),
             _show(first.get(key)),
@@ -93,6 +94,10 @@ def _plots(before: Mapping[str, Any], after: Mapping[str, Any], names: tuple[str
         if curves:
             plots.append(plot(title, curves, x_label="seconds"))
     return plots
+
+
+def _verdict(result: Mapping[str, Any]) -> str:
+    return {True: "held", False: "NOT HELD"}.get(result.get("held"), "–")
 
 
 def _show(value: float | None) -> str:

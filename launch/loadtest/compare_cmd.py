@@ -15,7 +15,8 @@ __all__ = ["run"]
 
 
 def run(config: CompareConfig) -> int:
-    """Print the table; write the page.
+    """Print the table; write the page. Returns 1 where the second result is one that did not hold its
+    objectives, else 0.
 
     Raises:
         SettingsError: a file is no result.
@@ -29,7 +30,7 @@ def run(config: CompareConfig) -> int:
             Path(config.html).write_text(comparison(before, after, names), encoding="utf-8")
         except OSError as exc:
             raise StartError(f"the page can't be written: {exc}") from exc
-    return 0
+    return 0 if after.get("held", True) else 1
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -305,15 +305,17 @@ local function close(session, s, reason, closer)
   emit({type = 'session_closed', session = session, reason = reason})
 end
 
--- Ids of the sessions that have come to an engine so recently that they may be why it ends. Of the others the
--- strikes are forgotten: an engine served them for long.
+-- Ids of the sessions that an engine computed for when it ended: any of them may be why. Where it had served one for
+-- long, what was before is forgotten.
 local function find_suspects(sessions)
   local suspects = {}
   for _, entry in ipairs(sessions) do
     local s = entry.hash
-    if s.residence == 'resident' and now_ms() - tonumber(s.placed_ms or 0) < POISON_MS then
+    local is_resident = s.residence == 'resident'
+    if is_resident then
       suspects[#suspects + 1] = entry.id
-    else
+    end
+    if not is_resident or now_ms() - tonumber(s.placed_ms or 0) >= POISON_MS then
       redis.call('HSET', key('session', entry.id), 'strikes', 0)
     end
   end

@@ -85,8 +85,25 @@ def test_an_objective_that_can_not_hold_is_status_1(
     assert sum(phase["cost_engine_s"] for phase in result["phases"]) == pytest.approx(6.0, abs=0.2)
     assert "NOT HELD" in capsys.readouterr().out
     page = tmp_path / "both.html"
-    assert cli.main(["compare", str(out), str(out), "--html", str(page)]) == 0
-    assert "chunk latency, ms p99" in capsys.readouterr().out and "<svg" in page.read_text()
+    assert cli.main(["compare", str(out), str(out), "--html", str(page)]) == 1
+    text = capsys.readouterr().out
+    assert "chunk latency, ms p99" in text and "NOT HELD" in text and "<svg" in page.read_text()
+    better = tmp_path / "better.json"
+    better.write_text(json.dumps(result | {"held": True}))
+    assert cli.main(["compare", str(out), str(better)]) == 0
+
+
+def test_slow_clients_fall_behind_and_a_trace_plays_faster(paced_cluster: Cluster, tmp_path: Path) -> None:
+    """Who reads a chunk in half again its time stands still for a third of it, and is counted apart."""
+    trace, out = tmp_path / "t.jsonl", tmp_path / "out.json"
+    ends = [{"t": t, "session": "a", "event": event} for t, event in ((0, "arrive"), (16, "depart"))]
+    trace.write_text("".join(json.dumps(end) + "\n" for end in ends))
+    load = ["--trace", str(trace), "--time-scale", "2", "--slow-share", "1"]
+    assert cli.main(["loadtest", "--url", paced_cluster.url, *load, "--json", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert result["load"]["seconds"] == 8.0 and result["cost_engine_s"] == pytest.approx(8.0, abs=0.2)
+    assert result["slow_clients"]["count"] == 1 and 0.3 < result["slow_clients"]["cpr"] < 0.9
+    assert result["cpr"]["mean"] is None and result["stalls"]["count"] == 0
 
 
 def test_a_token_that_is_not_enough_is_named(

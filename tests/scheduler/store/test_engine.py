@@ -332,22 +332,40 @@ async def test_an_engine_that_hangs_counts_as_crashed(store: Store) -> None:
     assert await phases(store, S1) == [CLOSED]
 
 
+async def crash_after_long(store: Store, engine: EngineId, *, term: int) -> None:
+    """The session is given to the engine, which crashes when it has served it for long."""
+    record = await store.get_session(S1)
+    assert record is not None
+    await ready(store, engine)
+    await store.place_session(S1, engine, expect_epoch=record.epoch, term=term)
+    await store._redis.client.hset(store._key("session", S1), "placed_ms", 0)
+    await store.report_exit(engine, "exited with status 1", crashed=True)
+
+
 async def test_crashes_long_after_it_came_or_orderly_ends_do_not_count(store: Store) -> None:
     """A session that lives long meets many of both."""
     term = await lead(store)
     await create(store, S1)
     for number in range(4):
         engine = EngineId(f"e_{number:08x}")
+        if number % 2 == 0:
+            await crash_after_long(store, engine, term=term)
+            continue
         record = await store.get_session(S1)
         assert record is not None
         await ready(store, engine)
         await store.place_session(S1, engine, expect_epoch=record.epoch, term=term)
-        if number % 2:
-            await store.remove_engine(engine)
-        else:
-            await store._redis.client.hset(store._key("session", S1), "placed_ms", 0)
-            await store.report_exit(engine, "exited with status 1", crashed=True)
+        await store.remove_engine(engine)
     assert await phases(store, S1) == [WAITS]
+
+
+async def test_the_first_of_two_may_come_late(store: Store) -> None:
+    """What crashes an engine may need a prompt or a long window first; from a checkpoint it soon is there again."""
+    term = await lead(store)
+    await create(store, S1)
+    await crash_after_long(store, E1, term=term)
+    await crash(store, [E2], S1, term=term)
+    assert await phases(store, S1) == [CLOSED]
 
 
 async def test_report_exit_works_while_starting(store: Store) -> None:
