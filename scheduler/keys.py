@@ -56,8 +56,8 @@ from collections.abc import Mapping
 MAX_FAILED_MOVES = 2
 """After as many migrations that were called off, a session is placed elsewhere from its checkpoint."""
 POISON_STRIKES = 2
-"""So many engines in a row that crash close a session, if it came soon before to all but the first, and no other
-session was with it each time: it is the cause."""
+"""So many engines in a row that crash close a session, if to all but the first it came soon before, and no
+other session was with it each time: it is the cause."""
 SHARED_POISON_STRIKES = 3
 """As many close each of several sessions that were together each time: any of them may be the cause."""
 POISON_MS = 10_000

@@ -360,7 +360,7 @@ async def test_crashes_long_after_it_came_or_orderly_ends_do_not_count(store: St
 
 
 async def test_the_first_of_two_may_come_late(store: Store) -> None:
-    """What crashes an engine may need a prompt or a long window first; from a checkpoint it soon is there again."""
+    """What crashes an engine may need a prompt or a long window first, and soon has it from a checkpoint."""
     term = await lead(store)
     await create(store, S1)
     await crash_after_long(store, E1, term=term)
