@@ -9,7 +9,8 @@ where the one before ended, and decodes to as many frames as it says, and that e
     CPR         played / (played + stalled), per viewer over the whole run
     lost        sessions that ended before the run did, with the reason
 
-The load is at most half of what the engines hold, so that one of them can carry all for a while.
+The load is at most half of what the engines hold, so that one of them can carry all for a while. Exit status 1
+if a promise was broken or the mean CPR is below 0.95.
 Run: .venv/bin/python -m bench.chaos [--kills 30] [--every 20] [--viewers 3] [--seed 1]
 """
 
@@ -39,6 +40,7 @@ PROMPTS = (
 )
 EDIT_EVERY_CHUNKS = 16
 ENGINES = 2
+MIN_CPR = 0.95
 
 
 @dataclass(slots=True)
@@ -138,8 +140,8 @@ async def torment(
     return stalls
 
 
-async def run(url: str, folder: Path, options: argparse.Namespace) -> None:
-    """The whole run; prints."""
+async def run(url: str, folder: Path, options: argparse.Namespace) -> bool:
+    """The whole run; prints. Is all well?"""
     viewers = [Viewer() for _ in range(options.viewers)]
     watching = [asyncio.create_task(watch(url, viewer, n)) for n, viewer in enumerate(viewers)]
     await asyncio.gather(*(viewer.playing.wait() for viewer in viewers))
@@ -172,6 +174,7 @@ async def run(url: str, folder: Path, options: argparse.Namespace) -> None:
             "wrong": len(wrong),
         }
     )
+    return not wrong and sum(cprs) / len(cprs) >= MIN_CPR
 
 
 def main() -> None:
@@ -185,7 +188,8 @@ def main() -> None:
     options = parser.parse_args()
     print(f"machine: {machine()}")
     with running_cluster(engines=ENGINES, capacity=max(4, options.viewers)) as cluster:
-        asyncio.run(run(cluster.url, cluster.folder, options))
+        is_well = asyncio.run(run(cluster.url, cluster.folder, options))
+    raise SystemExit(not is_well)
 
 
 if __name__ == "__main__":

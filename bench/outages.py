@@ -10,7 +10,7 @@ must have been applied once, in order, as the revisions tell. Chunks are checked
     applied     s from the end of the interval to the last answer `applied`
 
 With --model paced (bench/paced) passes wait for their declared time instead of computing: what is left of the
-stalls is what the outages cause, also on a busy machine.
+stalls is what the outages cause, also on a busy machine. Exit status 1 if a promise was broken.
 
 Run: .venv/bin/python -m bench.outages [--redis-s 30] [--scheduler-s 60] [--viewers 2] [--model shapes-fast]
 """
@@ -164,8 +164,8 @@ async def measure(
     )
 
 
-async def run(url: str, folder: Path, redis: Redis, options: argparse.Namespace) -> None:
-    """The whole run; prints."""
+async def run(url: str, folder: Path, redis: Redis, options: argparse.Namespace) -> bool:
+    """The whole run; prints. Were all promises kept?"""
     viewers = [Viewer() for _ in range(options.viewers)]
     watching = [asyncio.create_task(watch(url, v, n, edits=False)) for n, v in enumerate(viewers)]
     await asyncio.gather(*(viewer.playing.wait() for viewer in viewers))
@@ -189,6 +189,7 @@ async def run(url: str, folder: Path, redis: Redis, options: argparse.Namespace)
     )
     for text in (*ended, *(text for outcome in outcomes for text in outcome.wrong)):
         print(text)
+    num_wrong = len(ended) + sum(len(o.wrong) for o in outcomes)
     print_json(
         {
             "bench": "outages",
@@ -204,9 +205,10 @@ async def run(url: str, folder: Path, redis: Redis, options: argparse.Namespace)
                 }
                 for o in outcomes
             ],
-            "wrong": len(ended) + sum(len(o.wrong) for o in outcomes),
+            "wrong": num_wrong,
         }
     )
+    return not num_wrong
 
 
 def main() -> None:
@@ -224,7 +226,8 @@ def main() -> None:
     with running_redis() as redis, plugged_in(PACED):
         arguments = ("--redis", redis.url, "--model", options.model)
         with running_cluster(*arguments, engines=ENGINES, capacity=capacity) as cluster:
-            asyncio.run(run(cluster.url, cluster.folder, redis, options))
+            is_kept = asyncio.run(run(cluster.url, cluster.folder, redis, options))
+    raise SystemExit(not is_kept)
 
 
 if __name__ == "__main__":
