@@ -9,8 +9,8 @@ where the one before ended, and decodes to as many frames as it says, and that e
     CPR         played / (played + stalled), per viewer over the whole run
     lost        sessions that ended before the run did, with the reason
 
-The load is at most half of what the engines hold, so that one of them can carry all for a while. Exit status 1
-if a promise was broken or the mean CPR is below 0.95.
+The load is at most half of what the engines hold, so that one of them can carry all for a while. Exit
+status 1 if a promise was broken or the mean CPR is below 0.95.
 Run: .venv/bin/python -m bench.chaos [--kills 30] [--every 20] [--viewers 3] [--seed 1]
 """
 

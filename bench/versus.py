@@ -8,6 +8,7 @@ stand apart.
     seeds           the means of each seed on its own: what differs between them is noise
     beyond seeds    families at a size where `slack`, on average over the seeds, is above `turboserve`
                     by more than TIE, and by more than what `turboserve` itself differs between seeds
+    little gained   those where it is, on average, better by GAIN in neither worst chunk nor cost
 
 Run: .venv/bin/python -m bench.versus [--sizes 8 16] [--seeds 3] [--profiles paper ...] [--seconds 600]
      [--workers 2]
@@ -28,7 +29,7 @@ from scheduler.sim.generate import FAMILIES
 from scheduler.sim.profile import PROFILES
 
 TUNED = ("demo", "diurnal", "thundering")
-TIE = 0.02
+TIE, GAIN = 0.02, 0.1
 FIGURES = {"worst chunk": "worst_chunk_ms", "engine-seconds": "cost_engine_s", "TTFC p99": "ttfc_ms.p99"}
 
 Numbers = Mapping[str, float | int | None]
@@ -71,8 +72,7 @@ def row(name: str, pairs: Sequence[Pair]) -> list[object]:
 def worse_beyond_seeds(pairs: Sequence[Pair], figure: str) -> list[str]:
     """Families in which `slack` is above `turboserve` by more than seeds differ, with by how much."""
     found = []
-    for family in dict.fromkeys(case.family for case, _ in pairs):
-        of = [results for case, results in pairs if case.family == family]
+    for family, of in by_family(pairs):
         theirs, ours = (
             [_number(results, policy, figure) for results in of] for policy in ("turboserve", "slack")
         )
@@ -80,6 +80,27 @@ def worse_beyond_seeds(pairs: Sequence[Pair], figure: str) -> list[str]:
         if above > max(TIE * fmean(theirs), max(theirs) - min(theirs)):
             found.append(f"{family} {above / fmean(theirs):+.0%}")
     return found
+
+
+def little_gained(pairs: Sequence[Pair]) -> list[str]:
+    """Families in which `slack` is not better by GAIN in anything, with the change in worst chunk and in cost."""
+    found = []
+    for family, of in by_family(pairs):
+        worst, cost = (
+            fmean(_number(r, "slack", figure) for r in of)
+            / fmean(_number(r, "turboserve", figure) for r in of)
+            - 1.0
+            for figure in ("worst_chunk_ms", "cost_engine_s")
+        )
+        if min(worst, cost) > -GAIN:
+            found.append(f"{family} {worst:+.0%}, {cost:+.0%}")
+    return found
+
+
+def by_family(pairs: Sequence[Pair]) -> list[tuple[str, list[Mapping[str, Numbers]]]]:
+    """Results by the family of their case."""
+    families = dict.fromkeys(case.family for case, _ in pairs)
+    return [(name, [results for case, results in pairs if case.family == name]) for name in families]
 
 
 def _number(results: Mapping[str, Numbers], policy: str, figure: str) -> float:
@@ -121,13 +142,14 @@ def main() -> None:
         means = {label: [fmean(changes(of, figure)) for of in by_seed] for label, figure in FIGURES.items()}
         spread.append([name, *(" / ".join(f"{value:+.1%}" for value in values) for values in means.values())])
         worse = {label: worse_beyond_seeds(members, figure) for label, figure in FIGURES.items()}
-        beyond.append([name, *(", ".join(families) or "none" for families in worse.values())])
+        names = [*worse.values(), little_gained(members)]
+        beyond.append([name, *("; ".join(families) or "none" for families in names)])
         summary[name] = {label: [round(value, 4) for value in values] for label, values in means.items()}
     print(f"machine: {machine()}; simulated, load changes no figure")
     head = ["profile", "cases", "worst chunk", "higher", "engine-seconds", "more", "TTFC p99", "both"]
     print_table([*head, "CPR mean", "sessions that stall", "least CPR"], rows)
     print_table(["seeds", *FIGURES], spread)
-    print_table(["beyond seeds", *FIGURES], beyond)
+    print_table(["beyond seeds", *FIGURES, "little gained"], beyond)
     print_json({"bench": "versus", "seeds": options.seeds, "means_by_seed": summary})
 
 
