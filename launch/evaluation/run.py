@@ -10,11 +10,13 @@ import argparse
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import track
 
 import launch
 from launch.evaluation import grid as grid_module
@@ -62,7 +64,7 @@ class Runs:
         self.jobs: dict[str, Job] = {}
         self.results: dict[str, Numbers] = {}
         self.moments: dict[str, Sequence[Sequence[float]]] = {}
-        self._began_s = time.monotonic()
+        self._console = Console(stderr=True)
 
     def make(self, what: str, jobs: Iterable[Job]) -> None:
         """Have the results of these jobs."""
@@ -85,14 +87,11 @@ class Runs:
             elif name not in found:
                 missing.append(job)
         futures = {self._pool.submit(run, job): job for job in missing}
-        for done, future in enumerate(as_completed(futures), start=1):
+        done = as_completed(futures)
+        for future in track(done, what, len(missing), console=self._console, disable=not missing):
             name = futures[future].name
             found[name] = future.result()
             _replace(self._folder / f"{name}{suffix}", json.dumps(found[name]) + "\n")
-            took_s = time.monotonic() - self._began_s
-            print(f"\r{what}: {done} of {len(missing)}, {took_s:.0f} s", end="", file=sys.stderr, flush=True)
-        if missing:
-            print(file=sys.stderr)
 
 
 def evaluate(grid: Sequence[Case], runs: Runs, cuts: Sequence[int], worlds: Sequence[str]) -> Findings:
