@@ -9,6 +9,8 @@ stand apart.
     beyond seeds    families at a size where `slack`, on average over the seeds, is above `turboserve`
                     by more than TIE, and by more than what `turboserve` itself differs between seeds
     little gained   those where it is, on average, better by GAIN in neither worst chunk nor cost
+    settings        means of `turboserve` with fuller engines too, over cases that no number was chosen in: is
+                    `slack` only another point on its curve?
 
 Run: .venv/bin/python -m bench.versus [--sizes 8 16] [--seeds 3] [--profiles paper ...] [--seconds 600]
      [--workers 2]
@@ -24,7 +26,7 @@ from statistics import fmean
 from typing import Any
 
 from bench.stats import machine, print_json, print_table
-from launch.evaluation.grid import OURS, Case, cases, ours_job, run_job
+from launch.evaluation.grid import OURS, SETTINGS, Case, cases, ours_job, run_job
 from scheduler.sim.generate import FAMILIES
 from scheduler.sim.profile import PROFILES
 
@@ -38,7 +40,7 @@ Pair = tuple[Case, Mapping[str, Numbers]]
 
 
 def run_case(case: Case) -> Pair:
-    return case, {policy: run_job(ours_job(case, policy)) for policy in OURS}
+    return case, {policy: run_job(ours_job(case, policy)) for policy in (*OURS, *SETTINGS)}
 
 
 def changes(pairs: Sequence[Pair], figure: str) -> list[float]:
@@ -96,6 +98,19 @@ def little_gained(pairs: Sequence[Pair]) -> list[str]:
     return found
 
 
+def settings(name: str, pairs: Sequence[Pair]) -> list[list[object]]:
+    """A line for each policy: means over cases."""
+    lines: list[list[object]] = []
+    for policy in (*OURS, *SETTINGS):
+        means = {
+            figure: fmean(_number(results, policy, figure) for _, results in pairs)
+            for figure in (*FIGURES.values(), "cpr.mean", "suffering")
+        }
+        cells = [f"{mean:.4f}" if figure == "cpr.mean" else round(mean) for figure, mean in means.items()]
+        lines.append([name, policy, *cells])
+    return lines
+
+
 def by_family(pairs: Sequence[Pair]) -> list[tuple[str, list[Mapping[str, Numbers]]]]:
     """Results by the family of their case."""
     families = dict.fromkeys(case.family for case, _ in pairs)
@@ -128,6 +143,7 @@ def main() -> None:
     rows: list[list[object]] = []
     spread: list[list[object]] = []
     beyond: list[list[object]] = []
+    tried: list[list[object]] = []
     summary: dict[str, Any] = {}
     for (profile, size), group in groupby(pairs, key=lambda pair: (pair[0].profile, pair[0].size)):
         name, members = f"`{profile}`, size {size}", list(group)
@@ -137,6 +153,7 @@ def main() -> None:
         ):
             if some:
                 rows.append(row(f"{name}, {label}", some))
+        tried += settings(name, [pair for pair in members if not is_tuned(pair)])
         by_seed = [[p for p in members if p[0].seed == seed] for seed in range(options.seeds)]
         means = {label: [fmean(changes(of, figure)) for of in by_seed] for label, figure in FIGURES.items()}
         spread.append([name, *(" / ".join(f"{value:+.1%}" for value in values) for values in means.values())])
@@ -149,6 +166,7 @@ def main() -> None:
     print_table([*head, "CPR mean", "sessions that stall", "least CPR"], rows)
     print_table(["seeds", *FIGURES], spread)
     print_table(["beyond seeds", *FIGURES, "little gained"], beyond)
+    print_table(["settings", "policy", *FIGURES, "CPR mean", "sessions that stall"], tried)
     print_json({"bench": "versus", "seeds": options.seeds, "means_by_seed": summary})
 
 

@@ -23,7 +23,7 @@ from scheduler.policy.base import Policy
 from scheduler.policy.registry import ALL
 from scheduler.policy.relief import MoveRules
 from scheduler.policy.slack import Slack
-from scheduler.policy.turboserve import Turboserve
+from scheduler.policy.turboserve import LEVELS, Turboserve
 from scheduler.results import flat
 from scheduler.sim.failures import draw_failures
 from scheduler.sim.generate import describe, generate, resize
@@ -35,6 +35,7 @@ __all__ = [
     "BASELINES",
     "CUTS",
     "OURS",
+    "SETTINGS",
     "VARIANTS",
     "WORLDS",
     "Case",
@@ -58,7 +59,16 @@ ABLATIONS: Final[Mapping[str, Policy]] = {
     ),
 }
 """Without migration, without the forecast, without playout slack. Without scaling: a budget of the size."""
-VARIANTS: Final[Mapping[str, Policy]] = {**ALL, **ABLATIONS}
+SETTINGS: Final[Mapping[str, Policy]] = {
+    name: Turboserve(
+        name=name,
+        levels=tuple(replace(level, utilisation=min(1.0, level.utilisation + more)) for level in LEVELS),
+        hold_ms=2_000,
+    )
+    for name, more in (("turboserve-tight", 0.1), ("turboserve-full", 0.3))
+}
+"""Of `turboserve`, whose levels the paper does not publish: fuller engines, kept for less long."""
+VARIANTS: Final[Mapping[str, Policy]] = {**ALL, **ABLATIONS, **SETTINGS}
 CUTS: Final = (0, 1, 2)
 """The published grid of the baselines' one setting: slots that they leave unused on each engine, so that
 chunks are faster and sessions wait sooner. What else they have is N, which is searched."""
