@@ -40,7 +40,7 @@ class Coder:
 
 
 def _nvenc(crf: int) -> dict[str, str]:
-    rate = {"rc": "vbr", "cq": str(crf), "b": "0"}
+    rate = {"rc": "vbr", "cq": str(max(1, crf)), "b": "0"}  # cq 0: as it likes
     return {
         "preset": "p3",
         "tune": "ull",

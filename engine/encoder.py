@@ -175,8 +175,8 @@ def probe_hardware(*, width: int, height: int, fps: int, crf: int) -> frozenset[
         encoder = SessionEncoder(width=width, height=height, fps=fps, encoding=encoding, codec=codec)
         try:
             encoder.try_out(coder)
-        except (av.error.FFmpegError, ValueError, AssertionError) as exc:
-            _log.info("%s does not work here: %s", coder.name, exc)
+        except Exception as exc:  # a driver fails in many ways, and in none of them shall an engine
+            _log.info("%s does not work here: %r", coder.name, exc)
         else:
             found.append(coder.name)
         encoder.close()

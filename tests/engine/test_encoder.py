@@ -5,14 +5,18 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
 import numpy.typing as npt
 import pytest
+from av.codec.context import OptionType
 
-from engine.codecs import CODECS
+from engine.codecs import CODECS, Coder, coders_of, find_coder
 from engine.encoder import (
     EncodedPart,
     EncoderPool,
@@ -282,6 +286,97 @@ def test_a_session_that_hardware_can_not_take_is_encoded_without() -> None:
     assert coder.name == "libx264"
 
 
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there may be some")
 def test_hardware_that_is_not_there_is_not_found() -> None:
-    """The probe's answer is what works, not what was compiled in. The size is one that no GPU encodes."""
-    assert probe_hardware(width=32, height=32, fps=16, crf=23) == frozenset()
+    """The probe's answer is what works, not what was compiled in."""
+    assert probe_hardware(width=256, height=256, fps=16, crf=23) == frozenset()
+
+
+X264 = replace(find_coder("libx264"), is_hardware=True)
+"""An encoder that every machine has in the place of one that few have."""
+
+
+def offer(monkeypatch: pytest.MonkeyPatch, **hardware: Coder) -> None:
+    """Have these hardware encoders and no others, before what the CPU has."""
+    offered: Mapping[str, tuple[Coder, ...]] = {
+        codec: (*filter(None, [hardware.get(codec)]), coders[-1]) for codec, coders in CODECS.items()
+    }
+    monkeypatch.setattr("engine.codecs.CODECS", offered)
+
+
+def test_hardware_that_works_is_found_and_preferred(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though other hardware does not work."""
+    offer(monkeypatch, h264=X264, av1=replace(X264, name="av1_none"))
+    found = probe_hardware(width=96, height=96, fps=16, crf=23)
+    assert found == {"libx264"}
+    assert [coder.name for coder in coders_of("av1", found)] == ["libsvtav1"]
+    coder = SessionEncoder(width=96, height=96, fps=16, encoding=Encoding(hardware=found))
+    (part,) = coder.encode(solid(COLOURS["red"]))
+    assert coder._coder is X264
+    assert len(decode(part.payload)) == 12
+
+
+def test_hardware_is_tried_with_frames_of_the_models_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPUs have a smallest and a largest; so has H.263, which knows five sizes."""
+    offer(monkeypatch, h264=Coder(name="h263", options=lambda crf: {}, is_hardware=True))
+    assert probe_hardware(width=176, height=144, fps=16, crf=23) == {"h263"}
+    assert probe_hardware(width=192, height=144, fps=16, crf=23) == frozenset()
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        replace(X264, name="h264_none"),
+        replace(X264, options=lambda crf: {"preset": "none"}),
+        replace(X264, options=lambda crf: {"rc-lookahead": "20"}),  # keeps frames back
+        replace(X264, pix_fmt="none"),
+    ],
+    ids=["no encoder", "a refused option", "no packet for a frame", "no such format"],
+)
+def test_hardware_that_does_not_do_what_is_needed_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, broken: Coder
+) -> None:
+    """Whichever step it fails at."""
+    offer(monkeypatch, h264=broken)
+    assert probe_hardware(width=96, height=96, fps=16, crf=23) == frozenset()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        av.error.ExternalError(-542398533, "Generic error in an external library", "avcodec_open2"),
+        av.error.OSError(19, "No such device", "avcodec_open2"),
+        MemoryError("Cannot allocate codec context"),
+        RuntimeError("No codec descriptor"),
+    ],
+    ids=repr,
+)
+def test_no_failure_of_hardware_fails_an_engine(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """FFmpeg's own errors, and those that PyAV raises itself."""
+
+    def fail(encoder: SessionEncoder, coder: Coder) -> None:
+        if coder.name == "h264_nvenc":
+            raise error
+
+    monkeypatch.setattr(SessionEncoder, "try_out", fail)
+    assert probe_hardware(width=256, height=256, fps=16, crf=23) == {"av1_nvenc"}
+
+
+@pytest.mark.parametrize("coder", [*itertools.chain(*CODECS.values())], ids=lambda coder: coder.name)
+def test_encoders_know_their_options(coder: Coder) -> None:
+    """FFmpeg's encoders ignore those that they do not know, and nobody would hear of a misspelt one."""
+    options = av.CodecContext.create(coder.name, "w").supported_options
+    known = {option.name: option for option in (*options.generic, *options.private)}
+    for crf in (0, 23, 51):
+        for name, value in coder.options(crf).items():
+            option = known[name]
+            if option.type in (OptionType.STRING, OptionType.DICT):
+                continue
+            if value not in {each.name for each in option.choices}:
+                assert option.min <= float(value) <= option.max
+
+
+def test_the_best_quality_is_not_left_to_the_gpu() -> None:
+    """NVENC takes a quality of 0 for the wish to choose one itself."""
+    assert find_coder("h264_nvenc").options(0)["cq"] == "1"
+    assert find_coder("h264_nvenc").options(51)["cq"] == "51"
