@@ -22,6 +22,7 @@ from scheduler.policy.base import (
     Suspend,
     Sweep,
 )
+from scheduler.policy.upkeep import LoseGateway
 from scheduler.store import PlacementRefused, Store, draw_id
 
 log = logging.getLogger("scheduler")
@@ -34,7 +35,7 @@ WAITING_LIMIT_MS = 9_000
 
 async def apply(
     store: Store,
-    actions: Sequence[Action],
+    actions: Sequence[Action | LoseGateway],
     *,
     term: int,
     may_act: Callable[[], Awaitable[bool]],
@@ -60,7 +61,8 @@ async def apply(
             log.info("%s refused, planning again: %s", type(action).__name__, exc)
             continue
         if said:
-            log.log(logging.WARNING if isinstance(action, LoseEngine | CallOff) else logging.INFO, "%s", said)
+            is_bad = isinstance(action, LoseEngine | LoseGateway | CallOff)
+            log.log(logging.WARNING if is_bad else logging.INFO, "%s", said)
             done.append(said)
     if done:
         await store.record_decisions(term, done)
@@ -68,7 +70,7 @@ async def apply(
     return True
 
 
-async def _apply(store: Store, action: Action, term: int) -> str:
+async def _apply(store: Store, action: Action | LoseGateway, term: int) -> str:
     """Returns what was done and why; "" if nothing."""
     match action:
         case Place() | Migrate() | CallOff() | Requeue() | Suspend() | Activate() | Sweep():
@@ -78,6 +80,9 @@ async def _apply(store: Store, action: Action, term: int) -> str:
                 action.engine, term=term, reason=action.why, hangs=action.hangs
             )
             return f"lost engine {action.engine}, {len(sessions)} sessions wait: {action.why}"
+        case LoseGateway():
+            number = await store.lose_gateway(action.gateway, term=term)
+            return f"lost gateway {action.gateway}, {number} sessions left: {action.why}" if number else ""
         case DrainEngine():
             await store.drain_engine(action.engine, term=term, reason=action.why)
             return f"draining engine {action.engine}: {action.why}"

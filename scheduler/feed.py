@@ -15,6 +15,7 @@ from scheduler.messages import (
     EngineRecord,
     EngineState,
     Event,
+    GatewayId,
     Phase,
     SessionChanged,
     SessionClosed,
@@ -63,6 +64,10 @@ class Feed:
         self.view: View = self._table.view()
         self.special: dict[SessionId, SessionRecord] = {}
         """Sessions that are being migrated, or were ordered to be."""
+        self.waiting: dict[SessionId, GatewayId] = {}
+        """Sessions without a place that somebody waits for, and through which gateway."""
+        self.heard: frozenset[str] = frozenset()
+        """Gateways that were heard of late, at the last `refresh` while somebody waited."""
         self._starting: set[EngineId] = set()
         self._starts_ms: list[int] = []
         """Of engines that became ready, and nobody was told yet."""
@@ -87,6 +92,7 @@ class Feed:
         self._starting = {engine.id for engine in engines if engine.state is EngineState.STARTING}
         self._table = table
         self.special = {record.id: record for record in sessions if is_special(record)}
+        self.waiting = {record.id: gateway for record in sessions if (gateway := _waits_at(record))}
         self._table.read_ms = read_ms
         self.view = self._table.view()
         if started and before.engines.ids != self.view.engines.ids:
@@ -123,6 +129,8 @@ class Feed:
         """Read what changes without events: heartbeats, and whether queued sessions were left."""
         await self._read_sessions([self.view.sessions.ids[row] for row in self.view.queued])
         read_ms = await self._store.now_ms()  # before the heartbeats: silence is never overrated
+        if self.waiting:
+            self.heard = frozenset(await self._store.list_gateways())
         engines = await self._store.list_engines()
         self._note_starts(engines, read_ms)  # also of those whose events are not followed yet
         for engine in engines:
@@ -192,6 +200,9 @@ class Feed:
         self.special.pop(id, None)
         if record is not None and is_special(record):
             self.special[id] = record
+        self.waiting.pop(id, None)
+        if record is not None and (gateway := _waits_at(record)):
+            self.waiting[id] = gateway
         if record is None:
             self._table.drop_session(id)
         else:
@@ -234,6 +245,11 @@ class Feed:
                 self._starting.remove(engine.id)
                 if engine.state is EngineState.READY:
                     self._starts_ms.append(max(0, read_ms - engine.started_ms))
+
+
+def _waits_at(record: SessionRecord) -> GatewayId | None:
+    is_waiting = record.phase is Phase.QUEUED and record.left_ms is None
+    return record.gateway if is_waiting else None
 
 
 async def _go_on() -> None:

@@ -47,6 +47,8 @@ The Lua side gets this same table (`scheduler/store/scripts.py` renders it), so 
     engine:<id>:commands         stream   field m: one JSON EngineCommand; bounded by MAX_COMMANDS
     gateways                     zset     gateways → heartbeat_ms
     gateway:<id>                 hash     what it says about itself; expires GATEWAY_TTL_S after a beat
+    gateway:<id>:lost            set      sessions that were left because it was silent: if it is heard again
+                                          within GONE_TTL_S, it gets those back that still are
 """
 
 from __future__ import annotations
@@ -125,6 +127,7 @@ PATTERNS: Mapping[str, str] = {
     "commands": "engine:%s:commands",
     "gateways": "gateways",
     "gateway": "gateway:%s",
+    "lost": "gateway:%s:lost",
 }
 """Name → key below the prefix; `%s` is the id."""
 

@@ -19,7 +19,7 @@ from scheduler.messages import EngineId, EngineState
 from scheduler.policy.base import Changes, Memory, decode_memory, encode_memory
 from scheduler.policy.moves import special_moves
 from scheduler.policy.registry import find_policy
-from scheduler.policy.upkeep import release_wait_ms, settling_ms
+from scheduler.policy.upkeep import find_lost_gateways, release_wait_ms, settling_ms
 from scheduler.store import StaleTerm, Store, StoreError, StoreUnavailable, draw_id
 
 log = logging.getLogger("scheduler")
@@ -245,10 +245,12 @@ class Scheduler:
             await self._store.save_memory(term, encode_memory(memory))
             self._memory = memory
         await self._publish(term, config.engines, now_ms)
+        lost = find_lost_gateways(self._feed.waiting.values(), self._feed.heard, view.read_ms, reachable_ms)
         special = special_moves(self._feed.special.values(), now_ms)
         untold = self._untold
         try:
-            await apply(self._store, (*special, *actions), term=term, may_act=self._may_act, untold=untold)
+            todo = (*lost, *special, *actions)
+            await apply(self._store, todo, term=term, may_act=self._may_act, untold=untold)
         finally:  # the next leader's term, if it is ours, will not be the one that this was done in
             untold[:] = [text if text.startswith(TERM) else f"{TERM}{term}: {text}" for text in untold]
             del untold[:-MAX_DECISIONS]

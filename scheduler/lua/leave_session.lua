@@ -9,13 +9,13 @@
 -- Events   session_left
 
 local s = read_hash(KEYS[1])
-if check_controller(s, ARGV[2]) or s.left_ms ~= '' then
+if check_controller(s, ARGV[2]) then
   return 0
 end
-redis.call('HSET', KEYS[1], 'gateway', '', 'left_ms', now_ms())
-count_for_subject(ARGV[1], s.subject or '', false)
-if s.phase == 'queued' then
-  redis.call('ZREM', key('queue', s.model), ARGV[1])
+-- Also of one that was left because its gateway was silent: it does not get this one back.
+redis.call('HSET', KEYS[1], 'gateway', '')
+if s.left_ms ~= '' then
+  return 0
 end
-emit({type = 'session_left', session = ARGV[1]})
+leave(ARGV[1], s)
 return 1

@@ -215,6 +215,27 @@ local function count_for_subject(session, subject, is_controlled)
   end
 end
 
+-- Nobody controls the session from now on. If it is queued it leaves the line; its order is kept.
+local function leave(session, s)
+  redis.call('HSET', key('session', session), 'left_ms', now_ms())
+  count_for_subject(session, s.subject or '', false)
+  if s.phase == 'queued' then
+    redis.call('ZREM', key('queue', s.model), session)
+  end
+  emit({type = 'session_left', session = session})
+end
+
+-- A connection at `gateway` controls the session from now on. If it is queued it is in the line again.
+local function come_back(session, s, gateway)
+  redis.call('HSET', key('session', session), 'gateway', gateway, 'left_ms', '')
+  count_for_subject(session, s.subject or '', true)
+  if s.phase == 'queued' then
+    redis.call('ZADD', key('queue', s.model), s.queue_order, session)
+  end
+  emit({type = 'controller_changed', session = session, controller_epoch = tonumber(s.controller_epoch),
+    gateway = gateway})
+end
+
 -- Sessions of a subject in a model's queue.
 local function count_waiting(model, subject)
   local number = 0

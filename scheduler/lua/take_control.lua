@@ -22,11 +22,6 @@ end
 if tonumber(ARGV[4]) > tonumber(s.next_seq) + REPLAY_CHUNKS then
   return fail('BEYOND', 'next_seq ' .. ARGV[4] .. ' is beyond what was generated')
 end
-local epoch = redis.call('HINCRBY', KEYS[1], 'controller_epoch', 1)
-redis.call('HSET', KEYS[1], 'gateway', ARGV[2], 'left_ms', '')
-count_for_subject(ARGV[1], s.subject or '', true)
-if s.phase == 'queued' then
-  redis.call('ZADD', key('queue', s.model), s.queue_order, ARGV[1])
-end
-emit({type = 'controller_changed', session = ARGV[1], controller_epoch = epoch, gateway = ARGV[2]})
-return epoch
+s.controller_epoch = redis.call('HINCRBY', KEYS[1], 'controller_epoch', 1)
+come_back(ARGV[1], s, ARGV[2])
+return s.controller_epoch

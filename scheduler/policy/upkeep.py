@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from operator import itemgetter
 from types import MappingProxyType
@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from scheduler.config import SchedulerConfig
-from scheduler.messages import DesiredEngine, EngineId, EngineState, Phase
+from scheduler.keys import GATEWAY_TTL_S
+from scheduler.messages import DesiredEngine, EngineId, EngineState, GatewayId, Phase
 from scheduler.policy.base import (
     Action,
     Changes,
@@ -86,6 +87,30 @@ def find_lost(view: View, changes: Changes, config: SchedulerConfig) -> dict[Eng
             hangs = bool(not starting[row] and age_ms <= 2 * config.heartbeat_ms)
         lost[engines.ids[row]] = LoseEngine(engine=engines.ids[row], why=why, hangs=hangs)
     return lost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoseGateway:
+    """Have the sessions left that wait through this gateway: it can't say any more that their clients are
+    gone. No action of a policy."""
+
+    gateway: GatewayId
+    why: str
+
+
+def find_lost_gateways(
+    waiting: Iterable[GatewayId], heard: Collection[str], read_ms: int, reachable_ms: int
+) -> list[LoseGateway]:
+    """Gateways through which somebody waits, and that were not `heard` in the last GATEWAY_TTL_S at read_ms.
+
+    As with engines, silence only counts while Redis was reachable: after that each has the same time to be
+    heard again.
+    """
+    limit_ms = GATEWAY_TTL_S * 1_000
+    if read_ms - reachable_ms < limit_ms:
+        return []
+    why = f"silent for more than {limit_ms} ms"
+    return [LoseGateway(gateway=gateway, why=why) for gateway in sorted({*waiting} - {*heard})]
 
 
 def sweep(view: View, now_ms: int, config: SchedulerConfig) -> list[Action]:

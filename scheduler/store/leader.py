@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scheduler.keys import MAX_DECISION_CHARS, MAX_MEMORY_BYTES
-from scheduler.messages import DesiredEngine, EngineId, SessionId
+from scheduler.messages import DesiredEngine, EngineId, GatewayId, SessionId
 from scheduler.store import records
 from scheduler.store.reader import StoreReader
 
@@ -114,6 +114,11 @@ class LeaderStore(StoreReader):
         """
         key = self._key("engine", engine)
         return list(await self._redis.run("lose_engine", key, engine, term, reason, int(hangs)))
+
+    async def lose_gateway(self, gateway: GatewayId, *, term: int) -> int:
+        """Have the sessions left that wait for a place through a gateway of which nothing was heard for
+        GATEWAY_TTL_S. Returns how many: 0 if it was heard meanwhile."""
+        return int(await self._redis.run("lose_gateway", self._key("gateway", gateway), gateway, term))
 
     async def drain_engine(self, engine: EngineId, *, term: int, reason: str) -> None:
         """No new sessions for this engine; it is told. Idempotent.

@@ -22,18 +22,34 @@ from scheduler.messages import (
     EngineId,
     EngineState,
     Event,
+    GatewayId,
     OpenSession,
     Phase,
     SessionClosed,
     SessionId,
+    SessionLeft,
     SessionPlaced,
     SessionQueued,
     StopEngine,
 )
 from scheduler.policy.registry import ALL
-from scheduler.policy.upkeep import settling_ms
+from scheduler.policy.upkeep import find_lost_gateways, settling_ms
 from scheduler.store import START, EngineGone, Store, StoreUnavailable
-from tests.scheduler.conftest import E1, E2, S1, S2, S3, RedisServer, create, forget_everything, ready
+from tests.scheduler.conftest import (
+    E1,
+    E2,
+    GATEWAY,
+    HASH,
+    S1,
+    S2,
+    S3,
+    RedisServer,
+    create,
+    forget_everything,
+    ready,
+)
+
+G2 = GatewayId("g_00000002")
 
 QUICK = {"lease_ttl_ms": 600, "tick_ms": 50, "heartbeat_ms": 50, "heartbeat_timeout_ms": 250}
 
@@ -169,6 +185,39 @@ async def test_a_silent_engine_is_lost_and_its_session_goes_on(
             await store.heartbeat_engine(E1, load=0, chunk_ms=0, phase="idle", deadline_ms=None)
         engine = await store.get_engine(E2)
         assert engine is not None and engine.state is EngineState.READY
+
+
+async def test_who_waits_through_a_silent_gateway_gives_up_the_place(
+    store: Store, config: SchedulerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Known from before the scheduler came, or since: both are left, and who comes behind them is first. They
+    are in the line again when the gateway is heard."""
+    monkeypatch.setattr("scheduler.policy.upkeep.GATEWAY_TTL_S", 0.3)
+    await store.heartbeat_gateway(G2, {})
+    await create(store, S1)
+    async with scheduling(store, config):
+        await wait_for(store, lambda e: e == SessionLeft(session=S1))
+        await create(store, S2)
+        await create(store, S3)
+        await store.take_control(S3, gateway=G2, resume_hash=HASH)
+        await wait_for(store, lambda e: e == SessionLeft(session=S2))
+        assert await store.queue("shapes") == [S3]
+        done = [decision.text for decision in await store.decisions(10)]
+        assert any("lost gateway g_00000001, 1 sessions left" in text for text in done)
+        await ready(store, capacity=2)
+        await wait_for(store, is_placed(S3))
+        await store.heartbeat_gateway(GATEWAY, {})
+        await wait_for(store, is_placed(S1))
+    assert await store.queue("shapes") == [S2]
+
+
+def test_silence_of_gateways_counts_while_redis_is_reachable() -> None:
+    """From then on each has its whole time to be heard; who is heard, or serves nobody, is not lost."""
+    waiting, ttl_ms = [GATEWAY, G2, GATEWAY], 10_000
+    assert find_lost_gateways(waiting, {GATEWAY, G2}, 50_000, 0) == []
+    assert find_lost_gateways(waiting, {G2}, 50_000, 50_001 - ttl_ms) == []
+    (lost,) = find_lost_gateways(waiting, {G2}, 50_000, 50_000 - ttl_ms)
+    assert lost.gateway == GATEWAY
 
 
 async def test_an_overdue_phase_loses_an_engine_that_beats(

@@ -26,7 +26,20 @@ from scheduler.states import (
 )
 from scheduler.store import START, EngineGone, PlacementRefused, StaleTerm, Store, StoreUnavailable
 from scheduler.store.values import SessionProgress
-from tests.scheduler.conftest import E1, E2, HASH, S1, S2, S3, RedisServer, create, lead, placed, ready
+from tests.scheduler.conftest import (
+    E1,
+    E2,
+    GATEWAY,
+    HASH,
+    S1,
+    S2,
+    S3,
+    RedisServer,
+    create,
+    lead,
+    placed,
+    ready,
+)
 
 WANTED = DesiredEngine(id=E1, model="shapes")
 
@@ -70,6 +83,7 @@ LEADER_WRITES: dict[str, Write] = {
     "requeue": lambda store, term: store.requeue_session(S1, expect_epoch=1, term=term, reason="x"),
     "sweep": lambda store, term: store.sweep_session(S2, left_ms=0, term=term, reason="x"),
     "lose": lambda store, term: store.lose_engine(E1, term=term, reason="x"),
+    "lose gateway": lambda store, term: store.lose_gateway(GATEWAY, term=term),
     "drain": lambda store, term: store.drain_engine(E1, term=term, reason="x"),
     "stop": lambda store, term: store.stop_engine(E1, term=term),
     "desired": lambda store, term: store.write_desired(term, [WANTED]),
