@@ -77,6 +77,8 @@ class GatewayConfig:
     """For a complete request on a new connection, before it for a TLS handshake; who is silent is closed."""
     first_message_timeout_s: float = 60.0
     """A WebSocket on which nothing ever arrives is closed with 4408."""
+    no_session_timeout_s: float = 600.0
+    """So is one that has had no session for so long."""
     send_timeout_s: float = 5.0
     """A message that a client does not take in this time aborts its connection."""
     ping_interval_s: float = 20.0
@@ -118,6 +120,7 @@ class GatewayConfig:
         for name in (
             "start_timeout_s",
             "first_message_timeout_s",
+            "no_session_timeout_s",
             "send_timeout_s",
             "ping_interval_s",
             "token_ttl_s",
@@ -126,10 +129,15 @@ class GatewayConfig:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be more than 0 seconds")
 
+    @property
+    def is_exposed(self) -> bool:
+        """May everybody use it who reaches this machine?"""
+        return self.host not in LOOPBACK and self.auth == "none"
+
     def _check_auth(self) -> None:
         if self.auth not in ("none", "token"):
             raise ValueError(f"auth must be none or token, got {self.auth!r}")
-        if self.host not in LOOPBACK and self.auth == "none" and not self.insecure:
+        if self.is_exposed and not self.insecure:
             raise ValueError(
                 f"host {self.host} is reachable from other machines and there is no authentication: "
                 "use 127.0.0.1, set auth to token, or set insecure to allow it all the same"
