@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from launch import redis_server
 from launch.config import CheckedModel, UpConfig
-from launch.doctor_machine import check_device, check_machine, check_nccl, check_port, check_room
+from launch.doctor_machine import (
+    check_device,
+    check_machine,
+    check_nccl,
+    check_port,
+    check_room,
+    trouble_explained,
+)
 from launch.doctor_problem import Advice, Problem
 from scheduler.address import RedisAddress, parse_address
 
@@ -206,7 +213,8 @@ def _load_model(config: UpConfig, chosen: CheckedModel) -> CausalVideoModel:
     device = "cuda" if config.device == "cuda" and torch.cuda.is_available() else "cpu"
     weights = Path(chosen.weights) if chosen.weights is not None else None
     try:
-        return load_model(chosen.model, device=torch.device(device), weights=weights)
+        with trouble_explained(f"{chosen.model} can't be loaded", device):
+            return load_model(chosen.model, device=torch.device(device), weights=weights)
     except ValueError as exc:
         advice = "reinstall turboserve, its package carries them"
         if weights is not None or chosen.model != "shapes":

@@ -6,6 +6,8 @@ import os
 import resource
 import shutil
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -17,13 +19,20 @@ from launch.ports import try_port
 if TYPE_CHECKING:
     from engine.models.base import CausalVideoModel
 
-__all__ = ["check_device", "check_machine", "check_nccl", "check_port", "check_room"]
+__all__ = [
+    "check_device",
+    "check_machine",
+    "check_nccl",
+    "check_port",
+    "check_room",
+    "room_of_a_rank",
+    "trouble_explained",
+]
 
 _MIB: Final = 2**20
 _MIN_DISK_BYTES: Final = 512 * _MIB
 _MIN_FILES: Final = 4096
 _MIN_SHARED_BYTES: Final = 512 * _MIB
-_DEVICE: Final = {"cpu": "cpu", "cuda": "cuda:0"}
 
 
 def check_machine(config: UpConfig) -> str:
@@ -72,7 +81,8 @@ def check_device(config: UpConfig, ranks: int) -> str:
         raise Problem(f"an engine of {ranks} ranks needs {ranks} GPUs, here are {len(gpus)}: lower --ranks")
     if wanted > len(gpus):
         raise Advice(f"{wanted} ranks share {len(gpus)} GPUs: each gets slower; lower --engines")
-    names = {torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())}
+    with trouble_explained("device cuda can't be used", "cuda"):
+        names = {torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())}
     return f"cuda, {len(gpus)} GPUs ({', '.join(sorted(names))})"
 
 
@@ -98,27 +108,85 @@ def check_nccl(config: UpConfig) -> str:
 
 
 def check_room(config: UpConfig, chosen: CheckedModel, model: CausalVideoModel) -> str:
-    """Do the sessions of an engine fit beside the model, which is loaded? Raises Problem.
+    """Do the sessions of an engine fit beside the model, which is loaded? Raises Problem, Advice.
 
     What passes take for themselves is not known here: engines measure it when they start.
     """
-    import torch
+    from engine.memory import slot_bytes
 
-    from engine.memory import make_meter, slot_bytes
-
-    room = make_meter(torch.device(_DEVICE[config.device])).room(0)
-    per_slot = slot_bytes(model)
-    pinned_bytes = chosen.offload_mib * _MIB
-    left_bytes = room.free_bytes - room.margin_bytes
     if config.device == "cpu":
-        left_bytes = left_bytes // config.engines - pinned_bytes
+        left_bytes = _left_on_host() // config.engines - chosen.offload_mib * _MIB
+        per_slot, advice = slot_bytes(model), f"lower --offload-mib ({chosen.offload_mib}) or --engines"
+    else:
+        left_bytes = _left_on_gpus(config.engines * chosen.ranks)
+        per_slot = slot_bytes(model, ranks=chosen.ranks)
+        advice = "end what else uses the GPU (nvidia-smi shows it), lower --engines or use a larger one"
     num_slots = max(0, left_bytes // per_slot)
     what = f"{chosen.model}: {per_slot / _MIB:.1f} MiB a session, {max(0, left_bytes) // _MIB} MiB for them"
     if num_slots < 1:
-        raise Problem(f"{what}: no session fits; lower --offload-mib ({chosen.offload_mib}) or --engines")
+        raise Problem(f"{what}: no session fits; {advice}")
     if num_slots < chosen.capacity:
         raise Advice(f"{what}: {num_slots} fit in an engine, less than --capacity {chosen.capacity}")
     return f"{what}, {chosen.capacity} wanted in each of {config.engines} engines"
+
+
+def _left_on_host() -> int:
+    import torch
+
+    from engine.memory import make_meter
+
+    room = make_meter(torch.device("cpu")).room(0)
+    return room.free_bytes - room.margin_bytes
+
+
+def _left_on_gpus(num_ranks: int) -> int:
+    """For sessions of the rank that has the least. The model is on the first GPU already. Raises Problem."""
+    import torch
+
+    from engine.memory import make_meter
+
+    if not torch.cuda.is_available():
+        raise Problem("device cuda: without a GPU that torch can use nobody knows what fits, see device")
+    with trouble_explained("the memory of the GPUs can't be looked at", "cuda"):
+        model_bytes = torch.cuda.memory_allocated(0)
+        rooms = [make_meter(torch.device("cuda", i)).room(0) for i in range(torch.cuda.device_count())]
+    left_bytes = [room.free_bytes - room.margin_bytes for room in rooms]
+    return room_of_a_rank(left_bytes, num_ranks=num_ranks, model_bytes=model_bytes)
+
+
+def room_of_a_rank(left_bytes: Sequence[int], *, num_ranks: int, model_bytes: int) -> int:
+    """What the rank that has the least has for its sessions; negative where not even the models fit.
+
+    left_bytes: of each GPU, the first of which holds one model already. Ranks are spread evenly, beginning
+    with the first GPU, and each has a model of its own.
+    """
+    shares = []
+    for index, left in enumerate(left_bytes[:num_ranks]):
+        on_it = len(range(index, num_ranks, len(left_bytes)))
+        to_load = on_it - 1 if index == 0 else on_it
+        shares.append((left - to_load * model_bytes) // on_it)
+    return min(shares)
+
+
+@contextmanager
+def trouble_explained(what: str, device: str) -> Iterator[None]:
+    """What torch raises where a device or memory fails it, as a Problem: `what`, why, and what to do."""
+    import torch
+
+    try:
+        yield
+    except (MemoryError, RuntimeError) as exc:  # torch.OutOfMemoryError and CUDA's errors are RuntimeErrors
+        why = (str(exc) or type(exc).__name__).splitlines()[0]
+        is_full = isinstance(exc, MemoryError | torch.OutOfMemoryError) or "allocate memory" in why
+        if device == "cpu":
+            advice = "`turboserve model check` says more"
+            if is_full:
+                advice = "end other programs, or use a machine with more memory"
+        elif is_full:
+            advice = "end what else uses the GPU (nvidia-smi shows it), or use a larger one"
+        else:
+            advice = "does nvidia-smi show it well and free, and is its driver new enough for this torch?"
+        raise Problem(f"{what} ({why}): {advice}") from exc
 
 
 def check_port(config: UpConfig) -> str:

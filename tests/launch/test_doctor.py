@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 
+from engine.memory import Room, slot_bytes
+from engine.models.registry import MODELS
+from engine.models.shapes.model import TINY, ShapesModel
 from launch import doctor, doctor_machine
 from launch.cli import COMMANDS
 from launch.config import CheckedModel, UpConfig
 from launch.doctor import check_redis_config, check_redis_version
-from launch.doctor_machine import check_machine, check_nccl, check_port
-from launch.doctor_problem import Problem
+from launch.doctor_machine import (
+    check_device,
+    check_machine,
+    check_nccl,
+    check_port,
+    check_room,
+    room_of_a_rank,
+    trouble_explained,
+)
+from launch.doctor_problem import Advice, Problem
 from tests.cluster import wait_for
+from tests.launch.test_up import turboserve
 from tests.scheduler.store.test_pools import guarded_server, server
 
+CHECKS = ("python", "machine", "redis", "codecs", "device", "nccl", "model", "memory", "port")
+TINY_MODEL = ShapesModel.random(0, config=TINY)
+SLOT_BYTES = slot_bytes(TINY_MODEL)
 KEEPS = {"appendonly": "yes", "maxmemory": "0", "maxmemory-policy": "noeviction"}
 
 
@@ -25,8 +42,7 @@ def test_a_sound_machine_passes(unused_port: int, redis_url: str, capsys: pytest
     assert doctor.run(UpConfig(port=unused_port)) == 0
     assert doctor.run(UpConfig(port=unused_port, redis=redis_url)) == 0
     lines = capsys.readouterr().out.splitlines()
-    names = ("python", "machine", "redis", "codecs", "device", "nccl", "model", "memory", "port")
-    assert tuple(line.split()[1] for line in lines[:9]) == names
+    assert tuple(line.split()[1] for line in lines[:9]) == CHECKS
     assert {line.split()[0] for line in lines} <= {"ok", "note"}
 
 
@@ -77,6 +93,175 @@ def test_the_folder_needs_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_engines_on_cpus_use_gloo() -> None:
     assert check_nccl(UpConfig(device="cpu")).startswith("gloo")
+
+
+def test_cuda_without_a_gpu_fails_its_checks_and_no_others(unused_port: int) -> None:
+    """As a user runs it: a sentence for each, and everything after them is still looked at."""
+    ended = turboserve("doctor", "--device", "cuda", "--port", str(unused_port), CUDA_VISIBLE_DEVICES="")
+    found = {line.split()[1]: line for line in ended.stdout.splitlines()}
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr and tuple(found) == CHECKS
+    assert found["device"].startswith("FAIL") and found["device"].endswith("use --device cpu")
+    assert found["memory"].startswith("FAIL") and found["memory"].endswith("see device")
+    assert found["model"].startswith("ok") and found["port"].startswith("ok")
+
+
+def test_a_model_that_is_too_large_is_a_problem(
+    unused_port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No machine has an exbibyte, and torch says so."""
+
+    def load(device: torch.device, weights: Path | None) -> ShapesModel:
+        torch.empty(2**60, dtype=torch.uint8, device=device)
+        return TINY_MODEL
+
+    monkeypatch.setitem(MODELS, "huge", load)  # type: ignore[arg-type]
+    assert doctor.run(UpConfig(port=unused_port), CheckedModel(model="huge")) == 1
+    lines = capsys.readouterr().out.splitlines()
+    failed = {line.split()[1]: line for line in lines if line.startswith("FAIL")}
+    assert tuple(failed) == ("model", "memory")
+    for line in failed.values():
+        assert "huge can't be loaded (" in line and line.endswith("use a machine with more memory")
+    assert lines[-1].split()[:2] == ["ok", "port"]
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."), "use a larger one"),
+        (RuntimeError("CUDA error: no kernel image is available\nCompile with"), "new enough for this torch"),
+        (RuntimeError(), "new enough for this torch"),
+    ],
+)
+def test_what_cuda_says_is_a_problem(error: Exception, advice: str) -> None:
+    """Its first line, and what to do."""
+    with pytest.raises(Problem, match=advice) as found, trouble_explained("it can't be loaded", "cuda"):
+        raise error
+    assert str(found.value).startswith("it can't be loaded (") and "\n" not in str(found.value)
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of them, for what only asks torch."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA H100")
+
+
+@pytest.mark.usefixtures("gpus")
+def test_gpus_are_counted() -> None:
+    """Enough, shared, too few for one engine."""
+    assert check_device(UpConfig(device="cuda", engines=2), 1) == "cuda, 2 GPUs (NVIDIA H100)"
+    assert check_device(UpConfig(device="cuda", engines=1), 2) == "cuda, 2 GPUs (NVIDIA H100)"
+    with pytest.raises(Advice, match="4 ranks share 2 GPUs"):
+        check_device(UpConfig(device="cuda", engines=2), 2)
+    with pytest.raises(Advice, match="3 ranks share 2 GPUs"):
+        check_device(UpConfig(device="cuda", engines=1, max_engines=3), 1)
+    with pytest.raises(Problem, match="an engine of 3 ranks needs 3 GPUs, here are 2: lower --ranks"):
+        check_device(UpConfig(device="cuda", engines=1), 3)
+
+
+@pytest.mark.usefixtures("gpus")
+def test_gpus_that_torch_can_not_use_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build for CPUs; a GPU whose driver does not answer; none at all."""
+
+    def fail(index: int) -> str:
+        raise RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable")
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", fail)
+    with pytest.raises(Problem, match=r"busy or unavailable\): does nvidia-smi show it"):
+        check_device(UpConfig(device="cuda"), 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(Problem, match="can't use the GPU: install a CUDA build"):
+        check_device(UpConfig(device="cuda"), 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(Problem, match="no NVIDIA GPU here"):
+        check_device(UpConfig(device="cuda"), 1)
+
+
+def test_engines_on_gpus_use_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has to be there, and shared memory for it."""
+    config = UpConfig(device="cuda")
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
+    with pytest.raises(Problem, match="no NCCL.*install a CUDA build"):
+        check_nccl(config)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.nccl.version", lambda: (2, 28, 9))
+    monkeypatch.setattr(doctor_machine, "_MIN_SHARED_BYTES", 2**62)
+    with pytest.raises(Advice, match="docker run --shm-size=1g"):
+        check_nccl(config)
+    monkeypatch.setattr(doctor_machine, "_MIN_SHARED_BYTES", 0)
+    assert check_nccl(config) == "NCCL 2.28.9"
+
+
+class Meter:
+    """Of a GPU with so much left, a tenth of it its margin."""
+
+    def __init__(self, left_bytes: int) -> None:
+        self._left_bytes = left_bytes
+
+    def begin(self) -> None:
+        """Nothing is measured."""
+
+    def room(self, pool_bytes: int) -> Room:
+        margin = self._left_bytes // 9
+        return Room(free_bytes=self._left_bytes + margin, workspace_bytes=0, margin_bytes=margin)
+
+
+def measure(monkeypatch: pytest.MonkeyPatch, left_bytes: Sequence[int], *, model_bytes: int) -> None:
+    """Let GPUs have so much left beside a model on the first."""
+    monkeypatch.setattr("engine.memory.make_meter", lambda device: Meter(left_bytes[device.index]))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: [model_bytes][device])
+
+
+@pytest.mark.usefixtures("gpus")
+def test_the_fullest_gpu_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the first, on which the model was loaded."""
+    measure(monkeypatch, (9 * SLOT_BYTES, 5 * SLOT_BYTES), model_bytes=2 * SLOT_BYTES)
+    two = UpConfig(device="cuda", engines=2)
+    with pytest.raises(Advice, match="3 fit in an engine, less than --capacity 4"):
+        check_room(two, CheckedModel(capacity=4), TINY_MODEL)
+    assert "3 wanted in each of 2 engines" in check_room(two, CheckedModel(capacity=3), TINY_MODEL)
+    one = UpConfig(device="cuda", engines=1)
+    assert "9 wanted in each of 1 engines" in check_room(one, CheckedModel(capacity=9), TINY_MODEL)
+    measure(monkeypatch, (9 * SLOT_BYTES, SLOT_BYTES), model_bytes=2 * SLOT_BYTES)
+    with pytest.raises(Problem, match="no session fits; end what else uses the GPU"):
+        check_room(two, CheckedModel(capacity=1), TINY_MODEL)
+
+
+@pytest.mark.usefixtures("gpus")
+def test_a_rank_holds_its_share_of_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two GPUs that have room for three sessions each hold more of them together."""
+    measure(monkeypatch, (3 * SLOT_BYTES, 3 * SLOT_BYTES), model_bytes=0)
+    config = UpConfig(device="cuda", engines=1)
+    of_a_rank = 3 * SLOT_BYTES // slot_bytes(TINY_MODEL, ranks=2)
+    assert of_a_rank > 3
+    with pytest.raises(Advice, match=f"{of_a_rank} fit in an engine"):
+        check_room(config, CheckedModel(ranks=2, capacity=of_a_rank + 1), TINY_MODEL)
+
+
+@pytest.mark.usefixtures("gpus")
+def test_a_gpu_that_is_full_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even a context fits beside what others hold."""
+
+    def fail(device: torch.device) -> Meter:
+        raise torch.OutOfMemoryError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+    monkeypatch.setattr("engine.memory.make_meter", fail)
+    with pytest.raises(Problem, match=r"can't be looked at \(CUDA error: out of memory\): end what else"):
+        check_room(UpConfig(device="cuda"), CheckedModel(), TINY_MODEL)
+
+
+def test_ranks_that_share_a_gpu_share_its_memory() -> None:
+    """Each with a model of its own, one of which is there."""
+    assert room_of_a_rank([100], num_ranks=1, model_bytes=10) == 100
+    assert room_of_a_rank([100], num_ranks=2, model_bytes=10) == 45
+    assert room_of_a_rank([100, 100, 5], num_ranks=2, model_bytes=10) == 90
+    assert room_of_a_rank([100, 200], num_ranks=3, model_bytes=10) == 45
+    assert room_of_a_rank([100, 80], num_ranks=4, model_bytes=10) == 30
+    assert room_of_a_rank([100, 5], num_ranks=2, model_bytes=10) == -5
 
 
 def test_redis_versions() -> None:
