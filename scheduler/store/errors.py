@@ -70,7 +70,7 @@ class SessionIsClosed(StoreError):
 class QueueFull(StoreError):
     """The queue of the model is as long as the gateway allows, or the subject has its share of it."""
 
-    def __init__(self, retry_after_ms: int) -> None:
+    def __init__(self, retry_after_ms: int = 0) -> None:
         super().__init__(f"the queue is full, try again in {retry_after_ms / 1000:.0f} s")
         self.retry_after_ms = retry_after_ms
 

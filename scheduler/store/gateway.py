@@ -16,7 +16,7 @@ from scheduler.messages import (
     encode_json,
 )
 from scheduler.store import records
-from scheduler.store.errors import NoSuchSession
+from scheduler.store.errors import NoSuchSession, QueueFull
 from scheduler.store.reader import StoreReader
 from scheduler.store.values import AppliedRecord, InputReceipt, QueuedCopy
 
@@ -52,23 +52,25 @@ class GatewayStore(StoreReader):
                 than it would take.
             QuotaReached: the subject has max_sessions already.
         """
-        await self._redis.run(
-            "create_session",
-            self._key("session", session),
-            session,
-            model,
-            encode_json(prompt).decode(),
-            prompt.id or "",
-            seed,
-            lead_ms,
-            codec,
-            resume_hash,
-            gateway,
-            queue_limit,
-            await self.queue_eta_ms(1, model=model),
-            subject,
-            "" if max_sessions is None else max_sessions,
-        )
+        try:
+            await self._redis.run(
+                "create_session",
+                self._key("session", session),
+                session,
+                model,
+                encode_json(prompt).decode(),
+                prompt.id or "",
+                seed,
+                lead_ms,
+                codec,
+                resume_hash,
+                gateway,
+                queue_limit,
+                subject,
+                "" if max_sessions is None else max_sessions,
+            )
+        except QueueFull:  # what it takes to tell when there is room is only read now
+            raise QueueFull(await self.queue_eta_ms(1, model=model)) from None
         return await self._written(session)
 
     async def restore_queued(self, copy: QueuedCopy, *, gateway: GatewayId) -> None:
@@ -184,8 +186,16 @@ class GatewayStore(StoreReader):
         key = self._key("session", session)
         await self._redis.run("order_migration", key, session, engine, ORDER_TTL_MS)
 
+    async def start_gateway(self, gateway: GatewayId) -> None:
+        """A process takes this id, and lives: who waited through an earlier one of that id has left."""
+        await self._redis.run("lose_gateway", self._key("gateway", gateway), gateway, "")
+        await self.heartbeat_gateway(gateway, {})
+
     async def heartbeat_gateway(self, gateway: GatewayId, info: Mapping[str, str | int | float]) -> None:
-        """Say that the gateway lives, with what it wants to be known (few small values). Beat every 3 s."""
+        """Say that the gateway lives, with what it wants to be known (few small values). Beat every 3 s.
+
+        Sessions that it lost (`lose_gateway`), and that nobody took or left since, wait through it again.
+        """
         pairs = [item for pair in info.items() for item in pair]
         await self._redis.run("heartbeat_gateway", self._key("gateway", gateway), gateway, *pairs)
 

@@ -208,9 +208,9 @@ class StoreReader:
 
     async def list_engines(self) -> list[EngineRecord]:
         """All engines that are not gone, by id."""
-        ids = await self._redis.read_members(self._key("engines"))
-        self._tables.age()
-        found = await self.get_engines(EngineId(id) for id in sorted(ids))
+        with self._tables.reading_all():
+            ids = await self._redis.read_members(self._key("engines"))
+            found = await self.get_engines(EngineId(id) for id in sorted(ids))
         return [record for record in found.values() if record is not None]
 
     async def list_models(self) -> dict[str, ModelInfo]:

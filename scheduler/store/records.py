@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
 
@@ -128,6 +129,7 @@ class CostTables:
     def __init__(self) -> None:
         self._newer: dict[str, EngineCosts] = {}
         self._older: dict[str, EngineCosts] = {}
+        self._readers = 0
 
     def __len__(self) -> int:
         return len(self._newer.keys() | self._older.keys())
@@ -138,12 +140,23 @@ class CostTables:
         if costs is None:
             costs = decode_fields(EngineCosts, json.loads(text))
         if len(self._newer) >= MAX_TABLES:
-            self.age()
+            self._age()
         self._newer[text] = costs
         return costs
 
-    def age(self) -> None:
-        """All engines are about to be read: what is not among them, the next call forgets."""
+    @contextmanager
+    def reading_all(self) -> Iterator[None]:
+        """Inside all engines are read: what is not among them, the end of the next one forgets. Several may
+        overlap: they end with the last of them."""
+        self._readers += 1
+        try:
+            yield
+        finally:
+            self._readers -= 1
+        if not self._readers:
+            self._age()
+
+    def _age(self) -> None:
         self._newer, self._older = {}, self._newer
 
 

@@ -51,7 +51,7 @@ _EXCEPTIONS: Mapping[ScriptError, Callable[[str], errors.StoreError]] = {
     ScriptError.NO_SUCH_ENGINE: errors.NoSuchEngine,
     ScriptError.NO_SUCH_SESSION: errors.NoSuchSession,
     ScriptError.SESSION_CLOSED: errors.SessionIsClosed,
-    ScriptError.QUEUE_FULL: lambda detail: errors.QueueFull(int(detail)),
+    ScriptError.QUEUE_FULL: lambda _: errors.QueueFull(),
     ScriptError.QUOTA: errors.QuotaReached,
     ScriptError.INPUT_LOG_FULL: errors.InputLogFull,
     ScriptError.BEYOND: errors.BeyondGenerated,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -25,17 +26,29 @@ def test_cost_tables_are_shared_and_kept_while_somebody_has_them() -> None:
     first = tables.read(text(1))
     assert first == replace(COSTS, decode_ms=1.0)
     for _ in range(3):
-        tables.age()
-        assert tables.read(text(1)) is first
+        with tables.reading_all():
+            assert tables.read(text(1)) is first
+
+
+def test_cost_tables_outlive_reads_that_overlap() -> None:
+    """However many read all engines at once, and in whatever order they end."""
+    tables = CostTables()
+    first = tables.read(text(1))
+    for _ in range(3):
+        with ExitStack() as others:
+            with tables.reading_all():
+                assert tables.read(text(1)) is first
+                for _ in range(3):
+                    others.enter_context(tables.reading_all())
 
 
 def test_cost_tables_that_nobody_has_are_forgotten() -> None:
-    """An engine that measures anew all the time leaves its newest and the one before."""
+    """An engine that measures anew all the time leaves its newest."""
     tables = CostTables()
     for number in range(100):
-        tables.age()
-        tables.read(text(number))
-    assert len(tables) == 2
+        with tables.reading_all():
+            tables.read(text(number))
+    assert len(tables) == 1
 
 
 def test_cost_tables_are_bounded_where_engines_are_never_listed(monkeypatch: pytest.MonkeyPatch) -> None:
