@@ -1,4 +1,4 @@
-"""A session whose prompt crashes each engine that computes it is closed after the second one; nobody else is."""
+"""A session whose prompt crashes each engine that computes it is closed after the second; nobody else is."""
 
 from __future__ import annotations
 
