@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -13,6 +17,7 @@ from launch import cli
 from launch.evaluation import run
 from launch.evaluation.run import _folder_of_runs
 from scheduler.results import flat
+from tests.cluster import wait_for
 
 COMMON = """
     sessions chunks chunk_latency_ms.p50 chunk_latency_ms.p95 chunk_latency_ms.p99 chunk_latency_ms.max
@@ -138,6 +143,33 @@ def test_an_evaluation_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert cli.main(command) == 0
     assert kept.stat().st_mtime_ns == before_ns and gone.exists()
     assert (tmp_path / "evaluation.html").read_text() == page
+
+
+def test_a_killed_evaluation_goes_on(tmp_path: Path) -> None:
+    """Killed while two processes simulate: what they had finished is not run again, and is whole."""
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    flags = (
+        "--traces",
+        "steady",
+        "--sizes",
+        "1",
+        "--duration-s",
+        "60",
+        "--cuts",
+        "0",
+        "--worlds",
+        "failures",
+    )
+    command = [sys.executable, "-m", "launch", "evaluate", "--dir", str(cut), *flags, "--workers", "2"]
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL) as evaluation:
+        wait_for("the first results", lambda: len([*cut.glob("runs/*/*.json")]) >= 2)
+        os.killpg(evaluation.pid, signal.SIGKILL)
+    kept = {path: path.stat().st_mtime_ns for path in cut.glob("runs/*/*.json")}
+    assert not (cut / "evaluation.md").exists()
+    for folder in (cut, whole):
+        assert cli.main(["evaluate", "--dir", str(folder), *flags, "--workers", "2"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert (cut / "evaluation.md").read_text() == (whole / "evaluation.md").read_text()
 
 
 def test_results_of_other_code_are_not_used(
