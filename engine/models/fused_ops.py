@@ -18,12 +18,16 @@ from torch import Tensor
 
 from engine.models.rope import Rope, rope_table, rotate
 
-__all__ = ["PLAIN", "FusedOps", "agree", "available_ops", "plain_quantise", "triton_ops"]
+__all__ = ["PLAIN", "FusedOps", "agree", "available_ops", "has_fp8", "plain_quantise", "triton_ops"]
 
 _log = logging.getLogger("turboserve.engine.models.fused_ops")
 
 FP8_LARGEST: Final = 448.0
 """Of float8_e4m3fn."""
+FP8_CAPABILITY: Final = (8, 9)
+"""CUDA cards from here on multiply 8-bit floats, and Triton makes them."""
+_FP8_GRAIN: Final = 0.05
+"""Relative: less than what cutting off instead of rounding costs, more than a few rounded otherwise."""
 
 
 class FusedOps(Protocol):
@@ -96,6 +100,11 @@ def plain_quantise(x: Tensor) -> tuple[Tensor, Tensor]:
 PLAIN: Final[FusedOps] = _Plain()
 
 
+def has_fp8(device: torch.device) -> bool:
+    """Does the device multiply 8-bit floats?"""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
+
+
 def available_ops(device: torch.device) -> FusedOps:
     """The Triton kernels where they run and agree with plain torch, else that."""
     if device.type != "cuda" or find_spec("triton") is None:
@@ -103,11 +112,11 @@ def available_ops(device: torch.device) -> FusedOps:
     if torch.cuda.get_device_capability(device) < (8, 0):
         return PLAIN
     ops = triton_ops()
-    return ops if agree(ops, device) else PLAIN
+    return ops if agree(ops, device, with_fp8=has_fp8(device)) else PLAIN
 
 
-def agree(ops: FusedOps, device: torch.device) -> bool:
-    """Do `add_norm` and `norm_rotate` of these give here what plain torch gives? A compiler that fails, or
+def agree(ops: FusedOps, device: torch.device, *, with_fp8: bool) -> bool:
+    """Do these give here what plain torch gives, `quantise` only `with_fp8`? A compiler that fails, or
     compiles to something else, must not cost more than speed."""
     x, y, vectors = (
         torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
@@ -123,12 +132,23 @@ def agree(ops: FusedOps, device: torch.device) -> bool:
     try:
         pairs = zip(outputs(ops), outputs(PLAIN), strict=True)
         same = all(torch.allclose(found, wanted, rtol=1e-3, atol=1e-3) for found, wanted in pairs)
+        if with_fp8:
+            same = same and all(_quantise_alike(ops, y, gelu=gelu) for gelu in (False, True))
     except Exception as exc:  # whatever a compiler raises
         _log.warning("fused steps can't run here, plain ones do their work: %s", exc)
         return False
     if not same:
         _log.warning("fused steps are wrong here, plain ones do their work")
     return same
+
+
+def _quantise_alike(ops: FusedOps, x: Tensor, *, gelu: bool) -> bool:
+    """The same scales, and values that differ by less than the grain of 8-bit floats."""
+    (small, scale), (wanted, wanted_scale) = ops.quantise(x, gelu=gelu), PLAIN.quantise(x, gelu=gelu)
+    exact = wanted.float() * wanted_scale
+    difference = small.float() * scale - exact
+    same_scale = torch.allclose(scale, wanted_scale, rtol=1e-3, atol=0.0)
+    return same_scale and bool(difference.norm() < _FP8_GRAIN * exact.norm())
 
 
 def triton_ops() -> FusedOps:

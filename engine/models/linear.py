@@ -15,12 +15,9 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor
 
-from engine.models.fused_ops import PLAIN, FusedOps, plain_quantise
+from engine.models.fused_ops import PLAIN, FusedOps, has_fp8, plain_quantise
 
 __all__ = ["Linear", "MakeLinear", "fp8_linear", "has_fp8", "plain_linear", "scaled_product"]
-
-FP8_CAPABILITY: Final = (8, 9)
-"""CUDA cards from here on multiply 8-bit floats."""
 
 Linear: TypeAlias = Callable[[Tensor], Tensor]
 """[..., K] → [..., O]"""
@@ -89,11 +86,6 @@ def _kernel_product(
     )
 
 
-def has_fp8(device: torch.device) -> bool:
-    """Does the device multiply 8-bit floats?"""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
-
-
 class _Fp8Make:
     gelu_first = True
 
@@ -117,4 +109,6 @@ class _Fp8Make:
 
 def fp8_linear(device: torch.device, ops: FusedOps = PLAIN) -> MakeLinear:
     """Layers of 8-bit floats; where the device has no such product, one that computes the same slowly."""
-    return _Fp8Make(ops, _kernel_product if has_fp8(device) else scaled_product)
+    if has_fp8(device):
+        return _Fp8Make(ops, _kernel_product)
+    return _Fp8Make(PLAIN, scaled_product)  # Triton can't make 8-bit floats there either

@@ -36,7 +36,7 @@ from engine.models.wan.text import CachedText, HashedText, TextEncoder
 from engine.models.wan.vae import TAIL_FRAMES, WanVaeDecoder
 from engine.models.weights import check_tensors
 
-__all__ = ["WanModel", "empty_decoder", "empty_dit"]
+__all__ = ["WanModel", "empty_decoder", "empty_dit", "lay_out"]
 
 _STATE_VERSION = 1
 _SCALE = 8
@@ -83,7 +83,7 @@ class WanModel:
         self._dit = dit.eval().requires_grad_(False).to(device=device, dtype=dtype)
         self._decoder = decoder.eval().requires_grad_(False).to(device=device, dtype=dtype)
         if device.type == "cuda":
-            self._decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            lay_out(self._decoder)
         if fused is None:
             fused = device.type == "cuda" or config.fp8
         if fused:
@@ -176,6 +176,13 @@ class WanModel:
         """Latents [F, C, h, w] → (RGB uint8 [F·4, height, width, 3], next state). Works for any F ≥ 1."""
         rgb, next_state = self._decoder(latents.to(self.dtype), state)
         return to_uint8(rgb.float()), next_state
+
+
+def lay_out(decoder: Decoder) -> None:
+    """Have a decoder's channels last in memory, as GPUs want them. Wan's VAE stays as it is: its weights have
+    four dimensions or five, and no one layout is for both."""
+    if isinstance(decoder, Taehv):
+        decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _make_visible(decoder: Decoder) -> None:

@@ -163,7 +163,9 @@ def test_varlen_equals_the_plainest_on_cuda() -> None:
 
     device = torch.device("cuda")
     model = ShapesModel.random(0, config=TINY, device=device, dtype=torch.bfloat16)
-    (varlen,) = [b for b in available_backends(device, torch.bfloat16) if b.name == "varlen"]
+    varlen = next((b for b in available_backends(device, torch.bfloat16) if b.name == "varlen"), None)
+    if varlen is None:
+        pytest.skip("this torch's kernel takes no lengths in place")
     for rows in BATCHES.values():
         results = []
         for backend in (None, varlen):

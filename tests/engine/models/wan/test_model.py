@@ -12,7 +12,7 @@ from torch import Tensor
 from engine.models.base import CausalVideoModel, PassBatch, PassRow
 from engine.models.shapes.rollout import stream
 from engine.models.wan.config import TINY, DecoderKind
-from engine.models.wan.model import WanModel
+from engine.models.wan.model import WanModel, lay_out
 from engine.ring import num_valid, write_slots
 
 CAUSAL = replace(TINY, sink_frames=0)
@@ -53,10 +53,14 @@ def test_decoder_streams(kind: DecoderKind) -> None:
     assert not torch.equal(alone[:4], parts[2][:4])
 
 
-def test_channels_last_changes_nothing() -> None:
+@pytest.mark.parametrize("kind", ["taehv", "wan_vae"])
+def test_the_layout_for_gpus_changes_nothing(kind: DecoderKind) -> None:
     """A decoder laid out for GPUs gives the frames and the state of a plain one."""
-    plain, laid_out = decoder_model("taehv"), decoder_model("taehv")
-    laid_out._decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    plain, laid_out = decoder_model(kind), decoder_model(kind)
+    lay_out(laid_out._decoder)
+    weights = [p for p in laid_out._decoder.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1]
+    is_last = {p.is_contiguous(memory_format=torch.channels_last) for p in weights}
+    assert is_last == {kind == "taehv"}
     latents, start = noise(3, *plain.spec.latent_shape), noise(plain.spec.decoder_state_numel)
     rgb, state = plain.decode(latents, start)
     other_rgb, other_state = laid_out.decode(latents, start)
