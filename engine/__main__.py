@@ -15,12 +15,13 @@ gc.disable()  # the imports make no garbage, and looking for it in them takes a 
 
 import json  # noqa: E402
 import sys  # noqa: E402
+from dataclasses import replace  # noqa: E402
 from datetime import timedelta  # noqa: E402
 
 import torch  # noqa: E402
 from torch import distributed  # noqa: E402
 
-from engine.config import EngineConfig  # noqa: E402
+from engine.config import EngineConfig, visible_gpu  # noqa: E402
 from engine.engine import EXIT_FAILED, EXIT_OK, run  # noqa: E402
 from engine.follower import follow  # noqa: E402
 from engine.loading import rank_device  # noqa: E402
@@ -41,7 +42,7 @@ def main() -> int:
     gc.enable()
     try:
         die_with(_PARENT)
-        config = read_config()
+        config = _on_its_gpu(read_config())
         configure_logging(config.log_format, engine=config.engine_id)
         _check_launcher(config.ranks)
         take_name(f"engine {os.environ['RANK']}/{config.ranks}")  # launch/engine_job.py looks for it
@@ -70,6 +71,15 @@ def read_config() -> EngineConfig:
     if not isinstance(data, dict):
         raise ValueError(f"{CONFIG_VARIABLE} must be a JSON object")
     return decode_fields(EngineConfig, data)
+
+
+def _on_its_gpu(config: EngineConfig) -> EngineConfig:
+    """Hide all GPUs but the one that the config names: before anything asks for one. Raises ValueError."""
+    gpu = visible_gpu(config.device, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if gpu is None:
+        return config
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    return replace(config, device="cuda")
 
 
 def _run_rank(config: EngineConfig) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from engine.lifecycle import LifeLimits
 from scheduler.logs import check_log_format
 
-__all__ = ["EngineConfig"]
+__all__ = ["EngineConfig", "visible_gpu"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +49,9 @@ class EngineConfig:
     """A session whose player takes no more chunks becomes idle after so long."""
     offload_after_s: float = 30.0
     """An idle session gives its slot up after so long; its state goes to host memory."""
-    offload_mib: int = 1024
+    offload_mib: int | None = None
     """Host memory for the state of idle sessions; beyond it, the longest idle ones keep their checkpoint
-    only."""
+    only. Unset: 1024, or room for `capacity` of them, but then at most a quarter of what is free."""
     checkpoint_every: int = 1
     """Chunks of a session between two checkpoints; 0: none, and a lost engine's pictures start afresh."""
     checkpoints: str | None = None
@@ -83,7 +84,7 @@ class EngineConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         not_negative = ("linger_s", "retain_s", "idle_close_s", "full_s", "record_wait_ms")
         for name in (*not_negative, "offload_after_s", "offload_mib", "checkpoint_every"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.collective_timeout_s <= 0:
             raise ValueError(f"collective_timeout_s must be above 0, got {self.collective_timeout_s}")
@@ -91,8 +92,13 @@ class EngineConfig:
             raise ValueError(f"crf must be between 0 and 51, got {self.crf}")
         if not 0 <= self.link_port <= 65_535:
             raise ValueError(f"link_port must be between 0 and 65535, got {self.link_port}")
-        if self.device != "cpu" and self.device.partition(":")[0] != "cuda":
+        self._check_device()
+
+    def _check_device(self) -> None:
+        if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", self.device):
             raise ValueError(f"device must be cpu, cuda or cuda:N, got {self.device!r}")
+        if self.ranks > 1 and ":" in self.device:
+            raise ValueError(f"device must be cuda for {self.ranks} ranks, one GPU each, got {self.device!r}")
 
     @property
     def life_limits(self) -> LifeLimits:
@@ -109,3 +115,22 @@ class EngineConfig:
     def checkpoint_ttl_s(self) -> int:
         """How long a checkpoint is kept without a newer one: longer than any session lives without chunks."""
         return int(2 * max(self.retain_s, self.idle_close_s)) + 300
+
+
+def visible_gpu(device: str, visible: str | None) -> str | None:
+    """What CUDA_VISIBLE_DEVICES, so far `visible`, must be for "cuda:N" to be a process's only GPU.
+
+    None: `device` names none. Every thread, and NVENC, begins on the first GPU that the process sees.
+
+    Raises:
+        ValueError: there is no N-th among those that it may see.
+    """
+    _, colon, number = device.partition(":")
+    if not colon:
+        return None
+    if visible is None:
+        return number
+    names = [name.strip() for name in visible.split(",") if name.strip()]
+    if int(number) >= len(names):
+        raise ValueError(f"device is {device}, but CUDA_VISIBLE_DEVICES names {len(names)} GPUs: {visible!r}")
+    return names[int(number)]

@@ -83,12 +83,14 @@ def model_names() -> tuple[str, ...]:
 
 
 def load_model(name: str, *, device: torch.device, weights: Path | None = None) -> CausalVideoModel:
-    """Load a model by name onto a device.
+    """Load a model by name onto a device, which becomes that of the calling thread.
 
     Raises:
         ValueError: no such model (the message names the known ones), or its package can't be used.
         WeightsError: (a ValueError) the weights cannot be read or do not fit.
     """
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)  # where Triton's kernels and events without a device are made
     model = _find(name)(device, weights)
     if model.spec.name != name:
         raise ValueError(f"the loader of model {name!r} made one that is called {model.spec.name!r}")
