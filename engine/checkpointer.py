@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 
@@ -25,6 +26,8 @@ _log = logging.getLogger("turboserve.engine.checkpointer")
 MAX_UNACKNOWLEDGED = MAX_UNDELIVERED_CHUNKS + 2
 """Checkpoints of a session that wait for an acknowledgement; beyond it the oldest is dropped."""
 RETRY_S = 1.0
+REST_S = 30.0
+"""After a refusal none is made of the session for so long: one that is too large costs as much as another."""
 
 Write = Callable[[SessionId, CheckpointPointer, bytes], Awaitable[None]]
 
@@ -32,20 +35,32 @@ Write = Callable[[SessionId, CheckpointPointer, bytes], Awaitable[None]]
 class Checkpointer:
     """Belongs to the event loop. `run` must be running for anything to be written."""
 
-    def __init__(self, write: Write, *, on_stale: Callable[[SessionId, int], Awaitable[None]]) -> None:
-        """`on_stale` is called with (session, epoch) that turned out not to be owned here any more."""
-        self._write, self._on_stale = write, on_stale
+    def __init__(
+        self,
+        write: Write,
+        *,
+        on_stale: Callable[[SessionId, int], Awaitable[None]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`on_stale` is called with (session, epoch) that turned out not to be owned here any more; `clock`
+        gives monotonic seconds, on any thread."""
+        self._write, self._on_stale, self._clock = write, on_stale, clock
         self._waiting: dict[SessionId, deque[CheckpointMade]] = {}
         self._due: dict[SessionId, CheckpointMade] = {}
         """Acknowledged, not written; in the order in which sessions came."""
         self._work = asyncio.Event()
-        self._refused: set[SessionId] = set()
-        """Told about in the log already."""
+        self._refused_s: dict[SessionId, float] = {}
+        """Session → when its newest refusal was. Told about in the log once."""
 
     @property
     def num_held(self) -> int:
         """Checkpoints that are not written."""
         return len(self._due) + sum(map(len, self._waiting.values()))
+
+    def takes(self, session: SessionId) -> bool:
+        """Is a checkpoint of the session worth making just now? Any thread."""
+        refused_s = self._refused_s.get(session)
+        return refused_s is None or self._clock() - refused_s >= REST_S
 
     def offer(self, made: CheckpointMade) -> None:
         """See `engine.host.Checkpoints`."""
@@ -68,7 +83,7 @@ class Checkpointer:
         """See `engine.host.Checkpoints`."""
         self._waiting.pop(session, None)
         self._due.pop(session, None)
-        self._refused.discard(session)
+        self._refused_s.pop(session, None)
 
     async def run(self) -> None:
         """Write what is due, one after the other. Runs until cancelled."""
@@ -103,9 +118,9 @@ class Checkpointer:
         except StaleEpoch:
             await self._on_stale(made.session, made.epoch)
         except CheckpointRefused as exc:
-            if made.session not in self._refused:
-                self._refused.add(made.session)
+            if made.session not in self._refused_s:
                 _log.error("session %s goes on without a checkpoint: %s", made.session, exc)
+            self._refused_s[made.session] = self._clock()
 
 
 def _packed(made: CheckpointMade) -> bytes:

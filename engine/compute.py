@@ -54,7 +54,7 @@ from engine.kv_pool import SlabPool
 from engine.models.base import AttentionBackend, CausalVideoModel
 from engine.models.pool_attention import SLICES
 from engine.offload import Copier, HostPool
-from engine.pass_timer import PassTimer, make_timer
+from engine.pass_timer import PassTimer, begin_timing, make_timer
 from engine.passes import Passes, PassFailed
 from engine.planner import Batch, Planner, ReadyRow, plan
 from engine.progress import Progress
@@ -74,6 +74,7 @@ _log = logging.getLogger("turboserve.engine.compute")
 
 LONG_OPERATION_MS = 10_000.0
 """Limit of taking in commands, prompt encoding and decoding, for the watcher."""
+REHEARSAL_MS = 120_000.0
 RETRY_MEMORY_PASSES = 500
 """After batches were made smaller for want of memory, larger ones are tried again after so many passes."""
 
@@ -105,6 +106,7 @@ class ComputeLoop:
         encoding: Encoding | None = None,
         host: HostPool | None = None,
         checkpoint_every: int = 0,
+        takes_checkpoint: Callable[[SessionId], bool] = lambda session: True,
         progress: Progress,
         clock: Callable[[], float],
         emit: Callable[[ComputeEvent], None],
@@ -115,14 +117,14 @@ class ComputeLoop:
         emit nothing that matters to anybody but their `movers`.
 
         Without `host` memory, a session that leaves its slot is forgotten. A CheckpointMade comes every
-        `checkpoint_every` chunks of a session, none with 0.
+        `checkpoint_every` chunks of a session for which `takes_checkpoint` says so just then, none with 0.
         """
         self._model, self._pool, self._stepper = model, pool, Stepper(model, pool)
         self._boundary = Boundary(clock, ranks)
         self._is_first = ranks is None or ranks.rank == 0
         self._is_alone = ranks is None or ranks.size == 1
         self._passes = Passes(model, pool, attention=attention, ranks=ranks, agree=self._boundary.agree)
-        rehearse(model, pool, self._passes, attention)
+        self._attention = attention
         self._timer: PassTimer[tuple[int, int] | None] = make_timer(model.device, clock)
         self.costs, self._plan = costs, plan
         self.num_passes, self.num_rows = 0, 0
@@ -133,7 +135,7 @@ class ComputeLoop:
         self._encoders, self._encoding = encoders, encoding or Encoding()
         self._progress, self._clock, self._emit = progress, clock, emit
         self._movers = movers
-        self._checkpoint_every = checkpoint_every
+        self._checkpoint_every, self._takes_checkpoint = checkpoint_every, takes_checkpoint
         self._rebuilt_last = False
         """Was the last pass one of a rebuild?"""
         self._copier = Copier(model.device)
@@ -170,6 +172,17 @@ class ComputeLoop:
         self._boundary.stop()
 
     # --- the loop ------------------------------------------------------------------------------------
+
+    def rehearse(self) -> None:
+        """Before `run`, on its thread and without sessions: see `costs.rehearse`. All ranks together.
+
+        Raises:
+            RanksLost: another rank is gone.
+        """
+        self._progress.enter("rehearsing", limit_ms=REHEARSAL_MS)
+        is_gpu = self._model.device.type == "cuda"
+        rehearse(self._model, self._pool, self._passes, self._attention, every_shape=is_gpu)
+        self._progress.rest()
 
     @torch.inference_mode()
     def run(self) -> None:
@@ -437,10 +450,10 @@ class ComputeLoop:
         """Make the frames of the chunk and send them off; only on rank 0."""
         state = resident.state
         self._progress.enter("decode", limit_ms=LONG_OPERATION_MS)
-        began = self._clock()
+        end_timing = begin_timing(self._model.device, self._clock)
         try:
             frames = self._stepper.decode(state)
-            decode_ms = self._clock() - began
+            decode_ms = end_timing()
             self._boundary.note_decode(decode_ms)
             resident.used_ms += decode_ms
             if resident.sending == state.seq:
@@ -452,6 +465,8 @@ class ComputeLoop:
     def _offer_checkpoint(self, state: SessionState) -> None:
         """Everything that the next boundary is made of is known here, before the clean pass runs."""
         if not self._checkpoint_every or state.seq % self._checkpoint_every or state.seq < state.emit_from:
+            return
+        if not self._takes_checkpoint(state.session):
             return
         kept = snapshot(self._model.spec, state, self._pool.decoder[state.slot])
         event = CheckpointMade(session=state.session, epoch=state.epoch, seq=state.seq, state=kept)

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -21,8 +22,9 @@ from engine.models.pool_attention import GRAPH, ChosenAttention, available_backe
 from engine.pass_graphs import can_replay
 from engine.passes import Passes, PassFailed
 from engine.ranks import Alone, Ranks, Verdict
+from engine.ring import live_chunks, plan_recache
 from engine.sampler import initial_latents
-from engine.session_state import SessionState, Stage
+from engine.session_state import ChunkRecord, SessionState, Stage
 from engine.steering import Steering
 from scheduler.messages import MAX_BATCH, EngineCosts, SessionId
 
@@ -102,22 +104,67 @@ def engine_costs(costs: CostTable, spec: ModelSpec, move: MoveCost | None = None
 
 
 @torch.inference_mode()
-def rehearse(model: CausalVideoModel, pool: SlabPool, passes: Passes, attention: AttentionBackend) -> None:
-    """Run what `passes` will replay from graphs, over full and over short windows, in the empty pool: the
-    first pass of a kind captures it, and no session is to wait for that."""
-    if not isinstance(attention, ChosenAttention) or GRAPH not in attention.by_rows:
-        return
-    slots = [pool.allocate() for _ in range(min(pool.num_free, len(attention.by_rows)))]
+def rehearse(
+    model: CausalVideoModel,
+    pool: SlabPool,
+    passes: Passes,
+    attention: AttentionBackend,
+    *,
+    every_shape: bool,
+) -> None:
+    """Run, in the empty pool, what no session is to wait for: the first pass of a kind captures its graph.
+
+    With `every_shape` also one pass of every shape that sessions have, and a decode: on GPUs libraries choose
+    and build kernels for each, some of them anew on each thread. So call it on the thread that serves.
+    """
+    rows = len(attention.by_rows) if isinstance(attention, ChosenAttention) else MAX_BATCH
+    slots = [pool.allocate() for _ in range(min(pool.num_free, rows))]
     try:
-        for rows in range(1, len(slots) + 1):
-            if attention.of(rows) is not GRAPH:
-                continue
-            for index in (_steady(model.spec), 0):
-                x = initial_latents(model.spec, seed=0, index=index, device=model.device)
-                passes.attempt([_state(slot, index, x, model) for slot in slots[:rows]])
+        for size, index in _rehearsed(model.spec, attention, len(slots), every_shape=every_shape):
+            x = initial_latents(model.spec, seed=0, index=index, device=model.device)
+            passes.attempt([_state(slot, index, x, model) for slot in slots[:size]])
+        if every_shape:
+            _rehearse_besides(model, pool, passes, slots[0])
     finally:
         for slot in slots:
             pool.free(slot)
+
+
+def _rehearsed(
+    spec: ModelSpec, attention: AttentionBackend, most: int, *, every_shape: bool
+) -> Iterator[tuple[int, int]]:
+    """Rows and index of each pass. Large graphs come first: smaller ones find room in their memory."""
+    steady = _steady(spec)
+    for size in range(most, 0, -1):
+        is_replayed = isinstance(attention, ChosenAttention) and attention.of(size) is GRAPH
+        if is_replayed or every_shape:
+            yield size, steady
+        if is_replayed:
+            yield size, 0
+    if every_shape:  # a window that grows; several at once are rare, and their shapes too many
+        yield from ((1, index) for index in range(steady))
+
+
+def _rehearse_besides(model: CausalVideoModel, pool: SlabPool, passes: Passes, slot: int) -> None:
+    """What a session needs besides its usual passes."""
+    spec, device = model.spec, model.device
+    index = _steady(spec) + 2
+    x = initial_latents(spec, seed=0, index=index, device=device)
+    embeds = torch.zeros(1, *spec.text_shape, device=device)
+    pool.prompt_kv[slot].copy_(model.prompt_kv(embeds)[0])
+    sizes = {"chunk": spec.chunk_latent_frames, "window": spec.window_frames, "sink": spec.sink_frames}
+    chunks = live_chunks(index, **sizes)
+    again = plan_recache(index, chunks, **sizes) if spec.recaches_prompts else None
+    if again is not None:
+        state = _state(slot, index, x, model)
+        state.stage, state.rebuild = Stage.REBUILD, deque([again])
+        state.history = [
+            ChunkRecord(index=chunk, latents=x, embeds=embeds, actions=state.actions) for chunk in chunks
+        ]
+        passes.attempt([state])
+    model.decode(x, pool.decoder[slot])[0].to("cpu", non_blocking=True)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 class _Bench:

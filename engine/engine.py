@@ -24,7 +24,7 @@ from engine.costs import engine_costs
 from engine.encoder import EncoderPool, Encoding, probe_hardware
 from engine.host import Host
 from engine.link import LinkServer
-from engine.loading import Loaded, load, monotonic_ms
+from engine.loading import Loaded, load, make_host_pool, monotonic_ms
 from engine.memory import slot_bytes
 from engine.migrations import Migrations
 from engine.models.base import ModelSpec
@@ -32,7 +32,7 @@ from engine.offload import HostPool
 from engine.pairs import Pairs
 from engine.process import EXIT_FAILED, EXIT_FENCED, EXIT_OK
 from engine.progress import Progress
-from engine.ranks import Alone, Ranks, RanksLost
+from engine.ranks import Alone, Ranks
 from scheduler.messages import EngineId, ModelInfo
 from scheduler.store import EngineGone, Store, StoreUnavailable, open_checkpoints
 
@@ -104,8 +104,9 @@ async def _serve(config: EngineConfig, ranks: Ranks) -> int:
         if loading.done():
             loaded = loading.result()
             encoding = await asyncio.to_thread(choose_encoding, config, loaded.model.spec)
+            host_pool = await asyncio.to_thread(make_host_pool, config, loaded, ranks)
             progress.rest()
-            engine = Engine(config, control, loaded, encoding, progress, end, ranks)
+            engine = Engine(config, control, loaded, host_pool, encoding, progress, end, ranks)
             return await engine.serve(tasks, outcome)
         return outcome.result()
     except EngineGone as exc:
@@ -127,6 +128,7 @@ class Engine:
         config: EngineConfig,
         control: Control,
         loaded: Loaded,
+        host_pool: HostPool,
         encoding: Encoding,
         progress: Progress,
         end: EndEngine,
@@ -144,8 +146,9 @@ class Engine:
             ranks=ranks,
             encoders=self._encoders,
             encoding=encoding,
-            host=HostPool(loaded.model, budget_bytes=config.offload_mib * 2**20),
+            host=host_pool,
             checkpoint_every=config.checkpoint_every,
+            takes_checkpoint=control.checkpointer.takes,
             progress=progress,
             clock=monotonic_ms,
             emit=self._emit,
@@ -168,7 +171,9 @@ class Engine:
         )
         control.state_bytes = slot_bytes(loaded.model)
         self._links = LinkServer(self._host, secret=config.link_secret)
+        self._device = loaded.model.device
         self._thread = threading.Thread(target=self._run_compute, name="compute", daemon=True)
+        self._rehearsed = asyncio.Event()
 
     def _make_migrations(self, loaded: Loaded) -> Migrations | None:
         """None: sessions of this engine move by checkpoint."""
@@ -198,7 +203,8 @@ class Engine:
         return status
 
     async def _register(self, tasks: list[asyncio.Task[None]]) -> None:
-        """Register, then follow what Redis says."""
+        """Register once sessions would find everything ready, then follow what Redis says."""
+        await self._rehearsed.wait()
         migrations = self._control.migrations
         await self._control.register(
             self._links.url,
@@ -242,11 +248,15 @@ class Engine:
 
     def _run_compute(self) -> None:
         torch.set_num_threads(self._config.threads)  # counts per thread in some builds
+        if self._device.type == "cuda" and self._device.index is not None:
+            torch.cuda.set_device(self._device)  # a thread's own, too
         try:
             self._ranks.start_serving()
-        except RanksLost as exc:
+            self._compute.rehearse()
+        except Exception as exc:  # a rank is lost, or a model raises where it did not when it was measured
             self._emit(ComputeDied(error=exc))
             return
+        self._loop.call_soon_threadsafe(self._rehearsed.set)
         self._compute.run()
 
     def _emit(self, event: ComputeEvent) -> None:

@@ -15,8 +15,7 @@ from engine.compute import ComputeLoop
 from engine.compute_messages import ComputeDied, ComputeEvent
 from engine.config import EngineConfig
 from engine.encoder import EncodedPart, Lane, SessionEncoder
-from engine.loading import load, monotonic_ms
-from engine.offload import HostPool
+from engine.loading import load, make_host_pool, monotonic_ms
 from engine.progress import Progress
 from engine.ranks import Ranks, RanksLost
 from engine.shares import Shares
@@ -58,10 +57,8 @@ def follow(config: EngineConfig, ranks: Ranks) -> bool:
     torch.set_num_threads(config.threads)
     try:
         loaded = load(config, ranks)
-        ranks.start_serving()
     except RanksLost as exc:
-        _log.info("rank 0 ended before it served: %s", exc)
-        return True  # it says why
+        return _ended_early(exc)
     errors: list[BaseException] = []
     shares = Shares(
         *(loaded.model, loaded.pool),
@@ -83,12 +80,24 @@ def follow(config: EngineConfig, ranks: Ranks) -> bool:
         ranks=ranks,
         movers=shares,
         encoders=_NoEncoders(),
-        host=HostPool(loaded.model, budget_bytes=config.offload_mib * 2**20),
+        host=make_host_pool(config, loaded, ranks),
         progress=Progress(monotonic_ms),
         clock=monotonic_ms,
         emit=emit,
     )
+    try:
+        ranks.start_serving()
+        loop.rehearse()
+    except RanksLost as exc:
+        loop.close()
+        shares.close()
+        return _ended_early(exc)
     loop.run()
     loop.close()
     shares.close()
     return not errors
+
+
+def _ended_early(error: RanksLost) -> bool:
+    _log.info("rank 0 ended before it served: %s", error)
+    return True  # it says why

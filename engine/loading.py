@@ -18,10 +18,11 @@ from engine.memory import MemoryMeter, Room, make_meter, slot_bytes
 from engine.models.base import CausalVideoModel
 from engine.models.pool_attention import ChosenAttention
 from engine.models.registry import load_model
+from engine.offload import HostPool, default_budget
 from engine.ranks import Ranks, check_split
 from scheduler.messages import MAX_BATCH
 
-__all__ = ["Loaded", "load", "monotonic_ms", "prepare", "rank_device"]
+__all__ = ["Loaded", "load", "make_host_pool", "monotonic_ms", "prepare", "rank_device"]
 
 _log = logging.getLogger("turboserve.engine.loading")
 
@@ -35,6 +36,8 @@ class Loaded:
     costs: CostTable
     attention: ChosenAttention
     room: Room
+    offload_bytes: int
+    """Host memory for idle sessions where the config says nothing; equal on all ranks."""
 
 
 def monotonic_ms() -> float:
@@ -94,7 +97,23 @@ def prepare(
         del trial, pool  # before the pool that takes its place
         pool = SlabPool(model, slots=slots, ranks=ranks.size)
     costs = measured.costs.limited(slots)
-    return Loaded(model=model, pool=pool, costs=costs, attention=measured.attention, room=room)
+    free = make_meter(torch.device("cpu")).room(0).free_bytes
+    offload = default_budget(model, sessions=slots, free_bytes=free, ranks=ranks.size)
+    return Loaded(
+        model=model,
+        pool=pool,
+        costs=costs,
+        attention=measured.attention,
+        room=room,
+        offload_bytes=ranks.smallest(offload),
+    )
+
+
+def make_host_pool(config: EngineConfig, loaded: Loaded, ranks: Ranks) -> HostPool:
+    """Host memory for idle sessions. Takes seconds where it is pinned."""
+    mib = config.offload_mib
+    budget = loaded.offload_bytes if mib is None else mib * 2**20
+    return HostPool(loaded.model, budget_bytes=budget, ranks=ranks.size)
 
 
 def _trial_pool(model: CausalVideoModel, *, slots: int, ranks: Ranks) -> SlabPool:

@@ -18,13 +18,16 @@ from engine.models.base import CausalVideoModel, ModelSpec
 from engine.ring import live_chunks
 from engine.state_format import ALIGNMENT, ExportedState
 
-__all__ = ["MAX_SLABS", "Copier", "HostPool", "HostSlab", "slab_bytes"]
+__all__ = ["MAX_SLABS", "Copier", "HostPool", "HostSlab", "default_budget", "slab_bytes", "state_bytes"]
 
 
 _log = logging.getLogger("turboserve.engine.offload")
 
 MAX_SLABS = 1_024
 """More idle sessions than an engine will have; with a tiny model, a budget would be cut into many more."""
+_USUAL_BYTES = 2**30
+_SHARE_OF_FREE = 4
+"""Of what is free in host memory, one part in so many may go to idle sessions: neighbours take theirs too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -33,7 +36,7 @@ class HostSlab:
 
     number: int
     data: Tensor
-    """[slab_bytes] uint8, pinned when the model is on a GPU."""
+    """[state_bytes] uint8, pinned when the model is on a GPU."""
 
     def place(self, state: ExportedState) -> ExportedState:
         """The same export with buffers that lie here; nothing is copied yet."""
@@ -49,21 +52,38 @@ class HostSlab:
         return replace(state, buffers=buffers)
 
 
-def slab_bytes(model: CausalVideoModel) -> int:
-    """Bytes that hold any state of one session, whatever its window."""
-    spec = model.spec
+def state_bytes(model: CausalVideoModel, *, ranks: int = 1) -> int:
+    """Bytes that hold any state of one session on one rank, whatever its window."""
+    spec, decoder = model.spec, model.initial_decoder_state()
     chunks = _most_chunks(spec)
     embeds = chunks + 3  # in force, and both ends of a blend
     latents = chunks * spec.chunk_latent_frames * _numel(spec.latent_shape)
     sizes = (
-        _numel(spec.kv_slab_shape) * model.dtype.itemsize,
+        _numel(spec.kv_slab_shape) // ranks * model.dtype.itemsize,
         _numel(spec.prompt_kv_shape) * model.dtype.itemsize,
-        4 * spec.decoder_state_numel,
+        decoder.nbytes,
         4 * latents,
         4 * embeds * _numel(spec.text_shape),
         4 * chunks * spec.chunk_latent_frames * spec.action_dim,
     )
     return sum(size + -size % ALIGNMENT for size in sizes)
+
+
+def slab_bytes(model: CausalVideoModel, *, ranks: int = 1) -> int:
+    """Host memory that such a slab takes: torch gives pinned memory in powers of two."""
+    size = state_bytes(model, ranks=ranks)
+    return 1 << (size - 1).bit_length() if _is_pinned(model) else size
+
+
+def default_budget(model: CausalVideoModel, *, sessions: int, free_bytes: int, ranks: int = 1) -> int:
+    """Bytes for idle sessions where nobody has said how many: 1 GiB, or as many states as there are resident
+    sessions if those are larger, but then no more than a share of the free host memory."""
+    wanted = sessions * slab_bytes(model, ranks=ranks)
+    return max(_USUAL_BYTES, min(wanted, free_bytes // _SHARE_OF_FREE))
+
+
+def _is_pinned(model: CausalVideoModel) -> bool:
+    return model.device.type == "cuda"
 
 
 def _most_chunks(spec: ModelSpec) -> int:
@@ -80,18 +100,19 @@ def _numel(shape: tuple[int, ...]) -> int:
 class HostPool:
     """As many host slabs as fit a budget, at most MAX_SLABS. Belongs to the compute thread."""
 
-    def __init__(self, model: CausalVideoModel, *, budget_bytes: int) -> None:
-        size = slab_bytes(model)
-        pinned = model.device.type == "cuda"
-        self.num_slabs = min(MAX_SLABS, budget_bytes // size)
+    def __init__(self, model: CausalVideoModel, *, budget_bytes: int, ranks: int = 1) -> None:
+        """Takes the memory at once: seconds where it is pinned."""
+        size, taken = state_bytes(model, ranks=ranks), slab_bytes(model, ranks=ranks)
+        self.num_slabs = min(MAX_SLABS, budget_bytes // taken)
         if budget_bytes and not self.num_slabs:
             _log.warning(
-                "idle sessions keep only their checkpoint: offload_mib is %d, a session's state takes %d",
+                "idle sessions keep only their checkpoint: %d MiB are for them, a session's state takes %d; "
+                "set offload_mib",
                 budget_bytes // 2**20,
-                -(-size // 2**20),
+                -(-taken // 2**20),
             )
         self._free = [
-            HostSlab(number=number, data=torch.empty(size, dtype=torch.uint8, pin_memory=pinned))
+            HostSlab(number=number, data=torch.empty(size, dtype=torch.uint8, pin_memory=_is_pinned(model)))
             for number in range(self.num_slabs)
         ]
         self._held: set[int] = set()

@@ -1,4 +1,4 @@
-"""How long passes take on their device, without making it wait for the host."""
+"""How long passes and decodes take on their device, without making it wait for the host."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Generic, Protocol, TypeVar
 
 import torch
 
-__all__ = ["CudaTimer", "HostTimer", "PassTimer", "make_timer"]
+__all__ = ["CudaTimer", "HostTimer", "PassTimer", "begin_timing", "make_timer"]
 
 K = TypeVar("K")
 Timed = tuple[K, float]
@@ -72,3 +72,24 @@ class CudaTimer(Generic[K]):
 def make_timer(device: torch.device, clock: Callable[[], float]) -> PassTimer[K]:
     """The timer for a device; `clock` gives monotonic milliseconds."""
     return CudaTimer(device) if device.type == "cuda" else HostTimer(clock)
+
+
+def begin_timing(device: torch.device, clock: Callable[[], float]) -> Callable[[], float]:
+    """Begin to time what ends by the host waiting for the device. Call the result after that, once: ms.
+
+    What the device had to do before does not count: a pass may still be running when this is called.
+    """
+    if device.type != "cuda":
+        began_ms = clock()
+        return lambda: clock() - began_ms
+    stream = torch.cuda.current_stream(device)
+    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    began.record(stream)
+
+    def end() -> float:
+        ended.record(stream)
+        ended.synchronize()
+        took_ms: float = began.elapsed_time(ended)
+        return took_ms
+
+    return end

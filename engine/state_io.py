@@ -12,6 +12,7 @@ from torch import Tensor
 
 from engine.kv_pool import SlabPool
 from engine.models.base import CausalVideoModel, ModelSpec
+from engine.models.upload import upload
 from engine.ring import Rebuild, live_chunks, plan_rebuild
 from engine.session_state import ChunkRecord, PromptBlend, SessionState, Stage
 from engine.state_format import (
@@ -286,15 +287,16 @@ def _rows(scalars: StateScalars) -> Iterable[int]:
 
 
 def load_scalars(exported: ExportedState, device: torch.device, *, slot: int, epoch: int) -> SessionState:
-    """The session without its slabs. Latents and embeddings are copies."""
+    """The session without its slabs. Latents and embeddings are copies, made before anything that is given to
+    the device after them; the host waits for none that comes from pinned memory."""
     header, scalars = exported.header, exported.header.scalars
     assert scalars is not None
-    latents = exported.buffers["latents"].to(device, copy=True)
-    embeds = exported.buffers["embeds"].to(device, copy=True)
+    latents = exported.buffers["latents"].to(device, copy=True, non_blocking=True)
+    embeds = exported.buffers["embeds"].to(device, copy=True, non_blocking=True)
     rows = [embeds[row : row + 1] for row in range(len(embeds))]
     actions = exported.buffers.get("actions")
     if actions is not None:
-        actions = actions.to(device, copy=True)
+        actions = actions.to(device, copy=True, non_blocking=True)
     blend = scalars.blend
     return SessionState(
         session=header.session,
@@ -349,10 +351,10 @@ def finish_rebuild(spec: ModelSpec, pool: SlabPool, state: SessionState) -> None
     plan = _plan(spec, state)
     slab = pool.kv[state.slot]
     if plan.moves:
-        sources, targets = (list(side) for side in zip(*plan.moves, strict=True))
-        written = slab[:, :, sources].clone()
+        sources, targets = upload(torch.tensor(plan.moves), slab.device).unbind(1)
+        written = slab.index_select(2, sources)
         slab.zero_()
-        slab[:, :, targets] = written
+        slab.index_copy_(2, targets, written)
     state.stage = Stage.BOUNDARY
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from engine.compute_messages import Open
 from engine.kv_pool import SlabPool
 from engine.models.base import CausalVideoModel, PreparesPrompts
+from engine.models.upload import upload
 from engine.ring import plan_anchor, plan_recache
 from engine.sampler import denoise, initial_latents, sigmas_for
 from engine.session_state import ChunkWork, PromptBlend, SessionState, Stage, rebuilt_chunks
@@ -273,7 +274,7 @@ class Stepper:
         if spec.action_dim == 0:
             return None
         frames = held_in_frames(held, controls, spec.chunk_latent_frames)
-        return torch.tensor([self._strongest(states) for states in frames], device=self._model.device)
+        return upload(torch.tensor([self._strongest(states) for states in frames]), self._model.device)
 
     def _strongest(self, states: tuple[ControlInput, ...]) -> list[float]:
         """Each component of several states counts where it is largest: a tap is not averaged away."""

@@ -113,6 +113,7 @@ class Bench:
     host_slabs: int = 4
     costs: CostTable = BATCHING_PAYS
     now_ms: float = 0.0
+    takes_checkpoints: bool = True
     events: list[ComputeEvent] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -126,6 +127,7 @@ class Bench:
             encoders=self.encoders,
             host=self.host,
             checkpoint_every=1,
+            takes_checkpoint=lambda session: self.takes_checkpoints,
             progress=Progress(self.clock),
             clock=self.clock,
             emit=self._note,

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import torch
 
-from engine.checkpointer import MAX_UNACKNOWLEDGED, RETRY_S, Checkpointer
+from engine.checkpointer import MAX_UNACKNOWLEDGED, REST_S, RETRY_S, Checkpointer
 from engine.compute_messages import CheckpointMade
 from engine.state_format import describe, unpack
 from scheduler.messages import SessionId
@@ -35,6 +35,7 @@ class Place:
         self.data: list[bytes] = []
         self.stale: list[tuple[SessionId, int]] = []
         self.calls = 0
+        self.now_s = 0.0
 
     async def write(self, session: SessionId, pointer: CheckpointPointer, data: bytes) -> None:
         self.calls += 1
@@ -51,7 +52,7 @@ class Place:
 @asynccontextmanager
 async def running() -> AsyncIterator[tuple[Checkpointer, Place]]:
     place = Place()
-    checkpointer = Checkpointer(place.write, on_stale=place.on_stale)
+    checkpointer = Checkpointer(place.write, on_stale=place.on_stale, clock=lambda: place.now_s)
     task = asyncio.create_task(checkpointer.run())
     yield checkpointer, place
     task.cancel()
@@ -131,12 +132,28 @@ async def test_a_lost_ownership_is_told() -> None:
 
 
 async def test_a_refused_one_is_given_up() -> None:
-    """The session goes on; the next one is tried."""
+    """The session goes on; for a while no other is to be made of it, then the next one is tried."""
     async with running() as (checkpointer, place):
         place.errors.append(CheckpointRefused("too large"))
-        for seq in (1, 2):
-            checkpointer.offer(made(seq))
-            checkpointer.acknowledge(S1, 1, seq)
-            await until(lambda seq=seq: place.calls == seq)  # type: ignore[misc]
+        checkpointer.offer(made(1))
+        checkpointer.acknowledge(S1, 1, 1)
+        assert checkpointer.takes(S1)
+        await until(lambda: not checkpointer.takes(S1))
+        assert checkpointer.takes(S2) and checkpointer.num_held == 0
+        place.now_s = REST_S
+        assert checkpointer.takes(S1)
+        checkpointer.offer(made(2))
+        checkpointer.acknowledge(S1, 1, 2)
         await until(lambda: bool(place.written))
-        assert place.written == [(S1, 2)] and checkpointer.num_held == 0
+        assert place.written == [(S1, 2)]
+
+
+async def test_a_session_that_comes_back_starts_anew() -> None:
+    """What was refused of it here before is forgotten with it."""
+    async with running() as (checkpointer, place):
+        place.errors.append(CheckpointRefused("too large"))
+        checkpointer.offer(made(1))
+        checkpointer.acknowledge(S1, 1, 1)
+        await until(lambda: not checkpointer.takes(S1))
+        checkpointer.forget(S1)
+        assert checkpointer.takes(S1)

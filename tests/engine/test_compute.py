@@ -100,6 +100,15 @@ def test_frames_leave_before_the_clean_pass() -> None:
     bench.drop(a)
 
 
+def test_no_checkpoint_is_made_while_none_is_taken() -> None:
+    """Not even on the device: its place has refused one."""
+    for takes, made in ((True, [1, 2]), (False, [])):
+        bench = Bench(takes_checkpoints=takes)
+        a = bench.open("s_a")
+        bench.chunks(a, 2)
+        assert sorted(bench.checkpoints(a)) == made
+
+
 class FixedCosts(CostTable):
     """Costs that nothing observed changes."""
 

@@ -48,20 +48,33 @@ def test_a_slow_model_is_measured_less_often() -> None:
 
 
 def test_graphs_are_captured_before_sessions_come() -> None:
-    """Every number of rows that replays one, over full and short windows; the pool is empty again."""
+    """Every number of rows that replays one, over full and short windows, the largest first: their memory is
+    shared. The pool is empty again."""
     model = RecordingModel()
     pool = SlabPool(model, slots=3)
     attention = ChosenAttention((SLICES, GRAPH, GRAPH, GRAPH))
-    rehearse(model, pool, Passes(model, pool, attention=attention), attention)
-    assert [(len(batch.rows), batch.rows[0].num_valid) for batch in model.batches] == [
-        (2, 12),
-        (2, 3),
-        (3, 12),
-        (3, 3),
-    ]
+    rehearse(model, pool, Passes(model, pool, attention=attention), attention, every_shape=False)
+    assert run_by(model) == [(3, 12), (3, 3), (2, 12), (2, 3)]
     assert pool.num_free == 3
-    rehearse(model, pool, Passes(model, pool), SLICES)
+    rehearse(model, pool, Passes(model, pool), SLICES, every_shape=False)
     assert len(model.batches) == 4
+
+
+def test_on_a_gpu_every_shape_is_run_before_sessions_come() -> None:
+    """Each number of rows, a window that grows, one that is written again for a new prompt, and a decode."""
+    model = RecordingModel()
+    model.spec = replace(model.spec, recaches_prompts=True)
+    pool = SlabPool(model, slots=3)
+    rehearse(model, pool, Passes(model, pool), SLICES, every_shape=True)
+    assert run_by(model)[:-1] == [(3, 12), (2, 12), (1, 12), (1, 3), (1, 6), (1, 9)]
+    again = model.batches[-1]
+    assert (again.x.shape[1], again.rows[0].num_valid) == (12, 12) and not again.sigma.any()
+    assert [len(latents) for latents in model.latents] == [3] and pool.num_free == 3
+
+
+def run_by(model: RecordingModel) -> list[tuple[int, int]]:
+    """Rows and K/V length of each pass."""
+    return [(len(batch.rows), batch.rows[0].num_valid) for batch in model.batches]
 
 
 @pytest.mark.parametrize(("pass_ms", "expected"), [(1.0, 4), (40.0, 0)])
