@@ -69,14 +69,17 @@ def containers() -> list[tuple[str, Document]]:
     return [(name, container) for name, spec in pod_specs().items() for container in spec["containers"]]
 
 
+VERSIONS = ("1.30", "1.37")
+"""Of Kubernetes: the oldest that docs/deploy.md names, and the newest that is published as a schema here."""
 OURS = [(name, c) for name, c in containers() if c["image"].startswith("turboserve/")]
 
 
-def test_every_manifest_fits_the_schemas() -> None:
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_manifest_fits_the_schemas(version: str) -> None:
     """Strictly: an unknown field is an error."""
     assert len(documents()) == 11
     for document in documents():
-        kubernetes_validate.validate(document, "1.37", strict=True)
+        kubernetes_validate.validate(document, version, strict=True)
 
 
 def test_the_check_would_notice() -> None:
@@ -87,12 +90,13 @@ def test_the_check_would_notice() -> None:
         kubernetes_validate.validate(deployment, "1.37", strict=True)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_engine_pods_fit_the_schemas(name: str) -> None:
+def test_engine_pods_fit_the_schemas(name: str, version: str) -> None:
     """As the provisioner makes them."""
     engine = DesiredEngine(id=EngineId("e_0000000a"), model="shapes")
     pod = make_pod(load_template(MANIFESTS / name), engine, cluster="main", avoid=["n"])
-    kubernetes_validate.validate(pod, "1.37", strict=True)
+    kubernetes_validate.validate(pod, version, strict=True)
 
 
 def test_parts_find_each_other() -> None:
