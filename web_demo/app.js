@@ -179,12 +179,13 @@ function detail() {
     return `${eta}The video starts by itself as soon as an engine is free.`;
   }
   if (phase === "connecting" && stream.waiting !== null) return `${stream.waiting} (done for you)`;
-  if (phase === "connecting" && stream.attempts > 0) return "The server does not answer yet. Trying again.";
+  if (phase === "connecting" && stream.attempts > 0) return `${navigator.onLine ? "The server does not answer yet" : "This browser is offline"}. Trying again.`;
   if (phase === "locked") return isBadToken ? NO_TOKEN : "Paste an access token. It stays in this tab.";
   return stream.end?.sentence ?? "";
 }
 
 function statusText() {
+  if (stream.phase === "lost" && !navigator.onLine) return "Offline, retrying…";
   if (stream.phase === "queued" && stream.reason === "" && stream.queue !== null) return `Queued, place ${stream.queue.position} in line`;
   return null;
 }

@@ -22,6 +22,8 @@ const STOP_FOR_MS = 30_000; // by then the server has made the session of a lost
 /** Errors after which the server closes the connection itself; the close code says more. */
 const CLOSE_FOLLOWS = new Set(["no_such_session", "capacity", "unauthorised"]);
 const ASK_AGAIN_MS = 1000;
+const UNREACHABLE = "The server cannot be reached. Is it running?";
+const OFFLINE = "This browser is offline: it has no network.";
 const NEEDS_ACCEPT = new Set(["prompt", "reset"]);
 
 const idPrefix = Math.random().toString(36).slice(2, 10);
@@ -267,7 +269,7 @@ export class Connection {
     }
     const refusal = this.#refusal;
     const said = code === NO_CAPACITY ? "" : refusal?.message; // what to do then is for the page to say
-    const sentence = said || FINAL_CLOSE.get(code) || reason || "The server cannot be reached. Is it running?";
+    const sentence = said || FINAL_CLOSE.get(code) || reason || (navigator.onLine ? UNREACHABLE : OFFLINE);
     this.#end({ code, sentence, retryAfterMs: code === NO_CAPACITY ? refusal?.retry_after_ms : null });
   }
 

@@ -49,22 +49,23 @@ export async function whyUnsupported(scope = globalThis) {
   return "This browser decodes no video that there is here. Use a regular Chrome, Edge, Safari or Firefox.";
 }
 
-/** The decoder for a session's codec. */
-export function makeDecoder(codec, onFrame, onFailure) {
-  return codec === "mjpeg" ? new PictureDecoder(onFrame, onFailure) : new Decoder(codec, onFrame, onFailure);
+/**
+ * The decoder for a session's codec. Handlers: frame(picture, tag), which owns the picture and must close it; lost(tag) for a
+ * unit that gives no picture, for whatever reason; failed() when decoding fails for good.
+ */
+export function makeDecoder(codec, handlers) {
+  return codec === "mjpeg" ? new PictureDecoder(handlers) : new Decoder(codec, handlers);
 }
 
 /** Motion JPEG: every access unit is a picture. */
 class PictureDecoder {
-  #onFrame;
-  #onFailure;
+  #handlers;
   #newest = Promise.resolve(); // pictures come out in their order
   #bad = 0; // in a row
   #life = 0;
 
-  constructor(onFrame, onFailure) {
-    this.#onFrame = onFrame;
-    this.#onFailure = onFailure;
+  constructor(handlers) {
+    this.#handlers = handlers;
   }
 
   decode(unit, _isKey, tag) {
@@ -73,7 +74,7 @@ class PictureDecoder {
     picture.catch(() => {}); // told below, in its turn
     this.#newest = this.#newest.then(() => picture).then(
       (frame) => this.#decoded(frame, tag, life),
-      (error) => this.#skip(error, life),
+      (error) => this.#skip(error, tag, life),
     ).catch((error) => reportError(error)); // whoever takes the pictures has failed, not the picture
   }
 
@@ -83,15 +84,16 @@ class PictureDecoder {
       return;
     }
     this.#bad = 0;
-    this.#onFrame(frame, tag);
+    this.#handlers.frame(frame, tag);
   }
 
   /** A picture that is no picture: the one before stays a little longer. */
-  #skip(error, life) {
+  #skip(error, tag, life) {
     console.warn("picture decoder:", error.message);
     if (life !== this.#life) return;
+    this.#handlers.lost(tag);
     this.#bad += 1;
-    if (this.#bad >= MAX_BAD_PICTURES) this.#onFailure();
+    if (this.#bad >= MAX_BAD_PICTURES) this.#handlers.failed();
   }
 
   waitForKey() {}
@@ -103,8 +105,7 @@ class PictureDecoder {
 
 class Decoder {
   #name; // as the protocol has it
-  #onFrame;
-  #onFailure;
+  #handlers;
   #decoder = null;
   #codec = null;
   #waitingForKey = true;
@@ -114,17 +115,18 @@ class Decoder {
   #failures = 0;
   #preferSoftware = false;
 
-  /** onFrame(VideoFrame, tag) owns the frame and must close it. onFailure() when decoding fails for good. */
-  constructor(name, onFrame, onFailure) {
+  constructor(name, handlers) {
     this.#name = name;
-    this.#onFrame = onFrame;
-    this.#onFailure = onFailure;
+    this.#handlers = handlers;
   }
 
   /** Decode one access unit; its frame comes back with `tag`. */
   decode(unit, isKey, tag, nowMs) {
     if (isKey) this.#prepare(unit, nowMs);
-    else if (this.#waitingForKey) return;
+    else if (this.#waitingForKey) {
+      this.#handlers.lost(tag);
+      return;
+    }
     const ticket = this.#nextTicket++;
     this.#pending.set(ticket, { tag, fedMs: nowMs });
     try {
@@ -152,7 +154,7 @@ class Decoder {
     const codec = (this.#name === "h264" && codecString(unit)) || (this.#codec ?? CODECS[this.#name] ?? this.#name);
     if (this.#isStuck(nowMs)) {
       this.#preferSoftware = true; // some hardware decoders hold frames back
-      this.close();
+      this.#giveUp();
     }
     this.#waitingForKey = false;
     if (this.#decoder !== null && codec === this.#codec) return;
@@ -183,15 +185,21 @@ class Decoder {
     }
     this.#failures = 0;
     this.#gaveMs = performance.now();
-    this.#onFrame(frame, entry.tag);
+    this.#handlers.frame(frame, entry.tag);
   }
 
   #fail(decoder, error) {
     if (decoder !== this.#decoder) return;
     console.warn("video decoder:", error.message);
-    this.close();
+    this.#giveUp();
     this.#failures += 1;
-    if (this.#failures >= MAX_FAILURES) this.#onFailure();
+    if (this.#failures >= MAX_FAILURES) this.#handlers.failed();
+  }
+
+  /** The decoder is made anew for the next key frame; what it still holds is lost. */
+  #giveUp() {
+    for (const { tag } of this.#pending.values()) this.#handlers.lost(tag);
+    this.close();
   }
 
   /** Whether it keeps frames to itself; one that still gives some, however late, is only slow. */

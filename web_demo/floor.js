@@ -258,7 +258,7 @@ export class Floor {
     node.tabIndex = -1;
     node.dataset.id = id;
     node.dataset.fresh = "";
-    node.style.color = `hsl(${hueOf(id).toFixed(0)} 72% 60%)`;
+    node.style.setProperty("--hue", hueOf(id).toFixed(0));
     node.append(element("i", ""));
     this.#root.append(node);
     const chip = { node, lane: null, slot: 0, x: -1, y: -1 };

@@ -32,6 +32,7 @@ export class Player {
   #frameMs = 62.5;
   #firstMs = null; // media time where this player came in
   #newestEndMs = null; // media time at the end of the newest complete chunk
+  #lostEndMs = 0; // media time up to which something came that can't be shown
   #chunkEndMs = null; // where the next part of the chunk being received goes on
   #cutRev = null;
   #blendRev = null; // a revision that the picture turns into slowly: nothing is cut for it
@@ -55,7 +56,11 @@ export class Player {
   /** Begin a session (or join a running one) whose first wanted chunk is nextSeq. */
   open(session, nextSeq) {
     this.close();
-    this.#decoder = makeDecoder(session.codec ?? "h264", (frame, tag) => this.#decoded(frame, tag), () => this.#handlers.failed());
+    this.#decoder = makeDecoder(session.codec ?? "h264", {
+      frame: (frame, tag) => this.#decoded(frame, tag),
+      lost: ({ endMs }) => (this.#lostEndMs = endMs),
+      failed: () => this.#handlers.failed(),
+    });
     this.#frameMs = 1000 / session.fps;
     this.chunkMs = session.chunk_frames * this.#frameMs;
     this.#sequence = new ChunkSequence(nextSeq);
@@ -76,6 +81,7 @@ export class Player {
     this.#begunSeq = null;
     this.#firstMs = null;
     this.#newestEndMs = null;
+    this.#lostEndMs = 0;
     this.#cutRev = this.#blendRev = null;
     this.#genMs = [];
   }
@@ -105,11 +111,14 @@ export class Player {
     return this.#genMs.at(-1) ?? null;
   }
 
-  /** Media time from the playhead to the end of the newest complete chunk. */
+  /**
+   * Media time from the playhead to the end of the newest complete chunk. What can't be shown is as good as played: the server
+   * sends no more as long as enough is buffered, and who waits for a picture that can be decoded would wait for ever.
+   */
   bufferMs(nowMs) {
     if (this.#newestEndMs === null) return 0;
     const playhead = this.clock.mediaMs(nowMs) ?? this.#firstMs;
-    return Math.max(0, this.#newestEndMs - playhead);
+    return Math.max(0, this.#newestEndMs - Math.max(playhead, this.#lostEndMs));
   }
 
   setPaused(paused) {

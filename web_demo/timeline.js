@@ -74,6 +74,7 @@ export class Timeline {
     const text = document.createElement("span");
     text.textContent = entry.text;
     node.append(text);
+    node.addEventListener("mousedown", (event) => event.preventDefault()); // the strip is hidden from who reads: the focus stays out of it
     node.addEventListener("click", () => this.#use(entry.text));
     return node;
   }

@@ -135,8 +135,10 @@ class Faults:
     """Kill the encoder amid this chunk. AV1 only."""
     low_chunks: range = range(0)
     """Chunks that come at the lower rung."""
-    damage_chunk: int | None = None
-    """Send this chunk with its first access unit overwritten, once."""
+    damaged: range = range(0)
+    """Chunks that come with their first access unit overwritten."""
+    hold_chunks: asyncio.Event | None = None
+    """Sessions have a place, and nothing is generated for them until it is set."""
     queue: asyncio.Event | None = None
     """New sessions wait in line until it is set."""
     close_on_start: tuple[int, dict[str, Any]] | None = None
@@ -153,6 +155,16 @@ class Faults:
     """Wait so long before each part: a thin network."""
     ignore_pauses: bool = False
     """Never answer a pause."""
+
+
+class Line(ServerConnection):
+    """A connection that can die without a word: it stays open, and nothing comes through."""
+
+    is_mute = False
+
+    async def send(self, *args: Any, **options: Any) -> None:
+        if not self.is_mute:
+            await super().send(*args, **options)
 
 
 class StreamServer:
@@ -192,6 +204,13 @@ class StreamServer:
         for session in self.sessions.values():
             if session.socket is not None:
                 session.socket.transport.abort()
+
+    def go_mute(self) -> None:
+        """Say nothing more on the connections that there are, not even a pong."""
+        for session in self.sessions.values():
+            if session.socket is not None:
+                assert isinstance(session.socket, Line)
+                session.socket.is_mute = True
 
     async def close_all(self, code: int) -> None:
         for session in self.sessions.values():
@@ -364,6 +383,8 @@ class StreamServer:
             await self.faults.queue.wait()
         if session.socket is not None:
             await say_state(session.socket, session)
+        if self.faults.hold_chunks is not None:
+            await self.faults.hold_chunks.wait()
         while True:
             while session.paused or self._unplayed_ms(session) >= max(session.lead_ms, 750):
                 session.changed.clear()
@@ -409,8 +430,7 @@ class StreamServer:
 
     async def _send_chunk(self, session: Session, socket: ServerConnection, chunk: Chunk, parts: int) -> None:
         units = chunk.units
-        if self.faults.damage_chunk == chunk.seq:
-            self.faults.damage_chunk = None
+        if chunk.seq in self.faults.damaged:
             units = [units[0][:60] + bytes(len(units[0]) - 60), *units[1:]]
         groups = [list(group) for group in np.array_split(np.arange(len(units)), parts)]
         for part, group in enumerate(groups):
@@ -508,6 +528,7 @@ async def stream_server(port: int = 0) -> AsyncIterator[StreamServer]:
     async with serve(
         state.handle, "localhost", port, process_request=state.serve_file, compression=None,
         subprotocols=["turboserve.v1+json", "turboserve.v1+msgpack"],  # type: ignore[list-item]
+        create_connection=Line,
     ) as server:  # fmt: skip
         await state.open(server)
         try:

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import replace
 
 import pytest
 from playwright.async_api import Browser, Page
 
-from gateway.listener import Listener
-from launch.simulate_serve import ClusterOnly
-from scheduler.domain import EngineId, EngineRecord, EngineState, Phase, SessionId
-from scheduler.sim.profile import find_profile
-from scheduler.sim.record import new_engine
-from scheduler.store.values import ClusterInfo, Decision, SessionOutline
+from scheduler.domain import EngineId, EngineState, SessionId
+from scheduler.store.values import Decision
 from tests.browser.driver import tab, until
+from tests.browser.scripted_cluster import ScriptedSource, served, url
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
@@ -25,91 +19,30 @@ PHONE = (360, 740)
 ONE, TWO = EngineId("e_00000001"), EngineId("e_00000002")
 
 
-class ScriptedSource:
-    """A cluster that is what a test says. Its clock runs with each look."""
-
-    def __init__(self) -> None:
-        self.clock_ms = 1_000_000
-        self.engines: dict[EngineId, EngineRecord] = {}
-        self.sessions: dict[SessionId, SessionOutline] = {}
-        self.said: list[Decision] = []
-
-    def engine(self, id: EngineId, state: EngineState = EngineState.READY) -> None:
-        record = new_engine(id, find_profile("paper"), 0)
-        self.engines[id] = replace(record, state=state, load=0.5, chunk_ms=300.0)
-
-    def session(self, id: str, engine: EngineId | None, *, active: bool = True) -> None:
-        phase = Phase.QUEUED if engine is None else Phase.PLACED
-        self.sessions[SessionId(id)] = SessionOutline(
-            id=SessionId(id), phase=phase, active=active, engine=engine, epoch=1, next_seq=0, slack_ms=0
-        )
-
-    async def now_ms(self) -> int:
-        self.clock_ms += 500
-        return self.clock_ms
-
-    async def list_engines(self) -> list[EngineRecord]:
-        counts = {id: sum(s.engine == id for s in self.sessions.values()) for id in self.engines}
-        return [replace(record, sessions=counts[id]) for id, record in self.engines.items()]
-
-    async def count_sessions(self) -> int:
-        return len(self.sessions)
-
-    async def read_outlines(self) -> AsyncIterator[list[SessionOutline]]:
-        yield list(self.sessions.values())
-
-    async def cluster_info(self) -> ClusterInfo:
-        waiting = sum(s.phase is Phase.QUEUED for s in self.sessions.values())
-        return ClusterInfo(
-            policy="slack", budget=len(self.engines), queue=waiting, release_interval_ms=1, start_ms=1, term=1
-        )
-
-    async def decisions(self, count: int) -> list[Decision]:
-        return self.said[:count]
+LANES = """() => {
+    const nodes = [...document.querySelectorAll(".lane:not([data-gone])")];
+    const lanes = nodes.map((lane) => [lane.dataset.id, lane.getBoundingClientRect()]);
+    const laneOf = (chip) => {
+        const box = chip.getBoundingClientRect();
+        const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
+        const isIn = ([, { left, right, top, bottom }]) => left < x && x < right && top < y && y < bottom;
+        return lanes.find(isIn)?.[0] ?? null;
+    };
+    const chips = [...document.querySelectorAll(".chip:not([data-gone])")];
+    return Object.fromEntries(chips.map((chip) => [chip.dataset.id, laneOf(chip)]));
+}"""
+"""The lane whose box the middle of each session's chip is in."""
 
 
-@asynccontextmanager
-async def served(source: ScriptedSource, port: int = 0) -> AsyncIterator[int]:
-    """The page on this source; yields the port."""
-    application = ClusterOnly(source)
-    listener = Listener(application)
-    bound = await listener.start("127.0.0.1", port)
-    feed = asyncio.get_running_loop().create_task(application.feed.run())
-    try:
-        yield bound
-    finally:
-        application.feed.close()
-        feed.cancel()
-        await asyncio.gather(feed, return_exceptions=True)
-        await listener.close()
-
-
-def url(port: int) -> str:
-    return f"http://127.0.0.1:{port}/cluster"
-
-
-async def lane_of(page: Page, session: str) -> str | None:
-    """The lane whose box the middle of a session's chip is in, once it rests."""
-    where: str | None = await page.evaluate(
-        """(id) => {
-            const box = (node) => node.getBoundingClientRect();
-            const node = document.querySelector(`.chip[data-id="${id}"]`);
-            if (node === null) return null;
-            const chip = box(node);
-            const [x, y] = [chip.x + chip.width / 2, chip.y + chip.height / 2];
-            const isIn = ({left, right, top, bottom}) => left < x && x < right && top < y && y < bottom;
-            const lanes = [...document.querySelectorAll(".lane")];
-            return lanes.find((lane) => isIn(box(lane)))?.dataset.id ?? null;
-        }""",
-        session,
-    )
-    return where
+async def until_seen(page: Page, wanted: dict[str, str]) -> None:
+    """Wait until these sessions rest in these lanes."""
+    async with asyncio.timeout(20):
+        while not wanted.items() <= (await page.evaluate(LANES)).items():  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0.05)
 
 
 async def until_in(page: Page, session: str, lane: str) -> None:
-    async with asyncio.timeout(20):
-        while await lane_of(page, session) != lane:  # noqa: ASYNC110 - a transition that no event tells
-            await asyncio.sleep(0.05)
+    await until_seen(page, {session: lane})
 
 
 async def test_sessions_are_seen_in_their_lanes_and_moving(browser: Browser) -> None:
@@ -331,19 +264,88 @@ async def test_a_crowd_is_shown_as_numbers(browser: Browser, monkeypatch: pytest
         assert complaints == []
 
 
+CHIPS = """() => {
+    const brush = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+    const alpha = (colour) => {
+        brush.clearRect(0, 0, 1, 1);
+        brush.fillStyle = colour;
+        brush.fillRect(0, 0, 1, 1);
+        return brush.getImageData(0, 0, 1, 1).data[3] / 255;
+    };
+    return [...document.querySelectorAll(".chip")].map((chip) => {
+        const { x, y } = chip.getBoundingClientRect();
+        return [chip.dataset.id, [x, y], alpha(getComputedStyle(chip.firstElementChild).backgroundColor)];
+    });
+}"""
+"""(session, place, how much of what is behind its fill hides) of each chip."""
+
+
 @pytest.mark.parametrize("size", [PHONE, (1600, 1000)], ids=["phone", "wide"])
 async def test_64_engines_and_500_sessions_fit(browser: Browser, size: tuple[int, int]) -> None:
-    """Every chip is inside the lane of its engine, and nothing sticks out sideways."""
+    """Every chip has a place of its own inside the lane of its engine, and idle ones are pale; all can move
+    at once, and nothing sticks out sideways."""
     source = ScriptedSource()
-    ids = [EngineId(f"e_{number:08x}") for number in range(64)]
-    for id in ids:
-        source.engine(id)
-    for number in range(500):
-        source.session(f"s_{number:016x}", ids[number * 7 % 64], active=number % 3 > 0)
+    engines = [EngineId(f"e_{number:08x}") for number in range(64)]
+    sessions = [f"s_{number:016x}" for number in range(500)]
+    for engine in engines:
+        source.engine(engine)
+
+    def place(shift: int) -> dict[str, str]:
+        seats = {id: engines[(number * 7 + shift) % 64] for number, id in enumerate(sessions)}
+        for number, (id, engine) in enumerate(seats.items()):
+            source.session(id, engine, active=number % 3 > 0)
+        return dict(seats)
+
+    seats = place(0)
     async with served(source) as port, tab(browser, url(port), size) as (page, complaints):
+        await page.emulate_media(reduced_motion="reduce")
         await until(page, "document.querySelectorAll('.chip').length === 500")
-        for number in (0, 250, 499):
-            await until_in(page, f"s_{number:016x}", ids[number * 7 % 64])
+        await until_seen(page, seats)
         assert await page.locator(".lane").count() == 64
+        chips = await page.evaluate(CHIPS)
+        assert len({tuple(spot) for _, spot, _ in chips}) == 500
+        for id, _, fill in chips:
+            is_idle = sessions.index(id) % 3 == 0
+            assert fill == pytest.approx(0.24 if is_idle else 1, abs=0.01)
+        seats = place(13)
+        await until(page, "turboserve.moves === 500")
+        await until_seen(page, seats)
+        assert len({tuple(spot) for _, spot, _ in await page.evaluate(CHIPS)}) == 500
         assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert complaints == []
+
+
+FIGURES = """() => [turboserve.cluster.t_ms, Object.fromEntries(
+    ["budget", "load", "latency", "cost"].map((name) => [name,
+        [...document.querySelectorAll(`#figure-${name} p`)].map(({ textContent }) => textContent)]))]"""
+"""When, and what the figures say."""
+
+
+async def test_the_figures_are_the_feeds(browser: Browser) -> None:
+    """Mean load of the engines that run; the longest mean latency of those that serve somebody, called so,
+    with its peak; the engine time of the budget, adding up."""
+    source = ScriptedSource(step_ms=15_000)
+    source.engine(ONE, load=0.25, chunk_ms=180.0)
+    source.engine(TWO, load=0.65, chunk_ms=421.6)
+    source.engine(EngineId("e_00000003"), EngineState.STARTING, load=0.0, chunk_ms=9_000.0)
+    source.engine(EngineId("e_00000004"), load=0.3, chunk_ms=5_000.0)  # of sessions that have left
+    source.session("s_0000000000000001", ONE)
+    source.session("s_0000000000000002", TWO)
+    began_ms = source.clock_ms + 15_000  # the first look
+    async with served(source) as port, tab(browser, url(port)) as (page, complaints):
+        await until(page, f"turboserve.cluster?.t_ms >= {began_ms + 60_000}")
+        t_ms, figures = await page.evaluate(FIGURES)
+        assert figures == {
+            "budget": ["4 engines", "1 starting"],
+            "load": ["40 %", "2 sessions"],
+            "latency": ["422 ms", "peak 422 ms"],
+            "cost": [f"{4 * (t_ms - began_ms) / 60_000:.1f} engine-min", "last 10 min"],
+        }
+        latency = page.locator("#figure-latency")
+        assert await latency.locator("h2").text_content() == "Slowest engine"
+        assert (await latency.get_attribute("title") or "").startswith("Mean chunk latency")
+        source.engine(TWO, load=0.05, chunk_ms=100.0)
+        await until(page, "document.querySelector('#figure-load .value').textContent === '20 %'")
+        _, figures = await page.evaluate(FIGURES)
+        assert figures["latency"] == ["180 ms", "peak 422 ms"]
         assert complaints == []

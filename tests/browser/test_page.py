@@ -154,7 +154,7 @@ async def test_damaged_chunk_costs_only_itself(
 ) -> None:
     """After a broken access unit the decoder is made anew and plays from the next key frame; of Motion JPEG
     one picture is missing."""
-    server.faults.damage_chunk = 2
+    server.faults.damaged = range(2, 3)
     async with tab(browser, server.url, init_script=init_script) as (page, complaints):
         await begin(page)
         await until(page, "turboserve.seq >= 5 && turboserve.state === 'generating'")
@@ -795,8 +795,10 @@ async def test_layout_holds_still(browser: Browser, server: StreamServer, size: 
         if size == WIDE:
             assert await page.evaluate("document.documentElement.scrollHeight <= innerHeight")
         # Also not before the script ran; centred words move as their length changes.
-        fixed = {"stage", "form", "chips", "controls", "history-title", "history"}
-        assert fixed.isdisjoint(await page.evaluate("shifted"))
+        fixed = ["stage", "transport", "timeline", "panel", "form", "chips", "history-title", "history"]
+        known = "(names) => names.filter((name) => document.querySelector(`#${name}, .${name}`) !== null)"
+        assert await page.evaluate(known, fixed) == fixed
+        assert set(fixed).isdisjoint(await page.evaluate("shifted"))
 
 
 async def test_arrows_push_while_they_are_held(browser: Browser, server: StreamServer) -> None:
@@ -829,6 +831,16 @@ async def test_arrows_push_while_they_are_held(browser: Browser, server: StreamS
         assert await page.evaluate("scrollY") == 0
 
 
+STOP = """() => {
+    const node = document.activeElement;
+    if (node === document.body) return [null]; // behind the last one
+    const ringed = node.matches("textarea") ? node.closest(".ask") : node;
+    const { outlineStyle, outlineWidth, outlineColor } = getComputedStyle(ringed);
+    return [node.id || node.parentElement?.id, outlineStyle, outlineWidth, outlineColor];
+}"""
+"""What has the focus, and the ring around it."""
+
+
 async def test_keyboard_alone_is_enough(browser: Browser, server: StreamServer) -> None:
     """Tab reaches every control in order and each shows where the focus is."""
     async with tab(browser, server.url) as (page, _):
@@ -837,11 +849,9 @@ async def test_keyboard_alone_is_enough(browser: Browser, server: StreamServer) 
         seen = []
         for _ in range(30):
             await page.keyboard.press("Tab")
-            seen.append(
-                await page.evaluate(
-                    "(({id, parentElement}) => id || parentElement?.id)(document.activeElement)"
-                )
-            )
+            name, *ring = await page.evaluate(STOP)
+            assert name is None or ring == ["solid", "2px", "rgb(53, 87, 214)"], name
+            seen.append(name)
         order = ("theme", "pause", "reset", "stop", "record", "download", "share", "fullscreen", "drawer")
         order += ("prompt", "send", "blend", "seed", "chips", "edits")
         assert list(dict.fromkeys(name for name in seen if name in order)) == list(order)

@@ -201,7 +201,7 @@ async def test_repeated_chunks_are_faults(server: StreamServer) -> None:
 async def test_a_damaged_chunk_is_a_fault_when_decoded(server: StreamServer) -> None:
     """And is not noticed otherwise."""
     for decode in (True, False):
-        server.faults.damage_chunk = 0
+        server.faults.damaged = range(1)
         watched = Watched(server.url, (0.0, Do.START), (2.5, Do.STOP), decode=decode)
         await watched.run()
         assert bool(watched.of(Fault)) is decode
