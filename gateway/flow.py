@@ -23,7 +23,7 @@ from scheduler.messages import ChunkPart, EngineId, Rung, SessionId, Subscribe, 
 logger = logging.getLogger("gateway.flow")
 
 MAX_RESUBSCRIBES = 3
-"""Without a relayed part in between; an engine that still skips chunks is not asked again."""
+"""Without a relayed part in between; what an engine still skips then is a gap."""
 
 
 class FlowState(Enum):
@@ -48,6 +48,8 @@ class PartVerdict(Enum):
     DROP = "drop"
     RESUBSCRIBE = "resubscribe"
     """The engine skipped something: ask again from next_seq."""
+    SKIP = "skip"
+    """It does so whenever it is asked: go on with this part."""
 
 
 class Flow:
@@ -114,10 +116,7 @@ class Flow:
         self._move(FlowState.FLOWING)
         if reply.start_seq <= self.next_seq:
             return True, None
-        gap = Gap(from_seq=self.next_seq, to_seq=reply.start_seq - 1)
-        self.next_seq = reply.start_seq
-        self._next_frame = None
-        return True, gap
+        return True, self._give_up(reply.start_seq)
 
     def receive_part(self, part: ChunkPart, rung: Rung = Rung.FULL) -> PartVerdict:
         """Decide about one part and remember what was relayed. `rung`: what the client should get."""
@@ -134,6 +133,10 @@ class Flow:
             self._complete(part)
         return PartVerdict.RELAY
 
+    def skip_to(self, part: ChunkPart) -> Gap:
+        """After SKIP: give up what lies before this part, which is then received again."""
+        return self._give_up(part.seq)
+
     def resubscribe(self) -> Subscribe:
         """Ask the same owner again from next_seq."""
         return self._subscribe()
@@ -149,10 +152,16 @@ class Flow:
             next_frame=self._next_frame,
         )
 
+    def _give_up(self, next_seq: int) -> Gap:
+        gap = Gap(from_seq=self.next_seq, to_seq=next_seq - 1)
+        self.next_seq, self._next_part, self._next_frame = next_seq, 0, None
+        return gap
+
     def _count_skip(self, part: ChunkPart) -> PartVerdict:
+        if self._resubscribes >= MAX_RESUBSCRIBES:
+            is_begin = part.part == 0 and part.seq > self.next_seq
+            return PartVerdict.SKIP if is_begin else PartVerdict.DROP
         self._resubscribes += 1
-        if self._resubscribes > MAX_RESUBSCRIBES:
-            return PartVerdict.DROP
         wanted = (self.next_seq, self._next_part)
         logger.warning("%s: engine sent part %s, wanted %s", self.session, (part.seq, part.part), wanted)
         return PartVerdict.RESUBSCRIBE

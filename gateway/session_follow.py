@@ -127,6 +127,9 @@ class FollowRules(SessionCore):
                 self._out.append(SendChunk(header=header, payload=payload))
             case PartVerdict.RESUBSCRIBE:
                 self._ask(s.flow.resubscribe())
+            case PartVerdict.SKIP:
+                self._send(s.flow.skip_to(part))
+                return self.receive_chunk(part, payload, rung)
             case PartVerdict.DROP:
                 pass
         return self._take()
