@@ -32,7 +32,7 @@ MIB = 1024 * 1024
 MAX_WAITING_BYTES = 64 * MIB
 """For the writing thread, all sessions together; beyond it chunks are left out."""
 MAX_WRITERS = 10_000
-"""Sessions of which is remembered what lies on disk, those that were attached last."""
+"""Sessions of which is remembered what lies on disk, those that were written last."""
 MAX_DOWNLOADS = 8
 """At once; each holds a file as large as its recording."""
 MAX_DOWNLOADS_EACH = 2
@@ -60,25 +60,25 @@ class Recorder:
         self._waiting_bytes = 0
         self._is_failing = False
         self._writers: dict[SessionId, SegmentWriter] = {}
-        """Least lately begun first. They outlive connections: who attaches again and again adds nothing."""
+        """Least lately written first. They outlive connections: who attaches again and again adds nothing."""
         self._downloads: weakref.WeakSet[Download] = weakref.WeakSet()
         self._making = asyncio.Semaphore(MAX_MAKING)
 
     def begin(self, session: SessionId) -> Take:
-        """For one connection that controls the session."""
-        writer = self._writers.pop(session, None) or SegmentWriter(self._root / session, self._session_bytes)
-        self._writers[session] = writer
-        if len(self._writers) > MAX_WRITERS:
-            del self._writers[next(iter(self._writers))]
-        return Take(self, writer)
+        """For one connection that controls the session, or is about to."""
+        return Take(self, session)
 
-    def write(self, writer: SegmentWriter, parts: list[tuple[ChunkHeader, bytes]]) -> None:
+    def write(self, session: SessionId, parts: list[tuple[ChunkHeader, bytes]]) -> None:
         """Add a whole chunk in the background."""
         num_bytes = sum(len(payload) for _, payload in parts)
         if self._waiting_bytes + num_bytes > MAX_WAITING_BYTES:
             self._metrics.recording_drops.inc()
             return
         self._waiting_bytes += num_bytes
+        writer = self._writers.pop(session, None) or SegmentWriter(self._root / session, self._session_bytes)
+        self._writers[session] = writer
+        if len(self._writers) > MAX_WRITERS:
+            del self._writers[next(iter(self._writers))]
         job = asyncio.get_running_loop().run_in_executor(self._thread, writer.append, parts)
         job.add_done_callback(partial(self._written, num_bytes))
 
@@ -147,11 +147,11 @@ class Recorder:
 
 
 class Take:
-    """What one connection adds to its session's recording."""
+    """What one connection adds to its session's recording: nothing is known of it before the first chunk."""
 
-    def __init__(self, recorder: Recorder, writer: SegmentWriter) -> None:
+    def __init__(self, recorder: Recorder, session: SessionId) -> None:
         self._recorder = recorder
-        self._writer = writer
+        self._session = session
         self._parts: list[tuple[ChunkHeader, bytes]] = []
 
     def add(self, header: ChunkHeader, payload: bytes | memoryview) -> None:
@@ -160,7 +160,7 @@ class Take:
             self._parts = []
         self._parts.append((header, bytes(payload)))
         if len(self._parts) == header.parts:
-            self._recorder.write(self._writer, self._parts)
+            self._recorder.write(self._session, self._parts)
             self._parts = []
 
 

@@ -218,6 +218,21 @@ async def test_who_attaches_again_and_again_writes_nothing(world: World, tmp_pat
         assert list((tmp_path / UNSERVED).iterdir()) == [segment] and segment.stat().st_size > size + 1000
 
 
+async def test_who_attaches_to_nothing_is_not_remembered(world: World, tmp_path: Path) -> None:
+    """Anybody can make up ids: they would push out what is known of sessions that are recorded."""
+    async with world.engine() as engine, world.gateway(recordings=str(tmp_path)) as gateway:
+        recorder = gateway.hub.recorder
+        assert recorder is not None
+        async with client_of(gateway) as client:
+            session = await begin(client, engine)
+            await send(engine, session.session, (0,), Encoder())
+            await receive(client, (0,))
+            async with client_of(gateway) as stranger:
+                await stranger.send(wire.Attach(session=UNSERVED, resume="x", next_seq=0))
+                assert await stranger.close_code() == wire.CloseCode.NO_SUCH_SESSION
+            assert list(recorder._writers) == [session.session]
+
+
 async def test_downloads_of_one_leave_places_to_others(world: World, tmp_path: Path) -> None:
     """A session's slow readers, or those of a subject's sessions together, hold two of the eight places."""
     settings = {"recordings": str(tmp_path), "auth": "token", "token_secrets": (SECRET,)}
