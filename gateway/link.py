@@ -46,6 +46,8 @@ MAX_QUEUED_BYTES = 1024 * 1024
 CONNECT_TIMEOUT_S = 5.0
 PING_INTERVAL_S = 5.0
 PING_TIMEOUT_S = 10.0
+CLOSE_TIMEOUT_S = 1.0
+"""Who has not answered a ping does not answer a close either."""
 FIRST_BACKOFF_S = 0.05
 MAX_BACKOFF_S = 1.0
 LINGER_S = 30.0
@@ -220,6 +222,7 @@ class EngineLink:
                 open_timeout=CONNECT_TIMEOUT_S,
                 ping_interval=PING_INTERVAL_S,
                 ping_timeout=PING_TIMEOUT_S,
+                close_timeout=CLOSE_TIMEOUT_S,
                 proxy=None,
                 create_connection=cast(type[ClientConnection], partial(LinkConnection, self._receive)),
             )
@@ -244,7 +247,7 @@ class EngineLink:
 
     async def _hang_up(self, connection: ClientConnection) -> None:
         with contextlib.suppress(TimeoutError, WebSocketException):
-            await asyncio.wait_for(connection.close(), 1.0)
+            await asyncio.wait_for(connection.close(), CLOSE_TIMEOUT_S)
 
     async def _watch_use(self) -> None:
         """Ends when nobody followed for LINGER_S, which ends the link."""

@@ -28,7 +28,8 @@ class Relay:
         self._retries: dict[EngineId, asyncio.TimerHandle] = {}
         """Of links that failed for a reason that nobody has thought of."""
         self._count_drop: Callable[[], None] = metrics.drops.inc
-        metrics.links.set_function(lambda: sum(link.is_up() for link in self._links.values()))
+        # In one step, because the metrics page is made in a thread.
+        metrics.links.set_function(lambda: sum(link.is_up() for link in tuple(self._links.values())))
 
     def follow(self, engine: EngineId, session: SessionId, follower: Follower) -> None:
         """Hand what the engine says about `session` to `follower`."""

@@ -5,7 +5,8 @@ name begins with the number of its first chunk. One gateway appends to a segment
 folder can read it, also while it grows. An incomplete record at the end (its writer was killed) is not there,
 and a chunk that is there twice (its client attached at another gateway) counts once.
 
-Everything here blocks: call it from a thread.
+Everything here blocks: call it from a thread. FFmpeg is loaded by what needs it: a gateway makes no
+file itself.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gateway.client_chunks import Chunk, ChunkDecoder, make_chunk
 from gateway.client_errors import BadServer
 from gateway.protocol import CODECS, JSON_SUBPROTOCOL, ChunkHeader, MessageError
-from gateway.recording import Mp4Writer
+
+if TYPE_CHECKING:
+    from gateway.client_chunks import Chunk, ChunkDecoder
 
 __all__ = [
     "MADE",
@@ -112,6 +115,8 @@ class SegmentWriter:
 
 def read_chunks(folder: Path) -> Iterator[Chunk]:
     """Every chunk once, oldest first."""
+    from gateway.client_chunks import ChunkDecoder, make_chunk
+
     decoder: ChunkDecoder | None = None
     next_seq = 0
     for path in _segments(folder):
@@ -154,6 +159,8 @@ def make_mp4(folder: Path, path: Path) -> int:
 
     Chunks that are missing leave their time open, like a `gap`. Raises OSError, BadServer.
     """
+    from gateway.recording import Mp4Writer
+
     chunks = read_chunks(folder)
     first = next(chunks, None)
     if first is None:
