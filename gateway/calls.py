@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from typing import assert_never
 
 from gateway.faults import Faults
@@ -155,31 +156,26 @@ def _to_failure(exc: StoreError) -> Failure:
 class Lane:
     """Calls that are carried out one after the other. The machine bounds how many there are."""
 
-    def __init__(
-        self, carry_out: Callable[[Call], Awaitable[object]], on_result: Callable[[Call, object], None]
-    ) -> None:
-        self._carry_out = carry_out
-        self._on_result = on_result
+    def __init__(self) -> None:
         self._calls: deque[Call] = deque()
         self.task: asyncio.Task[None] | None = None
 
-    def push(self, call: Call) -> None:
-        """Add a call; its result is delivered from a task of its own."""
+    def push(self, call: Call, carry_out: Callable[[Call], Awaitable[None]]) -> None:
+        """Add a call, which `carry_out`, always the same, gets in a task."""
         self._calls.append(call)
         if self.task is None or self.task.done():
-            self.task = asyncio.get_running_loop().create_task(self._run())
+            self.task = asyncio.get_running_loop().create_task(self._run(carry_out))
 
-    async def _run(self) -> None:
+    async def _run(self, carry_out: Callable[[Call], Awaitable[None]]) -> None:
         while self._calls:
-            call = self._calls.popleft()
-            result = await self._carry_out(call)
-            self._on_result(call, result)
+            await carry_out(self._calls.popleft())
 
 
 class CallQueue:
     """The calls of one connection. Starts and inputs keep their order, and so does everything else.
 
     The two don't wait for each other: a session is paused, ended and read while a prompt is being judged.
+    Nothing here holds whose calls they are longer than they last: an ended connection is no cycle.
     """
 
     def __init__(
@@ -187,7 +183,6 @@ class CallQueue:
         store: Store,
         gateway: GatewayId,
         queue_limit: int,
-        on_result: Callable[[Call, object], None],
         hook: PromptHook | None = None,
         *,
         faults: Faults,
@@ -198,18 +193,20 @@ class CallQueue:
         self._hook = hook
         self._faults = faults
         self._closing = asyncio.Event()
-        self._inputs = Lane(self._call, on_result)
-        self._others = Lane(self._call, on_result)
+        self._inputs, self._others = Lane(), Lane()
 
     @property
     def tasks(self) -> tuple[asyncio.Task[None], ...]:
         """Run while calls are under way."""
         return tuple(lane.task for lane in (self._inputs, self._others) if lane.task is not None)
 
-    def push(self, call: Call) -> None:
-        """Add a call; its result is delivered from a task of its own."""
+    def push(self, call: Call, on_result: Callable[[Call, object], None]) -> None:
+        """Add a call; its result is delivered from a task of its own, to the same `on_result` for all."""
         lane = self._inputs if isinstance(call, CreateSession | AppendInput) else self._others
-        lane.push(call)
+        lane.push(call, partial(self._carry_out, on_result))
+
+    async def _carry_out(self, on_result: Callable[[Call, object], None], call: Call) -> None:
+        on_result(call, await self._call(call))
 
     def finish(self) -> None:
         """The client is gone: try what waits once more, but wait for nothing."""

@@ -77,6 +77,8 @@ class GatewayConfig:
     """For a complete request on a new connection, before it for a TLS handshake; who is silent is closed."""
     first_message_timeout_s: float = 60.0
     """A WebSocket on which nothing ever arrives is closed with 4408."""
+    no_session_timeout_s: float = 600.0
+    """A WebSocket that has had no session for so long is closed with 4408."""
     send_timeout_s: float = 5.0
     """A message that a client does not take in this time aborts its connection."""
     ping_interval_s: float = 20.0
@@ -118,6 +120,7 @@ class GatewayConfig:
         for name in (
             "start_timeout_s",
             "first_message_timeout_s",
+            "no_session_timeout_s",
             "send_timeout_s",
             "ping_interval_s",
             "token_ttl_s",

@@ -14,6 +14,7 @@ from gateway.calls import CallQueue
 from gateway.chunk_trace import ChunkTrace
 from gateway.faults import survived
 from gateway.hub import Hub
+from gateway.limits import MESSAGE_BYTES
 from gateway.play_meter import PlayMeter
 from gateway.protocol import (
     CLIENT_MESSAGES,
@@ -89,7 +90,6 @@ class ClientConnection:
             hub.store,
             hub.gateway,
             hub.config.queue_limit,
-            self._receive_result,
             hub.prompt_hook,
             faults=hub.faults,
         )
@@ -107,7 +107,10 @@ class ClientConnection:
         self._rungs = RungMeter(can_fall=hub.config.low_rung)
         self._trace = ChunkTrace() if hub.tracing is not None else None
         self._tick: asyncio.TimerHandle | None = None
+        self._was_heard = False
+        """Did a message come from somebody who is known?"""
         self._silence: asyncio.TimerHandle | None = None
+        """Closes a connection that has no session."""
 
     @property
     def calls_tasks(self) -> tuple[asyncio.Task[None], ...]:
@@ -136,6 +139,11 @@ class ClientConnection:
 
     @survived
     def receive_frame(self, data: str | bytes) -> None:
+        if len(data) > MESSAGE_BYTES:
+            may_be_read, outputs = self.machine.receive_long(len(data), self._now_ms())
+            if not may_be_read:
+                self._do(outputs)
+                return
         try:
             message = self._codec.decode_control(CLIENT_MESSAGES, data)
         except MessageError as exc:
@@ -147,9 +155,10 @@ class ClientConnection:
                 self._count_ack(message)
             else:
                 self._do(outputs)
-        # Not before, or bad messages would keep the place of nobody for ever.
-        if self._silence is not None and self.machine.is_identified():
-            self._cancel_silence()
+        # Not before, or bad messages would keep the place of nobody for longer.
+        if not self._was_heard and self.machine.is_identified():
+            self._was_heard = True
+            self._update_silence()
 
     @survived
     def receive_lost(self) -> None:
@@ -159,8 +168,19 @@ class ClientConnection:
         try:
             self._do(self.machine.receive_disconnect())
         finally:
-            self._calls.finish()
-            self._hub.connections.discard(self)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Nothing keeps what is left of this connection, whatever has failed in it."""
+        self._hub.connections.discard(self)
+        self._calls.finish()
+        self._socket = None  # which has this connection as its receiver
+        if self._tick is not None:
+            self._tick.cancel()
+        self._unfollow()
+        if self._registered is not None:
+            self._unregister(self._registered)
+            self._registered = None
 
     # --- Follower --------------------------------------------------------------------------------------
 
@@ -284,14 +304,15 @@ class ClientConnection:
             case CreateSession() | TakeControl() | AppendInput() | SetPaused() | EndSession() | LoadSession():
                 if isinstance(output, CreateSession):
                     self._started_s = time.perf_counter()
-                self._calls.push(output)
+                self._calls.push(output, self._receive_result)
             case _:
                 assert_never(output)
 
     def _is_watched_by_others(self, request: LinkRequest) -> bool:
         """Would this take away what other viewers at this gateway watch?"""
         return isinstance(request, Unwatch) and any(
-            other is not self and other.machine.is_watching() for other in self._hub.of(request.session)
+            other is not self and other.machine.is_watching() and other.engine == self.engine
+            for other in self._hub.of(request.session)
         )
 
     def _send(self, data: str | bytes) -> None:
@@ -324,6 +345,7 @@ class ClientConnection:
             if session is not None:
                 self._hub.register(session, self)
             self._registered = session
+            self._update_silence()
             self._announced_epoch = 0
             recorder = self._hub.recorder if session is not None and not self.machine.is_watching() else None
             self._take = recorder.begin(session) if recorder is not None and session is not None else None
@@ -356,6 +378,13 @@ class ClientConnection:
             self._tick = None
         if deadline_ms is not None and self.machine.stage is not Stage.OVER:
             self._tick = self._loop.call_at(deadline_ms / 1000, self._receive_tick)
+
+    def _update_silence(self) -> None:
+        """Who is known has longer to ask for a session, and again after its end, but not for ever."""
+        self._cancel_silence()
+        if self._was_heard and self._registered is None and self.machine.stage is not Stage.OVER:
+            timeout_s = self._hub.config.no_session_timeout_s
+            self._silence = self._loop.call_later(timeout_s, self._receive_silence)
 
     def _cancel_silence(self) -> None:
         if self._silence is not None:

@@ -96,6 +96,11 @@ def message_of(frame: bytes) -> memoryview | None:
     return memoryview(frame)[2 + _LENGTH_BYTES.get(frame[1], 0) :]
 
 
+def is_whole_message(frame: bytes) -> bool:
+    """Is this frame all of one, of any size?"""
+    return frame[0] in _WHOLE_MESSAGES
+
+
 def is_text(frame: bytes) -> bool:
     return frame[0] & 0x0F == 1
 

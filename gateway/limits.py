@@ -10,6 +10,8 @@ from scheduler.messages import ControlInput
 
 MESSAGES_PER_S = 100
 MESSAGE_BURST = 200
+MESSAGE_BYTES = 2048
+"""A longer message counts as one more for each of them: it takes as much longer to read."""
 MAX_REFUSED = 100
 """Refused messages without a pause before the connection closes 4429."""
 CONTROL_INTERVAL_MS = 50
@@ -36,16 +38,16 @@ class MessageBucket:
         self._last_ms: float | None = None
         self._refused = 0
 
-    def spend(self, now_ms: float) -> Verdict:
-        """Count one message at `now_ms`, a monotonic clock."""
+    def spend(self, now_ms: float, cost: int = 1) -> Verdict:
+        """Count one message, or so many, up to MESSAGE_BURST, at `now_ms`, a monotonic clock."""
         if self._last_ms is not None:
             gained = max(0.0, now_ms - self._last_ms) * MESSAGES_PER_S / 1000
             self._tokens = min(float(MESSAGE_BURST), self._tokens + gained)
         self._last_ms = now_ms
         if self._tokens >= MESSAGE_BURST - 1:
             self._refused = 0
-        if self._tokens >= 1:
-            self._tokens -= 1
+        if self._tokens >= cost:
+            self._tokens -= cost
             return Verdict.PASS
         self._refused += 1
         if self._refused > MAX_REFUSED:

@@ -38,6 +38,8 @@ TCP_NOTSENT_LOWAT = 25
 """Linux; not in every Python's socket module."""
 RETRY_AFTER = ("Retry-After", "1")
 BACKLOG = 512
+UNREAD_BYTES, UNREAD_S = 1024 * 1024, 2.0
+"""Of a request that was refused before its end: so much is still taken in, and for so long."""
 ACCEPT_AGAIN_S = 0.5
 """After connections could not be accepted."""
 
@@ -212,6 +214,8 @@ class HttpConnection(asyncio.Protocol):
         self._request: Request | None = None
         self._body = bytearray()
         self._heard = False
+        self._unread_bytes: int | None = None
+        """Once a request was refused: how many more may come behind it."""
         self._websocket: WebSocket | None = None
         self._writable = asyncio.Event()
         self._writable.set()
@@ -231,6 +235,11 @@ class HttpConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._websocket is not None:
             self._websocket.receive_data(data)
+            return
+        if self._unread_bytes is not None:
+            self._unread_bytes -= len(data)
+            if self._unread_bytes < 0:
+                self._close()
             return
         self._heard = True
         try:
@@ -277,8 +286,12 @@ class HttpConnection(asyncio.Protocol):
         """Close before the first request or between two."""
         if not self._is_made:
             self.abort()
-        elif self._websocket is None and self.task is None:
+        elif self._is_between():
             self._close()
+
+    def _is_between(self) -> bool:
+        """Neither a WebSocket nor busy with an answer?"""
+        return self._websocket is None and self.task is None
 
     def _close(self) -> None:
         """Once the peer has read what was written, or has not for too long."""
@@ -288,6 +301,19 @@ class HttpConnection(asyncio.Protocol):
             self._timer = asyncio.get_running_loop().call_later(
                 self._limits.stall_timeout_s, self.transport.abort
             )
+
+    def _close_unread(self) -> None:
+        """`_close` once the peer has stopped sending, or goes on for too long.
+
+        What lies there unread would turn the close into a reset, and the answer might be lost.
+        """
+        if self.transport.is_closing() or not self.transport.can_write_eof():
+            self._close()
+            return
+        self._cancel_timer()
+        self._unread_bytes = UNREAD_BYTES
+        self.transport.write_eof()
+        self._timer = asyncio.get_running_loop().call_later(UNREAD_S, self._close)
 
     def abort(self) -> None:
         """Drop the connection at once."""
@@ -320,7 +346,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _advance(self) -> None:
         """Take what h11 has parsed, until a request is complete or more bytes are needed."""
-        while self.task is None and self._websocket is None and not self.transport.is_closing():
+        while self._is_between() and self._unread_bytes is None and not self.transport.is_closing():
             event = self._h11.next_event()
             if event is h11.NEED_DATA:
                 if self._h11.they_are_waiting_for_100_continue:
@@ -426,7 +452,7 @@ class HttpConnection(asyncio.Protocol):
         if self._h11.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             with contextlib.suppress(h11.LocalProtocolError):
                 self._send_whole(_closing(response), head=head)
-        self._close()
+        self._close_unread()
 
     def _send(self, event: h11.Event) -> None:
         data = self._h11.send(event)
@@ -440,8 +466,10 @@ class HttpConnection(asyncio.Protocol):
         if isinstance(receiver, Response):
             self._refuse(receiver)
             return
-        handshake = ServerProtocol(select_subprotocol=_select_subprotocol)
+        handshake = _Handshake()
         response = handshake.accept(_to_handshake(request))
+        handshake.parser.close()  # else it holds itself, and so do the frames of an exception
+        handshake.handshake_exc = None
         self._cancel_timer()
         self.transport.write(response.serialize())
         if response.status_code != 101:
@@ -512,15 +540,16 @@ def _to_handshake(request: Request) -> HandshakeRequest:
     return HandshakeRequest(request.target, Headers(dict(request.headers)), method=request.method)
 
 
-def _select_subprotocol(_protocol: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
-    """The first flavour that the client offers. None (JSON) when it names no flavour at all."""
-    names = [name for name in offered if not name.startswith(TOKEN_SUBPROTOCOL_PREFIX)]
-    for name in names:
-        if name in CODECS:
-            return name
-    if names:
-        raise NegotiationError(f"none of the offered subprotocols is served; use {' or '.join(CODECS)}")
-    return None
+class _Handshake(ServerProtocol):
+    def select_subprotocol(self, subprotocols: Sequence[Subprotocol]) -> Subprotocol | None:
+        """The first flavour that the client offers. None (JSON) when it names no flavour at all."""
+        names = [name for name in subprotocols if not name.startswith(TOKEN_SUBPROTOCOL_PREFIX)]
+        for name in names:
+            if name in CODECS:
+                return name
+        if names:
+            raise NegotiationError(f"none of the offered subprotocols is served; use {' or '.join(CODECS)}")
+        return None
 
 
 def _closing(response: Response) -> Response:

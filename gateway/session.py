@@ -21,7 +21,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from gateway import protocol as wire
-from gateway.limits import MESSAGES_PER_S, Verdict
+from gateway.limits import MESSAGE_BYTES, MESSAGES_PER_S, Verdict
 from gateway.session_core import (
     LOST_AFTER_MS,
     MAX_HELD_INPUTS,
@@ -73,6 +73,12 @@ class SessionMachine(WatchRules):
             self._handle(message, now_ms)
         return self._take()
 
+    def receive_long(self, num_bytes: int, now_ms: float) -> tuple[bool, list[Output]]:
+        """A message of more than MESSAGE_BYTES came: (may it be read?, what is to be done before)."""
+        cost = num_bytes // MESSAGE_BYTES
+        may_be_read = self._stage is not Stage.OVER and self._is_within_rate(None, now_ms, cost)
+        return may_be_read, self._take()
+
     def receive_bad(self, error: wire.MessageError, now_ms: float) -> list[Output]:
         """A message that breaks the schema. The third without a good one between closes 4400."""
         if self._stage is Stage.OVER or not self._is_within_rate(error.id, now_ms):
@@ -98,9 +104,9 @@ class SessionMachine(WatchRules):
         return self._take()
 
     def receive_silence(self) -> list[Output]:
-        """The client said nothing for too long after connecting."""
-        if self._stage is Stage.FRESH:
-            self._close(wire.CloseCode.IDLE, "no message came")
+        """The client said nothing for too long after connecting, or has had no session for too long."""
+        if self._stage is Stage.FRESH and not self.is_watching():
+            self._close(wire.CloseCode.IDLE, "there was no session for too long")
         return self._take()
 
     def receive_tick(self, now_ms: float) -> list[Output]:
@@ -121,8 +127,8 @@ class SessionMachine(WatchRules):
         self._append_controls(s, now_ms)
         return self._take()
 
-    def _is_within_rate(self, id: str | None, now_ms: float) -> bool:
-        match self._bucket.spend(now_ms):
+    def _is_within_rate(self, id: str | None, now_ms: float, cost: int = 1) -> bool:
+        match self._bucket.spend(now_ms, cost):
             case Verdict.PASS:
                 return True
             case Verdict.TELL:
@@ -378,6 +384,9 @@ class SessionMachine(WatchRules):
 
     def _receive_record(self, s: Session, record: SessionRecord | None, now_ms: float) -> None:
         s.is_loading = False
+        if s.has_news:
+            self._load(s)
+            return
         since_ms = now_ms if s.missing_since_ms is None else s.missing_since_ms
         s.missing_since_ms = since_ms if record is None else None
         if record is None and now_ms < since_ms + LOST_AFTER_MS:

@@ -156,6 +156,8 @@ class Session:
     """Ids of the session's pauses and resumes: a repeat has no second effect."""
     queue_reason: str | None = None
     is_loading: bool = False
+    has_news: bool = False
+    """Did news come meanwhile? The record that is being read may be older."""
     reload_ms: float | None = None
     missing_since_ms: float | None = None
     """Redis has no record of it: its owner may not have written it again yet."""
@@ -287,6 +289,7 @@ class SessionCore(abc.ABC):
     # --- what the store and the engine hear ------------------------------------------------------------
 
     def _load(self, s: Session) -> None:
+        s.has_news = s.is_loading
         if not s.is_loading:
             s.is_loading = True
             self._loads += 1

@@ -4,8 +4,10 @@
 this class owns the queue, the timers and the only writes to the transport. Policies:
 
 * Outgoing messages queue up to `queue_bytes`; beyond that the socket is aborted.
-* A message that the peer does not take within `send_timeout_s` aborts the socket. The keepalive alone would
-  not notice: its ping waits behind the full buffer.
+* A peer that takes nothing for `send_timeout_s` while something waits is gone. The keepalive alone would not
+  notice: its ping waits behind the full buffer.
+* So is one for which a message waits `MAX_WAIT` times as long: who takes a little now and then would hold a
+  full queue for ever.
 * A peer from which no frame arrives for two ping intervals is gone.
 * Pings, pongs and fragments, which are no messages, have the rate that messages have (`gateway/limits.py`).
   Far beyond it the socket is aborted.
@@ -22,10 +24,15 @@ from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from gateway.frames import FrameCutter, frame_head, is_text, payload_of
+from gateway.frames import FrameCutter, frame_head, is_text, is_whole_message, payload_of
 from gateway.limits import MessageBucket, Verdict
 
 MAX_CLOSE_REASON_BYTES = 123
+MAX_WAIT = 4
+"""In `send_timeout_s`. A controller with the longest lead may hold up a message for its length, and longer on
+a network that carries less than the video."""
+MAX_UNHEARD_BYTES = 128 * 1024
+"""That may come behind our close: two of the largest messages that were on their way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +43,8 @@ class SocketLimits:
     send_timeout_s: float = 5.0
     close_timeout_s: float = 5.0
     """How long the peer may take to answer a close frame."""
-    queue_bytes: int = 64 * 1024 * 1024
+    queue_bytes: int = 16 * 1024 * 1024
+    """The longest lead of video of 12 Mbit/s."""
 
 
 class Receiver(Protocol):
@@ -67,9 +75,12 @@ class WebSocket:
         self._receiver = receiver
         self._limits = limits
         self._loop = asyncio.get_running_loop()
-        self._queue: deque[tuple[Opcode, tuple[bytes | memoryview, ...], int]] = deque()
+        self._queue: deque[tuple[Opcode, tuple[bytes | memoryview, ...], int, float]] = deque()
+        """What, how many bytes, and since when."""
         self._queued_bytes = 0
         self._closing: tuple[int, str] | None = None
+        self._unheard_bytes = 0
+        """Came behind our close."""
         self._cutter = FrameCutter()
         self._fragments: list[bytes] = []
         self._in_message = False
@@ -126,10 +137,14 @@ class WebSocket:
         if self._writable and not self._queue:
             self._write(opcode, pieces, num_bytes)
             return
-        self._queue.append((opcode, pieces, num_bytes))
+        now_s = self._loop.time()
+        self._queue.append((opcode, pieces, num_bytes, now_s))
         self._queued_bytes += num_bytes
+        max_wait_s = MAX_WAIT * self._limits.send_timeout_s
         if self._queued_bytes > self._limits.queue_bytes:
             self.abort(f"more than {self._limits.queue_bytes} bytes wait for the peer")
+        elif now_s - self._queue[0][3] > max_wait_s:
+            self.abort(f"a message has waited for the peer for more than {max_wait_s:g} s")
 
     def close(self, code: int, reason: str = "") -> None:
         """Send a close frame behind what is queued. A peer that does not answer in time is cut off."""
@@ -149,12 +164,21 @@ class WebSocket:
     # --- called by the listener ---
 
     def receive_data(self, data: bytes) -> None:
+        if self._lost:
+            return
+        if self._closing is not None:
+            self._unheard_bytes += len(data)
+            if self._unheard_bytes > MAX_UNHEARD_BYTES:
+                self.abort("the peer goes on behind our close")
+                return
         if self._cutter.is_small(data) and self._take_small(data):
             return
         for piece, is_frame in self._cutter.cut(data):
             if not (is_frame and self._take_small(piece)):
                 self._protocol.receive_data(piece)
                 self._handle_frames()
+            if self._lost:  # what comes behind would cost as much as before
+                return
 
     def receive_eof(self) -> None:
         self._protocol.receive_eof()
@@ -176,8 +200,15 @@ class WebSocket:
     # --- inside ---
 
     def _take_small(self, frame: bytes) -> bool:
-        """Hand on a small message that is nothing special. False: it is for `websockets`."""
-        if self._in_message or self._closing is not None or self._protocol.state is not State.OPEN:
+        """Hand on a small message that is nothing special, or drop one behind our close.
+
+        False: the frame is for `websockets`.
+        """
+        if self._in_message:
+            return False
+        if self._closing is not None:
+            return is_whole_message(frame)
+        if self._protocol.state is not State.OPEN:
             return False
         payload = payload_of(frame)
         if payload is None:
@@ -234,7 +265,7 @@ class WebSocket:
     def _pump(self) -> None:
         """Hand queued messages to the transport while it takes them, then the close frame if one waits."""
         while self._queue and self._writable and not self._lost:
-            opcode, pieces, num_bytes = self._queue.popleft()
+            opcode, pieces, num_bytes, _since_s = self._queue.popleft()
             self._queued_bytes -= num_bytes
             self._write(opcode, pieces, num_bytes)
         if self._closing is not None and not self._queue and self._protocol.state is State.OPEN:
@@ -298,6 +329,11 @@ class WebSocket:
         self._loop.call_soon(self._receiver.receive_lost)
 
     def release(self) -> None:
-        """Cancel the last timer; called when the transport is closed for good."""
+        """Cancel the last timer; called when the transport is closed for good.
+
+        What refers to itself stays until the next full collection, which is rare (`gateway/__main__.py`).
+        """
         if self._close_timer is not None:
             self._close_timer.cancel()
+        self._protocol.parser.close()
+        self._protocol.parser_exc = None

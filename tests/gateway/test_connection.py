@@ -23,10 +23,13 @@ from scheduler.messages import (
     Pause,
     PromptInput,
     SessionId,
+    SessionRecord,
     SessionState,
     Stop,
     Subscribe,
     Unsubscribe,
+    Unwatch,
+    Watch,
 )
 from scheduler.store.values import PRIOR_RELEASE_INTERVAL_MS
 from tests.gateway.gateway_fixtures import World, begin, client_of
@@ -512,3 +515,88 @@ async def test_a_slow_controller_is_cut_off_and_lingers(world: World) -> None:
             with pytest.raises(ConnectionClosed):
                 while True:
                     await client.ws.recv()
+
+
+async def test_long_messages_beyond_the_rate_are_refused(world: World) -> None:
+    """The largest that there may be are few at once, whatever they say."""
+    async with world.gateway() as gateway, client_of(gateway) as client:
+        message = json.dumps({"type": "ping", "t": 1, **{f"unknown {n}": 0 for n in range(3_000)}})
+        for _ in range(100):
+            await client.ws.send(message)
+        answers = [await client.recv()]
+        while not isinstance(answers[-1], wire.Error):
+            answers.append(await client.recv())
+        assert answers[-1].code is ErrorCode.RATE and 3 <= len(answers) < 50
+
+
+async def test_who_has_no_session_for_long_is_sent_away(world: World) -> None:
+    """A ping keeps nobody's place; who controls a session or watches one stays, until it has ended."""
+    async with world.engine() as engine, world.gateway(no_session_timeout_s=0.3) as gateway:
+        async with client_of(gateway) as controller, client_of(gateway) as viewer:
+            id = SessionId((await begin(controller, engine)).session)
+            await viewer.send(wire.Watch(session=id))
+            await engine.expect(Watch)
+            async with client_of(gateway) as client:
+                await client.send(wire.Ping(t=1))
+                assert (await client.expect(wire.Pong)).t == 1
+                assert await client.close_code() == wire.CloseCode.IDLE
+            for client in (controller, viewer):
+                await client.send(wire.Ping(t=2))
+                await client.expect(wire.Pong, skip=(wire.Session, wire.State))
+            await world.store.close_session(id, "stopped")
+            for client in (controller, viewer):
+                await client.expect(wire.Closed)
+                assert await client.close_code() == wire.CloseCode.IDLE
+
+
+async def test_who_fails_when_it_leaves_is_forgotten(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the registry nor the link holds it any longer."""
+    async with world.engine() as engine, world.gateway() as gateway:
+        async with client_of(gateway) as client:
+            id = SessionId((await begin(client, engine)).session)
+            (broken,) = gateway.hub.of(id)
+            failing = asyncio.Event()
+
+            def fail() -> None:
+                failing.set()
+                raise KeyError
+
+            monkeypatch.setattr(broken.machine, "receive_disconnect", fail)
+        await asyncio.wait_for(failing.wait(), 10)
+        assert faults(gateway) == {"connection": 1}
+        assert gateway.hub.of(id) == () and broken not in gateway.hub.connections
+        assert not gateway.hub.relay._links[engine.id].is_used()
+
+
+async def test_who_only_asks_to_watch_keeps_no_stream(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last who watched leaves: the engine hears it, although somebody else is still being looked at."""
+    async with world.engine() as engine, world.gateway() as gateway, client_of(gateway) as controller:
+        id = SessionId((await begin(controller, engine)).session)
+        async with client_of(gateway) as viewer, client_of(gateway) as asker:
+            await viewer.send(wire.Watch(session=id))
+            await engine.expect(Watch)
+            get_session, allowed = gateway.hub.store.get_session, asyncio.Event()
+
+            async def get_late(session: SessionId) -> SessionRecord | None:
+                await allowed.wait()
+                return await get_session(session)
+
+            monkeypatch.setattr(gateway.hub.store, "get_session", get_late)
+            await asker.send(wire.Watch(session=id), wire.Ping(t=1))
+            await asker.expect(wire.Pong)
+            await viewer.send(wire.Stop())
+            await engine.expect(Unwatch)
+            allowed.set()
+            await engine.expect(Watch)
+
+
+async def test_a_silent_link_is_made_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its engine's machine is gone without a word: it answers neither a ping nor the close."""
+    monkeypatch.setattr("gateway.link.PING_INTERVAL_S", 0.2)
+    monkeypatch.setattr("gateway.link.PING_TIMEOUT_S", 0.2)
+    async with world.engine() as engine, world.gateway() as gateway, client_of(gateway) as client:
+        id = SessionId((await begin(client, engine)).session)
+        engine.links[-1].transport.pause_reading()
+        await engine.accept(id)
+        assert len(engine.links) == 2
+        engine.links[0].transport.abort()

@@ -16,7 +16,8 @@ from websockets.server import ServerProtocol
 from websockets.utils import apply_mask
 
 from gateway.frames import FrameCutter, draw_masks, masked_text, message_of, payload_of
-from gateway.websocket import SocketLimits, WebSocket
+from gateway.limits import MAX_REFUSED, MESSAGE_BURST
+from gateway.websocket import MAX_UNHEARD_BYTES, MAX_WAIT, SocketLimits, WebSocket
 
 MAX_BYTES = 64 * 1024
 MASK = b"\x9a\x01\xf0\x5c"
@@ -165,9 +166,19 @@ class Wire:
         self.closed = True
 
 
-def open_socket() -> tuple[WebSocket, Wire, ServerProtocol]:
+class Counting(ServerProtocol):
+    """Tells how often it is asked to read."""
+
+    num_reads = 0
+
+    def receive_data(self, data: bytes) -> None:
+        self.num_reads += 1
+        super().receive_data(data)
+
+
+def open_socket() -> tuple[WebSocket, Wire, Counting]:
     wire = Wire()
-    protocol = ServerProtocol(state=State.OPEN, max_size=MAX_BYTES)
+    protocol = Counting(state=State.OPEN, max_size=MAX_BYTES)
     return WebSocket(wire, protocol, wire, SocketLimits()), wire, protocol  # type: ignore[arg-type]
 
 
@@ -203,6 +214,63 @@ def test_messages_do_not_depend_on_who_reads_them(sent: list[Frame], cuts: list[
         socket.release()
 
     asyncio.run(run())
+
+
+class Trickle(Wire):
+    """Takes one message, then no more until it is told to."""
+
+    socket: WebSocket
+
+    def writelines(self, pieces: tuple[bytes, ...]) -> None:
+        self.written += b"".join(pieces)
+        self.socket.pause_writing()
+
+
+async def test_who_takes_too_little_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It never stops for long, but what waits for it grows older; that nothing does is no reason."""
+    loop, limits, wire = asyncio.get_running_loop(), SocketLimits(), Trickle()
+    began_s = now_s = loop.time()
+    monkeypatch.setattr(loop, "time", lambda: now_s)
+    protocol = ServerProtocol(state=State.OPEN)
+    socket = wire.socket = WebSocket(wire, protocol, wire, limits)  # type: ignore[arg-type]
+    for _ in range(100):  # as much is taken as comes, one message late
+        socket.send(bytes(1000))
+        now_s += 1
+        socket.resume_writing()
+    assert socket.is_open()
+    while socket.is_open() and now_s < began_s + 1000:
+        now_s += 1
+        for _ in range(4):
+            socket.send(bytes(1000))
+        socket.resume_writing()
+    assert socket.why_aborted is not None and "has waited" in socket.why_aborted
+    assert now_s - began_s - 100 > MAX_WAIT * limits.send_timeout_s and socket.queued_bytes == 0
+    socket.release()
+
+
+async def test_nothing_is_read_behind_the_end() -> None:
+    """Whatever else came in the same read, or comes later: it would hold up everybody."""
+    socket, wire, protocol = open_socket()
+    socket.receive_data(raw(Frame(Opcode.PING, b"")) * 50_000)
+    assert wire.closed and protocol.num_reads < 2 * (MESSAGE_BURST + MAX_REFUSED)
+    read = protocol.num_reads
+    socket.receive_data(raw(Frame(Opcode.TEXT, b"x")) + raw(Frame(Opcode.PING, b"")))
+    assert protocol.num_reads == read and wire.got == []
+    socket.release()
+
+
+async def test_messages_behind_our_close_are_not_read() -> None:
+    """The answer to it is; who goes on for too long is cut off."""
+    for num_messages, is_cut in ((1000, False), (MAX_UNHEARD_BYTES, True)):
+        socket, wire, protocol = open_socket()
+        socket.close(4400, "bye")
+        messages = raw(Frame(Opcode.TEXT, b"x")) * num_messages
+        for data in (messages, raw(Frame(Opcode.CLOSE, b"\x11\x30"))):
+            socket.receive_data(data)
+        assert (socket.why_aborted is not None, protocol.close_rcvd is None) == (is_cut, is_cut)
+        assert protocol.num_reads == (0 if is_cut else 1) and wire.got == []
+        socket.receive_connection_lost()
+        socket.release()
 
 
 def is_utf8(data: bytes) -> bool:

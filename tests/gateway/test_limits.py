@@ -30,6 +30,14 @@ def test_who_does_not_stop_is_closed() -> None:
     assert verdicts.index(Verdict.CLOSE) == MESSAGE_BURST + MAX_REFUSED
 
 
+def test_a_message_may_cost_more() -> None:
+    """It passes where so much is left, and takes nothing where it is not."""
+    bucket = MessageBucket()
+    assert bucket.spend(0, MESSAGE_BURST - 1) is Verdict.PASS
+    assert bucket.spend(0, 2) is Verdict.TELL
+    assert bucket.spend(0) is Verdict.PASS
+
+
 def test_a_pause_forgives() -> None:
     """After a pause the count of refusals begins anew."""
     bucket = MessageBucket()

@@ -16,7 +16,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from gateway.http import Request, Response, json_response, text_response
-from gateway.listener import HolderOf, Listener, ListenerLimits, Refused
+from gateway.listener import UNREAD_BYTES, HolderOf, Listener, ListenerLimits, Refused
 from gateway.websocket import Receiver, SocketLimits, WebSocket
 from tests.gateway.gateway_fixtures import make_certificate
 
@@ -211,6 +211,34 @@ async def test_a_chunked_body_beyond_the_limit_is_refused() -> None:
         body = b"".join(b"4000\r\n" + b"z" * 0x4000 + b"\r\n" for _ in range(5)) + b"0\r\n\r\n"
         head = b"POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
         assert (await talk(port, head + body)).startswith(b"HTTP/1.1 413")
+
+
+async def test_an_answer_is_read_although_more_of_the_request_comes() -> None:
+    """A reset would take it away from a client that is still sending."""
+    async with listening() as (_app, port):
+        head = b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n"
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head)
+        for _ in range(30):
+            writer.write(bytes(20_000))
+            await writer.drain()
+            await asyncio.sleep(0)
+        assert (await reader.read()).startswith(b"HTTP/1.1 413")
+        writer.close()
+
+
+async def test_who_goes_on_after_a_refusal_is_cut_off() -> None:
+    """It is not listened to for ever."""
+    async with listening() as (_app, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n")
+        with pytest.raises(ConnectionError):
+            for _ in range(2 * UNREAD_BYTES // 2**16):
+                writer.write(bytes(2**16))
+                await writer.drain()
+                await asyncio.sleep(0.001)
+            await reader.read()
+        writer.close()
 
 
 async def test_silent_connections_are_closed_and_harm_nobody() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gateway import protocol as wire
 from gateway.catalog import Catalog
+from gateway.limits import MAX_MERGED_IDS, MESSAGE_BURST, MESSAGE_BYTES
 from gateway.session import MAX_BACKLOG, MAX_HELD_INPUTS, STOP_TIMEOUT_MS, Draw, SessionMachine, Stage
 from gateway.session_core import LOST_AFTER_MS, TRANSITIONS, Cause
 from gateway.session_entry import hash_resume
@@ -464,6 +465,25 @@ def test_controls_are_merged_until_their_slot() -> None:
     assert isinstance(merged, link.ControlInput) and merged.keys == ("b",)
 
 
+def test_only_so_many_controls_with_ids_wait() -> None:
+    """One more is refused, with its id, and changes nothing; without an id, or as a repeat, it is merged."""
+    machine = flowing()
+    first = only(machine.receive_message(wire.Control(id="first"), 0), AppendInput)
+    ids = tuple(f"c{number}" for number in range(MAX_MERGED_IDS))
+    for id in ids:
+        assert machine.receive_message(wire.Control(keys=("a",), id=id), 1) == []
+    error = error_of(machine.receive_message(wire.Control(keys=("b",), id="more"), 2))
+    assert (error.code, error.id) == (ErrorCode.RATE, "more") and error.retry_after_ms
+    for control in (wire.Control(keys=("c",)), wire.Control(id=ids[0])):
+        assert machine.receive_message(control, 3) == []
+    machine.receive_result(first, InputReceipt(entry="1-1", repeat=False, applied=None), 4)
+    merged = only(machine.receive_tick(60), AppendInput)
+    assert isinstance(merged.message, link.ControlInput)
+    assert merged.ids == ids and set(merged.message.keys) == {"a", "c"}
+    taken = machine.receive_result(merged, InputReceipt(entry="2-1", repeat=False, applied=None), 61)
+    assert sent(taken) == [wire.Accepted(id=id) for id in ids]
+
+
 def test_merged_controls_are_answered_each() -> None:
     """The entry has the last one's id; a repeat of any is the log's to answer, and no state any more."""
     machine = flowing()
@@ -714,6 +734,18 @@ def test_missed_events_are_made_up_for_by_the_record(name: str) -> None:
     assert isinstance(message, kind)
 
 
+def test_news_while_the_record_is_read_has_it_read_again() -> None:
+    """What is on its way may be older: the client would never hear that it waits, nor why."""
+    machine = flowing()
+    load = only(machine.receive_events_lost(), LoadSession)
+    assert machine.receive_event(link.SessionQueued(session=S, reason="engine_lost"), 0) == []
+    outputs = machine.receive_result(load, replace(PLACED, epoch=1, controller_epoch=1), 0)
+    assert sent(outputs) == []
+    outputs = machine.receive_result(only(outputs, LoadSession), replace(RECORD, epoch=2, reason="x"), 0)
+    assert sent(outputs) == [wire.State(state=SessionState.QUEUED, engine=None, reason="x")]
+    assert not any(isinstance(each, LoadSession) for each in outputs)
+
+
 def test_a_session_without_a_record_is_lost_only_after_a_while() -> None:
     """Redis came back empty: the owner writes it again. Chunks flow meanwhile."""
     machine = flowing()
@@ -824,6 +856,20 @@ def test_a_flood_is_refused_and_then_closed_4429() -> None:
     assert only(outputs, Close).code is wire.CloseCode.RATE and only(outputs, Forget).close is None
 
 
+def test_long_messages_count_as_several() -> None:
+    """They take longer to read. Those beyond the rate are not even read."""
+    machine, outputs, num_read = flowing(), list[Output](), 0
+    while machine.stage is not Stage.OVER:
+        may_be_read, now = machine.receive_long(7 * MESSAGE_BYTES, 0)
+        outputs += now
+        num_read += may_be_read
+    assert num_read == MESSAGE_BURST // 7
+    errors = [m for m in sent(outputs) if isinstance(m, wire.Error)]
+    assert errors and {e.code for e in errors} == {ErrorCode.RATE}
+    assert only(outputs, Close).code is wire.CloseCode.RATE and only(outputs, Forget).close is None
+    assert machine.receive_long(7 * MESSAGE_BYTES, 0) == (False, [])
+
+
 def test_ping_works_in_every_stage() -> None:
     """Also while start is under way, and with an id."""
     machine = make_machine()
@@ -832,9 +878,11 @@ def test_ping_works_in_every_stage() -> None:
 
 
 def test_silence_closes_only_a_fresh_connection() -> None:
-    """A session may be silent."""
+    """A session may be silent, and so may who watches one."""
     assert only(make_machine().receive_silence(), Close).code is wire.CloseCode.IDLE
-    assert flowing().receive_silence() == []
+    viewer = make_machine()
+    viewer.receive_message(wire.Watch(session=S), 0)
+    assert flowing().receive_silence() == viewer.receive_silence() == []
 
 
 def test_every_stage_can_end_and_none_can_be_left_from_over() -> None:
