@@ -4,6 +4,7 @@
     dit.safetensors               the transformer by Wan's names, any LoRA merged
     decoder.safetensors           TAEHV or the decoder of Wan's VAE
     text_encoder/, tokenizer/     UMT5 in the format of transformers
+    digests.json                  of the weights, each with the size and the time of its file
 
 Weights from elsewhere come in through `checkpoint.py`; what is here has been checked against the preset.
 """
@@ -16,7 +17,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -39,6 +40,7 @@ MODELS_DIR: Final = Path("~/.local/share/turboserve/models")
 _MANIFEST: Final = "model.json"
 _DIT: Final = "dit.safetensors"
 _DECODER: Final = "decoder.safetensors"
+_DIGESTS: Final = "digests.json"
 _FORMAT: Final = 1
 _ABOUT: Final = frozenset({"format", "preset", "source", "licence"})
 """Keys of the manifest that are no settings of the model."""
@@ -112,6 +114,8 @@ def add_model(
             **changes,
         }
         (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        say("digests of what was written")
+        _digest(checked, folder)
 
 
 def _check(net: torch.nn.Module, tensors: Mapping[str, Tensor], sentence: str) -> None:
@@ -213,9 +217,42 @@ def _text_encoder(config: WanConfig, folder: Path, device: torch.device, dtype: 
 
 
 def _digest(config: WanConfig, folder: Path) -> str:
-    """Of everything that decides what a state means: preset, transformer, decoder."""
+    """Of everything that decides what a state means: preset, transformer, decoder.
+
+    To read 28 GB once more at every start takes long: files that look as they did when it was kept are not.
+    """
+    kept = _kept_digests(folder)
+    found = {name: _file_digest(folder / name, kept.get(name)) for name in (_DIT, _DECODER)}
+    if found != kept:
+        with suppress(OSError):  # a folder that can't be written to is read at each start
+            _keep_digests(folder, found)
     digest = hashlib.sha256(repr(config).encode())
     for name in (_DIT, _DECODER):
-        with (folder / name).open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(found[name]["sha256"]))
     return digest.hexdigest()
+
+
+def _file_digest(path: Path, kept: Any) -> dict[str, Any]:
+    """What is kept of a file, if it is of this one."""
+    status = path.stat()
+    seen = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    if isinstance(kept, dict) and kept.keys() == {*seen, "sha256"} and seen.items() <= kept.items():
+        if re.fullmatch(r"[0-9a-f]{64}", str(kept["sha256"])):
+            return kept
+    with path.open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), **seen}
+
+
+def _kept_digests(folder: Path) -> dict[str, Any]:
+    try:
+        kept = json.loads((folder / _DIGESTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
+
+
+def _keep_digests(folder: Path, digests: Mapping[str, Any]) -> None:
+    """Whole or not at all: engines start side by side."""
+    unfinished = folder / f".{_DIGESTS}.{os.getpid()}"
+    unfinished.write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(folder / _DIGESTS)

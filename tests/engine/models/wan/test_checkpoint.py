@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -347,6 +350,41 @@ def test_encoder_of_a_vae_is_left_out(tmp_path: Path) -> None:
     names = ("encoder.conv1.weight", "conv1.weight", "conv2.weight", "decoder.conv1.weight")
     path = save_pickle({name: torch.zeros(1) for name in names}, tmp_path / "vae.pth")
     assert set(read_decoder(path)) == {"conv2.weight", "decoder.conv1.weight"}
+
+
+def test_weights_are_hashed_again_only_when_they_change(
+    dit: Tensors, decoder: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By `add` once; whatever is in the way of trusting what was kept, they are hashed."""
+    hashed: list[str] = []
+    of_file = hashlib.file_digest
+
+    def counted(file: BinaryIO, kind: str) -> object:
+        hashed.append(Path(file.name).name)
+        return of_file(file, kind)
+
+    def load() -> str:
+        hashed.clear()
+        return load_model("wan-tiny", device=torch.device("cpu"), weights=folder).spec.weights_hash
+
+    monkeypatch.setattr("hashlib.file_digest", counted)
+    save_file(decoder, tmp_path / "decoder.safetensors")
+    save_file(dit, tmp_path / "dit.safetensors")
+    parts = {name: tmp_path / f"{name}.safetensors" for name in ("dit", "decoder")}
+    folder, both = tmp_path / "out", ["dit.safetensors", "decoder.safetensors"]
+    add_model(TINY, folder, Sources(**parts))
+    assert hashed == both
+    first = load()
+    assert hashed == []
+    digests = folder / "digests.json"
+    for spoiled in ("{", "[]", '{"dit.safetensors": 1}', None):
+        digests.unlink() if spoiled is None else digests.write_text(spoiled)
+        assert (load(), hashed) == (first, both)
+        assert (load(), hashed) == (first, [])
+    os.utime(folder / "dit.safetensors", ns=(1, 1))
+    assert (load(), hashed) == (first, both[:1])
+    save_file({**dit, "head.head.bias": dit["head.head.bias"] + 1}, folder / "dit.safetensors")
+    assert load() != first and hashed == both[:1]
 
 
 def test_missing_folder_says_how_to_make_it(tmp_path: Path) -> None:
