@@ -13,6 +13,7 @@ _ON_THE_CLUSTER: Final = (
     "tests/conformance/",
     "tests/gateway/test_client_cluster.py",
     "tests/launch/test_client_cmd.py",
+    "tests/launch/test_status.py",
     "tests/launch/test_up.py",
 )
 """Where tests use the fixture `cluster` of conftest.py."""

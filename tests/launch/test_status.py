@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
+import sys
+import termios
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
 from launch.config import StatusConfig
 from launch.status import render, run
+from tests.cluster import Cluster, until
+from tests.viewer import watching
+
+ENTER_SCREEN, LEAVE_SCREEN, HOME = b"\x1b[?1049h", b"\x1b[?1049l", b"\x1b[H"
 
 
 def test_tables_hold_every_engine_and_session() -> None:
@@ -71,3 +80,77 @@ async def test_live_goes_on_until_it_is_stopped(unused_port: int, capsys: pytest
     os.kill(os.getpid(), signal.SIGINT)
     assert await task == 0
     assert "Ctrl-C ends" in printed
+
+
+class Terminal:
+    """What a program draws on a terminal of 40 lines."""
+
+    def __init__(self) -> None:
+        self._master, self.slave = os.openpty()
+        termios.tcsetwinsize(self.slave, (40, 120))
+        self.drawn = bytearray()
+        asyncio.get_running_loop().add_reader(self._master, self._read)
+
+    def rows(self) -> dict[str, list[str]]:
+        """First word → all words, of each line of the newest picture that is complete."""
+        pictures = [b"", *bytes(self.drawn).split(HOME)]
+        text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", pictures[-2].decode())
+        return {words[0]: words for line in text.splitlines() if (words := line.split())}
+
+    def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._master)
+        os.close(self._master)
+
+    def _read(self) -> None:
+        try:
+            self.drawn += os.read(self._master, 1 << 16)
+        except OSError:  # the program has ended, and with it the other end
+            asyncio.get_running_loop().remove_reader(self._master)
+
+
+@asynccontextmanager
+async def live_status(cluster: Cluster) -> AsyncIterator[tuple[Terminal, asyncio.subprocess.Process]]:
+    """`turboserve status --every-s 0.1` on a terminal."""
+    terminal = Terminal()
+    command = [sys.executable, "-m", "launch", "status", "--url", cluster.url, "--every-s", "0.1"]
+    kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=terminal.slave,
+        stdout=terminal.slave,
+        stderr=terminal.slave,
+        env=kept | {"TERM": "xterm"},
+    )
+    os.close(terminal.slave)
+    try:
+        yield terminal, process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        terminal.close()
+
+
+@pytest.mark.cluster
+async def test_on_a_terminal_the_tables_stay_and_their_numbers_change(cluster: Cluster) -> None:
+    """On a screen of its own, which Ctrl-C takes away again: what it says is what the cluster says."""
+    async with watching(cluster.url) as viewer, live_status(cluster) as (terminal, process):
+        session = viewer.session.info.session
+        await viewer.take(1)
+        seq_of = lambda rows: int(rows.get(session, ["-1"] * 5)[4])  # noqa: E731
+        await until(lambda: seq_of(terminal.rows()) >= 0)
+        rows = terminal.rows()
+        for engine in cluster.listed("engines"):
+            row = rows[engine["id"]]
+            assert row[:2] == [engine["id"], "ready"] and row[3] == str(engine["capacity"])
+            assert len(row) == 6
+        assert rows["id"] == ["id", "state", "engine", "epoch", "seq", "slack_ms"]
+        (known,) = (each for each in cluster.listed("sessions") if each["id"] == session)
+        row = rows[session]
+        assert row[:4] == [session, known["state"], known["engine"], str(known["epoch"])]
+        await viewer.take(3)
+        await until(lambda: seq_of(terminal.rows()) > seq_of(rows))
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 0
+        await until(lambda: LEAVE_SCREEN in terminal.drawn)
+        assert terminal.drawn.count(ENTER_SCREEN) == 1
