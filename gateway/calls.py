@@ -31,7 +31,7 @@ from gateway.steps import (
     TakeControl,
     Taken,
 )
-from scheduler.messages import GatewayId
+from scheduler.messages import GatewayId, SessionId, SessionRecord
 from scheduler.store import (
     BeyondGenerated,
     InputLogFull,
@@ -50,9 +50,9 @@ logger = logging.getLogger("gateway.calls")
 FIRST_BACKOFF_S = 0.05
 MAX_BACKOFF_S = 1.0
 INTERNAL = "internal error; the log of the gateway says more"
-FORGET_WITHIN_S = 600.0
 MAX_FORGETS = 10_000
-"""Beyond, the oldest is dropped: engine and scheduler close abandoned sessions by themselves."""
+"""Beyond, the oldest is dropped: engines close abandoned sessions by themselves, and the scheduler those that
+wait, once this gateway ends."""
 
 
 async def perform(store: Store, gateway: GatewayId, queue_limit: int, call: Call) -> object:
@@ -111,6 +111,8 @@ async def _perform_once(store: Store, gateway: GatewayId, queue_limit: int, call
         case EndSession():
             epoch = call.controller_epoch
             return await store.close_session(call.session, call.reason, controller_epoch=epoch)
+        case LoadSession(copy=None):
+            return await _load(store, call.session)
         case LoadSession():
             return await store.get_session(call.session)
         case _:
@@ -122,11 +124,23 @@ async def _take_control(store: Store, gateway: GatewayId, call: TakeControl) -> 
         record = await store.take_control(
             call.session, gateway=gateway, resume_hash=call.resume_hash, next_seq=call.next_seq
         )
-    except NoSuchSession as exc:
-        if await store.is_settled():
-            raise
-        raise StoreUnavailable("Redis lost its data, and its sessions are being written again") from exc
+    except NoSuchSession:
+        await _check_settled(store)
+        raise
     return Taken(record=record, pause_ids=await store.pause_ids(call.session))
+
+
+async def _load(store: Store, session: SessionId) -> SessionRecord | None:
+    record = await store.get_session(session)
+    if record is None:
+        await _check_settled(store)
+    return record
+
+
+async def _check_settled(store: Store) -> None:
+    """Before it is believed that there is no such session. Raises StoreUnavailable."""
+    if not await store.is_settled():
+        raise StoreUnavailable("Redis lost its data, and its sessions are being written again")
 
 
 def _to_failure(exc: StoreError) -> Failure:
@@ -264,15 +278,18 @@ async def finish_calls(tasks: Collection[asyncio.Task[None]], *, within_s: float
 class Forgetter:
     """Tells the store, whenever it can be reached, that connections are gone."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, gateway: GatewayId, is_held: Callable[[SessionId, int], bool]) -> None:
+        """is_held: see `Hub.is_held`."""
         self._store = store
-        self._waiting: deque[tuple[float, Forget]] = deque(maxlen=MAX_FORGETS)
+        self._gateway = gateway
+        self._is_held = is_held
+        self._waiting: deque[Forget] = deque(maxlen=MAX_FORGETS)
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
 
     def push(self, forget: Forget) -> None:
-        self._waiting.append((asyncio.get_running_loop().time(), forget))
+        self._waiting.append(forget)
         self._idle.clear()
         self._wake.set()
 
@@ -290,18 +307,28 @@ class Forgetter:
             await self._wake.wait()
 
     async def _forget_first(self) -> None:
-        since, forget = self._waiting.popleft()
+        forget = self._waiting.popleft()
         try:
+            epoch = forget.controller_epoch
+            if epoch is None:
+                epoch = await self._find_epoch(forget.session)
+            if epoch is None:
+                return
             if forget.close is not None:
-                await self._store.close_session(
-                    forget.session, forget.close, controller_epoch=forget.controller_epoch
-                )
+                await self._store.close_session(forget.session, forget.close, controller_epoch=epoch)
             else:
-                await self._store.leave_session(forget.session, controller_epoch=forget.controller_epoch)
+                await self._store.leave_session(forget.session, controller_epoch=epoch)
         except StoreUnavailable:
-            is_late = asyncio.get_running_loop().time() - since >= FORGET_WITHIN_S
-            if not is_late and len(self._waiting) < MAX_FORGETS:
-                self._waiting.appendleft((since, forget))
+            if len(self._waiting) < MAX_FORGETS:
+                self._waiting.appendleft(forget)
                 await asyncio.sleep(MAX_BACKOFF_S)
         except StoreError as exc:
             logger.debug("%s needs no forgetting: %s", forget.session, exc)
+
+    async def _find_epoch(self, session: SessionId) -> int | None:
+        """The controller_epoch that was given to a connection of this gateway, which never heard it; None: it
+        is another's, who forgets the session itself."""
+        record = await self._store.get_session(session)
+        if record is None or record.gateway != self._gateway:
+            return None
+        return None if self._is_held(session, record.controller_epoch) else record.controller_epoch

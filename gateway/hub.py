@@ -37,7 +37,7 @@ class Hub:
         self.tracing = make_tracing(config.trace_share, gateway)
         self.faults = Faults(lambda where: metrics.faults.labels(where).inc())
         self.relay = Relay(store, config.link_secret, metrics, self.faults)
-        self.forgetter = Forgetter(store)
+        self.forgetter = Forgetter(store, gateway, self.is_held)
         self.cluster_feed = ClusterFeed(store, metrics=metrics.cluster)
         self.recorder = _make_recorder(config, store, metrics)
         self.catalog = Catalog(default=config.model, codecs=config.codecs)
@@ -58,6 +58,11 @@ class Hub:
     def of(self, session: SessionId) -> tuple[ClientConnection, ...]:
         """The connections that want news of this session."""
         return tuple(self._by_session.get(session, ()))
+
+    def is_held(self, session: SessionId, controller_epoch: int) -> bool:
+        """Does a connection here control the session by that epoch, or is it about to get another?"""
+        machines = (connection.machine for connection in self.of(session))
+        return any(not m.is_watching() and m.controller_epoch in (0, controller_epoch) for m in machines)
 
     def choose_rungs(self, session: SessionId) -> None:
         """Tell who has the session at which rungs the clients here get it."""

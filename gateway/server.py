@@ -62,8 +62,14 @@ class Gateway:
         )
 
     async def start(self) -> None:
-        """Read the cluster's state and listen. Raises StoreUnavailable, OSError (port taken)."""
+        """Read the cluster's state and listen.
+
+        Raises:
+            StoreUnavailable: nothing has begun, call it again.
+            OSError: the port is taken.
+        """
         await self._reader.prepare()
+        await self.hub.store.start_gateway(self.hub.gateway)
         config = self.hub.config
         port = await self.listener.start(config.host, config.port)
         shown = f"[{config.host}]" if ":" in config.host else config.host
@@ -89,11 +95,13 @@ class Gateway:
         await self._wait_for_goodbyes()
         await self.listener.close()
         await self.hub.relay.close()
+        calls = [task for connection in connections for task in connection.calls_tasks]
+        await finish_calls(calls, within_s=GOODBYE_S)
+        with contextlib.suppress(TimeoutError):  # a session may have begun whose client is gone
+            await asyncio.wait_for(self.hub.forgetter.drained(), GOODBYE_S)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        calls = [task for connection in connections for task in connection.calls_tasks]
-        await finish_calls(calls, within_s=GOODBYE_S)
         if self.hub.recorder is not None:
             await self.hub.recorder.close()
         with contextlib.suppress(StoreError):
@@ -159,10 +167,11 @@ async def serve(config: GatewayConfig) -> None:
 
 async def _start(config: GatewayConfig, stop: asyncio.Event) -> Gateway | None:
     """A listening gateway, or None when the stop signal came first."""
+    gateway: Gateway | None = None
     while not stop.is_set():
         try:
-            store = await Store.connect(config.redis, cluster=config.cluster)
-            gateway = Gateway(config, store)
+            if gateway is None:
+                gateway = Gateway(config, await Store.connect(config.redis, cluster=config.cluster))
             await gateway.start()
             asyncio.get_running_loop().set_exception_handler(gateway.receive_loop_error)
             return gateway
@@ -170,6 +179,8 @@ async def _start(config: GatewayConfig, stop: asyncio.Event) -> Gateway | None:
             logger.warning("waiting for Redis: %s", exc)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), RETRY_S)
+    if gateway is not None:
+        await gateway.hub.store.close()
     return None
 
 

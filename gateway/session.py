@@ -334,7 +334,7 @@ class SessionMachine(WatchRules):
                 self._receive_taken(call, result, now_ms)
             case LoadSession(session=session) if self._viewer is not None and session == self._viewer.session:
                 assert result is None or isinstance(result, SessionRecord)
-                self._receive_watched(self._viewer, result)
+                self._receive_watched(self._viewer, result, now_ms)
             case _ if self._session is None or self._session.id != call.session:
                 pass  # the session ended meanwhile
             case AppendInput():
@@ -405,7 +405,7 @@ class SessionMachine(WatchRules):
                 self._receive_create_failure(call, failure, now_ms)
                 return
             case TakeControl():
-                self._receive_take_failure(failure, now_ms)
+                self._receive_take_failure(call, failure, now_ms)
                 return
             case LoadSession() if self._viewer is not None:
                 self._viewer.reload_ms = now_ms + RELOAD_MS

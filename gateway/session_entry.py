@@ -243,7 +243,9 @@ class EntryRules(FollowRules):
             return
         self._fail_call(failure, id, now_ms)
 
-    def _receive_take_failure(self, failure: Failure, now_ms: float) -> None:
+    def _receive_take_failure(self, call: TakeControl, failure: Failure, now_ms: float) -> None:
+        if failure.kind is FailureKind.UNAVAILABLE:  # it may have been written all the same
+            self._out.append(Forget(session=call.session, controller_epoch=None, close=None))
         attach = self._attach
         if self._stage is not Stage.ATTACHING or attach is None:
             return

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from gateway import protocol as wire
 from gateway.auth import ANYONE, Scope
 from gateway.rungs import RungFilter
+from gateway.session_core import LOST_AFTER_MS
 from gateway.session_entry import RETRY_AFTER_MS, SESSION_ID, EntryRules, session_message
 from gateway.session_follow import RELOAD_MS, chunk_header
 from gateway.steps import Ask, Follow, LoadSession, Output, SendChunk, Unfollow
@@ -45,6 +46,8 @@ class Viewer:
     filter: RungFilter = field(default_factory=RungFilter)
     told_state: wire.State | None = None
     reload_ms: float | None = None
+    missing_since_ms: float | None = None
+    """Redis has no record of the session: its owner may not have written it again yet."""
 
 
 class WatchRules(EntryRules):
@@ -142,8 +145,13 @@ class WatchRules(EntryRules):
         self._loads += 1
         self._out.append(LoadSession(session=v.session))
 
-    def _receive_watched(self, v: Viewer, record: SessionRecord | None) -> None:
+    def _receive_watched(self, v: Viewer, record: SessionRecord | None, now_ms: float) -> None:
         """The record as Redis holds it now."""
+        since_ms = now_ms if v.missing_since_ms is None else v.missing_since_ms
+        v.missing_since_ms = since_ms if record is None else None
+        if record is None and v.is_known and now_ms < since_ms + LOST_AFTER_MS:
+            v.reload_ms = now_ms + RELOAD_MS
+            return
         if record is None or record.phase is Phase.CLOSED:
             if v.is_known:
                 self._end_viewing(v, record.reason if record is not None else "lost")

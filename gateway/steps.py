@@ -138,7 +138,8 @@ class Forget:
     """The connection no longer controls the session. Done in the background, no answer."""
 
     session: SessionId
-    controller_epoch: int
+    controller_epoch: int | None
+    """None: the answer that names it was lost, if there was one."""
     close: str | None
     """Close it with this reason, because nobody can come back to it; None: it lingers."""
 

@@ -11,6 +11,7 @@ from gateway import protocol as wire
 from gateway.auth import Identity, Scope
 from gateway.protocol import CloseCode
 from gateway.session import SessionMachine
+from gateway.session_core import LOST_AFTER_MS
 from gateway.session_follow import RELOAD_MS
 from gateway.session_watch import MAX_LOADS, MAX_VIEWER_QUEUE_BYTES
 from gateway.steps import Ask, Close, CreateSession, Follow, LoadSession, Output, SendChunk, Unfollow
@@ -134,6 +135,21 @@ def test_nothing_to_watch(record: link.SessionRecord | None) -> None:
     assert only(outputs, Close).code is CloseCode.NO_SUCH_SESSION
 
 
+def test_a_record_that_is_missing_for_a_while() -> None:
+    """Redis came back older: the owner writes the session again, and until then its viewers go on; for good
+    it is lost, and it is not missing for longer because it was before."""
+    machine = watching()
+    load = only(machine.receive_events_lost(), LoadSession)
+    for at_ms, record in ((0, None), (20_000, PLACED), (40_000, None)):
+        outputs = machine.receive_result(load, record, at_ms)
+        assert outputs == [] and relayed(view(machine, at_ms)) == [(at_ms, 0)]
+        load = only(machine.receive_events_lost(), LoadSession)
+    assert only(machine.receive_tick(40_000 + RELOAD_MS), LoadSession) == load
+    machine.receive_result(load, None, 40_000 + LOST_AFTER_MS - 1)
+    outputs = machine.receive_result(load, None, 40_000 + LOST_AFTER_MS)
+    assert sent(outputs) == [wire.Closed(reason="lost")]
+
+
 def test_few_records_are_looked_for_at_once() -> None:
     """Calls wait while Redis is away: who watches and stops over and over must not pile them up."""
     machine = make_machine()
@@ -176,6 +192,23 @@ def test_an_id_alone_grants_nothing() -> None:
         outputs = machine.receive_result(call, record, 0)
         assert machine.is_watching() is any(isinstance(output, Follow) for output in outputs) is allowed
         assert allowed or (error_of(outputs).code, len(outputs)) == (ErrorCode.NOT_ALLOWED, 1)
+
+
+async def test_who_comes_to_watch_while_sessions_are_written_again(world: World) -> None:
+    """Redis lost its data: that it knows no such session means nothing until all could say what they have."""
+    redis, prefix = world.store._redis.client, f"{world.store.prefix}session:"
+    async with world.engine() as engine, world.gateway() as gateway, client_of(gateway) as client:
+        session = (await begin(client, engine)).session
+        async with client_of(gateway) as viewer, client_of(gateway) as stranger:
+            await redis.rename(prefix + session, "elsewhere")
+            await world.store.raise_term(world.term + 1)
+            for each, id in ((viewer, session), (stranger, "s_0123456789abcdef")):
+                await each.send(wire.Watch(session=id), wire.Ping(t=1))
+                await each.expect(wire.Pong)
+            await redis.rename("elsewhere", prefix + session)
+            assert (await viewer.expect(wire.Session)).session == session
+            await world.store.mark_new()
+            assert (await stranger.expect(wire.Error)).code is ErrorCode.NO_SUCH_SESSION
 
 
 async def test_a_hundred_viewers(world: World) -> None:
