@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncGenerator, Awaitable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl
 
 from gateway.websocket import Receiver
 from scheduler.messages import ErrorCode
@@ -30,17 +30,16 @@ class Request:
 
     @property
     def path(self) -> str:
-        """The decoded path without query; empty, which nothing has, when the target is malformed."""
-        try:
-            return unquote(urlsplit(self.target).path)
-        except ValueError:
-            return ""
+        """The path as sent, without query. Routes compare it as it is: no other spelling of one gets past a
+        proxy that lets only some paths through."""
+        return self.target.partition("?")[0]
 
     @property
     def query(self) -> dict[str, str]:
         """Parameters behind the path, the last of each name."""
         try:
-            return dict(parse_qsl(urlsplit(self.target).query, keep_blank_values=True, max_num_fields=16))
+            query = self.target.partition("?")[2]
+            return dict(parse_qsl(query, keep_blank_values=True, max_num_fields=16))
         except ValueError:
             return {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from urllib.parse import unquote
 
 from gateway.http import Request, Response, text_response
 
@@ -44,7 +45,7 @@ class Pages:
 
     def respond(self, request: Request) -> Response:
         """The file that the path names or stands for (`NAMES`); 404 for everything else."""
-        path = self._find(request.path)
+        path = self._find(unquote(request.path))
         if path is None:
             return text_response(404, "there is nothing here")
         body = path.read_bytes()

@@ -79,7 +79,8 @@ class PromptHook:
 def load_hook(name: str) -> Hook:
     """The hook that a setting names. Raises ValueError."""
     if name.startswith(("http://", "https://")):
-        return lambda question: _post(name, question)
+        tls = ssl.create_default_context() if name.startswith("https:") else None  # it takes tens of ms
+        return lambda question: _post(name, tls, question)
     module, _, attribute = name.partition(":")
     try:
         found: Hook = getattr(importlib.import_module(module), attribute)
@@ -105,10 +106,9 @@ def _question(call: Call) -> Question | None:
             return None
 
 
-async def _post(url: str, question: Question) -> Answer:
+async def _post(url: str, tls: ssl.SSLContext | None, question: Question) -> Answer:
     """Raises OSError, ValueError, h11.RemoteProtocolError: no answer, or not one that is understood."""
     parts = urlsplit(url)
-    tls = ssl.create_default_context() if parts.scheme == "https" else None
     port = parts.port or (443 if tls is not None else 80)
     reader, writer = await asyncio.open_connection(parts.hostname, port, ssl=tls)
     try:

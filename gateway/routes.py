@@ -57,6 +57,9 @@ CODES = {403: ErrorCode.NOT_ALLOWED, 429: ErrorCode.RATE, 500: ErrorCode.INTERNA
 """By status."""
 NO_SUCH_ENGINE = "there is no such engine; /v1/cluster lists them"
 
+READY_FOR_S = 1.0
+"""So long it is believed that an engine is ready."""
+
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -81,6 +84,9 @@ class Routes:
         self._hub = hub
         root = hub.config.web_root
         self._pages = Pages(Path(root) if root is not None else Path(web_demo.__path__[0]))
+        self._readiness: asyncio.Task[Response] | None = None
+        """The newest look at the engines: under way, or done."""
+        self._ready_until_s = 0.0
         self._handlers: dict[str, dict[str, Handler]] = {
             "/healthz": {"GET": self._health},
             "/readyz": {"GET": self._ready},
@@ -184,12 +190,20 @@ class Routes:
         return text_response(200, "ok")
 
     async def _ready(self, _request: Request) -> Response:
+        """Nobody needs a token for it, so however many ask, the engines are read for all of them together."""
+        loop = asyncio.get_running_loop()
+        if self._readiness is None or (self._readiness.done() and loop.time() >= self._ready_until_s):
+            self._readiness = loop.create_task(self._look_for_ready())
+        return await asyncio.shield(self._readiness)  # who leaves does not take it from the others
+
+    async def _look_for_ready(self) -> Response:
         try:
             engines = await self._hub.store.list_engines()
         except StoreUnavailable:
             return text_response(503, "Redis can't be reached")
         if not any(engine.state is EngineState.READY for engine in engines):
             return text_response(503, "no engine is ready")
+        self._ready_until_s = asyncio.get_running_loop().time() + READY_FOR_S
         return text_response(200, "ok")
 
     async def _metrics(self, _request: Request) -> Response:

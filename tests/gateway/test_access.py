@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
@@ -14,15 +15,16 @@ import pytest
 from websockets.asyncio.client import connect as dial
 
 from gateway import protocol as wire
-from gateway.access import Access
+from gateway.access import Access, view_of
 from gateway.auth import Identity, Scope, mint_token
 from gateway.client import ServerError, connect
 from gateway.config import GatewayConfig
 from gateway.http import Request
 from gateway.metrics import Metrics
 from gateway.protocol import TOKEN_SUBPROTOCOL_PREFIX, CloseCode
+from gateway.server import Gateway
 from launch.http_get import get
-from scheduler.messages import ErrorCode, SessionId
+from scheduler.messages import EngineRecord, ErrorCode, SessionId, Watch
 from tests.gateway.gateway_fixtures import World, begin, client_of, make_certificate
 from tests.gateway.test_routes import ask
 
@@ -153,6 +155,112 @@ async def test_minting(world: World) -> None:
             assert (await ask(gateway, path, "POST", body, **JSON_TYPE))[0] == 400, wish
     async with world.gateway() as gateway:
         assert (await mint({"subject": "x"}))[0] == 409
+
+
+async def share(gateway: Gateway, session: str, resume: str) -> tuple[int, dict[str, object]]:
+    path, body = f"/v1/sessions/{session}/watch", json.dumps({"resume": resume, "ttl_s": 30}).encode()
+    status, headers, answer = await ask(gateway, path, "POST", body, **JSON_TYPE)
+    assert status != 200 or headers["cache-control"] == "no-store"
+    return status, json.loads(answer)
+
+
+async def test_a_link_to_watch(world: World) -> None:
+    """Who holds the resume token gives away a token for that session's pictures, and for nothing else."""
+    token = token_for(Scope.CONTROL)
+    async with (
+        world.engine() as engine,
+        world.gateway(**SETTINGS) as gateway,
+        client_of(gateway) as client,
+        client_of(gateway) as viewer,
+        client_of(gateway) as thief,
+    ):
+        session = await begin(client, engine, token=token)
+        id = SessionId(session.session)
+        for resume in ("", session.resume[:-1], token):
+            status, answer = await share(gateway, id, resume)
+            assert (status, code_in(answer)) == (404, "no_such_session")
+        status, answer = await share(gateway, id, session.resume)
+        shared = str(answer["token"])
+        assert status == 200 and answer["scopes"] == ["view"] and answer["expires_in_s"] == 30
+
+        await viewer.send(wire.Watch(session=id, token=shared))
+        shown = await viewer.expect(wire.Session)
+        assert (shown.session, shown.resume) == (id, "")
+        await engine.expect(Watch)
+        await engine.send_chunk(id, 0)
+        for each in (client, viewer):
+            assert (await each.expect(wire.ChunkHeader)).session == id
+        await viewer.send(wire.Prompt(text="mine", id="1"))
+        assert (await viewer.expect(wire.Error, skip=(wire.ChunkHeader,))).code is ErrorCode.NOT_ALLOWED
+
+        stolen = wire.Attach(session=id, resume=session.resume, next_seq=0, token=shared)
+        other = wire.Watch(session="s_0123456789abcdef", token=shared)
+        for message in (wire.Start(prompt="x", token=shared), stolen, other):
+            await thief.send(message)
+            assert (await thief.expect(wire.Error)).code is ErrorCode.NOT_ALLOWED
+        await world.store.close_session(id, "stopped")
+        assert (await share(gateway, id, session.resume))[0] == 404
+
+
+async def test_a_link_to_watch_that_is_too_old(world: World) -> None:
+    """As any token: 4401, and the page may ask for a new one."""
+    async with (
+        world.engine() as engine,
+        world.gateway(**SETTINGS) as gateway,
+        client_of(gateway) as client,
+        client_of(gateway) as viewer,
+    ):
+        session = (await begin(client, engine, token=token_for(Scope.CONTROL))).session
+        identity = view_of(SessionId(session))
+        shared = mint_token(identity, SECRET, now_s=time.time() - 100, ttl_s=30)
+        await viewer.send(wire.Watch(session=session, token=shared))
+        assert (await viewer.expect(wire.Error)).code is ErrorCode.UNAUTHORISED
+        assert await viewer.close_code() == CloseCode.NOT_AUTHORISED
+
+
+def code_in(answer: dict[str, object]) -> object:
+    assert isinstance(answer["error"], dict)
+    return answer["error"]["code"]
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    ["//x/v1/admin/drain", "/v1%2Fadmin/drain", "/v1/%61dmin/drain", "/v1//admin/drain", "/./v1/admin/drain"]
+    + ["http://x/v1/admin/drain", "/v1/admin/drain%3f"],
+)
+async def test_a_path_has_one_spelling(world: World, spelling: str) -> None:
+    """A proxy in front that refuses /v1/admin is not got around."""
+    body = json.dumps({"engine": "e_00000001"}).encode()
+    async with world.engine() as engine, world.gateway() as gateway:
+        assert (await ask(gateway, spelling, "POST", body, **JSON_TYPE))[0] in (404, 405)
+        record = await world.store.get_engine(engine.id)
+        assert record is not None and not record.drain_ordered
+        assert (await ask(gateway, "/v1/admin/drain?x=1", "POST", body, **JSON_TYPE))[0] == 202
+
+
+async def test_however_many_ask_whether_it_is_ready(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engines are read once for all of them, whoever leaves meanwhile, and not again for a while."""
+    async with world.engine(), world.gateway() as gateway:
+        routes, store = gateway.listener.application, world.store
+        monkeypatch.setattr(gateway.hub, "store", store)  # the gateway reads engines for itself as well
+        real, may_read, reads = store.list_engines, asyncio.Event(), 0
+
+        async def counted() -> list[EngineRecord]:
+            nonlocal reads
+            reads += 1
+            await may_read.wait()
+            return await real()
+
+        monkeypatch.setattr(store, "list_engines", counted)
+        monkeypatch.setattr("gateway.routes.READY_FOR_S", 3_600.0)
+        request = Request(method="GET", target="/readyz", headers={})
+        first, *others = [asyncio.ensure_future(routes.respond(request)) for _ in range(20)]
+        await asyncio.sleep(0)
+        first.cancel()
+        may_read.set()
+        assert {(await other).status for other in others} == {200}
+        assert (await routes.respond(request)).status == 200
+        assert reads == 1
 
 
 async def test_tls(world: World, tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +15,7 @@ from gateway.calls import finish_calls
 from gateway.prompt_hook import AWAY, REFUSED, Answer, PromptHook, Question, load_hook
 from gateway.steps import AppendInput, FailureKind
 from scheduler.messages import ErrorCode, PromptInput, ResetInput, SessionId
-from tests.gateway.gateway_fixtures import World, begin, client_of
+from tests.gateway.gateway_fixtures import World, begin, client_of, make_certificate
 
 S = SessionId("s_0000000000000001")
 
@@ -130,6 +132,27 @@ def test_hooks_that_cannot_be(name: str) -> None:
     """The gateway does not start with them."""
     with pytest.raises(ValueError, match="prompt_hook"):
         load_hook(name)
+
+
+async def test_a_hook_over_https_reads_the_authorities_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it is set up: it takes tens of ms, in which every prompt would stop all streams."""
+    cert, key = await make_certificate(tmp_path)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(cert, key)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"}")
+        writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 17\r\n\r\n{"allowed": true}')
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0, ssl=tls) as server:
+        monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+        hook = load_hook(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/judge")
+        cert.unlink()
+        for _ in range(2):
+            assert await hook(Question(session=S, subject="", text="a dog")) is True
 
 
 async def test_a_hook_over_http(world: World) -> None:
