@@ -7,13 +7,16 @@ from dataclasses import replace
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from gateway import protocol as wire
 from gateway.chunk_trace import MAX_OPEN, ChunkTrace, Span, Way
 from gateway.config import GatewayConfig
 from gateway.tracing import Tracing, make_tracing
 from scheduler.messages import SessionId, Stats
+from tests.gateway.gateway_fixtures import World, begin, client_of
 from tests.gateway.scripted_engine import make_part
 
 S = SessionId("s_0000000000000001")
+OTLP = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 STATS = Stats(session=S, epoch=1, seq=0, latency_ms=200, gen_ms=150, slack_ms=0, batch=2)
 
 
@@ -62,12 +65,34 @@ def test_chunks_without_stats_or_ack_are_forgotten() -> None:
 
 
 def test_a_share_without_the_package_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "opentelemetry.exporter", None)
+    monkeypatch.setitem(__import__("sys").modules, OTLP, None)
     with pytest.raises(ValueError, match=r"turboserve\[otel\]"):
         make_tracing(0.1, "g_1")
     assert make_tracing(0, "g_1") is None
     with pytest.raises(ValueError, match="trace_share"):
         GatewayConfig(redis="redis://h", link_secret="s", trace_share=1.5)
+
+
+async def test_a_chunk_on_its_way_through_a_gateway(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it relays, what the engine tells and what the client acknowledges becomes one trace."""
+    exporter = InMemorySpanExporter()
+    monkeypatch.setattr(f"{OTLP}.OTLPSpanExporter", lambda: exporter)
+    async with world.engine() as engine, world.gateway(trace_share=1.0) as gateway:
+        async with client_of(gateway) as client:
+            session = SessionId((await begin(client, engine)).session)
+            await engine.send_chunk(session, 0, parts=2)
+            await engine.say(replace(STATS, session=session))
+            await client.expect(wire.Stats, skip=(wire.ChunkHeader,))
+            await client.send(wire.Ack(seq=0, buffer_ms=800), wire.Ping(t=1))
+            await client.expect(wire.Pong)
+        await gateway.close()
+    *spans, chunk = exporter.get_finished_spans()
+    assert (chunk.name, chunk.parent) == ("chunk", None)
+    assert [span.name for span in spans] == ["engine", "relay", "deliver", "buffer"]
+    assert all(span.parent.span_id == chunk.context.span_id for span in spans)
+    told = {"session": session, "engine": engine.id, "epoch": 1, "seq": 0, "rev": 0, "bytes": 120}
+    told |= {"latency_ms": 200, "gen_ms": 150, "batch": 2}
+    assert dict(chunk.attributes) == {f"turboserve.{name}": value for name, value in told.items()}
 
 
 def test_spans_reach_an_exporter() -> None:

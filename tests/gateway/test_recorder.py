@@ -12,6 +12,7 @@ from gateway import protocol as wire
 from gateway.auth import Identity, Scope, mint_token
 from gateway.recorder import MAX_DOWNLOADS, MAX_DOWNLOADS_EACH, MAX_WAITING_BYTES, Download, Recorder
 from gateway.server import Gateway
+from scheduler.keys import CLOSED_TTL_S
 from scheduler.messages import SessionId, Unsubscribe, encode_json, frame_media
 from tests.browser.stream_server import CHUNK_FRAMES, FPS, Encoder
 from tests.gateway.gateway_fixtures import Client, World, begin, client_of
@@ -168,8 +169,8 @@ async def test_gateway_without_recordings_says_so(world: World, tmp_path: Path) 
 
 
 async def test_sweep_forgets_with_redis(world: World, tmp_path: Path) -> None:
-    """A recording stays as long as its session is known, however long it rests; not while Redis may have
-    lost its data."""
+    """A recording stays as long as its session is known, however long it rests, and for a while after its
+    end; not while Redis may have lost its data."""
     async with world.engine() as engine, world.gateway(recordings=str(tmp_path)) as gateway:
         recorder = gateway.hub.recorder
         assert recorder is not None
@@ -187,6 +188,14 @@ async def test_sweep_forgets_with_redis(world: World, tmp_path: Path) -> None:
         await world.store.mark_new()
         await recorder.sweep(later_s)
         assert names(tmp_path) == [session.session]
+        await world.store.close_session(SessionId(session.session), "stopped")
+        await recorder.sweep(later_s)
+        assert names(tmp_path) == [session.session], "for a while it may still be fetched"
+        redis, key = world.store._redis.client, f"{world.store.prefix}session:{session.session}"
+        assert 0 < await redis.ttl(key) <= CLOSED_TTL_S
+        await redis.pexpire(key, 0)  # the time has passed
+        await recorder.sweep(later_s)
+        assert names(tmp_path) == []
 
 
 async def test_slow_disk_costs_video_not_memory(world: World, tmp_path: Path) -> None:
