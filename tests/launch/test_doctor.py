@@ -115,7 +115,7 @@ def test_a_model_that_is_too_large_is_a_problem(
         torch.empty(2**60, dtype=torch.uint8, device=device)
         return TINY_MODEL
 
-    monkeypatch.setitem(MODELS, "huge", load)  # type: ignore[arg-type]
+    monkeypatch.setitem(MODELS, "huge", load)
     assert doctor.run(UpConfig(port=unused_port), CheckedModel(model="huge")) == 1
     lines = capsys.readouterr().out.splitlines()
     failed = {line.split()[1]: line for line in lines if line.startswith("FAIL")}

@@ -137,8 +137,11 @@ async def test_on_a_terminal_the_tables_stay_and_their_numbers_change(cluster: C
     async with watching(cluster.url) as viewer, live_status(cluster) as (terminal, process):
         session = viewer.session.info.session
         await viewer.take(1)
-        seq_of = lambda rows: int(rows.get(session, ["-1"] * 5)[4])  # noqa: E731
-        await until(lambda: seq_of(terminal.rows()) >= 0)
+
+        def seq() -> int:
+            return int(terminal.rows().get(session, ["-1"] * 5)[4])
+
+        await until(lambda: seq() >= 0)
         rows = terminal.rows()
         for engine in cluster.listed("engines"):
             row = rows[engine["id"]]
@@ -149,7 +152,7 @@ async def test_on_a_terminal_the_tables_stay_and_their_numbers_change(cluster: C
         row = rows[session]
         assert row[:4] == [session, known["state"], known["engine"], str(known["epoch"])]
         await viewer.take(3)
-        await until(lambda: seq_of(terminal.rows()) > seq_of(rows))
+        await until(lambda: seq() > int(row[4]))
         process.send_signal(signal.SIGINT)
         assert await process.wait() == 0
         await until(lambda: LEAVE_SCREEN in terminal.drawn)
