@@ -97,7 +97,7 @@ def _plots(before: Mapping[str, Any], after: Mapping[str, Any], names: tuple[str
 
 
 def _verdict(result: Mapping[str, Any]) -> str:
-    return {True: "held", False: "NOT HELD"}.get(result.get("held"), "–")
+    return ("held" if result["held"] else "NOT HELD") if "held" in result else "–"
 
 
 def _show(value: float | None) -> str:
