@@ -55,25 +55,32 @@ def median_ms(run: Callable[[], object], device: torch.device, rounds: int, *, c
 
 
 class Report:
-    """Prints each section as it is done and keeps a JSON file true; one that fails says why, others go on."""
+    """Prints each section as it is done, its result as a line of JSON, and keeps a JSON file true; one that
+    fails says why, others go on."""
 
     def __init__(self, path: Path | None, *, budget_s: float) -> None:
         self.results: dict[str, Any] = {}
         self._path, self._budget_s, self._began = path, budget_s, time.perf_counter()
 
+    @property
+    def elapsed_s(self) -> float:
+        """Since the report was begun."""
+        return time.perf_counter() - self._began
+
     def section(self, name: str, run: Callable[[], Any]) -> None:
         """Run it, unless time is up, and keep what it returns."""
-        elapsed = time.perf_counter() - self._began
-        if elapsed > self._budget_s:
-            self.say(f"\n## {name}: left out, {elapsed:.0f} s are gone")
+        elapsed_s = self.elapsed_s
+        if elapsed_s > self._budget_s:
+            self.say(f"\n## {name}: left out, {elapsed_s:.0f} s are gone")
             self.results[name] = "left out: no time"
             return
-        self.say(f"\n## {name} (at {elapsed:.0f} s)")
+        self.say(f"\n## {name} (at {elapsed_s:.0f} s)")
         try:
             self.results[name] = run()
         except Exception as exc:
             self.fail(name, exc)
             self.results[name] = f"failed: {_line(exc)}"
+        self.say(json.dumps({name: self.results[name], "after_s": round(self.elapsed_s, 1)}))
         self.save()
         with suppress(RuntimeError):
             if torch.cuda.is_available():

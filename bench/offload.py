@@ -35,7 +35,7 @@ from bench.stats import machine, percentile, print_json, print_table
 from engine.kv_pool import SlabPool
 from engine.models.base import CausalVideoModel, ModelSpec, PassBatch, PassRow
 from engine.models.registry import load_model
-from engine.offload import Copier, HostPool, HostSlab, slab_bytes
+from engine.offload import Copier, HostPool, HostSlab, slab_bytes, state_bytes
 from engine.state_format import ExportedState, ModelKey, StateHeader, describe
 from scheduler.messages import SessionId
 
@@ -224,6 +224,39 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 
 @torch.inference_mode()
+def measure(model: CausalVideoModel, *, pairs: int, rows: int, mib: float | None = None) -> dict[str, object]:
+    """Print what moving its states takes, and what it says in short. `mib`: of slabs of another size."""
+    device, spec = model.device, model.spec
+    if mib is not None:
+        per_token = state_bytes(model) / spec.tokens_per_frame
+        spec = replace(spec, tokens_per_frame=max(1, round(mib * 2**20 / per_token)))
+    way = Way(Slabs(spec=spec, device=device, dtype=model.dtype))
+    speeds = bandwidth(way, device)
+    print(f"machine: {machine()}, device {device}; state of {way.state.num_bytes / 2**20:.1f} MiB")
+    print_table(
+        ["direction", "GB/s", "plain copy GB/s", "ratio"],
+        [[d, speeds[d], speeds[f"plain {d}"], speeds[d] / speeds[f"plain {d}"]] for d in ("out", "back")],
+    )
+    passes = Passes(model, rows)
+    ratios = slow_down(way, passes, pairs)
+    overlapped = overlap(way, passes)
+    way.copier.close()
+    low, high = interval(ratios)
+    slower = percentile(ratios, 0.5)
+    print(f"{pairs} pairs of {PASSES} passes: slow-down {slower:.3f}, overlap {overlapped:.2f}")
+    return {
+        "bench": "offload",
+        "device": str(device),
+        "model": model.spec.name,
+        "state_mib": round(way.state.num_bytes / 2**20, 1),
+        "bandwidth_ratio": {d: round(speeds[d] / speeds[f"plain {d}"], 3) for d in ("out", "back")},
+        "gbps": {name: round(speed, 2) for name, speed in speeds.items()},
+        "slow_down": round(slower, 4),
+        "slow_down_95": [round(low, 4), round(high, 4)],
+        "overlap": round(overlapped, 3),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -235,40 +268,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    device = torch.device(options.device)
     load = partial(load_model, "shapes") if options.model == "shapes" else load_random_wan
-    model = load(device=device, weights=None)
-    spec = model.spec
-    if options.mib is not None:
-        per_token = slab_bytes(model) / spec.tokens_per_frame
-        spec = replace(spec, tokens_per_frame=max(1, round(options.mib * 2**20 / per_token)))
-    way = Way(Slabs(spec=spec, device=device, dtype=model.dtype))
-    speeds = bandwidth(way, device)
-    passes = Passes(model, options.rows)
-    ratios = slow_down(way, passes, options.pairs)
-    overlapped = overlap(way, passes)
-    way.copier.close()
-    low, high = interval(ratios)
-    print(f"machine: {machine()}, device {device}; state of {way.state.num_bytes / 2**20:.1f} MiB")
-    print_table(
-        ["direction", "GB/s", "plain copy GB/s", "ratio"],
-        [[d, speeds[d], speeds[f"plain {d}"], speeds[d] / speeds[f"plain {d}"]] for d in ("out", "back")],
-    )
-    slower = percentile(ratios, 0.5)
-    print(f"{options.pairs} pairs of {PASSES} passes: slow-down {slower:.3f}, overlap {overlapped:.2f}")
-    print_json(
-        {
-            "bench": "offload",
-            "device": str(device),
-            "model": options.model,
-            "state_mib": round(way.state.num_bytes / 2**20, 1),
-            "bandwidth_ratio": {d: round(speeds[d] / speeds[f"plain {d}"], 3) for d in ("out", "back")},
-            "gbps": {name: round(speed, 2) for name, speed in speeds.items()},
-            "slow_down": round(slower, 4),
-            "slow_down_95": [round(low, 4), round(high, 4)],
-            "overlap": round(overlapped, 3),
-        }
-    )
+    model = load(device=torch.device(options.device), weights=None)
+    print_json(measure(model, pairs=options.pairs, rows=options.rows, mib=options.mib))
 
 
 if __name__ == "__main__":

@@ -8,15 +8,22 @@ Random weights of the real shape (they cost the same time), 480x832, 4 + 1 passe
     chunks       from the first pass to frames in host memory: 4 passes, noise, decode; then the clean pass
     windows      the window written again for a new prompt, the sink alone, and Self-Forcing's window of 21
     equality     against float32 and against each other; FP8's error in a pass and in a chunk
+    fp8          sums kept exactly or fast, in products of 8-bit floats: time and error
     decode       TAEHV in several layouts
+    vae          Wan's own VAE
+    offload      state to host memory and back, what that costs passes (bench.offload)
+    coalesce     sessions that share passes, and how many are held in real time (bench.coalesce)
+    coalesce_shapes  the same of the small model
+    compiled     a few blocks by torch.compile
     memory       of a session, and what the engine's start-up measures and chooses
     shapes       t(B) of the small model: launches are everything
     profile      kernels of one pass
     soak         chunk after chunk (--soak-chunks): does time or memory grow?
 
 Share of the floor: the FLOPs of the passes at 790 TFLOP/s (a Hopper card, dense bfloat16) over their time.
-Medians. Sections fail one by one; `--json` is rewritten after each; after --budget-s none begins. On an H200
-all of it takes about five minutes, most of them for passes and chunks.
+Medians. Sections fail one by one; each prints its result as a line of JSON when it is done, and `--json` is
+rewritten; after --budget-s none begins, which leaves the longest of them time to end within ten minutes. What
+was measured least comes first.
 
     python -m bench.wan_gpu [--device cuda] [--window 12] [--json FILE] [--soak-chunks 60]
     python -m bench.wan_gpu --device cpu --tiny       # does the script work?
@@ -37,21 +44,23 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor
 
+from bench import coalesce, offload
 from bench.gpu import Report, device_name, median_ms, settle
-from bench.stats import percentile, print_json
+from bench.stats import percentile
 from engine.costs import fastest_dense, measure_costs
 from engine.kv_pool import SlabPool
 from engine.memory import slot_bytes
 from engine.models.attention import DENSE_KERNELS, sdpa, with_kernel
 from engine.models.base import AttentionBackend, CausalVideoModel, PassBatch, PassRow
-from engine.models.fused_ops import PLAIN, available_ops
-from engine.models.linear import fp8_linear, has_fp8, plain_linear
+from engine.models.fused_ops import PLAIN, available_ops, has_fp8, plain_quantise
+from engine.models.linear import fp8_linear, plain_linear
 from engine.models.pool_attention import GRAPH, SLICES, available_backends
 from engine.models.rope import rope_table
 from engine.models.shapes.model import SHAPES, ShapesModel
 from engine.models.shapes.model import TINY as TINY_SHAPES
 from engine.models.wan.config import SELF_FORCING, TINY, WanConfig
 from engine.models.wan.model import WanModel
+from engine.models.wan.vae import WanVaeDecoder
 from engine.pass_graphs import PassGraphs, can_replay
 from engine.passes import Passes
 from engine.sampler import denoise, initial_latents
@@ -64,6 +73,10 @@ FULL = 40
 """Index of a chunk whose window has long been full."""
 WIDE = 21
 """Latent frames of Self-Forcing's window."""
+SECTIONS = "ceilings equality fp8 vae offload coalesce coalesce_shapes chunks windows memory decode".split()
+SECTIONS += "compiled passes layers shapes soak profile".split()
+COMPILED_LAYERS = 2
+"""All of them would take minutes to compile."""
 
 
 def pass_flops(config: WanConfig) -> float:
@@ -146,17 +159,17 @@ class Wan:
             self.pool.prompt_kv[slot].normal_()
         self.dense = fastest_dense(cast(CausalVideoModel, self.fused), self.pool)
         self.tuned = {way.name: way for way in available_backends(self.device, self.dtype, self.dense)}
-        self._fp8: WanModel | None = None
+        self._eight_bit: WanModel | None = None
 
     def make(self, *, fused: bool, fp8: bool = False, dtype: torch.dtype | None = None) -> WanModel:
         config = replace(self.config, fp8=fp8)
         return WanModel.random(0, config=config, device=self.device, dtype=dtype or self.dtype, fused=fused)
 
     @property
-    def fp8(self) -> WanModel:
-        if self._fp8 is None:
-            self._fp8 = self.make(fused=True, fp8=True)
-        return self._fp8
+    def eight_bit(self) -> WanModel:
+        if self._eight_bit is None:
+            self._eight_bit = self.make(fused=True, fp8=True)
+        return self._eight_bit
 
     def floor_ms(self) -> float:
         return 1000 * pass_flops(self.config) / FLOPS_PER_S
@@ -176,9 +189,9 @@ class Wan:
             made["graph"] = lambda: Runner(self.fused, GRAPH)
             made["graph, fixed slots"] = lambda: Runner(self.fused, slices, fixed=True)
         if has_fp8(self.device) or not self.is_cuda:
-            made["fp8"] = lambda: Runner(self.fp8, slices)
+            made["fp8"] = lambda: Runner(self.eight_bit, slices)
         if has_fp8(self.device):
-            made["fp8, graph, fixed slots"] = lambda: Runner(self.fp8, slices, fixed=True)
+            made["fp8, graph, fixed slots"] = lambda: Runner(self.eight_bit, slices, fixed=True)
         return made
 
     # --- sections ------------------------------------------------------------------------------------
@@ -295,7 +308,7 @@ class Wan:
         if can_replay(cast(CausalVideoModel, self.fused)):
             ways.append(("graph", lambda: self.fused, GRAPH))
         if has_fp8(self.device):
-            ways.append(("fp8", lambda: self.fp8, self.tuned["slices"]))
+            ways.append(("fp8", lambda: self.eight_bit, self.tuned["slices"]))
         for name, model, way in ways:
             for size in self.args.batches:
                 cell = partial(self._chunk, model, self.pool, way, size)
@@ -332,10 +345,7 @@ class Wan:
             "a new prompt": self._frames_ms(self.fused, self.pool, window - span, window),
             "the sink": self._frames_ms(self.fused, self.pool, span, span),
         }
-        wide = replace(self.config, dit=replace(self.config.dit, window_frames=WIDE))
-        model = WanModel.random(0, config=wide, device=self.device, dtype=self.dtype, fused=True)
-        pool = SlabPool(cast(CausalVideoModel, model), slots=1)
-        pool.kv.normal_()
+        model, pool = self._wide(slots=1)
         found[f"a pass, window {WIDE}"] = self._frames_ms(model, pool, span, WIDE)
         chunk = self.report.cell(
             "wide chunk", lambda: self._chunk(lambda: model, pool, self.tuned["slices"], 1)
@@ -379,16 +389,39 @@ class Wan:
         found["batch to alone, slices"] = _error(together[:1], best)
         grouped = self.fused.run_pass(replace(batch, attention=self.tuned["grouped"])).clone()
         found["grouped to slices"] = _error(grouped, together)
+        wide = self.report.cell("wide", self._wide_error)
+        found[f"grouped to slices, window {WIDE}, 2 rows"] = wide
         if can_replay(cast(CausalVideoModel, self.fused)):
             found["graph to slices"] = self.report.cell("graph", lambda: self._graph_error(batch, together))
             found["graph replayed on other rows"] = self.report.cell("graph", self._moved_graph_error)
         if has_fp8(self.device) or not self.is_cuda:
-            found["fp8 to fused"] = self.report.cell("fp8", lambda: _error(self.fp8.run_pass(one), fused))
+            found["fp8 to fused"] = self.report.cell(
+                "fp8", lambda: _error(self.eight_bit.run_pass(one), fused)
+            )
         found |= self.report.cell("chunk", self._chunk_errors) or {}
         found |= self.report.cell("float32", lambda: self._against_float32(one, plain, fused)) or {}
         for name, error in found.items():
             self.report.say(f"{name}: {error}")
         return found
+
+    def _wide(self, *, slots: int) -> tuple[WanModel, SlabPool]:
+        """Self-Forcing's window. From one slot of it to the next are more than 2³¹ elements."""
+        wide = replace(self.config, dit=replace(self.config.dit, window_frames=WIDE))
+        model = WanModel.random(0, config=wide, device=self.device, dtype=self.dtype, fused=True)
+        pool = SlabPool(cast(CausalVideoModel, model), slots=slots)
+        for slot in range(slots):
+            pool.kv[slot].normal_()
+            pool.prompt_kv[slot].normal_()
+        return model, pool
+
+    def _wide_error(self) -> dict[str, float]:
+        model, pool = self._wide(slots=2)
+        batch = batch_of(model, pool, 2)
+        slices, grouped = (
+            model.run_pass(replace(batch, attention=self.tuned[name])).clone()
+            for name in ("slices", "grouped")
+        )
+        return _error(grouped, slices)
 
     def _graph_error(self, batch: PassBatch, expected: Tensor) -> dict[str, float]:
         graphs = PassGraphs(cast(CausalVideoModel, self.fused))
@@ -421,7 +454,7 @@ class Wan:
         """Latents of a chunk after all its passes, same noise and same past."""
         models = {"plain": self.plain, "fused": self.fused}
         if has_fp8(self.device) or not self.is_cuda:
-            models["fp8"] = self.fp8
+            models["fp8"] = self.eight_bit
         latents = {name: Line(model, self.pool, SLICES, 1).latents() for name, model in models.items()}
         return {
             f"latents of a chunk, {name} to fused": _error(latents[name], latents["fused"])
@@ -438,8 +471,107 @@ class Wan:
         expected = exact.run_pass(wide)
         errors = {"plain to float32": _error(plain, expected), "fused to float32": _error(fused, expected)}
         if has_fp8(self.device):
-            errors["fp8 to float32"] = _error(self.fp8.run_pass(batch), expected)
+            errors["fp8 to float32"] = _error(self.eight_bit.run_pass(batch), expected)
         return errors
+
+    def fp8(self) -> dict[str, Any]:
+        """Products of 8-bit floats with exact sums, and with faster ones, as the engine has them."""
+        if not has_fp8(self.device):
+            return {"left out": "no products of 8-bit floats here"}
+        dit, found, rows = self.config.dit, dict[str, Any](), []
+        tokens = dit.chunk_frames * dit.tokens_per_frame
+        for name, inputs, outputs in (
+            ("qkv", dit.dim, 3 * dit.dim),
+            ("ffn in", dit.dim, dit.ffn_dim),
+            ("ffn out", dit.ffn_dim, dit.dim),
+        ):
+            weight = torch.randn(outputs, inputs, device=self.device) / math.sqrt(inputs)
+            (w, w_scale), (x, x_scale) = (
+                plain_quantise(values) for values in (weight, torch.randn(tokens, inputs, device=self.device))
+            )
+            exact = (x.double() * x_scale) @ (w.double() * w_scale).t()
+            for is_fast in (True, False):
+                product = partial(
+                    torch._scaled_mm,
+                    x,
+                    w.t(),
+                    scale_a=x_scale,
+                    scale_b=w_scale.t(),
+                    out_dtype=torch.bfloat16,
+                    use_fast_accum=is_fast,
+                )
+                ms, error = median_ms(product, self.device, 7, calls=5), _error(product(), exact)
+                sums = "fast" if is_fast else "exact"
+                found[f"{name}, {sums} sums"] = {"ms": ms, **error}
+                rows.append((name, inputs, sums, ms, error["relative"]))
+        self.report.table(("layer", "K", "sums", "ms", "relative error"), rows)
+        return found
+
+    @torch.inference_mode()
+    def compiled(self) -> dict[str, Any]:
+        """A pass of a few blocks: as they are written, by torch.compile, fused."""
+        config = replace(self.config, dit=replace(self.config.dit, layers=COMPILED_LAYERS))
+        plain, fused = (
+            WanModel.random(0, config=config, device=self.device, dtype=self.dtype, fused=is_fused)
+            for is_fused in (False, True)
+        )
+        pool = SlabPool(cast(CausalVideoModel, plain), slots=1)
+        pool.kv.normal_()
+        pool.prompt_kv.normal_()
+        batch = batch_of(plain, pool, 1, SLICES)
+        batch = replace(batch, rope=plain.rope(batch.rows))
+        torch._dynamo.utils.counters.clear()
+        run = torch.compile(plain._dit.run_pass, dynamic=False)
+        began = time.perf_counter()
+        by_compiler = run(batch).clone()
+        settle(self.device)
+        found: dict[str, Any] = {"layers": COMPILED_LAYERS, "compile_s": time.perf_counter() - began}
+        counted = torch._dynamo.utils.counters
+        found["graphs"] = counted["stats"]["unique_graphs"]  # 0: it gave up
+        found["breaks"] = sum(counted["graph_break"].values())
+        found["compiled to plain"] = _error(by_compiler, plain.run_pass(batch))
+        calls: dict[str, Callable[[], object]] = {
+            "plain": lambda: plain.run_pass(batch),
+            "compiled": lambda: run(batch),
+            "fused": lambda: fused.run_pass(batch),
+        }
+        for name, call in calls.items():
+            found[name] = median_ms(call, self.device, self.args.rounds)
+            self.report.say(f"{COMPILED_LAYERS} blocks, {name}: {found[name]:.2f} ms")
+        self.report.say(
+            f"{found['graphs']} graphs in {found['compile_s']:.0f} s; to plain {found['compiled to plain']}"
+        )
+        return found
+
+    def offload(self) -> dict[str, object]:
+        """A session's state to host memory and back, and what that costs passes."""
+        return offload.measure(cast(CausalVideoModel, self.fused), pairs=2 if self.args.tiny else 6, rows=1)
+
+    def coalesce(self) -> dict[str, object]:
+        """Sessions that share passes, and how many are held in real time."""
+        seconds = 1.0 if self.args.tiny else 6.0
+        return coalesce.measure(cast(CausalVideoModel, self.fused), (1, 2, 3), rounds=4, seconds=seconds)
+
+    def coalesce_shapes(self) -> dict[str, object]:
+        """The same of the small model."""
+        config = TINY_SHAPES if self.args.tiny else SHAPES
+        model = ShapesModel.random(0, config=config, device=self.device, dtype=self.dtype)
+        seconds, counts = (1.0, (2,)) if self.args.tiny else (4.0, (16,))
+        return coalesce.measure(cast(CausalVideoModel, model), counts, rounds=4, seconds=seconds)
+
+    def vae(self) -> dict[str, Any]:
+        """The frames of a chunk by Wan's own VAE."""
+        width = 4 if self.args.tiny else 96
+        decoder = WanVaeDecoder(channels=self.config.dit.latent_shape[0], width=width)
+        decoder = decoder.to(device=self.device, dtype=self.dtype).eval().requires_grad_(False)
+        _, h, w = self.config.dit.latent_shape
+        sizes = sum(math.prod(shape) for shape in decoder.state_shapes(h, w))
+        state = torch.zeros(sizes, device=self.device, dtype=self.dtype)
+        latents = torch.randn(self.config.dit.chunk_frames, *self.config.dit.latent_shape, device=self.device)
+        run = torch.inference_mode()(lambda: decoder(latents.to(self.dtype), state))
+        found = {"ms": median_ms(run, self.device, self.args.rounds), "state_bytes": state.nbytes}
+        self.report.say(f"Wan's VAE: {found['ms']:.1f} ms a chunk, state {found['state_bytes'] / 1e6:.0f} MB")
+        return found
 
     def decode(self) -> dict[str, Any]:
         spec, found = self.fused.spec, dict[str, Any]()
@@ -714,7 +846,7 @@ def main() -> None:
     parser.add_argument("--batches", default="1,2,4,8")
     parser.add_argument("--soak-chunks", type=int, default=60)
     parser.add_argument("--json", type=Path, default=None)
-    parser.add_argument("--budget-s", type=float, default=480.0)
+    parser.add_argument("--budget-s", type=float, default=420.0)
     parser.add_argument("--only", default="", help="sections, separated by commas; default: all")
     parser.add_argument("--compile", action="store_true", help="also time torch.compile of the decoder")
     args = parser.parse_args()
@@ -735,11 +867,9 @@ def main() -> None:
         "floor_pass_ms": wan.floor_ms(),
     }
     report.say(str(report.results["setup"]))
-    names = "ceilings passes chunks windows equality layers decode memory shapes profile soak".split()
-    wanted = [name for name in names if not args.only or name in args.only.split(",")]
-    for name in wanted:
-        report.section(name, getattr(wan, name))
-    print_json(report.results)
+    for name in SECTIONS:
+        if not args.only or name in args.only.split(","):
+            report.section(name, getattr(wan, name))
 
 
 if __name__ == "__main__":
