@@ -7,6 +7,11 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 __all__ = ["main"]
 
@@ -56,6 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     check = actions.add_parser("check", help="load a model and render two prompts", allow_abbrev=False)
     check.add_argument("name")
     check.add_argument("--device", default="cpu")
+    check.add_argument(
+        "--save", type=Path, metavar="FILE", help="keep the videos, one after the other (.mp4)"
+    )
     check.set_defaults(run=_check)
     for action in (add, listing, check):
         action.add_argument("--dir", type=Path, help="folder of models")
@@ -141,15 +149,32 @@ def _check(parsed: argparse.Namespace) -> int:
     weights = folder if folder.is_dir() else None
     model = load_model(parsed.name, device=torch.device(parsed.device), weights=weights)
     print(f"{parsed.name}: names, shapes and types fit; weights {model.spec.weights_hash[:12]}")
-    is_sound = True
+    is_sound, videos = True, []
     for prompt in _PROMPTS:
         frames, latents = stream(model, [prompt] * 3, seed=1)
-        video = frames[model.spec.first_chunk_drop_frames :].float()
+        videos.append(frames[model.spec.first_chunk_drop_frames :])
+        video = videos[-1].float()
         is_sound = is_sound and bool(latents.isfinite().all()) and float(video.std()) > 1
         print(
             f"{prompt!r}: latents {latents.mean():+.2f} ± {latents.std():.2f} (trained: 0 ± 1), pixels "
             f"{video.mean():.0f} ± {video.std():.0f}, between frames {video.diff(dim=0).abs().mean():.1f}"
         )
+    if parsed.save is not None:
+        _save(parsed.save, torch.cat(videos).cpu().numpy(), model.spec.fps)
+        print(f"saved to {parsed.save}")
     if not is_sound:
         raise ValueError("the video is not finite, or is one colour")
     return 0
+
+
+def _save(path: Path, frames: npt.NDArray[np.uint8], fps: int) -> None:
+    """RGB frames [F, height, width, 3] as H.264. Raises OSError."""
+    import av
+
+    with av.open(str(path), "w") as file:
+        video = file.add_stream("libx264", rate=fps, options={"crf": "18"})
+        video.height, video.width = frames.shape[1:3]
+        video.pix_fmt = "yuv420p"
+        for frame in frames:
+            file.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        file.mux(video.encode())

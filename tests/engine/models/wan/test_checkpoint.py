@@ -7,9 +7,10 @@ import json
 import os
 import pickle
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
+import av
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -251,8 +252,12 @@ def test_add_checks_writes_and_loads(
     model = load_model("wan-tiny", device=torch.device("cpu"), weights=models / "wan-tiny")
     assert isinstance(model, WanModel)
     assert torch.equal(model._dit.state_dict()["head.head.weight"], dit["head.head.weight"].float())
-    assert main(["check", "wan-tiny", "--dir", str(models)]) == 0
+    video = tmp_path / "check.mp4"
+    assert main(["check", "wan-tiny", "--dir", str(models), "--save", str(video)]) == 0
     assert "names, shapes and types fit" in capsys.readouterr().out
+    with av.open(str(video)) as file:
+        frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+    assert len(frames) == 2 * (3 * 12 - 3) and frames[0].shape == (64, 64, 3) and frames[0].std() > 1
     assert main(command) == 1
     assert "is there already" in capsys.readouterr().err
 
@@ -359,7 +364,7 @@ def test_weights_are_hashed_again_only_when_they_change(
     hashed: list[str] = []
     of_file = hashlib.file_digest
 
-    def counted(file: BinaryIO, kind: str) -> object:
+    def counted(file: BufferedReader, kind: str) -> object:
         hashed.append(Path(file.name).name)
         return of_file(file, kind)
 
@@ -370,9 +375,8 @@ def test_weights_are_hashed_again_only_when_they_change(
     monkeypatch.setattr("hashlib.file_digest", counted)
     save_file(decoder, tmp_path / "decoder.safetensors")
     save_file(dit, tmp_path / "dit.safetensors")
-    parts = {name: tmp_path / f"{name}.safetensors" for name in ("dit", "decoder")}
     folder, both = tmp_path / "out", ["dit.safetensors", "decoder.safetensors"]
-    add_model(TINY, folder, Sources(**parts))
+    add_model(TINY, folder, Sources(dit=tmp_path / both[0], decoder=tmp_path / both[1]))
     assert hashed == both
     first = load()
     assert hashed == []
