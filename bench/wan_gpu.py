@@ -550,7 +550,7 @@ class Wan:
     def coalesce(self) -> dict[str, object]:
         """Sessions that share passes, and how many are held in real time."""
         seconds = 1.0 if self.args.tiny else 6.0
-        return coalesce.measure(cast(CausalVideoModel, self.fused), (1, 2, 3), rounds=4, seconds=seconds)
+        return coalesce.measure(cast(CausalVideoModel, self.fused), (1, 2, 4), rounds=4, seconds=seconds)
 
     def coalesce_shapes(self) -> dict[str, object]:
         """The same of the small model."""
