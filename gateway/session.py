@@ -142,6 +142,9 @@ class SessionMachine(WatchRules):
         return False
 
     def _handle(self, message: wire.ClientMessage, now_ms: float) -> None:  # noqa: C901 - one arm per kind
+        if isinstance(message, wire.Ack) and self._stage is Stage.RUNNING and self._session is not None:
+            self._receive_ack(self._session, message)  # as with nearly every message of all
+            return
         if not self._admit(message):
             return
         if isinstance(message, wire.Ping):

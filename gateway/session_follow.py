@@ -137,14 +137,30 @@ class FollowRules(SessionCore):
     def receive_link(self, reply: link.LinkReply, now_ms: float) -> list[Output]:
         """Any other link message about this session."""
         s = self._session
-        if s is not None and reply.session == s.id:
+        if s is None or reply.session != s.id:
+            pass
+        elif isinstance(reply, link.Stats):  # comes with each chunk
+            if reply.epoch == s.flow.epoch:
+                self._send_stats(reply)
+        else:
             self._handle_reply(s, reply, now_ms)
         return self._take()
 
+    def _send_stats(self, stats: link.Stats) -> None:
+        self._send(
+            wire.Stats(
+                seq=stats.seq,
+                latency_ms=stats.latency_ms,
+                gen_ms=stats.gen_ms,
+                slack_ms=stats.slack_ms,
+                batch=stats.batch,
+            )
+        )
+
     def _handle_reply(self, s: Session, reply: link.LinkReply, now_ms: float) -> None:  # noqa: C901 - one arm per kind
         match reply:
-            case link.ChunkPart():
-                pass  # comes with its payload, to receive_chunk
+            case link.ChunkPart() | link.Stats():
+                pass  # comes with its payload, to receive_chunk; is handled before
             case link.Subscribed():
                 self._receive_subscribed(s, reply)
             case link.Refused():
@@ -166,10 +182,6 @@ class FollowRules(SessionCore):
                 self._tell_applied(s, rev, seq, id)
             case link.StateChanged(state=state, reason=reason):
                 self._tell_state(s, state, s.flow.engine, reason)
-            case link.Stats(seq=seq, latency_ms=latency_ms, gen_ms=gen_ms, slack_ms=slack_ms, batch=batch):
-                self._send(
-                    wire.Stats(seq=seq, latency_ms=latency_ms, gen_ms=gen_ms, slack_ms=slack_ms, batch=batch)
-                )
             case link.Closed(reason=reason):
                 self._end(reason, now_ms)
             case _:

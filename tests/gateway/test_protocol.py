@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
+from dataclasses import replace
 
 import msgpack
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +23,7 @@ from gateway.protocol import (
     ChunkHeader,
     MessageError,
 )
-from scheduler.messages import ErrorCode, SessionState
+from scheduler.messages import ErrorCode, SessionState, encode
 
 JSON = CODECS[JSON_SUBPROTOCOL]
 MSGPACK = CODECS[MSGPACK_SUBPROTOCOL]
@@ -40,6 +43,7 @@ HEADER = ChunkHeader(
     rev=1,
     engine="e_00000001",
 )
+LAST_HEADER = replace(HEADER, part=1, key=False, gen_ms=123.0)
 GOLDEN_HEADER = (
     b'{"type":"chunk","session":"s_0123456789abcdef","seq":3,"part":0,"parts":2,"key":true,"frames":2,'
     b'"sizes":[3,2],"pts_ms":1500.0,"duration_ms":83.5,"codec":"h264","rev":1,"engine":"e_00000001"}'
@@ -99,6 +103,49 @@ def test_every_message_survives_the_wire(name: str) -> None:
         assert codec.decode_control(SERVER_MESSAGES, codec.encode_control(server)) == server
     for client in CLIENT_EXAMPLES:
         assert codec.decode_control(CLIENT_MESSAGES, codec.encode_control(client)) == client
+
+
+@pytest.mark.parametrize("header", [HEADER, LAST_HEADER], ids=["first", "last"])
+def test_heads_are_written_as_the_schema_says(header: ChunkHeader) -> None:
+    """Byte for byte, by the shorter way that is taken."""
+    plain = encode(header)
+    assert JSON.encode_media_head(header)[4:] == orjson.dumps(plain)
+    assert MSGPACK.encode_media_head(header)[5:] == msgpack.packb(plain)
+
+
+ACK_PARTS = st.lists(
+    st.sampled_from(
+        [
+            '"seq":1', '"seq":-1', '"seq":-0', '"seq":1.0', '"seq":0.5', '"seq":9007199254740993',
+            '"seq":99999999999999999999', '"se\\u0071":2', '"seq": 3', '"buffer_ms":5', '"buffer_ms":-0.0',
+            '"buffer_ms":1e999', '"buffer_ms":1e3', '"buffer_ms":NaN', '"buffer_ms":1' + "0" * 400,
+            '"buffer_ms":true', '"buffer_ms":"5"', '"buffer_ms":123456.789012345678', '"id":"a"', '"id":null',
+            '"id":"a:b"', '"id":"\\ud800"', '"id":"\\ud83d\\ude00"', '"id":"ü"', '"id":5', '"x":{"seq":1}',
+            '"x":[{"a":1}]', '"x":{}', '"type":"ping"', '"t":1', "x", '"x":01',
+        ]
+    ),
+    max_size=5,
+)  # fmt: skip
+
+
+@given(ACK_PARTS, st.sampled_from(["}", "} ", "", "}}", ",}", "]"]))
+def test_acks_are_read_as_the_schema_says(parts: list[str], end: str) -> None:
+    """The quick way gives the same message, or the same refusal."""
+    text = ",".join(['{"type":"ack"', *parts]) + end
+
+    def result(parsed: Callable[[], object]) -> object:
+        try:
+            message = wire._decode(CLIENT_MESSAGES, parsed())
+        except MessageError as exc:
+            return exc.code, exc.id, str(exc)
+        return message, repr(message).replace("-0.0", "0.0")
+
+    try:
+        got: object = JSON.decode_control(CLIENT_MESSAGES, text)
+        got = got, repr(got).replace("-0.0", "0.0")
+    except MessageError as exc:
+        got = exc.code, exc.id, str(exc)
+    assert got == result(lambda: wire._load_json(text))
 
 
 def test_golden_json_media() -> None:
