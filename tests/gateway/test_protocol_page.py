@@ -7,7 +7,7 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-from gateway import limits, protocol, session
+from gateway import limits, protocol, session, websocket
 from gateway.config import GatewayConfig
 from gateway.protocol import CLIENT_MESSAGES, SERVER_MESSAGES, ChunkHeader, CloseCode
 from gateway.routes import Routes
@@ -94,6 +94,7 @@ def test_limits() -> None:
         "without a session, seconds": CONFIG.no_session_timeout_s,
         "request on a new connection, seconds": CONFIG.start_timeout_s,
         "unfinished send, seconds": CONFIG.send_timeout_s,
+        "message that waits to be sent, seconds": websocket.MAX_WAIT * CONFIG.send_timeout_s,
         "keepalive, seconds": CONFIG.ping_interval_s,
     }
 
