@@ -17,6 +17,7 @@ Run: .venv/bin/python -m bench.simulation [--engines 64] [--seconds 1800] [--onl
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import time
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from typing import Any
 
 from bench.stats import machine, percentile, print_json, print_table
 from launch.evaluation.grid import Case, trace_of
+from scheduler.__main__ import FULL_COLLECTION_EVERY
 from scheduler.policy.registry import ALL
 from scheduler.sim.generate import describe, generate
 from scheduler.sim.profile import PROFILES, Profile, scaled
@@ -76,6 +78,9 @@ def measure(
         max_engines=high,
         stopwatch_ms=lambda: time.process_time_ns() / 1e6,
     )
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*gc.get_threshold()[:2], FULL_COLLECTION_EVERY)  # as the scheduler does
     began_s, began_wall_s = time.process_time(), time.perf_counter()
     result = simulate(trace, scenario)
     took_s, wall_s = time.process_time() - began_s, time.perf_counter() - began_wall_s

@@ -5,6 +5,7 @@ Exit status 0 after SIGTERM or SIGINT, 2 when the configuration or the Redis ser
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -18,6 +19,9 @@ from scheduler.policy.registry import find_policy
 from scheduler.store import ServerTooOld
 
 VARIABLE = "TURBOSERVE_SCHEDULER_CONFIG"
+FULL_COLLECTION_EVERY = 100
+"""Collections of the middle generation between two full ones, Python's 10 otherwise: one over the records of
+40,000 sessions takes 0.3 to 0.5 s, in which nobody is placed."""
 
 
 def read_config(text: str | None) -> SchedulerConfig:
@@ -42,6 +46,8 @@ def main() -> int:
     try:
         config = read_config(os.environ.get(VARIABLE))
         configure_logging(config.log_format)
+        gc.freeze()
+        gc.set_threshold(*gc.get_threshold()[:2], FULL_COLLECTION_EVERY)
         run(config)
     except (ValueError, ServerTooOld) as exc:
         logging.getLogger("scheduler").critical("%s: %s", VARIABLE, exc)
