@@ -137,15 +137,15 @@ class CheckedModel:
     """Path of a weights file; unset: the shipped or cached ones."""
     capacity: int = 4
     """Sessions that an engine may hold."""
-    offload_mib: int = 1024
-    """Host memory of an engine for the state of idle sessions."""
+    offload_mib: int | None = None
+    """Host memory of an engine for the state of idle sessions; unset: what engines take by themselves."""
 
     def __post_init__(self) -> None:
         if self.ranks < 1:
             raise ValueError(f"ranks must be at least 1, got {self.ranks}")
         if self.capacity < 1:
             raise ValueError(f"capacity must be at least 1, got {self.capacity}")
-        if self.offload_mib < 0:
+        if self.offload_mib is not None and self.offload_mib < 0:
             raise ValueError(f"offload_mib must not be negative, got {self.offload_mib}")
 
 

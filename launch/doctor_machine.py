@@ -113,10 +113,15 @@ def check_room(config: UpConfig, chosen: CheckedModel, model: CausalVideoModel) 
     What passes take for themselves is not known here: engines measure it when they start.
     """
     from engine.memory import slot_bytes
+    from engine.offload import default_budget
 
     if config.device == "cpu":
-        left_bytes = _left_on_host() // config.engines - chosen.offload_mib * _MIB
-        per_slot, advice = slot_bytes(model), f"lower --offload-mib ({chosen.offload_mib}) or --engines"
+        free_bytes = _left_on_host() // config.engines
+        mib = chosen.offload_mib
+        if mib is None:
+            mib = default_budget(model, sessions=chosen.capacity, free_bytes=free_bytes) // _MIB
+        left_bytes = free_bytes - mib * _MIB
+        per_slot, advice = slot_bytes(model), f"lower --offload-mib ({mib}) or --engines"
     else:
         left_bytes = _left_on_gpus(config.engines * chosen.ranks)
         per_slot = slot_bytes(model, ranks=chosen.ranks)
