@@ -36,7 +36,8 @@ QUIET_S: Final = 5.0
 MAX_WATCHERS: Final = 32
 
 Sample = tuple[int, int, float, float, int, int]
-"""(Redis time in ms, budget, mean load 0 to 1, worst chunk latency in ms, sessions, queue)."""
+"""(Redis time in ms, budget, mean load 0 to 1, mean chunk latency in ms of the slowest engine, sessions,
+queue)."""
 
 
 class ClusterFeed:
