@@ -434,10 +434,11 @@ async def test_empty_fragments_are_not_kept() -> None:
         assert await ws.recv() == "hi"
 
 
-def test_a_malformed_target_has_no_path() -> None:
+def test_a_malformed_target_is_a_path_as_it_was_sent() -> None:
     """Nothing is served there, and nobody stumbles over it."""
     for target in ("//[", "//[x]/v1/cluster", "http://[/metrics"):
-        assert Request(method="GET", target=target, headers={}).path == ""
+        request = Request(method="GET", target=f"{target}?a=1", headers={})
+        assert (request.path, request.query) == (target, {"a": "1"})
 
 
 async def test_text_that_is_not_utf8_closes_1007() -> None:
