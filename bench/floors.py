@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from bench.stats import print_json, print_table
 from launch.evaluation.grid import Case, profile_of, trace_of
+from launch.evaluation.oracle import demand_at
 from scheduler.sim.generate import FAMILIES
 from scheduler.sim.profile import PROFILES
 
@@ -29,13 +30,8 @@ STAYS_S = (0.7, 1.5, 2.0, 3.5)
 
 def needed(case: Case) -> NDArray[np.float64]:
     """f64[steps]: engines with a slot for everybody who is active."""
-    steps = int(case.duration_s / STEP_S) + 1
-    change = np.zeros(steps + 1)
-    for life in trace_of(case).lives():
-        for begin, end in life.active_s:
-            change[int(begin / STEP_S)] += 1
-            change[min(steps, int(end / STEP_S))] -= 1
-    found: NDArray[np.float64] = np.ceil(np.cumsum(change)[:steps] / profile_of(case).capacity)
+    demand = demand_at(trace_of(case), STEP_S, int(case.duration_s / STEP_S) + 1)
+    found: NDArray[np.float64] = np.ceil(np.array(demand) / profile_of(case).capacity)
     return found
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from bench.stats import machine, percentile, print_json, print_table
 from launch.evaluation.grid import Case, trace_of
-from scheduler.__main__ import FULL_COLLECTION_EVERY
+from scheduler.__main__ import collect_rarely
 from scheduler.policy.registry import ALL
 from scheduler.sim.generate import describe, generate
 from scheduler.sim.profile import PROFILES, Profile, scaled
@@ -79,8 +79,7 @@ def measure(
         stopwatch_ms=lambda: time.process_time_ns() / 1e6,
     )
     gc.collect()
-    gc.freeze()
-    gc.set_threshold(*gc.get_threshold()[:2], FULL_COLLECTION_EVERY)  # as the scheduler does
+    collect_rarely()  # as the scheduler does
     began_s, began_wall_s = time.process_time(), time.perf_counter()
     result = simulate(trace, scenario)
     took_s, wall_s = time.process_time() - began_s, time.perf_counter() - began_wall_s

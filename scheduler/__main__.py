@@ -40,14 +40,19 @@ def read_config(text: str | None) -> SchedulerConfig:
     return config
 
 
+def collect_rarely() -> None:
+    """Make full collections rare, and leave modules out of them."""
+    gc.freeze()
+    gc.set_threshold(*gc.get_threshold()[:2], FULL_COLLECTION_EVERY)
+
+
 def main() -> int:
     """Returns the exit status."""
     configure_logging()
     try:
         config = read_config(os.environ.get(VARIABLE))
         configure_logging(config.log_format)
-        gc.freeze()
-        gc.set_threshold(*gc.get_threshold()[:2], FULL_COLLECTION_EVERY)
+        collect_rarely()
         run(config)
     except (ValueError, ServerTooOld) as exc:
         logging.getLogger("scheduler").critical("%s: %s", VARIABLE, exc)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.plugin import PACED, install, python_path
+from bench.plugin import PACED, plugged_in
 from gateway.client import SessionEnded, connect
 from tests.cluster import Cluster, running_cluster
 from tests.viewer import watching
@@ -18,16 +18,11 @@ FRAGILE = Path(__file__).parents[1] / "fragile"
 
 
 @pytest.fixture
-def fragile_cluster(tmp_path: Path) -> Iterator[Cluster]:
+def fragile_cluster() -> Iterator[Cluster]:
     """Two engines with places for two."""
-    for package in (PACED, FRAGILE):
-        install(package, tmp_path / "site")
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in python_path(tmp_path / "site").items():
-            environment.setenv(name, value)
-        apart = ("--policy", "least_loaded", "--capacity", "2")
-        with running_cluster("--model", "fragile", *apart, engines=2) as running:
-            yield running
+    arguments = ("--model", "fragile", "--policy", "least_loaded", "--capacity", "2")
+    with plugged_in(PACED), plugged_in(FRAGILE), running_cluster(*arguments, engines=2) as running:
+        yield running
 
 
 async def test_a_prompt_that_crashes_engines_ends_its_session_only(fragile_cluster: Cluster) -> None:
