@@ -49,7 +49,7 @@ class Ownership:
         """A write was refused: drop the session and say who has it now, or write it again.
 
         No record, or one of an older epoch, means that Redis lost it: epochs never fall, so nobody can own it
-        at a newer one.
+        at a newer one. Several writes may be refused for one loss: the first to come here mends it for all.
         """
         record = await self._store.get_session(hosted.id)
         host = self._side.host
@@ -57,8 +57,14 @@ class Ownership:
             return  # gone meanwhile, or opened again under a newer epoch
         if record is None or (record.phase is not Phase.CLOSED and record.epoch < hosted.epoch):
             await self._restore(hosted)
+        elif self._is_ours(hosted, record):
+            hosted.published = None  # was refused before it was written again
         else:
             self._drop(hosted, record)
+
+    def _is_ours(self, hosted: Hosted, record: SessionRecord) -> bool:
+        owner = (record.phase, record.engine, record.epoch)
+        return owner == (Phase.PLACED, self._side.engine, hosted.epoch)
 
     def _drop(self, hosted: Hosted, record: SessionRecord) -> None:
         host = self._side.host

@@ -444,6 +444,34 @@ async def test_redis_that_comes_back_empty_gets_everything_again(world: World) -
     assert (engine.id, engine.state, engine.sessions) == (E1, EngineState.READY, 1)
 
 
+async def test_several_writes_refused_for_one_loss_keep_the_session(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second asks only after the first has written the session again, and finds it to be its own."""
+    await opened(world)
+    await world.event(SessionOpened)
+    store, hosted, written = world.store, world.host.sessions[S1], asyncio.Event()
+    restore = store.restore_session
+
+    async def restore_and_wait(engine: EngineId, copy: SessionCopy) -> None:
+        await restore(engine, copy)
+        written.set()
+        await second
+
+    async def ask_again() -> None:
+        await written.wait()
+        await world.control.disowned(hosted)
+
+    monkeypatch.setattr(store, "restore_session", restore_and_wait)
+    second = asyncio.create_task(ask_again())
+    await forget_everything(store)
+    async with asyncio.timeout(20):
+        await second
+    await until(lambda: hosted.published is not None)
+    assert world.host.sessions == {S1: hosted}
+    assert ((await world.record()).phase, (await world.record()).epoch) == (Phase.PLACED, 1)
+
+
 async def test_a_session_that_ends_while_it_is_written_again_stays_ended(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
