@@ -23,7 +23,7 @@ from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self, SupportsIndex, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from websockets.asyncio.client import ClientConnection
@@ -40,8 +40,8 @@ from gateway.client_errors import (
     SessionEnded,
     TakenOver,
 )
-from gateway.client_session import Mode, Session, check_prompt
-from gateway.client_stream import OnPart
+from gateway.client_session import Mode, Session, check_prompt, whole
+from gateway.client_stream import OnPart, check_sendable
 from gateway.client_viewer import Viewer
 from gateway.protocol import (
     DEFAULT_LEAD_MS,
@@ -140,7 +140,7 @@ class Client:
         self,
         prompt: str,
         *,
-        seed: int | None = None,
+        seed: SupportsIndex | None = None,
         model: str | None = None,
         lead_ms: int = DEFAULT_LEAD_MS,
         accept: Sequence[str] = ("h264",),
@@ -153,10 +153,10 @@ class Client:
         the one liked best first (h264, vp9, av1, mjpeg). `mode`: a "viewer"
         is served in real time, a "recorder" as fast as its chunks are taken. `on_part` is given the header of
         each part as it arrives, before anything is done with it; while it waits, nothing more is read.
-        Raises ServerError when refused, ConnectionLost, SessionEnded.
+        Raises ServerError when refused, ConnectionLost, SessionEnded, ValueError for what cannot be sent.
         """
         check_prompt(prompt)
-        opening = Start(prompt=prompt, seed=seed, model=model, lead_ms=lead_ms, accept=tuple(accept))
+        opening = Start(prompt=prompt, seed=whole(seed), model=model, lead_ms=lead_ms, accept=tuple(accept))
         return await self._open(opening, mode, on_part)
 
     async def attach(self, session: str, resume: str, next_seq: int = 0, *, mode: Mode = "viewer") -> Session:
@@ -168,13 +168,16 @@ class Client:
 
         Raises ServerError when refused, ConnectionLost, SessionEnded.
         """
+        opening = Watch(session=session, token=token)
+        check_sendable(opening)
         socket = await self._take_socket()
-        viewer = Viewer(self._dial, Watch(session=session, token=token), give_up_s=self._give_up_s)
+        viewer = Viewer(self._dial, opening, give_up_s=self._give_up_s)
         await viewer.open(socket)
         self._session = viewer
         return viewer
 
     async def _open(self, opening: Start | Attach, mode: Mode, on_part: OnPart | None = None) -> Session:
+        check_sendable(opening)
         socket = await self._take_socket()
         session = Session(self._dial, opening, mode=mode, give_up_s=self._give_up_s, on_part=on_part)
         await session.open(socket)

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, SupportsIndex
 
 from websockets.asyncio.client import ClientConnection
 
 from gateway.client_chunks import ChunkAssembler
-from gateway.client_errors import ClientError, ConnectionLost, ServerError, SessionEnded
+from gateway.client_errors import ClientError, ServerError, SessionEnded
 from gateway.client_playback import Playhead
-from gateway.client_stream import Dial, OnPart, Stream, new_id, now_ms
+from gateway.client_stream import Dial, OnPart, Stream, check_sendable, new_id, now_ms
 from gateway.protocol import (
     Accepted,
     Ack,
@@ -35,7 +36,7 @@ from gateway.protocol import (
 )
 from scheduler.messages import MAX_PROMPT_CHARS, ErrorCode
 
-__all__ = ["Mode", "Session", "check_prompt"]
+__all__ = ["Mode", "Session", "check_prompt", "whole"]
 
 Mode = Literal["viewer", "recorder"]
 Input = Prompt | Reset | Pause | Resume | Stop
@@ -103,9 +104,9 @@ class Session(Stream):
         """
         await self._send(Control(keys=tuple(keys), axes=None if axes is None else dict(axes)))
 
-    async def reset(self, seed: int | None = None) -> Applied:
+    async def reset(self, seed: SupportsIndex | None = None) -> Applied:
         """Forget the past, keep the prompt. Returns the first chunk of the new beginning."""
-        return await (await self._submit(Reset(seed=seed, id=new_id())))
+        return await (await self._submit(Reset(seed=whole(seed), id=new_id())))
 
     async def pause(self) -> None:
         """Make no more chunks for now."""
@@ -122,7 +123,7 @@ class Session(Stream):
         if self._is_over:
             return
         self._is_stopping = True
-        with contextlib.suppress(SessionEnded, ConnectionLost, TimeoutError):
+        with contextlib.suppress(ClientError, TimeoutError):
             async with asyncio.timeout(STOP_WITHIN_S):
                 await self._submit(Stop(id=new_id()))
         await self.close()
@@ -200,7 +201,8 @@ class Session(Stream):
     # --- what we say ----------------------------------------------------------------------------------
 
     async def _submit(self, message: Input) -> asyncio.Future[Applied]:
-        """Send an input and wait until it is accepted."""
+        """Send an input and wait until it is accepted. Raises ClientError, ValueError for what can't be sent."""
+        check_sendable(message)
         if self._is_over:
             raise self._end or SessionEnded("the session is over")
         if len(self._open_inputs) >= MAX_OPEN_INPUTS:
@@ -229,6 +231,11 @@ class Session(Stream):
             # An input is applied where a chunk begins: without credit none would, for ever.
             return 0.0
         return self._chunks.qsize() * 1000 * self.info.chunk_frames / self.info.fps
+
+
+def whole(seed: SupportsIndex | None) -> int | None:
+    """A whole number of any kind, NumPy's too, as Python's own. Raises TypeError for others."""
+    return None if seed is None else operator.index(seed)
 
 
 def check_prompt(text: str) -> None:

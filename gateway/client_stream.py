@@ -32,6 +32,7 @@ from gateway.client_errors import (
 from gateway.protocol import (
     CODECS,
     JSON_SUBPROTOCOL,
+    MSGPACK_SUBPROTOCOL,
     SERVER_MESSAGES,
     Accepted,
     Applied,
@@ -55,7 +56,7 @@ from gateway.protocol import (
 from gateway.protocol import Session as SessionInfo
 from scheduler.messages import ErrorCode
 
-__all__ = ["MAX_QUEUED_CHUNKS", "MAX_QUEUED_EVENTS", "Dial", "Event", "OnPart", "Stream", "new_id", "now_ms"]
+__all__ = ["MAX_QUEUED_CHUNKS", "MAX_QUEUED_EVENTS", "Dial", "Event", "OnPart", "Stream", "check_sendable", "new_id", "now_ms"]
 
 log = logging.getLogger("turboserve.client")
 
@@ -117,7 +118,9 @@ class Stream(abc.ABC):
         self._let_in_s: float | None = None
         """When, on this connection."""
         self._short_lived = 0
-        """Connections in a row that were let in and lost at once."""
+        """Connections in a row that were lost at once, let in or not."""
+        self._out_since_s: float | None = None
+        """Since when no connection has been let in."""
         self._end: ClientError | None = None
         self._opened_with: Start | Attach | Watch | None = None
         """What was asked for first on this connection."""
@@ -214,6 +217,7 @@ class Stream(abc.ABC):
                 try:
                     code = await self._serve(socket)
                 except _NotYet as exc:
+                    self._out_since_s = None  # it answers: `_refused_since` counts
                     await asyncio.sleep(exc.delay_s)
                     continue
                 end = self._why_final(code)
@@ -225,6 +229,11 @@ class Stream(abc.ABC):
                 socket = await self._redial(RATE_DELAY_S if code == CloseCode.RATE else 0.0)
         except ClientError as exc:
             self._finish(exc)
+        except Exception as exc:  # of the user's `on_part`, or a fault of ours: whoever waits shall hear it
+            log.exception("the client has failed")
+            failure = ClientError(f"the client has failed: {exc!r}")
+            failure.__cause__ = exc
+            self._finish(failure)
         except asyncio.CancelledError:
             self._finish(SessionEnded("the client was closed"))
             raise
@@ -253,24 +262,28 @@ class Stream(abc.ABC):
         return socket.close_code or 1006
 
     def _count_lost(self) -> None:
-        if self._let_in_s is not None:
-            is_short = time.monotonic() - self._let_in_s < STEADY_S
-            self._short_lived = self._short_lived + 1 if is_short else 0
+        now_s = time.monotonic()
+        is_short = self._let_in_s is None or now_s - self._let_in_s < STEADY_S
+        self._short_lived = self._short_lived + 1 if is_short else 0
+        self._out_since_s = now_s if self._out_since_s is None else self._out_since_s
         self._let_in_s = None
 
     async def _redial(self, first_delay_s: float) -> ClientConnection:
         """At once after a connection that has lasted, or was the first that did not."""
-        deadline = time.monotonic() + self._give_up_s
+        assert self._out_since_s is not None, "it was lost"
+        deadline = self._out_since_s + self._give_up_s
         attempt = max(0, self._short_lived - 1)
         await asyncio.sleep(max(first_delay_s, _draw_delay_s(attempt) if attempt else 0.0))
-        while True:
+        error: Exception | None = None
+        while time.monotonic() < deadline:
             try:
                 return await self._dial()
             except (OSError, TimeoutError, InvalidHandshake) as exc:
-                if time.monotonic() >= deadline:
-                    raise ConnectionLost(f"no connection for {self._give_up_s:.0f} s: {exc}") from exc
+                error = exc
             await asyncio.sleep(_draw_delay_s(attempt))
             attempt += 1
+        why = error or "each was closed before the server answered"
+        raise ConnectionLost(f"no connection for {self._give_up_s:.0f} s: {why}") from error
 
     def _why_final(self, code: int) -> ClientError | None:
         if code not in _FINAL or self._is_stopping:
@@ -319,7 +332,7 @@ class Stream(abc.ABC):
 
     async def _take_info(self, info: SessionInfo) -> None:
         self._is_settled, self._refused_since = True, None
-        self._let_in_s = time.monotonic()
+        self._let_in_s, self._out_since_s = time.monotonic(), None
         if not self._established.done():
             self._established.set_result(info)
             return
@@ -369,6 +382,14 @@ class Stream(abc.ABC):
         if self._socket is not None and self._is_settled:
             with contextlib.suppress(ConnectionClosed):
                 await self._socket.send(_codec(self._socket).encode_control(message))
+
+
+def check_sendable(message: ClientMessage) -> None:
+    """Raises ValueError for what no connection could carry: it would break each one anew."""
+    try:
+        CODECS[MSGPACK_SUBPROTOCOL].encode_control(message)
+    except (TypeError, ValueError, OverflowError) as exc:
+        raise ValueError(f"this cannot be sent: {exc}") from exc
 
 
 def _codec(socket: ClientConnection) -> Codec:

@@ -365,6 +365,61 @@ async def test_server_that_stays_away_is_given_up(server: StreamServer) -> None:
                 await anext(session)
 
 
+async def test_server_that_cuts_before_it_answers_is_given_up() -> None:
+    """It takes each new connection, and each ends before the attach is answered."""
+    codec = wire.CODECS[MSGPACK_SUBPROTOCOL]
+
+    async def serve_one(socket: ServerConnection) -> None:
+        message = codec.decode_control(wire.CLIENT_MESSAGES, await socket.recv())
+        if isinstance(message, wire.Start):
+            await socket.send(codec.encode_control(INFO))
+        await socket.close(wire.CloseCode.RESTART)
+
+    async with serve(serve_one, "127.0.0.1", 0, subprotocols=[Subprotocol(MSGPACK_SUBPROTOCOL)]) as server:
+        url = f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
+        async with connect(url, give_up_s=0.5) as client:
+            session = await client.start(RED_ON_BLUE)
+            with pytest.raises(ConnectionLost, match="closed before the server answered"):
+                await anext(session)
+
+
+@pytest.mark.parametrize("flavour", [JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL])
+async def test_seeds_of_numpy_are_seeds(server: StreamServer, flavour: str) -> None:
+    """What draws random numbers often gives these."""
+    async with connect(server.url, flavour=flavour) as client:
+        session = await client.start(RED_ON_BLUE, seed=np.int64(7), mode="recorder")
+        await take(session, 1)
+        assert (await session.reset(np.int64(8))).seq >= 1
+
+
+async def test_what_cannot_be_sent_is_said_at_once(client: Client) -> None:
+    """And does not stay behind to break each later connection."""
+    with pytest.raises(ValueError, match="cannot be sent"):
+        await client.start(RED_ON_BLUE, seed=2**64)
+    session = await client.start(RED_ON_BLUE, mode="recorder")
+    with pytest.raises(ValueError, match="cannot be sent"):
+        await session.prompt("half a character: \ud83d")
+    with pytest.raises(TypeError):
+        await session.reset(1.5)  # type: ignore[arg-type]
+    session.cut()
+    assert seqs(await take(session, 3)) == [0, 1, 2]
+
+
+async def test_a_fault_of_the_user_s_own_ends_the_iteration(client: Client) -> None:
+    """`on_part` runs where messages are read: whoever waits for chunks or answers hears of it."""
+
+    async def on_part(header: ChunkHeader) -> None:
+        if header.seq == 2:
+            raise KeyError("mine")
+
+    session = await client.start(RED_ON_BLUE, mode="recorder", on_part=on_part)
+    with pytest.raises(ClientError, match="mine") as caught:
+        await take(session, 10)
+    assert isinstance(caught.value.__cause__, KeyError)
+    with pytest.raises(ClientError, match="mine"):
+        await session.prompt(GREEN_ON_BLACK)
+
+
 @pytest.mark.parametrize("data", [b"\x01\x00\x00\xff\xff", b"\x00\x81\xa4type\xa3???", "text"])
 async def test_server_that_breaks_the_protocol(
     client: Client, server: StreamServer, data: str | bytes
