@@ -25,7 +25,8 @@ class Stamp:
     phase: str
     since_ms: float
     limit_ms: float | None
-    """It is suspicious when it takes longer; None: it may take for ever (nothing to do)."""
+    """It is suspicious when it takes longer; None: it may take for ever (nothing to do, or a start, which the
+    leader limits)."""
 
 
 class Progress:
@@ -33,7 +34,7 @@ class Progress:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self.stamp = Stamp(phase=STARTING, since_ms=clock(), limit_ms=120_000.0)
+        self.stamp = Stamp(phase=STARTING, since_ms=clock(), limit_ms=None)
         self._busy_ms = 0.0
         self._read = [(clock(), 0.0)]
 

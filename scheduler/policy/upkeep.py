@@ -56,7 +56,8 @@ def find_lost(view: View, changes: Changes, config: SchedulerConfig) -> dict[Eng
     """Engines to declare gone.
 
     Silence only counts while Redis was reachable and its clock not set: after that every engine gets three
-    heartbeats, and at least the timeout, to be heard again, and one that starts its whole time limit.
+    heartbeats, and at least the timeout, to be heard again, and one that starts its whole time limit. Nothing
+    else limits a start: what an engine says of its phase counts from its registration on.
     """
     engines, read_ms, known = view.engines, view.read_ms, view.keep(fleet)
     grace_ms = max(3 * config.heartbeat_ms, config.heartbeat_timeout_ms)
@@ -70,7 +71,8 @@ def find_lost(view: View, changes: Changes, config: SchedulerConfig) -> dict[Eng
     is_silent = ~starting & (engines["heartbeat_ms"] < read_ms - config.heartbeat_timeout_ms)
     started_ms = np.maximum(engines["started_ms"], changes.reachable_ms)
     is_unready = starting & (started_ms < read_ms - config.start_timeout_ms)
-    is_late = is_silent | is_unready | (deadline_ms < read_ms)  # NEVER_MS is after any time
+    is_overdue = ~starting & (deadline_ms < read_ms)  # NEVER_MS is after any time
+    is_late = is_silent | is_unready | is_overdue
     lost: dict[EngineId, LoseEngine] = {}
     for row in is_late.nonzero()[0].tolist():
         hangs = False
@@ -84,7 +86,7 @@ def find_lost(view: View, changes: Changes, config: SchedulerConfig) -> dict[Eng
             why = f"its phase is {read_ms - deadline_ms[row]} ms over its limit"
             # A stopped process is overdue as well, but does not beat.
             age_ms = read_ms - engines["heartbeat_ms"][row]
-            hangs = bool(not starting[row] and age_ms <= 2 * config.heartbeat_ms)
+            hangs = bool(age_ms <= 2 * config.heartbeat_ms)
         lost[engines.ids[row]] = LoseEngine(engine=engines.ids[row], why=why, hangs=hangs)
     return lost
 

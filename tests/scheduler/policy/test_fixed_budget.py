@@ -125,6 +125,7 @@ LATE_MS = NOW_MS - CONFIG.heartbeat_timeout_ms - 1
         pytest.param(engine("e_1", deadline_ms=NOW_MS - 1), True, id="phase over its limit"),
         pytest.param(engine("e_1", deadline_ms=NOW_MS), False, id="phase within its limit"),
         pytest.param(engine("e_1", STARTING, heartbeat_ms=0), False, id="starting needs no heartbeat"),
+        pytest.param(engine("e_1", STARTING, deadline_ms=NOW_MS - 1), False, id="starting has another limit"),
         pytest.param(
             engine("e_1", STARTING, started_ms=NOW_MS - CONFIG.start_timeout_ms - 1), True, id="never ready"
         ),
