@@ -11,12 +11,14 @@ import orjson
 from redis.asyncio import Redis
 from redis.client import NEVER_DECODE
 from redis.exceptions import (
-    BusyLoadingError,
+    ClusterDownError,
     NoPermissionError,
+    NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
     ResponseError,
+    TryAgainError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -37,6 +39,9 @@ MAX_BLOCKING_CONNECTIONS = 8
 MIN_VERSION = (6, 2)
 PASSING_TROUBLES = ("OOM", "MISCONF", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "NOREPLICAS")
 """Codes of a server that answers but can't serve now: out of memory, its disk full, being failed over."""
+PASSING_ERRORS = (OutOfMemoryError, ReadOnlyError, ClusterDownError, TryAgainError, NoScriptError)
+"""The same where redis-py knows the code and takes it out of the text; since Redis 7 also of what a script does.
+NoScriptError: the server is another than the one that was given the scripts a moment ago."""
 
 T = TypeVar("T")
 Entry = tuple[str, dict[str, str]]
@@ -106,7 +111,7 @@ class Connection:
             for key, args in calls:
                 await self._scripts[script](keys=[key], args=args, client=pipe)
             results = await pipe.execute(raise_on_error=False)
-        return [_response_error(r) if isinstance(r, ResponseError) else r for r in results]
+        return [_store_error(r) if isinstance(r, RedisError) else r for r in results]
 
     async def read_hashes(self, keys: Sequence[str]) -> list[dict[str, str]]:
         """Hashes in one round trip, {} for one that does not exist. At most BATCH keys, see `batches`."""
@@ -156,13 +161,17 @@ async def mapped_errors(timeout_s: float = COMMAND_TIMEOUT_S) -> AsyncIterator[N
     try:
         async with asyncio.timeout(timeout_s):
             yield
-    except (RedisConnectionError, RedisTimeoutError, BusyLoadingError, ReadOnlyError, OSError) as exc:
-        # TimeoutError, the builtin, is an OSError.
-        raise StoreUnavailable(f"Redis can't be reached: {str(exc) or 'no answer in time'}") from exc
-    except ResponseError as exc:
-        raise _response_error(exc) from exc
-    except RedisError as exc:
-        raise StoreUnavailable(f"Redis can't be used: {exc}") from exc
+    except (RedisError, OSError) as exc:  # TimeoutError, the builtin, is an OSError
+        raise _store_error(exc) from exc
+
+
+def _store_error(exc: RedisError | OSError) -> Exception:
+    """What an error means to our callers, raised or among the replies to a pipeline."""
+    if isinstance(exc, ResponseError):
+        return _response_error(exc)
+    if isinstance(exc, RedisConnectionError | RedisTimeoutError | OSError):
+        return StoreUnavailable(f"Redis can't be reached: {str(exc) or 'no answer in time'}")
+    return StoreUnavailable(f"Redis can't be used: {exc}")
 
 
 def _response_error(exc: ResponseError) -> Exception:
@@ -174,6 +183,6 @@ def _response_error(exc: ResponseError) -> Exception:
     words = text.replace("-", " ").split()
     if isinstance(exc, NoPermissionError) or "NOPERM" in words:
         return StoreUnavailable(f"the Redis user of the URL lacks a permission: {text}")
-    if isinstance(exc, OutOfMemoryError) or any(code in words for code in PASSING_TROUBLES):
+    if isinstance(exc, PASSING_ERRORS) or any(code in words for code in PASSING_TROUBLES):
         return StoreUnavailable(f"Redis can't serve now: {text}")
     return exc
