@@ -92,12 +92,17 @@ class Cluster:
         stops: list[Coroutine[Any, Any, None]] = [s.stop(timeout_s) for s in self._services.values()]
         if self._fleet is not None:
             stops.append(self._fleet.stop())
-        await asyncio.gather(*stops)
+        await self._end(*stops)
         if self._store is not None:
-            await self._store.close()
-        await self._fork_server.stop()
+            await self._end(self._store.close())
+        await self._end(self._fork_server.stop())
         if redis is not None:
-            await redis.stop(timeout_s)
+            await self._end(redis.stop(timeout_s))
+
+    async def _end(self, *work: Coroutine[Any, Any, None]) -> None:
+        for failed in await asyncio.gather(*work, return_exceptions=True):
+            if failed is not None:  # no reason to leave the rest behind
+                self._console.step(f"an error while stopping: {failed!r}")
 
     def kill(self) -> None:
         """End everything at once, asking nobody."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Final
 
 __all__ = ["DirectoryLock", "DirectoryTaken", "RunFile"]
+
+log = logging.getLogger("launch.run_file")
 
 
 class DirectoryTaken(Exception):
@@ -36,7 +39,12 @@ class DirectoryLock:
 
 
 class RunFile:
-    """Keeps the file true: each change replaces it by an atomic rename."""
+    """Keeps the file true: each change replaces it by an atomic rename. Where that fails, which is logged, it
+    is true again after the next change: no process ends because a disk is full for a while.
+
+    Raises:
+        OSError: of the constructor, the file can't be written.
+    """
 
     def __init__(self, path: Path, *, url: str, redis: str) -> None:
         self._path: Final = path
@@ -48,17 +56,23 @@ class RunFile:
     def add(self, name: str, pid: int) -> None:
         """A process runs under this name now."""
         self._processes[name] = pid
-        self._write()
+        self._try_write()
 
     def remove(self, name: str, pid: int) -> None:
         """The process ended. No effect when another one has the name already."""
         if self._processes.get(name) == pid:
             del self._processes[name]
-            self._write()
+            self._try_write()
 
     def delete(self) -> None:
         """Nothing runs any more."""
         self._path.unlink(missing_ok=True)
+
+    def _try_write(self) -> None:
+        try:
+            self._write()
+        except OSError as exc:
+            log.warning("%s can't be written: %s", self._path, exc.strerror or exc)
 
     def _write(self) -> None:
         processes = [{"name": name, "pid": pid} for name, pid in sorted(self._processes.items())]

@@ -56,10 +56,10 @@ class Service:
     def start(self) -> Child:
         """Start the process. Raises StartError when the program can't be run."""
         spec = self._spec
-        if spec.folder is not None:
-            spec.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._log_start = spec.log.stat().st_size if spec.log.exists() else 0
         try:
+            if spec.folder is not None:
+                spec.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._log_start = spec.log.stat().st_size if spec.log.exists() else 0
             self._child = spawn(spec.command, environment=spec.environment, log=spec.log)
         except OSError as exc:
             raise StartError(f"{spec.name} can't be started: {spec.command[0]}: {exc.strerror}") from exc
@@ -87,7 +87,8 @@ class Service:
         return StartError(f"{self._spec.name} {what}{log_tail(self._spec.log, self._log_start)}")
 
     async def keep(self) -> NoReturn:
-        """Start the process again whenever it ends, with growing pauses while it keeps failing."""
+        """Start the process again whenever it ends, with growing pauses while it keeps failing, or can't be
+        started: what is in the way, as a disk that is full, may pass."""
         loop = asyncio.get_running_loop()
         backoff = Backoff()
         child, started = self._child or self.start(), loop.time()
@@ -97,7 +98,17 @@ class Service:
             backoff = backoff.record(healthy=loop.time() - started >= HEALTHY_AFTER_S)
             self._report(f"{self._spec.name} {describe_exit(status)}: starting it again ({self._spec.log})")
             await asyncio.sleep(backoff.delay_s)
-            child, started = self.start(), loop.time()
+            while (again := self._try_start()) is None:
+                backoff = backoff.record(healthy=False)
+                await asyncio.sleep(backoff.delay_s)
+            child, started = again, loop.time()
+
+    def _try_start(self) -> Child | None:
+        try:
+            return self.start()
+        except StartError as exc:
+            self._report(f"{exc}: trying again")
+            return None
 
     async def stop(self, timeout_s: float) -> None:
         """End the process. The task of `keep` must have been cancelled before."""

@@ -66,3 +66,18 @@ def test_one_lock_per_folder(tmp_path: Path) -> None:
         DirectoryLock(tmp_path)
     lock.release()
     DirectoryLock(tmp_path).release()
+
+
+def test_a_file_that_cannot_be_written_is_true_later(tmp_path: Path) -> None:
+    """The disk was full, or the folder away: who reports a process is not hurt, and the next one heals it."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    run_file = RunFile(folder / "run.json", url="u", redis="r")
+    folder.rename(tmp_path / "away")
+    run_file.add("redis", 5)
+    run_file.add("gateway-0", 6)
+    run_file.remove("gateway-0", 6)
+    folder.mkdir()
+    run_file.add("scheduler-0", 7)
+    names = [process["name"] for process in json.loads((folder / "run.json").read_text())["processes"]]
+    assert names == ["redis", "scheduler-0"]

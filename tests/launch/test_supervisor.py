@@ -77,6 +77,25 @@ async def test_a_process_that_keeps_ending_is_not_spun(tmp_path: Path) -> None:
     assert ends[2] - ends[1] >= 0.5
 
 
+async def test_what_cannot_be_started_again_is_tried_again(tmp_path: Path) -> None:
+    """As when a disk is full for a while: neither that nor `run.json` ends the keeper, or the stop."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    stage = Stage(folder, WAIT)
+    child = stage.service.start()
+    keeper = asyncio.create_task(stage.service.keep())
+    folder.rename(tmp_path / "away")
+    os.kill(child.pid, 9)
+    assert "was killed by SIGKILL: starting it again" in await stage.lines.get()
+    assert "thing-0 can't be started: " in await stage.lines.get()
+    folder.mkdir()
+    await until(lambda: stage.run_json.exists() and bool(stage.pids()))
+    assert stage.pids() != [child.pid]
+    folder.rename(tmp_path / "away too")
+    keeper.cancel()
+    await stage.service.stop(30)
+
+
 async def test_ready_when_the_probe_says_so(tmp_path: Path) -> None:
     """The process stays in `run.json`."""
     stage = Stage(tmp_path, WAIT)
