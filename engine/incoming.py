@@ -35,6 +35,7 @@ from engine.state_io import (
 )
 from engine.work_scope import WorkScope
 from scheduler.messages import ReceiveSession, SessionRecord
+from scheduler.store import StoreUnavailable
 
 __all__ = ["Incoming", "TargetSide", "land", "place_frames"]
 
@@ -93,6 +94,11 @@ class Incoming:
         if not self._reserved.done():
             self._reserved.set_result(event)
 
+    @property
+    def is_ours(self) -> bool:
+        """Has Redis said that this engine owns the session?"""
+        return self._decision.done() and self._decision.result()
+
     def decide(self, *, is_ours: bool) -> None:
         """Redis says so: this engine owns the session, or the migration is off. The first word counts."""
         if not self._decision.done():
@@ -108,11 +114,13 @@ class Incoming:
                 if not taking.done() and not self._decision.result():
                     raise PairLost("it was called off")  # or the place would be held until a limit is reached
                 arrival = await taking
-        except (PairLost, StateFormatError, TimeoutError) as exc:
-            _log.warning("%s does not come from %s: %s", command.session, command.engine, exc or "too slow")
+        except Exception as exc:  # whatever it is, the session stays where it is
+            is_expected = isinstance(exc, PairLost | StateFormatError | TimeoutError | StoreUnavailable)
+            why, fault = str(exc) or type(exc).__name__, None if is_expected else exc
+            _log.warning("%s does not come from %s: %s", command.session, command.engine, why, exc_info=fault)
             self._drop()
             return False
-        except BaseException:
+        except asyncio.CancelledError:
             self._drop()
             raise
         finally:

@@ -87,7 +87,7 @@ class Migrations:
         self._model, self._pool, self._pairs = model, pool, pairs
         self._host, self._ledger, self._engine, self._ranks = host, ledger, engine, ranks
         self.submit, self._costs, self._clock = submit, costs, clock
-        self._outgoing: dict[SessionId, tuple[Outgoing, asyncio.Task[None]]] = {}
+        self._outgoing: dict[SessionId, Outgoing] = {}
         self._incoming: dict[SessionId, Incoming] = {}
         self._parked: dict[SessionId, list[tuple[Link, Subscribe]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -119,8 +119,8 @@ class Migrations:
             link=FIRST_LINK if self.cost is None else self.cost.link,
             clock=self._clock,
         )
-        task = self._start(self._send(outgoing, hosted, command), f"migrate {hosted.id}")
-        self._outgoing[hosted.id] = (outgoing, task)
+        self._outgoing[hosted.id] = outgoing
+        self._start(self._send(outgoing, hosted, command), f"migrate {hosted.id}")
 
     def receive(self, command: ReceiveSession) -> None:
         """Expect a session."""
@@ -140,20 +140,22 @@ class Migrations:
         if incoming is not None and incoming.command.migration_id == command.migration_id:
             incoming.decide(is_ours=False)
         sending = self._outgoing.get(command.session)
-        if sending is not None and sending[0].migration_id == command.migration_id:
-            if not sending[0].is_committing:
-                sending[1].cancel()
+        if sending is not None and sending.migration_id == command.migration_id:
+            sending.call_off()
         hosted = self._host.sessions.get(command.session)
         if sending is None and incoming is None and hosted is None:
             self._ledger.reopen(command.session, command.epoch)  # Redis lost the commit
 
     def own(self, session: SessionId, epoch: int) -> bool:
-        """Redis says that this engine owns the session since `epoch`. Is it one that came with its state?"""
+        """Redis says that this engine owns the session since `epoch`. Is it one that came with its state?
+
+        Not if that was called off: then the epoch is of an ownership that followed.
+        """
         incoming = self._incoming.get(session)
         if incoming is None or incoming.epoch != epoch:
             return False
         incoming.decide(is_ours=True)
-        return True
+        return incoming.is_ours
 
     async def recheck(self) -> None:
         """Redis was away: what became of the sessions that came? Raises StoreUnavailable."""
@@ -176,7 +178,7 @@ class Migrations:
             return  # else it was dropped, and its Unreserve comes after the Reserve
         sending = self._outgoing.get(event.session)
         if sending is not None:
-            sending[0].receive(event)
+            sending.receive(event)
 
     def _park(self, link: Link, request: Subscribe) -> bool:
         """A gateway that has read of the commit may be faster than the source's word of it."""
@@ -230,15 +232,19 @@ class Migrations:
             outgoing.close()
             self._stay(hosted)
             await self._ledger.disowned(hosted)
-        except (CalledOff, PlacementRefused, StoreUnavailable) as exc:
-            _log.warning("%s stays: %s", hosted.id, exc)
-            outgoing.close()
-            self._stay(hosted)
-            await self._ledger.abort_migration(hosted.id, hosted.epoch, command.migration_id)
-        except asyncio.CancelledError:  # Redis, and so the leader, had called it off; or this engine ends
+        except asyncio.CancelledError:  # this engine ends
             outgoing.close()
             self._stay(hosted)
             raise
+        except Exception as exc:
+            is_expected = isinstance(exc, CalledOff | PlacementRefused | StoreUnavailable)
+            if outgoing.is_committing and not is_expected:
+                raise  # nobody knows whose it is
+            why, fault = str(exc) or type(exc).__name__, None if is_expected else exc
+            _log.warning("%s stays: %s", hosted.id, why, exc_info=fault)
+            outgoing.close()
+            self._stay(hosted)
+            await self._ledger.abort_migration(hosted.id, hosted.epoch, command.migration_id)
         else:
             release = ReleaseSession(session=hosted.id, epoch=epoch, engine=command.engine)
             self._host.release(release)
@@ -246,8 +252,7 @@ class Migrations:
             self.cost = MoveCost.after(self.cost, timing.pause_ms, outgoing.link)
             await outgoing.tell_committed()
         finally:
-            sending = self._outgoing.get(hosted.id)
-            if sending is not None and sending[0] is outgoing:  # not the next try, which may be under way
+            if self._outgoing.get(hosted.id) is outgoing:  # not the next try, which may be under way
                 del self._outgoing[hosted.id]
 
     def _share(self, order: MigrateSession | ReceiveSession) -> None:
@@ -264,13 +269,13 @@ class Migrations:
     async def _take_in(self, incoming: Incoming) -> None:
         session = incoming.command.session
         try:
-            await incoming.run()
-        except StoreUnavailable as exc:
-            _log.warning("%s does not come: %s", session, exc)
+            has_come = await incoming.run()
         finally:
             if self._incoming.get(session) is incoming:
                 del self._incoming[session]
                 self._unpark(session)
+        if incoming.is_ours and not has_come:  # `own` has said that it would
+            self._ledger.reopen(session, incoming.epoch)
 
     def _unpark(self, session: SessionId) -> None:
         for link, request in self._parked.pop(session, []):

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, TypedDict, TypeVar
+from typing import Any, Protocol, TypedDict, TypeVar
 
 import torch
 
@@ -129,6 +129,7 @@ class Outgoing:
         """First chunk of the replay window that the target does not have."""
         self._sent_bytes = 0
         self._is_slow = False
+        self._off: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.is_committing = False
         """Is it for Redis to say what becomes of it?"""
 
@@ -143,6 +144,11 @@ class Outgoing:
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(event)
 
+    def call_off(self) -> None:
+        """Redis says that it is off. While this engine commits, it hears that as the answer."""
+        if not self._off.done():
+            self._off.set_result(None)
+
     async def run(self) -> tuple[int, Timing]:
         """Move the session; returns its new epoch. Afterwards `tell_committed`, or `close`.
 
@@ -151,22 +157,22 @@ class Outgoing:
             StaleEpoch, PlacementRefused, StoreUnavailable: as well, or another owner is known to Redis.
         """
         began = self._clock()
-        limit_s = self._command.limit_ms / 1000.0
+        bringing = asyncio.create_task(self._bring())
         try:
-            async with asyncio.timeout(limit_s):
-                await self._meet(limit_s)
-                met = self._clock()
-                await self._go_ahead()
-                await self._send_replay()
-                await self._side.ping()
-                await self._wait_ahead()
-                ahead = self._clock()
-                frozen, final_bytes = await self._send_rest()
+            async with asyncio.timeout(self._command.limit_ms / 1000.0):
+                either: set[asyncio.Future[Any]] = {bringing, self._off}
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                if not bringing.done():
+                    raise CalledOff("it was called off")
+                met, ahead, frozen, final_bytes = await bringing
             verified, self.is_committing = self._clock(), True
             residence = Residence.RESIDENT if frozen.look is not None else Residence.OFFLOADED
             epoch = await self._side.commit(self._hosted, self._command.migration_id, residence)
         except (PairLost, StateFormatError, TimeoutError) as exc:
             raise CalledOff(str(exc) or "a step took too long") from exc
+        finally:
+            bringing.cancel()
+            await asyncio.gather(bringing, return_exceptions=True)
         return epoch, Timing(
             meet_ms=met - began,
             precopy_ms=ahead - met,
@@ -201,9 +207,20 @@ class Outgoing:
 
     # --- steps ---------------------------------------------------------------------------------------------
 
-    async def _meet(self, limit_s: float) -> None:
+    async def _bring(self) -> tuple[float, float, Frozen, int]:
+        """Everything up to `verified`: when they had met, when what goes ahead was there, and the rest."""
+        await self._meet()
+        met = self._clock()
+        await self._go_ahead()
+        await self._send_replay()
+        await self._side.ping()
+        await self._wait_ahead()
+        ahead = self._clock()
+        return met, ahead, *(await self._send_rest())
+
+    async def _meet(self) -> None:
         command = self._command
-        limit_s = min(limit_s, STEP_LIMIT_S)
+        limit_s = min(command.limit_ms / 1000.0, STEP_LIMIT_S)
 
         def call() -> Pair:
             return self._pairs.call(command.engine, command.address, command.migration_id, limit_s=limit_s)

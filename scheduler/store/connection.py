@@ -40,8 +40,8 @@ MIN_VERSION = (6, 2)
 PASSING_TROUBLES = ("OOM", "MISCONF", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "NOREPLICAS")
 """Codes of a server that answers but can't serve now: out of memory, its disk full, being failed over."""
 PASSING_ERRORS = (OutOfMemoryError, ReadOnlyError, ClusterDownError, TryAgainError, NoScriptError)
-"""The same where redis-py knows the code and takes it out of the text; since Redis 7 also of what a script does.
-NoScriptError: the server is another than the one that was given the scripts a moment ago."""
+"""The same where redis-py knows the code and takes it out of the text; since Redis 7 also of what a script
+does. NoScriptError: the server is another than the one that was given the scripts a moment ago."""
 
 T = TypeVar("T")
 Entry = tuple[str, dict[str, str]]
