@@ -62,9 +62,13 @@ class Residency:
 
     def admit(self, hosted: Hosted) -> None:
         """A slot was granted."""
-        before = hosted.residence
+        before, is_wanted = hosted.residence, hosted.asking
         hosted.asking = False
         if before in (Residence.RESIDENT, Residence.LEAVING):
+            return
+        if not is_wanted:  # idle again; where it has said so since the grant, the slot may be another's
+            hosted.published = None
+            self._admission.changed()
             return
         self._move(hosted, Residence.RESIDENT)
         if before is Residence.OFFLOADED:

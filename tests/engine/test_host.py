@@ -628,6 +628,20 @@ async def test_paused_again_before_it_was_granted_it_asks_anew_later(world: Worl
     assert world.asked == [S1, S1]
 
 
+async def test_a_slot_that_comes_when_it_is_idle_again_is_given_back(world: World) -> None:
+    """The leader may have given it to another already: Redis is told once more that it is not taken."""
+    hosted = await idle_and_away(world)
+    resume(world)
+    pause(world)
+    hosted.published = hosted.news()
+    world.host.admit(S1, 1)
+    assert not isinstance(world.commands[-1], Restore) and hosted.residence is Residence.OFFLOADED
+    assert hosted.published is None
+    resume(world)
+    world.host.admit(S1, 1)
+    assert isinstance(world.commands[-1], Restore) and hosted.residence is Residence.RESIDENT
+
+
 async def test_a_stored_session_is_loaded_and_goes_on_where_it_was(world: World) -> None:
     """With its first chunk that is not made, and the inputs that came meanwhile once."""
     hosted = await idle_and_away(world, Residence.STORED)
