@@ -169,6 +169,8 @@ class Control:
         """Read the past of a session whose state the compute thread gave up."""
 
         async def load() -> None:
+            if hosted.unrecorded:  # else they would be read as inputs that no chunk was made with
+                await self._flush_applied(hosted)
             record = await self._store.get_session(hosted.id)
             if record is None or record.epoch != hosted.epoch or record.phase is not Phase.PLACED:
                 await self._ownership.disowned(hosted)

@@ -41,7 +41,6 @@ from engine.state_format import ExportedState
 from engine.state_io import model_key
 from engine.steering import Combine, LogEntry
 from scheduler.messages import (
-    REPLAY_CHUNKS,
     Accepted,
     ChooseRungs,
     Closed,
@@ -247,10 +246,11 @@ class Host:
         hosted.kept.refill(past)
         if hosted.at_compute or self.sessions.get(hosted.id) is not hosted:
             return
-        opening = hosted.opening = plan_opening(past, self._combine, self._wanted(past.log))
+        log = hosted.kept.inputs  # with what has come while the past was read
+        opening = hosted.opening = plan_opening(past, self._combine, self._wanted(log))
         hosted.log.num_pending = len(opening.recorded) + len(opening.pending)
-        if past.log:
-            hosted.log.position = past.log[-1].entry
+        if read := log or past.log:
+            hosted.log.position = read[-1].entry
         self._ledger.log_wanted()
         self._refresh(hosted)
 
@@ -399,7 +399,7 @@ class Host:
         if request.controller_epoch < hosted.controller_epoch:
             link.send(Superseded(session=hosted.id, controller_epoch=hosted.controller_epoch))
             return
-        low, high = self._subscribable(hosted)
+        low, high = hosted.subscribable
         if not low <= request.next_seq <= high:
             why = f"next_seq must be between {low} and {high}"
             self._refuse(link, request, hosted.epoch, ErrorCode.BAD_STATE, why)
@@ -415,15 +415,6 @@ class Host:
         self._checkpoints.acknowledge(hosted.id, hosted.epoch, request.next_seq)
         self._send_replay(hosted, link, request.next_seq)
         self._refresh(hosted)
-
-    def _subscribable(self, hosted: Hosted) -> tuple[int, int]:
-        """Lowest and highest next_seq that can be served."""
-        known = hosted.record.next_seq
-        if hosted.is_recovered:
-            return max(0, known - REPLAY_CHUNKS), known + REPLAY_CHUNKS
-        # An earlier owner may have sent more than it last published; the gateway waits until we are there.
-        earlier = known + REPLAY_CHUNKS if hosted.epoch > 1 else 0
-        return 0, max(hosted.replay.next_seq, earlier)
 
     def _align(self, hosted: Hosted, opening: Opening, request: Subscribe) -> None:
         """Go on with the first chunk that the subscriber lacks, or the first that can still be made."""

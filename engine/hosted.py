@@ -16,6 +16,7 @@ from engine.replay import Replay
 from engine.steering import MAX_PENDING_INPUTS, LogEntry, split_log
 from scheduler.messages import (
     MAX_REMEMBERED_IDS,
+    REPLAY_CHUNKS,
     ChooseRungs,
     LinkReply,
     LinkRequest,
@@ -209,6 +210,16 @@ class Hosted:
     def is_recovered(self) -> bool:
         """Were chunks made by an earlier owner, and none here?"""
         return self.has_past and self.opening is not None and self.replay.oldest_seq == self.replay.next_seq
+
+    @property
+    def subscribable(self) -> tuple[int, int]:
+        """Lowest and highest next_seq that can be served."""
+        known = self.record.next_seq
+        if self.is_recovered:
+            return max(0, known - REPLAY_CHUNKS), known + REPLAY_CHUNKS
+        # An earlier owner may have sent more than it last published; the gateway waits until we are there.
+        earlier = known + REPLAY_CHUNKS if self.epoch > 1 else 0
+        return 0, max(self.replay.next_seq, earlier)
 
     @property
     def id(self) -> SessionId:

@@ -57,7 +57,8 @@ def plan_opening(past: Past, combine: Combine, wanted: Sequence[LogEntry]) -> Op
     """Where the session goes on.
 
     Args:
-        wanted: the entries of `past.log` that mean something to the model.
+        wanted: the entries of the log after the checkpoint that mean something to the model, also such as
+            came after the past was read.
     """
     record, base = past.record, past.pointer
     before, pending = split_log(wanted, record.last_applied)

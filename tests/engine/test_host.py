@@ -63,7 +63,7 @@ from scheduler.messages import (
     Unwatch,
     Watch,
 )
-from scheduler.store import AppliedRecord
+from scheduler.store import AppliedRecord, CheckpointPointer
 from tests.engine.edges import S1, SPEC, RecordedLink, made
 from tests.engine.test_state_format import HEADER, SCALARS
 
@@ -657,6 +657,35 @@ async def test_a_stored_session_is_loaded_and_goes_on_where_it_was(world: World)
     assert (command.seq, command.frame) == (1, 12)
     await world.make(1)
     assert [part.seq for part in world.link.of(ChunkPart)] == [0, 1]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("log", [(), LOG])
+async def test_an_input_that_comes_while_the_past_is_read_is_applied_once(
+    world: World, log: tuple[LogEntry, ...]
+) -> None:
+    """Also when nothing else is left of the log."""
+    hosted = await idle_and_away(world, Residence.STORED)
+    hosted.kept.inputs.clear()  # a checkpoint made them unneeded
+    resume(world)
+    world.host.admit(S1, 1)
+    assert world.loads == [S1]
+    late = LogEntry(entry="2-0", message=PromptInput(text="a blue square"))
+    hosted.log.position = late.entry
+    world.host.feed(hosted, (late,))
+    record = replace(RECORD, next_seq=1, next_frame=12, last_applied="1-0")
+    world.host.load(hosted, Past(record=record, log=log))
+    command = world.commands[-1]
+    assert isinstance(command, Open) and command.pending == (late,)
+    assert (hosted.log.position, hosted.log.num_pending) == (late.entry, 1)
+
+
+async def test_what_a_checkpoint_holds_is_not_read_from_the_log_again(world: World) -> None:
+    """Its newest entry stays in the log; all that follows is still to come."""
+    pointer = CheckpointPointer(epoch=1, seq=4, last_applied="1-0", text="a red ball", seed=7, rev=0, size=2)
+    record = replace(RECORD, epoch=2, next_seq=5, next_frame=60, last_applied="1-0")
+    checkpoint = made_checkpoint(seq=4)
+    hosted = world.host.open(Past(record=record, log=LOG, pointer=pointer, checkpoint=checkpoint, data=b"ab"))
+    assert (hosted.log.position, hosted.log.num_pending) == ("1-0", 0)
 
 
 async def test_a_subscriber_of_a_stored_session_gets_what_is_in_the_replay_window(world: World) -> None:
