@@ -178,7 +178,6 @@ class Cluster:
 
     def _make_fleet(self, store: Store, term: int) -> Fleet:
         def on_exit(engine: EngineId, end: EngineEnd) -> None:
-            self._note_end(engine)
             provisioner.report_exit(engine, end.how, crashed=end.crashed)
 
         fleet = Fleet(
@@ -191,6 +190,7 @@ class Cluster:
                 1, _STARTS_PER_CORE * len(os.sched_getaffinity(0)) // self._plan.engine.threads
             ),
             start=self._fork_server.start,
+            on_death=self._note_death,
         )
         # The folder is locked: the next `up` there goes on with what this one has claimed.
         name = f"{socket.gethostname()}:{self._plan.directory}"
@@ -198,8 +198,8 @@ class Cluster:
         self._keep(provisioner.follow(), "provisioner")
         return fleet
 
-    def _note_end(self, engine: EngineId) -> None:
-        for gpu in self._gpus.note_end(engine, asyncio.get_running_loop().time()):
+    def _note_death(self, engine: EngineId) -> None:
+        for gpu in self._gpus.note_death(engine, asyncio.get_running_loop().time()):
             self._console.step(f"engines keep dying young on GPU {gpu}: avoiding it for a while")
 
     def _engine_spec(self, wanted: DesiredEngine) -> ProcessSpec:

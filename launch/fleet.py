@@ -16,6 +16,7 @@ from typing import Final
 
 from launch.backoff import Backoff
 from launch.engine_job import EngineEnd, EngineJob, Start, start_program
+from launch.quarantine import YOUNG_S, is_orderly
 from launch.run_file import RunFile
 from launch.supervisor import ProcessSpec, Report, log_tail
 from scheduler.messages import DesiredEngine, EngineId
@@ -54,7 +55,9 @@ class _Place:
         self.id: Final = wanted.id
         self.task: asyncio.Task[None] | None = None
         self.job: EngineJob | None = None
-        self.ready = False
+        self.ready_s: float | None = None
+        """When it got ready, by the loop's clock."""
+        self.is_dead = False
         self.stopping = False
 
 
@@ -71,12 +74,17 @@ class Fleet:
         stop_timeout_s: float,
         starts_at_once: int,
         start: Start = start_program,
+        on_death: Callable[[EngineId], None] = lambda engine: None,
     ) -> None:
-        """`on_exit(id, end)` is called when a process ended that nobody had asked to, or by its own fault."""
+        """`on_exit(id, end)` is called when a process ended that nobody had asked to, or by its own fault.
+        `on_death(id)`, once, when an engine failed before it was ready or soon after, be it that it ended or
+        that it was given up; its process may still be there.
+        """
         self._make_spec = make_spec
         self._run_file = run_file
         self._report = report
         self._on_exit = on_exit
+        self._on_death = on_death
         self._stop_timeout_s = stop_timeout_s
         self._places: dict[EngineId, _Place] = {}
         self._used: set[EngineId] = set()
@@ -88,7 +96,7 @@ class Fleet:
     @property
     def num_ready(self) -> int:
         """Engines that take sessions now."""
-        return sum(place.ready for place in self._places.values())
+        return sum(place.ready_s is not None for place in self._places.values())
 
     @property
     def failures(self) -> int:
@@ -116,14 +124,25 @@ class Fleet:
     async def mark_ready(self, engine: EngineId) -> None:
         """The engine has registered and takes sessions."""
         place = self._places.get(engine)
-        if place is None or place.ready:
+        if place is None or place.ready_s is not None:
             return
-        place.ready = True
+        place.ready_s = asyncio.get_running_loop().time()
         self._turns.end(engine)
         self._report(f"engine-{engine} ready")
         self._backoff = self._backoff.record(healthy=True)
         async with self.changed:
             self.changed.notify_all()
+
+    def mark_lost(self, engine: EngineId) -> None:
+        """The engine is gone, as the scheduler says: of one that hangs while it starts nobody else does."""
+        if (place := self._places.get(engine)) is not None:
+            self._note_death(place)
+
+    def _note_death(self, place: _Place) -> None:
+        is_young = place.ready_s is None or asyncio.get_running_loop().time() - place.ready_s < YOUNG_S
+        if is_young and not place.is_dead:
+            self._on_death(place.id)
+        place.is_dead = True
 
     async def stop(self) -> None:
         """Stop all engines and wait for their ends."""
@@ -153,8 +172,11 @@ class Fleet:
             self._turns.end(engine.id)
         self._places.pop(place.id, None)
         if not place.stopping:
-            self._backoff = self._backoff.record(healthy=place.ready)
-            tail = "" if place.ready else log_tail(spec.log, before=_AGENTS_LAST_WORDS)
+            if not is_orderly(end.how):
+                self._note_death(place)
+            was_ready = place.ready_s is not None
+            self._backoff = self._backoff.record(healthy=was_ready)
+            tail = "" if was_ready else log_tail(spec.log, before=_AGENTS_LAST_WORDS)
             self._report(f"{spec.name} {end.how}{tail}")
             self._on_exit(place.id, end)
         elif end.crashed:  # it was given up as silent before its agent had seen its end

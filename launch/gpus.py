@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from launch.quarantine import YOUNG_S, Quarantine
+from launch.quarantine import Quarantine
 from scheduler.messages import EngineId
 
 __all__ = ["GpuShares", "least_used", "visible_gpus"]
@@ -37,23 +37,21 @@ class GpuShares:
 
     def __init__(self, gpus: Sequence[str]) -> None:
         self._gpus = gpus
-        self._given: dict[EngineId, tuple[tuple[str, ...], float]] = {}
-        """GPUs of an engine, and when it got them."""
+        self._given: dict[EngineId, tuple[str, ...]] = {}
         self._quarantine = Quarantine()
 
     def give(
         self, engine: EngineId, count: int, now_s: float, *, here: Collection[EngineId]
     ) -> tuple[str, ...]:
         """GPUs for a new engine. `here`: engines that have a process; all others gave theirs back."""
-        self._given = {id: entry for id, entry in self._given.items() if id in here}
-        in_use = (gpu for gpus, _ in self._given.values() for gpu in gpus)
+        self._given = {id: gpus for id, gpus in self._given.items() if id in here}
+        in_use = (gpu for gpus in self._given.values() for gpu in gpus)
         gpus = least_used(self._gpus, in_use, count, self._quarantine.avoided(now_s))
-        self._given[engine] = (gpus, now_s)
+        self._given[engine] = gpus
         return gpus
 
-    def note_end(self, engine: EngineId, now_s: float) -> tuple[str, ...]:
-        """An engine ended by itself. Returns GPUs that are avoided from now on."""
-        gpus, since_s = self._given.pop(engine, ((), now_s))
-        if now_s - since_s >= YOUNG_S:
-            return ()
+    def note_death(self, engine: EngineId, now_s: float) -> tuple[str, ...]:
+        """An engine died young; it has its GPUs until its process is gone. Returns GPUs that are avoided from
+        now on."""
+        gpus = self._given.get(engine, ())
         return tuple(gpu for gpu in gpus if self._quarantine.note_death(gpu, now_s))

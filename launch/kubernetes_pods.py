@@ -19,7 +19,7 @@ from kubernetes.aio.client.exceptions import ApiException, OpenApiException
 
 from launch.backoff import Backoff
 from launch.pods import Pod, make_pod, plan_pods, read_pod, selector_of
-from launch.quarantine import YOUNG_S, Quarantine
+from launch.quarantine import YOUNG_S, Quarantine, is_orderly
 from scheduler.messages import DesiredEngine, EngineId
 
 __all__ = ["Pods"]
@@ -67,6 +67,8 @@ class Pods:
         self._wanted: dict[EngineId, DesiredEngine] | None = None
         """None: nobody has said yet."""
         self._ended: set[EngineId] = set()
+        self._dead: set[EngineId] = set()
+        """Those whose end has been held against their node, or would have been had they been young."""
         self._ready_s: dict[EngineId, float] = {}
         self._quarantine = Quarantine()
         self._wake = asyncio.Event()
@@ -78,6 +80,7 @@ class Pods:
         """From now on these are wanted, and no others."""
         self._wanted = {engine.id: engine for engine in desired}
         self._ended &= self._wanted.keys()
+        self._dead &= self._wanted.keys() | self._pods.keys()
         self._wake.set()
 
     def owned(self) -> Collection[EngineId]:
@@ -88,6 +91,12 @@ class Pods:
         """The engine has registered and takes sessions."""
         if engine in self._pods:
             self._ready_s.setdefault(engine, asyncio.get_running_loop().time())
+
+    def mark_lost(self, engine: EngineId) -> None:
+        """The engine is gone: `turboserve engine` in its pod says so before the pod ends, and of one that
+        does not get ready the leader does. Its pod is still here."""
+        if (pod := self._pods.get(engine)) is not None:
+            self._note_death(pod)
 
     async def run(self) -> NoReturn:
         """Follow the API and act, until cancelled."""
@@ -180,12 +189,20 @@ class Pods:
 
     def _report(self, pod: Pod, why: str) -> None:
         self._ended.add(pod.engine)
+        if not is_orderly(why):
+            self._note_death(pod)
+        log.warning("engine %s ended: %s", pod.engine, why)
+        self._on_exit(pod.engine, why)
+
+    def _note_death(self, pod: Pod) -> None:
+        """Once of each engine, whoever tells first."""
+        if pod.engine in self._dead:
+            return
+        self._dead.add(pod.engine)
         now_s = asyncio.get_running_loop().time()
         died_young = now_s - self._ready_s.get(pod.engine, now_s) < YOUNG_S
         if pod.node and died_young and self._quarantine.note_death(pod.node, now_s):
             log.warning("engines keep dying young on node %s: avoiding it for a while", pod.node)
-        log.warning("engine %s ended: %s", pod.engine, why)
-        self._on_exit(pod.engine, why)
 
     # --- what should be there
 
@@ -244,6 +261,7 @@ class Pods:
             if exc.status != _NOT_FOUND:
                 return exc
             self._pods.pop(pod.engine, None)
+            self._ready_s.pop(pod.engine, None)
             return None
         if self._pods.get(pod.engine) is pod:  # else the watch was quicker
             self._pods[pod.engine] = replace(pod, is_going=True)

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Collection, Sequence
 from typing import Final, NoReturn, Protocol
 
+from launch.quarantine import is_orderly
 from scheduler.messages import (
     DesiredChanged,
     DesiredEngine,
@@ -38,6 +39,10 @@ class Engines(Protocol):
 
     async def mark_ready(self, engine: EngineId) -> None:
         """The engine has registered and takes sessions."""
+
+    def mark_lost(self, engine: EngineId) -> None:
+        """The engine is gone, and not in order: it was given up, or its end was reported, by whomever. Said
+        before it is not wanted any more, and perhaps of one that does not run here."""
 
 
 class Provisioner:
@@ -88,6 +93,9 @@ class Provisioner:
                 await self._reconcile()
             case EngineChanged(engine=engine, state=EngineState.READY):
                 await self._engines.mark_ready(engine)
+            case EngineChanged(engine=engine, state=EngineState.GONE, reason=reason):
+                if not is_orderly(reason):
+                    self._engines.mark_lost(engine)
             case _:
                 pass
 

@@ -5,13 +5,28 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-__all__ = ["YOUNG_S", "Quarantine"]
+__all__ = ["YOUNG_S", "Quarantine", "is_orderly"]
 
 YOUNG_S: Final = 60.0
 """An engine that ends before it was ready, or sooner than this after it, died young."""
 _WINDOW_S: Final = 600.0
 _DEATHS: Final = 3
 """So many early deaths within the window, and the place is avoided for as long again."""
+_ORDERLY: Final = frozenset(
+    {
+        "exited",  # the engine has said goodbye
+        "exited with status 0",
+        "Completed, exit code 0",
+        "pod succeeded",
+        "not wanted any more",
+        "was not wanted any more before it had started",
+    }
+)
+
+
+def is_orderly(reason: str) -> bool:
+    """Does an engine that ended so say nothing about its place? `reason`: as its record has it."""
+    return reason in _ORDERLY
 
 
 class Quarantine:

@@ -39,6 +39,7 @@ class Stage:
         self.folder, self.rank = folder, rank
         self.exits: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
         self.crashes: list[bool] = []
+        self.deaths: list[EngineId] = []
         self.lines: list[str] = []
         self.run_json = folder / "run.json"
         self.fleet = Fleet(
@@ -48,6 +49,7 @@ class Stage:
             on_exit=self.note_end,
             stop_timeout_s=30,
             starts_at_once=starts_at_once,
+            on_death=self.deaths.append,
         )
 
     def note_end(self, engine: EngineId, end: EngineEnd) -> None:
@@ -156,20 +158,49 @@ async def test_a_killed_agent_leaves_no_orphan(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rank", "crashed"),
+    ("rank", "crashed", "is_death"),
     [
-        pytest.param("import os; os.kill(os.getpid(), 9)", False, id="killed"),
-        pytest.param("import os; os.kill(os.getpid(), 11)", True, id="fault"),
-        pytest.param("1 / 0", True, id="exception"),
-        pytest.param("pass", False, id="in order"),
+        pytest.param("import os; os.kill(os.getpid(), 9)", False, True, id="killed"),
+        pytest.param("import os; os.kill(os.getpid(), 11)", True, True, id="fault"),
+        pytest.param("1 / 0", True, True, id="exception"),
+        pytest.param("pass", False, False, id="in order"),
     ],
 )
-async def test_a_crash_is_told_from_a_kill(tmp_path: Path, rank: str, crashed: bool) -> None:
-    """By how the rank ended."""
+async def test_a_crash_is_told_from_a_kill(tmp_path: Path, rank: str, crashed: bool, is_death: bool) -> None:
+    """By how the rank ended. Either is held against its GPU, an end in order is not."""
     async with staged(tmp_path, rank) as stage:
         stage.fleet.reconcile([A])
         await stage.exits.get()
         assert stage.crashes == [crashed]
+        stage.fleet.mark_lost(A.id)
+        assert stage.deaths == ([A.id] if is_death else [])
+
+
+async def test_a_start_that_was_given_up_is_a_death(tmp_path: Path) -> None:
+    """Though its process, which hangs, ends only because it is told to; once."""
+    async with staged(tmp_path) as stage:
+        stage.fleet.reconcile([A, B])
+        await stage.pids_of(A, B)
+        stage.fleet.mark_lost(A.id)
+        stage.fleet.reconcile([B])
+        assert stage.deaths == [A.id]
+        (rank,) = await stage.pids_of(B)
+        os.kill(rank, 9)
+        await stage.exits.get()
+        assert stage.deaths == [A.id, B.id]
+
+
+async def test_who_dies_long_after_it_got_ready_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of its GPU. The minute is over at once here."""
+    monkeypatch.setattr("launch.fleet.YOUNG_S", 0.0)
+    async with staged(tmp_path) as stage:
+        stage.fleet.reconcile([A])
+        await stage.pids_of(A)
+        await stage.fleet.mark_ready(A.id)
+        stage.fleet.mark_lost(A.id)
+        assert stage.deaths == []
 
 
 async def test_a_crash_is_told_though_the_engine_is_not_wanted_any_more(tmp_path: Path) -> None:

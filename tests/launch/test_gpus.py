@@ -49,12 +49,12 @@ def test_gpus_of_engines_that_went_are_free() -> None:
 
 
 def test_a_gpu_on_which_engines_keep_dying_young_is_avoided() -> None:
-    """One that dies later says nothing about its GPU."""
-    shares, ids = GpuShares(("0", "1")), [EngineId(f"e_{n:08x}") for n in range(6)]
+    """One that nobody knows says nothing about any."""
+    shares, ids = GpuShares(("0", "1")), [EngineId(f"e_{n:08x}") for n in range(5)]
     said = []
     for id in ids[:3]:
         assert shares.give(id, 1, 0.0, here=[id]) == ("0",)
-        said.append(shares.note_end(id, 1.0))
+        said.append(shares.note_death(id, 1.0))
     assert said == [(), (), ("0",)]
     assert shares.give(ids[3], 1, 2.0, here=[ids[3]]) == ("1",)
-    assert shares.note_end(ids[3], 100.0) == ()
+    assert shares.note_death(ids[4], 2.0) == ()

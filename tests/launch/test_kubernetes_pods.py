@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -13,13 +13,14 @@ from kubernetes.aio import client
 from launch.kubernetes_pods import Pods
 from launch.provisioner import Provisioner
 from scheduler.messages import DesiredEngine, EngineId, EngineState
-from scheduler.store import Store
+from scheduler.store import START, Store
 from tests.cluster import until
 from tests.launch.kubernetes_api import NAMESPACE, Api, running_api
 from tests.launch.test_pods import TEMPLATE, A, B, C
 from tests.launch.test_provisioner import MODEL, lead
 
 serial = itertools.count()
+Death = Callable[..., Awaitable[None]]
 POD_A, POD_B, POD_C = (f"pods-e-0000000{n}" for n in "abc")
 
 
@@ -161,26 +162,97 @@ async def test_a_pod_that_ends_slowly_is_told_once(stage: Stage) -> None:
     assert stage.api.count("DELETE") == 1
 
 
-async def test_flapping_nodes_are_avoided(stage: Stage) -> None:
-    """After three engines that died young on one node the next pods prefer others."""
-    for n in range(3):
-        engine = DesiredEngine(id=EngineId(f"e_1000000{n}"), model="shapes")
-        await stage.want(engine)
-        name = f"pods-e-1000000{n}"
-        await stage.api.bind(name, "bad")
-        await stage.api.set_status(name, phase="Failed", reason="Evicted")
-        await stage.ends.get()
-        assert "affinity" not in stage.api.pods.get(name, {"spec": {}})["spec"]
-        await stage.have()
-    await stage.want(A)
-    assert "bad" in str(stage.api.pods[POD_A]["spec"]["affinity"])
-
-
-async def test_the_scheduler_hears_of_a_lost_pod(redis_url: str, stage: Stage) -> None:
-    """The whole way: desired set in Redis → pods → engine record gone, its replacement is made."""
+@pytest.fixture
+async def store(redis_url: str) -> AsyncIterator[Store]:
     store = await Store.connect(redis_url, cluster=f"pods-{next(serial)}")
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def provisioner(store: Store, stage: Stage) -> AsyncIterator[Provisioner]:
+    """Keeps the stage's pods equal to the desired set in Redis."""
     provisioner = Provisioner(store, stage.pods, name="pods", newer_than=0)
     following = asyncio.create_task(provisioner.follow())
+    yield provisioner
+    following.cancel()
+    await asyncio.wait((following,))
+
+
+async def crash(store: Store, stage: Stage, provisioner: Provisioner, engine: EngineId, term: int) -> None:
+    """`turboserve engine` says it, and then its pod ends."""
+    await store.report_exit(engine, "exited with status 1", crashed=True)
+
+
+async def give_up(store: Store, stage: Stage, provisioner: Provisioner, engine: EngineId, term: int) -> None:
+    """The leader does, on an engine that hangs as it starts."""
+    await store.lose_engine(engine, term=term, reason="not ready for 120001 ms, limit 120000 ms")
+
+
+async def evict(store: Store, stage: Stage, provisioner: Provisioner, engine: EngineId, term: int) -> None:
+    """Kubernetes says it, and the provisioner passes it on."""
+    await stage.api.set_status(f"pods-{engine.replace('_', '-')}", phase="Failed", reason="Evicted")
+    provisioner.report_exit(*await stage.ends.get(), crashed=False)
+
+
+async def end(store: Store, stage: Stage, provisioner: Provisioner, engine: EngineId, term: int) -> None:
+    """In order."""
+    await store.report_exit(engine, "exited with status 0", crashed=False)
+
+
+@pytest.mark.parametrize(
+    ("die", "times", "is_bad"),
+    [
+        pytest.param(crash, 3, True, id="crashes"),
+        pytest.param(give_up, 3, True, id="hanging starts"),
+        pytest.param(evict, 3, True, id="evictions"),
+        pytest.param(evict, 2, False, id="told twice, counted once"),
+        pytest.param(end, 3, False, id="orderly ends"),
+    ],
+)
+async def test_flapping_nodes_are_avoided(
+    store: Store, stage: Stage, provisioner: Provisioner, die: Death, times: int, is_bad: bool
+) -> None:
+    """After three engines that died young on one node the next pods prefer others. As with real pods the
+    leader hears of each end, and drops the engine, before its pod is gone."""
+    term = await lead(store)
+    for n in range(times):
+        engine = DesiredEngine(id=EngineId(f"e_1000000{n}"), model="shapes")
+        await store.write_desired(term, [engine])
+        await stage.have(engine)
+        await stage.api.bind(f"pods-e-1000000{n}", "bad")
+        await until(lambda id=engine.id: stage.pods._pods[id].node == "bad")  # type: ignore[misc]
+        await die(store, stage, provisioner, engine.id, term)
+        await until_gone(store, engine.id)
+        await store.write_desired(term, [])
+        await stage.have()
+    await store.write_desired(term, [A])
+    await stage.have(A)
+    assert ("bad" in str(stage.api.pods[POD_A]["spec"].get("affinity"))) is is_bad
+
+
+async def until_gone(store: Store, engine: EngineId) -> None:
+    """Return when Redis knows that the engine is gone."""
+    after = START
+    while (record := await store.get_engine(engine)) is None or record.state is not EngineState.GONE:
+        events = await store.read_events(after, block_ms=1_000)
+        after = events[-1][0] if events else after
+
+
+async def test_a_pod_that_was_gone_already_leaves_nothing(stage: Stage) -> None:
+    """The API answers 404 to its end: nobody will tell of it."""
+    await stage.want(A)
+    await stage.pods.mark_ready(A.id)
+    await stage.api.remove(POD_A, silently=True)
+    stage.pods.reconcile([])
+    await until(lambda: not stage.pods.owned())
+    assert not stage.pods._ready_s
+
+
+async def test_the_scheduler_hears_of_a_lost_pod(
+    store: Store, stage: Stage, provisioner: Provisioner
+) -> None:
+    """The whole way: desired set in Redis → pods → engine record gone, its replacement is made."""
     term = await lead(store)
     await store.write_desired(term, [A, B])
     await stage.have(A, B)
@@ -193,6 +265,3 @@ async def test_the_scheduler_hears_of_a_lost_pod(redis_url: str, stage: Stage) -
     assert record is not None and record.state is EngineState.GONE
     await store.write_desired(term, [B, C])
     await stage.have(B, C)
-    following.cancel()
-    await asyncio.wait((following,))
-    await store.close()

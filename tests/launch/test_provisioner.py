@@ -34,6 +34,7 @@ class Engines:
         self.sets: asyncio.Queue[list[EngineId]] = asyncio.Queue()
         self.running: set[EngineId] = set()
         self.ready: asyncio.Queue[EngineId] = asyncio.Queue()
+        self.lost: list[EngineId] = []
 
     def owned(self) -> Collection[EngineId]:
         return self.running
@@ -43,6 +44,9 @@ class Engines:
 
     async def mark_ready(self, engine: EngineId) -> None:
         self.ready.put_nowait(engine)
+
+    def mark_lost(self, engine: EngineId) -> None:
+        self.lost.append(engine)
 
 
 @pytest.fixture
@@ -166,6 +170,39 @@ async def test_readiness_is_passed_on(store: Store, engines: Engines) -> None:
     await engines.sets.get()
     await store.register_engine(A.id, url="ws://h:1/link", model=MODEL, capacity=1)
     assert await engines.ready.get() == A.id
+
+
+@pytest.mark.usefixtures("provisioner")
+@pytest.mark.parametrize(
+    ("reason", "is_lost"),
+    [
+        ("exited with status 1", True),
+        ("was killed by SIGKILL", True),
+        ("not ready for 120001 ms, limit 120000 ms", True),
+        ("exited with status 0", False),
+        ("exited", False),
+    ],
+)
+async def test_losses_are_passed_on(store: Store, engines: Engines, reason: str, is_lost: bool) -> None:
+    """Whoever told of them, before the engine is not wanted any more; orderly ends are none."""
+    term = await lead(store)
+    await store.write_desired(term, [A, B])
+    await engines.sets.get()
+    await store.report_exit(A.id, reason, crashed=False)
+    await store.write_desired(term, [B])
+    assert await engines.sets.get() == [B.id]
+    assert engines.lost == ([A.id] if is_lost else [])
+
+
+@pytest.mark.usefixtures("provisioner")
+async def test_an_engine_that_is_not_wanted_any_more_is_not_lost(store: Store, engines: Engines) -> None:
+    """It was still starting."""
+    term = await lead(store)
+    await store.write_desired(term, [A, B])
+    await engines.sets.get()
+    await store.write_desired(term, [B])
+    assert await engines.sets.get() == [B.id]
+    assert engines.lost == []
 
 
 async def test_a_reported_exit_makes_the_engine_gone(
