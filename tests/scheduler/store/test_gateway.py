@@ -347,9 +347,9 @@ async def test_who_left_is_not_in_the_line(store: Store) -> None:
 
 async def test_who_left_and_made_room_is_not_in_the_line(store: Store) -> None:
     """A left session that is queued again stands in nobody's way; coming back, it is first."""
-    await placed(store)
+    term, _ = await placed(store)
     await store.leave_session(S1, controller_epoch=1)
-    await store.requeue_session(S1, expect_epoch=1, term=1, reason="made_room")
+    await store.requeue_session(S1, expect_epoch=1, term=term, reason="made_room")
     await create(store, S2)
     assert await store.queue_position(S2) == 1
     await store.take_control(S1, gateway=GatewayId("g_2"), resume_hash=HASH)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -36,6 +37,7 @@ from tests.scheduler.conftest import (
     S3,
     RedisServer,
     create,
+    forget_everything,
     lead,
     placed,
     ready,
@@ -62,7 +64,18 @@ async def test_one_leader_at_a_time(store: Store) -> None:
 
 async def test_term_is_above_the_floor(store: Store) -> None:
     """A leader that knew a higher term than Redis gets one above it."""
-    assert await store.acquire_lease("a", 60_000, floor=41) == 42
+    assert await store.acquire_lease("a", 60_000, floor=2_000_000_041) == 2_000_000_042
+
+
+async def test_a_term_is_given_once(store: Store) -> None:
+    """Redis came back empty, and another leads at once: who led before is refused, and need not be told."""
+    first = await lead(store)
+    while await store.now_ms() < first * 1_000:  # noqa: ASYNC110 - so many leaders there never were
+        await asyncio.sleep(0.02)
+    await forget_everything(store)
+    assert await lead(store) > first
+    with pytest.raises(StaleTerm):
+        await store.write_desired(first, [])
 
 
 async def test_who_leads_after_a_raised_term_waits_for_engines(store: Store) -> None:
