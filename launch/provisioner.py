@@ -16,7 +16,7 @@ from scheduler.messages import (
     EngineState,
     Event,
 )
-from scheduler.store import EventsTrimmed, Store, StoreUnavailable
+from scheduler.store import EventsLost, EventsTrimmed, Store, StoreUnavailable
 
 __all__ = ["Engines", "Provisioner"]
 
@@ -59,6 +59,10 @@ class Provisioner:
         self._has_obeyed = False
         """Has any set been carried out?"""
         self._ours: set[EngineId] = set()
+        self._after: str | None = None
+        """Id of the last event that was read; None: before the first, and after events were lost."""
+        self._has_lost = False
+        """Did Redis lose data, and does its leader perhaps not know?"""
         self._is_away = False
         self._reports: set[asyncio.Task[None]] = set()
 
@@ -67,8 +71,10 @@ class Provisioner:
         while True:
             try:
                 await self._follow_events()
-            except EventsTrimmed:
-                log.info("fell behind the events: reading everything again")
+            except EventsTrimmed as exc:
+                log.info("%s: reading everything again", exc)
+                self._has_lost |= isinstance(exc, EventsLost)
+                self._after = None
             except StoreUnavailable as exc:
                 if not self._is_away:  # once per outage
                     log.warning("%s; engines keep running", exc)
@@ -76,14 +82,23 @@ class Provisioner:
                 await asyncio.sleep(_RETRY_S)
 
     async def _follow_events(self) -> NoReturn:
-        after = await self._store.last_event_id()
+        if self._after is not None:
+            await self._store.check_events(self._after)
+        if self._has_lost and self._has_obeyed:
+            # What is left may want, under the same term, none of the engines that were started since.
+            await self._store.report_loss(self._newest_term)
+            self._newest_term += 1
+        self._has_lost = False
+        if self._after is None:
+            self._after = await self._store.last_event_id()
         self._is_away = False
         await self._reconcile()
         await self._mark_all_ready()
         while True:
-            entries = await self._store.read_events(after, block_ms=_BLOCK_MS)
-            for after, event in entries:  # noqa: B007 - the last id is where to go on
+            entries = await self._store.read_events(self._after, block_ms=_BLOCK_MS)
+            for id, event in entries:
                 await self._handle(event)
+                self._after = id
             if not entries:
                 await self._reconcile()  # once per quiet period, should an event ever be missed
 
@@ -111,7 +126,8 @@ class Provisioner:
                 await self._store.raise_term(self._newest_term)
             return
         self._newest_term, self._has_obeyed = term, True
-        self._ours.update(self._engines.owned())
+        owned = set(self._engines.owned())
+        self._ours = self._ours & {engine.id for engine in desired} | owned
         for engine in desired:  # `turboserve engine` elsewhere takes some of them, and may have registered
             if engine.id not in self._ours and await self._store.claim_engine(self._name, engine.id):
                 self._ours.add(engine.id)

@@ -28,7 +28,7 @@ from scheduler.messages import (
 )
 from scheduler.policy.base import GoneEngine
 from scheduler.policy.moves import is_special
-from scheduler.store import EventsTrimmed, Store
+from scheduler.store import EventsLost, EventsTrimmed, Store
 from scheduler.table import ClusterTable, build_table
 from scheduler.view import ENGINE_STATES, PHASES, View
 
@@ -73,8 +73,14 @@ class Feed:
         """Of engines that became ready, and nobody was told yet."""
 
     async def rebuild(self) -> None:
-        """Read everything. Logs when the view kept by deltas differs (by more than a change in between)."""
+        """Read everything. Logs when the view kept by deltas differs (by more than a change in between).
+
+        Raises:
+            EventsLost: Redis lost data since this feed read last; also of `follow`, and until `forget`.
+        """
         before, started = self.view, bool(self._after)
+        if self._after:
+            await self._check_position()
         self._after = await self._store.last_event_id()  # first, so that nothing is missed
         sessions: list[SessionRecord] = []
         async for part in self._store.read_sessions(await self._store.session_ids()):
@@ -101,6 +107,18 @@ class Feed:
         if started and differ:
             log.info("%d sessions differed from the view by deltas: %s", len(differ), sorted(differ)[:8])
 
+    async def _check_position(self) -> None:
+        try:
+            await self._store.check_events(self._after)
+        except EventsLost:
+            raise
+        except EventsTrimmed:
+            pass  # everything is about to be read
+
+    def forget(self) -> None:
+        """What was read counts no more: the next `rebuild` takes what there is."""
+        self._after = ""
+
     async def follow(self, block_ms: int) -> Delta:
         """Wait up to block_ms for events, then bring the view up to them."""
         delta = await self._follow(block_ms)
@@ -115,6 +133,8 @@ class Feed:
                 batch = await self._store.read_events(events[-1][0], count=BATCH)
                 events = [*events, *batch]
                 await self._between_reads()
+        except EventsLost:
+            raise
         except EventsTrimmed as exc:
             log.warning("reading everything again: %s", exc)
             await self.rebuild()

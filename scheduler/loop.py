@@ -20,7 +20,7 @@ from scheduler.policy.base import Changes, Memory, decode_memory, encode_memory
 from scheduler.policy.moves import special_moves
 from scheduler.policy.registry import find_policy
 from scheduler.policy.upkeep import find_lost_gateways, release_wait_ms, settling_ms
-from scheduler.store import StaleTerm, Store, StoreError, StoreUnavailable, draw_id
+from scheduler.store import EventsLost, StaleTerm, Store, StoreError, StoreUnavailable, draw_id
 
 log = logging.getLogger("scheduler")
 
@@ -99,9 +99,21 @@ class Scheduler:
         except StaleTerm as exc:
             log.warning("%s", exc)
             self._lease.lose()
+        except EventsLost as exc:
+            log.warning("%s", exc)
+            await self._start_over()
         return True
 
     # --- lease
+
+    async def _start_over(self) -> None:
+        """Redis lost data, perhaps under the term in force: whoever leads next hears engines first."""
+        term, seen = self._lease.term, self._prepared_term
+        await self._store.report_loss(self._lease.newest_term if seen is None else seen)
+        if term is not None:
+            await self._store.release_lease(self._name, term)  # no effect if it is not there any more
+        self._feed.forget()
+        self._lease.lose()
 
     async def _hold_lease(self) -> bool:
         """Acquire or renew as needed. False: another leads."""

@@ -17,6 +17,7 @@ StoreError
 ├── PlacementRefused     the world moved on since the plan was made: plan again
 ├── CheckpointRefused    the checkpoint is too large, or there is no room for it: go on without
 ├── EventsTrimmed        events after the given id are lost to this reader: read everything again
+│   └── EventsLost       and Redis lost the event of that id itself: its data was restored or lost
 └── ServerTooOld         the Redis server is older than 6.2
 """
 
@@ -97,6 +98,12 @@ class CheckpointRefused(StoreError):
 
 class EventsTrimmed(StoreError):
     """The reader fell behind the bounded events stream, or Redis came back older: read everything again."""
+
+
+class EventsLost(EventsTrimmed):
+    """An event that was read is not there, though the stream was not trimmed: Redis came back older, or
+    empty. What else was written since is gone as well. Read everything again; who decides must hear engines.
+    """
 
 
 class ServerTooOld(StoreError):

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from scheduler.fairness import standings
-from scheduler.keys import PAUSE_ANSWER
+from scheduler.keys import MAX_EVENTS, PAUSE_ANSWER
 from scheduler.messages import (
     EVENTS,
     INPUTS,
@@ -28,7 +28,7 @@ from scheduler.messages import (
 )
 from scheduler.store import records
 from scheduler.store.connection import Connection, Entry, batches, mapped_errors
-from scheduler.store.errors import EventsTrimmed
+from scheduler.store.errors import EventsLost, EventsTrimmed
 from scheduler.store.values import (
     PRIOR_RELEASE_INTERVAL_MS,
     PRIOR_START_MS,
@@ -285,18 +285,42 @@ class StoreReader:
 
         Raises:
             EventsTrimmed: events after `after` are lost; take `last_event_id()`, then read all records again.
+            EventsLost: the same, and Redis lost data.
         """
         key = self._key("events")
         entries = (await self._read(EVENTS, {key: after}, block_ms=block_ms, count=count)).get(key, [])
-        # Trimming leaves at least MAX_EVENTS entries, so a reader that lost some gets a full batch. An empty
-        # batch may mean that Redis came back older than the reader: its ids would stay unread for long.
-        if not entries or len(entries) == count:
-            await self._check_reader(after)
+        await self.check_events(after)
         return entries
+
+    async def check_events(self, after: str) -> None:
+        """Return if the event of this id, which was read, is still there. Raises as `read_events` does."""
+        if after == START:
+            return
+        key = self._key("events")
+        async with mapped_errors():
+            pipe = self._redis.pipeline()
+            pipe.xrange(key, after, after).xrange(key, count=1).xlen(key)
+            found, first, length = await pipe.execute()
+        if found:
+            return
+        # Trimming takes the oldest, and leaves at least MAX_EVENTS.
+        if length >= MAX_EVENTS and _order(first[0][0]) > _order(after):
+            raise EventsTrimmed("this reader fell behind the bounded events stream")
+        raise EventsLost("Redis came back older, or empty: events that were read are not there")
 
     async def last_event_id(self) -> str:
         """Id of the newest event; "0-0" before the first."""
-        return (await self._event_bounds())[1]
+        async with mapped_errors():
+            newest = await self._redis.client.xrevrange(self._key("events"), count=1)
+        return str(newest[0][0]) if newest else START
+
+    async def report_loss(self, seen: int) -> bool:
+        """Redis lost data (EventsLost): whoever leads on what is left must acquire a new lease and hear
+        engines first, and the desired set is forgotten. seen: the newest term that the caller knew before.
+
+        False: no effect, since that is known already: a leader of a newer term does so, or has done so.
+        """
+        return bool(await self._redis.run("report_loss", self._key("term"), seen))
 
     async def _read(
         self, table: Mapping[str, type[M]], after: Mapping[str, str], *, block_ms: int, count: int
@@ -309,21 +333,6 @@ class StoreReader:
             if any(found.values()) or not streams:
                 return {key: entries for key, entries in found.items() if entries}
             cursors.update({key: entries[-1][0] for key, entries in streams.items() if entries})
-
-    async def _check_reader(self, after: str) -> None:
-        first, last = await self._event_bounds()
-        if _order(after) > _order(last):
-            raise EventsTrimmed("Redis has older events than this reader: its data was restored or lost")
-        if START != after and _order(after) < _order(first):
-            raise EventsTrimmed("this reader fell behind the bounded events stream")
-
-    async def _event_bounds(self) -> tuple[str, str]:
-        """(first id, last id) of the stream."""
-        key = self._key("events")
-        async with mapped_errors():
-            pipe = self._redis.pipeline()
-            first, last = await pipe.xrange(key, count=1).xrevrange(key, count=1).execute()
-        return (first[0][0], last[0][0]) if first else (START, START)
 
     async def _hashes(self, keys: Iterable[str]) -> list[dict[str, str]]:
         return [h for batch in batches(list(keys)) for h in await self._redis.read_hashes(batch)]

@@ -11,7 +11,7 @@ import pytest
 from launch.provisioner import Provisioner
 from scheduler.messages import DesiredEngine, EngineId, EngineState, ModelInfo
 from scheduler.store import Store
-from tests.scheduler.conftest import forget_everything
+from tests.scheduler.conftest import forget_everything, restore, snapshot
 
 A, B = (DesiredEngine(id=EngineId(f"e_0000000{n}"), model="shapes") for n in "ab")
 MODEL = ModelInfo(
@@ -102,11 +102,10 @@ async def test_a_set_from_before_is_not_for_us(store: Store, engines: Engines) -
 async def test_a_leader_that_began_anew_is_obeyed_only_above_the_old_terms(
     store: Store, engines: Engines
 ) -> None:
-    """Redis and the scheduler lost everything: the set of term 1 is refused, that of a term above obeyed."""
-    for _ in range(3):
-        term = await lead(store)
-        await store.release_lease("test", term)
-    term = await lead(store)
+    """Redis and the scheduler lost everything, and Redis its time: the set of a term below is refused, that
+    of a term above obeyed."""
+    term = await store.acquire_lease("test", 60_000, floor=2_000_000_000)  # later than now
+    assert term is not None
     await store.write_desired(term, [A])
     assert await engines.sets.get() == [A.id]
     await forget_everything(store)
@@ -121,6 +120,46 @@ async def test_a_leader_that_began_anew_is_obeyed_only_above_the_old_terms(
     assert engines.sets.empty()
     await store.write_desired(newer, [A, B])
     assert await engines.sets.get() == [A.id, B.id]
+
+
+@pytest.mark.usefixtures("provisioner")
+async def test_what_an_older_redis_wants_is_not_obeyed(store: Store, engines: Engines) -> None:
+    """It came back with the same term, from before B was wanted: the leader must begin anew, B goes on."""
+    term = await lead(store)
+    await store.mark_settled(term)
+    await store.write_desired(term, [A])
+    assert await engines.sets.get() == [A.id]
+    older = await snapshot(store)
+    await store.write_desired(term, [A, B])
+    assert await engines.sets.get() == [A.id, B.id]
+    engines.running |= {A.id, B.id}
+    await restore(store, older)
+    await store.write_desired(term, [A])  # a leader that has noticed nothing
+    async with asyncio.timeout(20):
+        while await store.renew_lease("test", term, 60_000):  # noqa: ASYNC110 - until it is taken away
+            await asyncio.sleep(0.02)
+    newer = await lead(store)
+    assert newer > term and not await store.is_settled()
+    assert engines.sets.empty()
+    await store.write_desired(newer, [A, B])
+    assert await engines.sets.get() == [A.id, B.id]
+
+
+async def test_engines_that_went_are_forgotten(
+    store: Store, engines: Engines, provisioner: Provisioner
+) -> None:
+    """Neither wanted nor here any more: a set that names one again would be an old one."""
+    term = await lead(store)
+    await store.write_desired(term, [A])
+    await engines.sets.get()
+    engines.running.add(A.id)
+    await store.write_desired(term, [B])
+    await engines.sets.get()
+    assert provisioner._ours == {A.id, B.id}
+    engines.running.clear()
+    await store.write_desired(term, [B])
+    await engines.sets.get()
+    assert provisioner._ours == {B.id}
 
 
 @pytest.mark.usefixtures("provisioner")

