@@ -11,7 +11,6 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import assert_never
 
 from engine.checkpointer import Checkpointer
 from engine.config import EngineConfig
@@ -19,31 +18,22 @@ from engine.costs import are_close
 from engine.host import Host
 from engine.hosted import Hosted
 from engine.migrations import Migrations
+from engine.orders import Orders
 from engine.ownership import Ownership
 from engine.past import read_past
 from engine.progress import Progress
 from engine.recovery import Past
 from engine.steering import LogEntry
 from scheduler.messages import (
-    ActivateSession,
-    CancelMigration,
-    CloseSession,
-    Drain,
-    EngineCommand,
     EngineCosts,
     EngineId,
     EngineState,
-    MigrateSession,
     ModelInfo,
     OpenSession,
     Phase,
-    ReceiveSession,
-    ReleaseSession,
     Residence,
     SessionId,
     SessionRecord,
-    StopEngine,
-    SuspendSession,
 )
 from scheduler.store import (
     START,
@@ -56,6 +46,7 @@ from scheduler.store import (
     Store,
     StoreUnavailable,
 )
+from scheduler.store.checkpoints import CheckpointsUnavailable
 
 __all__ = ["Control"]
 
@@ -102,9 +93,10 @@ class Control:
         self._checkpoints = checkpoints
         self.checkpointer = Checkpointer(self.write_checkpoint, on_stale=self._stale)
         self._errands: set[asyncio.Task[None]] = set()
-        self._store, self._config, self._progress, self._stop = store, config, progress, stop
+        self._store, self._config, self._progress = store, config, progress
         self.engine = EngineId(config.engine_id)
         self._ownership = Ownership(store, self)
+        self._orders = Orders(self, stop=stop)
         self.registration: Callable[[], Awaitable[None]] | None = None
         """Makes this engine known; None before it has been."""
         self._online = True
@@ -156,7 +148,7 @@ class Control:
             except StaleEpoch:
                 await self._insist(lambda: self._ownership.disowned(hosted))
 
-        self._run_errand(ask(), f"ask a slot for {hosted.id}")
+        self.run_errand(ask(), f"ask a slot for {hosted.id}")
 
     async def _is_granted(self, hosted: Hosted) -> bool:
         try:
@@ -178,7 +170,7 @@ class Control:
             if record is not None and record.epoch == hosted.epoch and record.phase is Phase.PLACED:
                 self.host.load(hosted, await self._past_of(record))
 
-        self._run_errand(self._insist(load), f"load {hosted.id}")
+        self.run_errand(self._insist(load), f"load {hosted.id}")
 
     def adopted(self, hosted: Hosted) -> None:
         """Learn what Redis holds of a session that came with its state."""
@@ -188,9 +180,10 @@ class Control:
             if record is not None and record.epoch == hosted.epoch:
                 hosted.kept.refill(await self._past_of(record))
 
-        self._run_errand(self._insist(learn), f"learn {hosted.id}")
+        self.run_errand(self._insist(learn), f"learn {hosted.id}")
 
-    def _run_errand(self, work: Coroutine[None, None, None], name: str) -> None:
+    def run_errand(self, work: Coroutine[None, None, None], name: str) -> None:
+        """Do it beside everything else; an error in it ends the engine."""
         task = asyncio.create_task(work, name=name)
         self._errands.add(task)
 
@@ -259,7 +252,7 @@ class Control:
 
     def reopen(self, session: SessionId, epoch: int) -> None:
         """See `MigrationLedger`."""
-        self._run_errand(self._open(OpenSession(session=session, epoch=epoch)), f"reopen {session}")
+        self._orders.obey(OpenSession(session=session, epoch=epoch))
 
     # --- parts of the above ----------------------------------------------------------------------------
 
@@ -313,7 +306,7 @@ class Control:
             await asyncio.sleep(self._config.heartbeat_ms / 1000.0)
 
     async def read_commands(self) -> None:
-        """Obey the scheduler's commands in order."""
+        """Hand the scheduler's orders on as they come."""
         position, backoff_s = START, MIN_BACKOFF_S
         while True:
             try:
@@ -325,7 +318,7 @@ class Control:
                 backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
                 continue
             for id, command in commands:
-                await self._obey(command)
+                self._orders.obey(command)
                 position = id
 
     async def read_inputs(self) -> None:
@@ -400,45 +393,12 @@ class Control:
         self._online = True
         self._changed.set()
 
-    async def _obey(self, command: EngineCommand) -> None:
-        match command:
-            case OpenSession():
-                await self._open(command)
-            case ReleaseSession():
-                self.host.release(command)
-            case CloseSession(session=session, reason=reason):
-                self.host.close(session, reason)
-            case SuspendSession(session=session, epoch=epoch):
-                self.host.suspend(session, epoch)
-            case ActivateSession(session=session, epoch=epoch):
-                self.host.admit(session, epoch)
-            case MigrateSession() | ReceiveSession() | CancelMigration():
-                if self.migrations is not None:  # without them no address is published
-                    self._migrate(self.migrations, command)
-            case Drain():
-                _log.info("draining: no new sessions come, the present ones will be moved")
-            case StopEngine():
-                self._stop()
-            case _:
-                assert_never(command)
-
-    @staticmethod
-    def _migrate(migrations: Migrations, command: MigrateSession | ReceiveSession | CancelMigration) -> None:
-        match command:
-            case MigrateSession():
-                migrations.migrate(command)
-            case ReceiveSession():
-                migrations.receive(command)
-            case CancelMigration():
-                migrations.cancel(command)
-            case _:
-                assert_never(command)
-
-    async def _open(self, command: OpenSession) -> None:
+    async def open(self, command: OpenSession) -> None:
+        """See `orders.Engine`."""
         if self.migrations is not None and self.migrations.own(command.session, command.epoch):
             return
 
-        async def open() -> None:
+        async def take() -> None:
             record = await self._store.get_session(command.session)
             owned = (
                 record is not None
@@ -451,14 +411,14 @@ class Control:
                 return
             past = await self._past_of(record)
             hosted = self.host.sessions.get(command.session)
-            if hosted is not None and hosted.epoch == command.epoch:
-                return  # Redis lost the placement and made it again: the same ownership
+            if hosted is not None and hosted.epoch >= command.epoch:
+                return  # Redis lost the placement and made it again, or it has come by another one since
             if hosted is not None:
                 self.host.lose(command.session)  # a former ownership
             self.host.open(past)
             self._logs_changed.set()
 
-        await self._insist(open)
+        await self._insist(take)
         hosted = self.host.sessions.get(command.session)
         if hosted is not None:
             await self._insist(lambda: self._announce(hosted))
@@ -555,6 +515,9 @@ class Control:
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
 
     def _went_offline(self, exc: Exception) -> None:
+        if isinstance(exc, CheckpointsUnavailable):  # the control Redis answers
+            _log.warning("checkpoints are out of reach: %s", exc)
+            return
         if self._online:
             _log.warning("Redis is out of reach, sessions keep streaming: %s", exc)
         self._online = False

@@ -264,8 +264,7 @@ class Engine:
         self._loop.call_soon_threadsafe(self._host.receive_event, event)
 
     def _fail(self, error: BaseException) -> None:
-        _log.critical("the engine cannot go on", exc_info=error)
-        self._end(EXIT_FAILED)
+        _end_by(error, "the engine cannot go on", self._end)
 
 
 async def _connect(config: EngineConfig, outcome: asyncio.Future[int]) -> Store | None:
@@ -287,13 +286,19 @@ def _supervised(work: Coroutine[None, None, None], name: str, end: EndEngine) ->
 
     def check(task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
-        if isinstance(error, EngineGone):
-            if end(EXIT_FENCED):  # not while it ends in order
-                _log.error("this engine was declared gone: %s", error)
-        elif error is not None:
-            _log.critical("task %s failed", name, exc_info=error)
-            end(EXIT_FAILED)
+        if error is not None:
+            _end_by(error, f"task {name} failed", end)
 
     task = asyncio.create_task(work, name=name)
     task.add_done_callback(check)
     return task
+
+
+def _end_by(error: BaseException, what: str, end: EndEngine) -> None:
+    """End the engine with the status that says why."""
+    if isinstance(error, EngineGone):
+        if end(EXIT_FENCED):  # not while it ends in order
+            _log.error("this engine was declared gone: %s", error)
+        return
+    _log.critical(what, exc_info=error)
+    end(EXIT_FAILED)

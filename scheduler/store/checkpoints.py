@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,15 +25,19 @@ from scheduler.store.errors import StaleEpoch, StoreUnavailable
 from scheduler.store.pools import make_pool
 from scheduler.store.values import CheckpointPointer
 
-__all__ = ["Checkpoints", "open_checkpoints"]
+__all__ = ["Checkpoints", "CheckpointsUnavailable", "open_checkpoints"]
 
 _OBJECT = re.compile(r"s_[0-9a-f]{16}:[0-9]{1,18}:[0-9]{1,18}")
 _SWEEP_INTERVAL_S = 60.0
 _MAX_CONNECTIONS = 16
 
 
+class CheckpointsUnavailable(StoreUnavailable):
+    """The second Redis or the directory can't be used just now; the control Redis answers."""
+
+
 class _Objects(Protocol):
-    """Raises StoreUnavailable."""
+    """Raises CheckpointsUnavailable."""
 
     async def put(self, name: str, data: bytes) -> None:
         """Keep the bytes for as long as the checkpoints' ttl."""
@@ -46,7 +50,10 @@ class _Objects(Protocol):
 
 
 class Checkpoints:
-    """Checkpoints of a cluster, as its engines write and read them. Every method raises StoreUnavailable."""
+    """Checkpoints of a cluster, as its engines write and read them.
+
+    Every method raises StoreUnavailable; CheckpointsUnavailable where only the bytes are out of reach.
+    """
 
     def __init__(self, store: EngineStore, objects: _Objects | None, *, ttl_s: int) -> None:
         """`objects`: None keeps the bytes in the control Redis."""
@@ -111,16 +118,16 @@ class _SecondRedis:
         self._prefix, self._ttl_s = prefix, ttl_s
 
     async def put(self, name: str, data: bytes) -> None:
-        async with mapped_errors():
+        async with _mapped_redis():
             await self._client.set(self._key(name), data, ex=self._ttl_s)
 
     async def get(self, name: str) -> bytes | None:
-        async with mapped_errors():
+        async with _mapped_redis():
             found: Any = await self._client.get(self._key(name))  # typed as text or bytes alike
         return found if isinstance(found, bytes) else None
 
     async def delete(self, name: str) -> None:
-        async with mapped_errors():
+        async with _mapped_redis():
             await self._client.delete(self._key(name))
 
     async def close(self) -> None:
@@ -192,4 +199,13 @@ def _mapped() -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        raise StoreUnavailable(f"the directory of checkpoints can't be used: {exc}") from exc
+        raise CheckpointsUnavailable(f"the directory of checkpoints can't be used: {exc}") from exc
+
+
+@contextlib.asynccontextmanager
+async def _mapped_redis() -> AsyncIterator[None]:
+    try:
+        async with mapped_errors():
+            yield
+    except StoreUnavailable as exc:
+        raise CheckpointsUnavailable(f"the Redis of the checkpoints: {exc}") from exc

@@ -52,10 +52,11 @@ from scheduler.store import (
     Store,
     open_checkpoints,
 )
+from scheduler.store.checkpoints import CheckpointsUnavailable
 from scheduler.store.values import SessionProgress
 from tests.engine.edges import S1, RecordedLink, made, until
 from tests.engine.process import config, place
-from tests.scheduler.conftest import RedisServer, forget_everything, lead
+from tests.scheduler.conftest import S2, RedisServer, forget_everything, lead
 
 E1, E2 = EngineId("e_00000001"), EngineId("e_00000002")
 MODEL = ShapesModel.random(0, config=TINY)
@@ -504,6 +505,83 @@ async def test_the_same_placement_ordered_twice_keeps_the_session(world: World) 
     await world.store._redis.client.xadd(world.store._key("commands", E1), {"m": command})
     assert await world.event(SessionOpened, after) == SessionOpened(session=S1, engine=E1, epoch=1)
     assert world.host.sessions[S1] is hosted
+
+
+@asynccontextmanager
+async def unreadable(world: World, session: SessionId) -> AsyncIterator[asyncio.Event]:
+    """What holds checkpoints does not answer for this session's; the event is set after the first try."""
+    checkpoints, tried = world.control._checkpoints, asyncio.Event()
+    read = checkpoints.read
+
+    async def fail(wanted: SessionId) -> tuple[CheckpointPointer, bytes | None] | None:
+        if wanted != session:
+            return await read(wanted)
+        tried.set()
+        raise CheckpointsUnavailable("the directory does not answer")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "read", fail)
+        yield tried
+
+
+async def test_a_session_that_can_not_be_opened_yet_holds_up_no_other(world: World) -> None:
+    """Its checkpoint is out of reach. Redis answers, so all else goes on; then it is opened too."""
+    term = await lead(world.store)
+    async with unreadable(world, S1) as tried:
+        await place(world.store, E1, S1, term=term)
+        await tried.wait()
+        await place(world.store, E1, S2, term=term)
+        command = await world.command(Open)
+        assert isinstance(command, Open) and command.session == S2
+        assert world.control._online and S1 not in world.host.sessions
+    command = await world.command(Open)
+    assert isinstance(command, Open) and command.session == S1
+
+
+async def test_what_is_ordered_while_a_session_is_opened_comes_after(world: World) -> None:
+    """Its slot is wanted before it is here: it hears of that."""
+    term = await lead(world.store)
+    async with unreadable(world, S1) as tried:
+        await place(world.store, E1, S1, term=term)
+        await tried.wait()
+        await world.store.suspend_session(S1, expect_epoch=1, term=term)
+        await until(lambda: bool(world.control._orders._waiting[S1]))
+    await until(lambda: S1 in world.host.sessions)
+    await until(lambda: world.control._orders._waiting == {})
+    assert world.host.sessions[S1].life.suspended_ms is not None
+
+
+async def test_one_that_is_closed_while_it_is_opened_is_not_opened(world: World) -> None:
+    """Its checkpoint is still out of reach: nobody waits for that any longer."""
+    term = await lead(world.store)
+    async with unreadable(world, S1) as tried:
+        await place(world.store, E1, S1, term=term)
+        await tried.wait()
+        await world.store.close_session(S1, "stopped")
+        await until(lambda: world.control._orders._waiting == {})
+    assert world.host.sessions == {}
+
+
+async def test_an_order_for_an_older_ownership_changes_nothing(world: World) -> None:
+    """The session has come by a newer one while its past was read."""
+    await opened(world)
+    await world.event(SessionOpened)
+    hosted = world.host.sessions[S1]
+    hosted.record = replace(hosted.record, epoch=2)
+    await world.control.open(OpenSession(session=S1, epoch=1))
+    assert world.host.sessions == {S1: hosted}
+
+
+async def test_what_was_applied_is_recorded_before_the_past_is_read(world: World) -> None:
+    """A state is forgotten whose newest input Redis does not know of: that input has no second effect."""
+    _, command = await opened(world)
+    world.tasks[-1].cancel()  # of publications, which would record it too
+    hosted = world.host.sessions[S1]
+    hosted.unrecorded = [AppliedRecord(entry=command.pending[0].entry, rev=0, seq=0)]
+    hosted.at_compute, hosted.loading = False, True
+    world.control.load(hosted)
+    again = await world.command(Open)
+    assert isinstance(again, Open) and again.pending == () and again.last_applied == command.pending[0].entry
 
 
 async def test_a_registration_that_redis_lost_is_made_again(world: World) -> None:

@@ -22,6 +22,7 @@ from scheduler.store import (
     open_checkpoints,
 )
 from scheduler.store import checkpoints as module
+from scheduler.store.checkpoints import CheckpointsUnavailable
 from tests.scheduler.conftest import E1, E2, S1, S2, RedisServer, create, placed, ready
 
 POINTER = CheckpointPointer(epoch=1, seq=4, last_applied="0-0", text="a red ball", seed=7, rev=2, size=3)
@@ -160,12 +161,33 @@ async def test_a_directory_that_can_not_be_made_is_refused(store: Store, tmp_pat
 
 
 async def test_a_directory_that_vanished_is_unavailable(store: Store, tmp_path: Path) -> None:
-    """A trouble that may pass."""
+    """A trouble that may pass, and none of the control Redis."""
     await placed(store)
     kept = open_checkpoints(store, str(tmp_path / "kept"), ttl_s=1)
     (tmp_path / "kept").rmdir()
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(CheckpointsUnavailable):
         await kept.write(E1, S1, POINTER, BYTES)
+
+
+async def test_of_two_redis_servers_it_is_told_which_is_out_of_reach(
+    store: Store, own_redis: RedisServer
+) -> None:
+    """The one with the bytes, or the one with the pointers."""
+    await placed(store)
+    kept = open_checkpoints(store, own_redis.url, ttl_s=100)
+    await kept.write(E1, S1, POINTER, BYTES)
+    own_redis.kill()
+    with pytest.raises(CheckpointsUnavailable):
+        await kept.read(S1)
+    await kept.close()
+    own_redis.start()
+    other = await Store.connect(own_redis.url, cluster="other")
+    kept = open_checkpoints(other, None, ttl_s=100)
+    own_redis.kill()
+    with pytest.raises(StoreUnavailable) as refused:
+        await kept.read(S1)
+    assert not isinstance(refused.value, CheckpointsUnavailable)
+    await other.close()
 
 
 async def objects(store: Store) -> list[str]:
