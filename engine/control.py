@@ -463,6 +463,8 @@ class Control:
             if hosted.unrecorded:
                 await self._flush_applied(hosted)
         await self._flush_progress()
+        for hosted in list(self.host.sessions.values()):
+            await self._ownership.mend(hosted)
 
     async def _flush_ended(self) -> None:
         for session, ended in list(self._ended.items()):

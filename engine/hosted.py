@@ -60,6 +60,8 @@ class Kept:
     """The newest, in log order."""
     checkpoint: tuple[CheckpointPointer, bytes] | None = None
     """The newest written one."""
+    is_checkpoint_lost: bool = False
+    """Redis may not have it: the log there may have less than a rebuild needs."""
 
     def refill(self, past: Past) -> None:
         """What Redis says, and what has come since it was asked."""
@@ -73,9 +75,15 @@ class Kept:
             self.written(past.pointer, past.data)
 
     def written(self, pointer: CheckpointPointer, data: bytes) -> None:
-        """A newer checkpoint is in its place: what is in it is not needed in the log."""
-        self.checkpoint = (pointer, data)
+        """A checkpoint is in its place: what is in it is not needed in the log."""
+        if self.checkpoint is not None and _age(pointer) < _age(self.checkpoint[0]):
+            return  # a newer one was written meanwhile
+        self.checkpoint, self.is_checkpoint_lost = (pointer, data), False
         self.inputs = list(split_log(self.inputs, pointer.last_applied)[1])
+
+
+def _age(pointer: CheckpointPointer) -> tuple[int, int]:
+    return pointer.epoch, pointer.seq
 
 
 class Place(NamedTuple):

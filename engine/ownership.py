@@ -18,6 +18,7 @@ from scheduler.store import (
     StaleEpoch,
     Store,
 )
+from scheduler.store.checkpoints import CheckpointsUnavailable
 
 __all__ = ["Ownership"]
 
@@ -37,6 +38,9 @@ class Engine(Protocol):
 
     def ended(self, hosted: Hosted, reason: str) -> None:
         """Have the session's record closed."""
+
+    def changed(self) -> None:
+        """Publish soon, and `mend`."""
 
 
 class Ownership:
@@ -59,8 +63,25 @@ class Ownership:
             await self._restore(hosted)
         elif self._is_ours(hosted, record):
             hosted.published = None  # was refused before it was written again
+            self._side.changed()
         else:
             self._drop(hosted, record)
+
+    async def mend(self, hosted: Hosted) -> None:
+        """Write its checkpoint again, if Redis has lost it; to be called until that is done."""
+        kept = hosted.kept
+        if not kept.is_checkpoint_lost or kept.checkpoint is None:
+            return
+        pointer, data = kept.checkpoint
+        try:
+            await self._side.write_checkpoint(hosted.id, replace(pointer, epoch=hosted.epoch), data)
+        except CheckpointsUnavailable as exc:
+            _log.warning("%s has no checkpoint until its place can be reached: %s", hosted.id, exc)
+        except CheckpointRefused as exc:
+            kept.is_checkpoint_lost = False
+            _log.info("%s has no checkpoint until its next: %s", hosted.id, exc)
+        except StaleEpoch as exc:
+            _log.info("%s must be written again before its checkpoint: %s", hosted.id, exc)
 
     def _is_ours(self, hosted: Hosted, record: SessionRecord) -> bool:
         owner = (record.phase, record.engine, record.epoch)
@@ -77,6 +98,7 @@ class Ownership:
 
     async def _restore(self, hosted: Hosted) -> None:
         copy = self._copy(hosted)
+        hosted.kept.is_checkpoint_lost = True  # though the answer be lost, or nobody wait for it
         try:
             try:
                 await self._store.restore_session(self._side.engine, copy)
@@ -95,12 +117,7 @@ class Ownership:
             return
         _log.warning("Redis had lost %s at epoch %d: written again", hosted.id, hosted.epoch)
         hosted.published = None
-        if hosted.kept.checkpoint is not None:
-            pointer, data = hosted.kept.checkpoint
-            try:
-                await self._side.write_checkpoint(hosted.id, replace(pointer, epoch=hosted.epoch), data)
-            except (StaleEpoch, CheckpointRefused) as exc:
-                _log.info("%s has no checkpoint until its next: %s", hosted.id, exc)
+        self._side.changed()
 
     def _copy(self, hosted: Hosted) -> SessionCopy:
         applied = hosted.kept.applied

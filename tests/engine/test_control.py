@@ -50,6 +50,7 @@ from scheduler.store import (
     EngineGone,
     SessionCopy,
     Store,
+    StoreUnavailable,
     open_checkpoints,
 )
 from scheduler.store.checkpoints import CheckpointsUnavailable
@@ -471,6 +472,43 @@ async def test_several_writes_refused_for_one_loss_keep_the_session(
     await until(lambda: hosted.published is not None)
     assert world.host.sessions == {S1: hosted}
     assert ((await world.record()).phase, (await world.record()).epoch) == (Phase.PLACED, 1)
+
+
+@pytest.mark.parametrize("lost", ["answer", "checkpoint"])
+async def test_a_checkpoint_follows_though_redis_fails_once_more(
+    world: World, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """The session is there again by then. Its start prompt is in the checkpoint only."""
+    _, command = await opened(world)
+    await world.event(SessionOpened)
+    store, checkpoints, start = world.store, world.control._checkpoints, command.pending[0].entry
+    pointer = CheckpointPointer(epoch=1, seq=0, last_applied=start, text="a red ball", seed=7, rev=0, size=2)
+    await world.control.write_checkpoint(S1, pointer, b"ab")
+    restore, write, failures = store.restore_session, checkpoints.write, list[str]()
+
+    async def restore_unheard(engine: EngineId, copy: SessionCopy) -> None:
+        await restore(engine, copy)
+        if lost == "answer" and not failures:
+            failures.append(lost)
+            raise StoreUnavailable("no answer in time")
+
+    async def fail_to_write(
+        engine: EngineId, session: SessionId, pointer: CheckpointPointer, data: bytes
+    ) -> None:
+        if lost == "checkpoint" and not failures:
+            failures.append(lost)
+            raise StoreUnavailable("no answer in time")
+        await write(engine, session, pointer, data)
+
+    monkeypatch.setattr(store, "restore_session", restore_unheard)
+    monkeypatch.setattr(checkpoints, "write", fail_to_write)
+    await forget_everything(store)
+    async with asyncio.timeout(20):
+        while await store.checkpoint_pointer(S1) is None:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0.02)
+    assert failures == [lost]
+    assert await store.checkpoint_pointer(S1) == pointer
+    assert await store.checkpoint_data(pointer.object_name(S1)) == b"ab"
 
 
 async def test_a_session_that_ends_while_it_is_written_again_stays_ended(
