@@ -10,11 +10,11 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 from engine.checkpointer import Checkpointer
 from engine.config import EngineConfig
 from engine.costs import are_close
+from engine.endings import Endings
 from engine.host import Host
 from engine.hosted import Hosted
 from engine.migrations import Migrations
@@ -41,7 +41,6 @@ from scheduler.store import (
     CheckpointPointer,
     Checkpoints,
     EngineUnknown,
-    SessionProgress,
     StaleEpoch,
     Store,
     StoreUnavailable,
@@ -56,14 +55,6 @@ BLOCK_MS = 5_000
 """Longest wait of one blocking read."""
 MIN_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 2.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Ended:
-    """A session that this engine closed and Redis does not know of yet."""
-
-    last: SessionProgress
-    reason: str
 
 
 class Control:
@@ -106,7 +97,7 @@ class Control:
         published late would take back a slot that was granted meanwhile."""
         self._logs_changed = asyncio.Event()
         self._published_costs: EngineCosts | None = None
-        self._ended: dict[SessionId, _Ended] = {}
+        self.endings = Endings(store, self.engine)
 
     # --- Ledger ----------------------------------------------------------------------------------------
 
@@ -124,7 +115,7 @@ class Control:
 
     def ended(self, hosted: Hosted, reason: str) -> None:
         """Have the session's record closed."""
-        self._ended[hosted.id] = _Ended(last=hosted.progress(0), reason=reason)
+        self.endings.add(hosted.progress(0), reason)
         self._changed.set()
 
     def changed(self) -> None:
@@ -301,6 +292,7 @@ class Control:
                 await self._beat_once()
                 if not self._online:
                     await self._came_back()
+                self.endings.forget()
             except StoreUnavailable as exc:
                 self._went_offline(exc)
             await asyncio.sleep(self._config.heartbeat_ms / 1000.0)
@@ -390,8 +382,20 @@ class Control:
             hosted.published = None
         if self.migrations is not None:
             await self.migrations.recheck()
+        if self.registration:
+            self.endings.recall()
+            await self._take_up()
         self._online = True
         self._changed.set()
+
+    async def _take_up(self) -> None:
+        """Open what this engine owns and does not have: Redis lost that it was taken from it, or closed."""
+        for session in await self._store.placed_sessions(self.engine):
+            if session in self.host.sessions:
+                continue
+            record = await self._store.get_session(session)
+            if record is not None and not self.endings.includes(session, record.epoch):
+                self.reopen(session, record.epoch)  # if it is placed here as yet
 
     async def open(self, command: OpenSession) -> None:
         """See `orders.Engine`."""
@@ -458,25 +462,13 @@ class Control:
 
     async def _flush(self) -> None:
         """Write everything that Redis does not know yet."""
-        await self._flush_ended()
+        await self.endings.flush()
         for hosted in list(self.host.sessions.values()):
             if hosted.unrecorded:
                 await self._flush_applied(hosted)
         await self._flush_progress()
         for hosted in list(self.host.sessions.values()):
             await self._ownership.mend(hosted)
-
-    async def _flush_ended(self) -> None:
-        for session, ended in list(self._ended.items()):
-            try:
-                await self._store.publish_sessions(
-                    self.engine, [ended.last]
-                )  # its usage is counted to the end
-                await self._store.end_session(self.engine, session, ended.last.epoch, ended.reason)
-            except StaleEpoch:
-                _log.info("%s had another owner when it was closed here", session)
-            if self._ended.get(session) is ended:  # not a later end under a newer epoch
-                del self._ended[session]
 
     async def _flush_applied(self, hosted: Hosted) -> None:
         entries = list(hosted.unrecorded)

@@ -16,6 +16,7 @@ from scheduler.messages import (
     SessionId,
 )
 from scheduler.store import records
+from scheduler.store.connection import mapped_errors
 from scheduler.store.errors import CheckpointRefused, StaleEpoch
 from scheduler.store.reader import StoreReader
 from scheduler.store.values import AppliedRecord, CheckpointPointer, SessionCopy, SessionProgress
@@ -87,6 +88,12 @@ class EngineStore(StoreReader):
         key = self._key("commands", engine)
         found = await self._read(ENGINE_COMMANDS, {key: after}, block_ms=block_ms, count=256)
         return found.get(key, [])
+
+    async def placed_sessions(self, engine: EngineId) -> list[SessionId]:
+        """Sessions that are placed on it."""
+        async with mapped_errors():
+            found = await self._redis.client.smembers(self._key("placed", engine))
+        return [SessionId(session) for session in sorted(found)]
 
     async def announce_session(
         self, engine: EngineId, session: SessionId, epoch: int, *, state_bytes: int = 0

@@ -523,7 +523,7 @@ async def test_a_session_that_ends_while_it_is_written_again_stays_ended(
         if S1 in world.host.sessions:
             world.host.close(S1, "stopped")
             world.control.ended(hosted, "stopped")
-            await world.control._flush_ended()
+            await world.control.endings.flush()
         await restore(engine, copy)
 
     monkeypatch.setattr(world.store, "restore_session", end_first)
@@ -648,6 +648,54 @@ async def test_after_an_outage_progress_is_published_again(own_redis: RedisServe
         async with asyncio.timeout(20):
             while (await world.record()).next_seq != 1:  # noqa: ASYNC110 - no event tells
                 await asyncio.sleep(0.02)
+    assert world.errors == []
+    await store.close()
+
+
+async def lose(world: World, server: RedisServer, **fields: str | int) -> None:
+    """Redis comes back, and its newest words on the session are lost: its record says `fields`."""
+    client, key = world.store._redis.client, world.store._key
+    await client.hset(key("session", S1), mapping=fields)
+    await client.persist(key("session", S1))
+    await client.sadd(key("placed", E1), S1)
+    server.kill()
+    await until(lambda: not world.control._online)
+    server.start()
+    await until(lambda: world.control._online)
+
+
+async def test_a_session_that_redis_says_is_here_is_opened_again(
+    own_redis: RedisServer, cluster: str
+) -> None:
+    """It was taken from here, and Redis comes back without that: nobody else would ever open it."""
+    store = await Store.connect(own_redis.url, cluster=cluster)
+    await store._redis.client.config_set("appendfsync", "always")  # what is lost is not left to chance
+    async with running(store, own_redis.url, cluster) as world:
+        term, _ = await opened(world)
+        await world.event(SessionOpened)
+        await store.requeue_session(S1, expect_epoch=1, term=term, reason="test")
+        await until(lambda: S1 not in world.host.sessions)
+        await lose(world, own_redis, phase="placed", epoch=1, engine=E1)
+        command = await world.command(Open)
+        assert isinstance(command, Open) and (command.session, command.epoch) == (S1, 1)
+    assert world.errors == []
+    await store.close()
+
+
+async def test_a_session_that_ended_here_is_not_opened_again(own_redis: RedisServer, cluster: str) -> None:
+    """Redis comes back without its end: it gets it again."""
+    store = await Store.connect(own_redis.url, cluster=cluster)
+    await store._redis.client.config_set("appendfsync", "always")  # what is lost is not left to chance
+    async with running(store, own_redis.url, cluster) as world:
+        await opened(world)
+        subscribe(world, link := RecordedLink())
+        world.host.receive_request(cast(Link, link), Stop(session=S1, controller_epoch=1))
+        await world.event(SessionClosed)
+        await lose(world, own_redis, phase="placed", epoch=1, engine=E1)
+        async with asyncio.timeout(20):
+            while (await world.record()).phase is not Phase.CLOSED:  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(0.02)
+        assert S1 not in world.host.sessions
     assert world.errors == []
     await store.close()
 

@@ -115,6 +115,15 @@ async def test_commands_wake_a_blocked_engine(store: Store) -> None:
     assert command == OpenSession(session=S1, epoch=1)
 
 
+async def test_an_engine_learns_what_is_placed_on_it(store: Store) -> None:
+    """Its own sessions only."""
+    term, _ = await placed(store)
+    await ready(store, E2)
+    assert (await store.placed_sessions(E1), await store.placed_sessions(E2)) == ([S1], [])
+    await store.requeue_session(S1, expect_epoch=1, term=term, reason="test")
+    assert await store.placed_sessions(E1) == []
+
+
 async def test_inputs_wake_a_blocked_engine(store: Store) -> None:
     """One blocking read covers all logs and returns only those with news."""
     await create(store, S1)
