@@ -6,7 +6,8 @@ does. A move pays when its target is faster by more than predictions are wrong b
 takes off each chunk, over the chunks that the session is expected to live for, are worth more than it costs.
 Where no player runs dry nobody sees those ms: there only the chunks until load evens out by itself count,
 which must not be soon, as every newcomer goes where least is to do, and the gain must be more than what the
-move adds to one chunk.
+move adds to one chunk. And there an engine that has as much to do must be faster by far: a session would
+move to and fro as engines of one machine measure themselves in turn as the slower one.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class MoveRules:
     """Share of a latency by which an engine may seem slower than another with as much to do, as costs are
     measured. Of four equal engines on two busy cores, nine in ten predictions were within 6 %, all within
     14 % (bench/results/moves_*.md)."""
+    faster: float = 0.5
+    """The same where nobody runs dry and the move leaves the load as uneven as it was: of other hardware."""
     calm_s: float = 10.0
     """Where nobody runs dry, an uneven load that evens out by itself within so long is left alone."""
     price: float = 2.0
@@ -113,6 +116,8 @@ class Relief:
         cheapest = int(costs_ms.argmin())  # the first of equals: the smaller id
         target, cost_ms = int(equal[cheapest]), float(costs_ms[cheapest])
         chunks = self._chunks_left(session, source)
+        if not self._runs_dry(source) and not self._evens_out(source, target, gain_ms):
+            return None
         if not self._pays(session, source, gain_ms, chunks, cost_ms):
             return None
         why = f"{gain_ms:.0f} of {before_ms:.0f} ms less in {chunks:.0f} chunks, for {cost_ms:.0f} ms once"
@@ -123,6 +128,12 @@ class Relief:
         is_open = board.room[target] > 0 and board.can_move(target)
         self._targets_ms[target] = board.next_ms[target] if is_open else np.inf
         return move
+
+    def _evens_out(self, source: int, target: int, gain_ms: float) -> bool:
+        """Would load be more even by a move, or is the target of faster hardware?"""
+        board = self._board
+        is_faster = gain_ms > self._rules.faster * board.latency_ms.item(source)
+        return is_faster or bool(board.active[source] - board.active[target] > 1)
 
     def _pays(self, session: int, source: int, gain_ms: float, chunks: float, cost_ms: float) -> bool:
         rules = self._rules

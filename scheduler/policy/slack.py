@@ -4,7 +4,7 @@ place     where predicted latency stays lowest; who holds least video goes first
 move      off the worst engine, and off any on which players run dry, while the ms that a move takes off
           chunks are no error of measurement and, over the chunks that the session is expected to live for,
           worth more than the move costs; where nobody runs dry only if load would stay uneven; the session
-          that the move disturbs least; and a moved one rests
+          that the move disturbs least, to where less is to do; and a moved one rests
 out       when the demand expected once an engine that is asked for now is ready may not find a slot each, or
           those of now who will still be there then run dry; where engines are ready at once there is
           nothing to expect, and the demand of this moment counts
@@ -65,7 +65,7 @@ class Slack:
     migrates: bool = True
     """False: move nobody but off engines that go."""
     moves: MoveRules = MoveRules()
-    hold_ms: int = 2_000
+    hold_ms: int = 1_000
     """Fewer engines must do for so long before one goes. About a chunk: an engine is emptied at chunk
     boundaries, so one that is not wanted for less long would be wanted again before it is empty."""
 

@@ -77,6 +77,25 @@ def test_all_engines_on_which_players_run_dry_are_relieved() -> None:
 
 
 @pytest.mark.parametrize(
+    ("loads", "pass_ms", "number"),
+    [
+        pytest.param((1, 0), 35.0, 0, id="alone, and a third less elsewhere: it may have measured itself so"),
+        pytest.param((1, 0), 20.0, 1, id="less than half: that is other hardware"),
+        pytest.param((2, 1), 35.0, 0, id="as uneven afterwards"),
+        pytest.param((2, 0), 50.0, 1, id="even afterwards"),
+    ],
+)
+def test_what_seems_faster_gets_nobody_without_need(
+    loads: tuple[int, ...], pass_ms: float, number: int
+) -> None:
+    """Nobody stalls: engines of one machine measure themselves now as this much slower, now as that."""
+    records = cluster(*loads)
+    records[0] = replace(records[0], costs=FAST_LINK)  # type: ignore[arg-type]
+    records[1] = replace(records[1], costs=replace(FAST_LINK, pass_ms=((pass_ms,),)))  # type: ignore[arg-type]
+    assert len(moves(records)) == number
+
+
+@pytest.mark.parametrize(
     ("moved_ms", "number"), [(NOW_MS - 9_999, 0), (NOW_MS - 10_000, 1), (NOW_MS, 0), (NOW_MS + 3_600_000, 1)]
 )
 def test_a_moved_session_rests(moved_ms: int, number: int) -> None:

@@ -72,7 +72,7 @@ def test_nobody_moves_in_a_steady_balanced_cluster_though_costs_waver(
 def test_the_noise_that_is_allowed_for_is_needed() -> None:
     """The cluster of the test above makes a policy that believes each measurement move people about."""
     draw = random.Random(1)
-    trusting = Slack(moves=MoveRules(noise=0.0))
+    trusting = Slack(moves=MoveRules(noise=0.0, faster=0.0))
     assert len(migrations(trusting, draw, balanced(draw, 11, 4), 150.0)) > 3
 
 
