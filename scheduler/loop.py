@@ -17,6 +17,7 @@ from scheduler.keys import MAX_DECISIONS
 from scheduler.lease import Lease
 from scheduler.messages import EngineId, EngineState
 from scheduler.policy.base import Changes, Memory, decode_memory, encode_memory
+from scheduler.policy.fleet import fleet
 from scheduler.policy.moves import special_moves
 from scheduler.policy.registry import find_policy
 from scheduler.policy.upkeep import find_lost_gateways, release_wait_ms, settling_ms
@@ -50,6 +51,10 @@ class Scheduler:
         self._published: tuple[str, int, int, int] | None = None
         self._reachable_ms: int | None = None
         """Redis time since which Redis was reached without a break; None: not known to be."""
+        self._broken_s: float | None = None
+        """When the break that may be over began, by the own clock."""
+        self._breaks: list[tuple[int, int]] = []
+        """See Changes."""
         self._untold: list[str] = []
         """What was done and is not in the decisions stream: the lease ended, or Redis was away, before."""
         self._read_s = 0.0
@@ -73,6 +78,8 @@ class Scheduler:
                 failing = False
             except StoreUnavailable as exc:
                 self._reachable_ms = None
+                if self._broken_s is None:
+                    self._broken_s = min(self._read_s, self._clock())
                 self._resync_s = 0.0  # it may come back older, with events that fit in behind those read
                 if not failing:
                     log.warning("%s; engines keep running, placement waits", exc)
@@ -87,9 +94,10 @@ class Scheduler:
 
     async def step(self) -> bool:
         """One cycle as leader, or one attempt to lead. False: another leads. Raises StoreUnavailable."""
-        if not await self._hold_lease():
-            return False
+        is_leading = await self._hold_lease()
         self._read_s = self._clock()
+        if not is_leading:
+            return False
         try:
             if self._prepared_term != self._lease.term:
                 await self._take_over()
@@ -148,12 +156,19 @@ class Scheduler:
             StaleTerm: the lease is lost, what was read is for nothing.
         """
         now_s = self._clock()
-        is_late, self._read_s = now_s - self._read_s > LATE_S, now_s
-        if is_late:
+        if now_s - self._read_s > LATE_S:
             # Redis hung, or this process did: silence of engines in that time means nothing.
-            self._reachable_ms = await self._store.now_ms()
+            self._broken_s = self._read_s if self._broken_s is None else self._broken_s
+            self._reach_again(await self._store.now_ms())
+        self._read_s = now_s
         if not await self._renew_lease():
             raise StaleTerm("another may lead: stopped reading")
+
+    def _reach_again(self, now_ms: int) -> None:
+        """Redis is reached since now_ms."""
+        if self._broken_s is not None:
+            self._breaks.append((now_ms, round((self._clock() - self._broken_s) * 1000)))
+        self._reachable_ms, self._broken_s = now_ms, None
 
     async def _may_act(self) -> bool:
         """Asked before each action. However many there are, the lease is renewed meanwhile."""
@@ -167,7 +182,7 @@ class Scheduler:
         await self._feed.rebuild()
         self._published = None
         # A new leader has not watched the engines: each gets the time after an outage to be heard.
-        self._reachable_ms = self._feed.view.read_ms
+        self._reach_again(self._feed.view.read_ms)
         self._resync_s = self._clock() + self._config.resync_s
         view = self._feed.view
         log.info(
@@ -219,15 +234,18 @@ class Scheduler:
             self._check_clocks()
         await self._between_reads()
         if self._reachable_ms is None:
-            self._reachable_ms = await self._store.now_ms()
+            self._reach_again(await self._store.now_ms())
         return delta
 
     def _check_clocks(self) -> None:
         """Redis time was set: ages of heartbeats across the step mean nothing."""
         offset_ms = self._feed.view.read_ms - self._clock() * 1000
         if self._offset_ms is not None and abs(offset_ms - self._offset_ms) > LATE_S * 1000:
-            log.warning("Redis time moved by %d ms against this clock", offset_ms - self._offset_ms)
+            moved_ms = round(offset_ms - self._offset_ms)
+            log.warning("Redis time moved by %d ms against this clock", moved_ms)
             self._reachable_ms = None
+            if moved_ms > 0:
+                self._breaks.append((self._feed.view.read_ms, moved_ms))
         self._offset_ms = offset_ms
 
     # --- plan, apply
@@ -242,11 +260,14 @@ class Scheduler:
         if config.provisioner == "static":  # the budget is what is there
             room, num_engines = 0, int(staying.sum())
             config = replace(config, engines=num_engines, max_engines=num_engines)
+        asked_ms = view.keep(fleet).asked_ms
+        self._breaks = [(until_ms, took_ms) for until_ms, took_ms in self._breaks if until_ms > asked_ms]
         changes = Changes(
             gone=delta.gone,
             released=delta.released,
             fresh_ids=tuple(EngineId(draw_id("e", 4)) for _ in range(room)),
             reachable_ms=reachable_ms,
+            breaks=tuple(self._breaks),
             arrivals=delta.arrivals,
             ages_ms=delta.ages_ms,
             starts_ms=delta.starts_ms,

@@ -142,6 +142,9 @@ class Changes:
     """Ids never used, for new engines."""
     reachable_ms: int = 0
     """Redis time since which this leader reached Redis without a break."""
+    breaks: tuple[tuple[int, int], ...] = ()
+    """The breaks before that, as far as this leader knows of them and an engine that starts has seen them:
+    Redis time at the end, and ms that it took. A step of the Redis clock is one."""
     arrivals: int = 0
     """Sessions that began to want chunks since the last plan: new ones, and idle ones active again."""
     ages_ms: tuple[int, ...] = ()

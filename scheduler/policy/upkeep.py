@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scheduler.config import SchedulerConfig
 from scheduler.keys import GATEWAY_TTL_S
@@ -41,6 +42,9 @@ others, or not come. Where they come at random, one wait in twenty (e^−3) is t
 queue goes before all who wait at their engines."""
 YOUNG_MS = 30_000
 """An engine that is gone before this age died at its start, more or less."""
+START_GRACE_MS = 30_000
+"""One that starts has at least as long after a break in the reach of Redis, as far as its limit allows: a new
+leader does not know how much of its time the break took."""
 MAX_PAUSE_MS = 30_000
 FORGIVE_MS = 60_000
 """Without another early death for this time after the last pause, the count starts anew."""
@@ -56,21 +60,21 @@ def find_lost(view: View, changes: Changes, config: SchedulerConfig) -> dict[Eng
     """Engines to declare gone.
 
     Silence only counts while Redis was reachable and its clock not set: after that every engine gets three
-    heartbeats, and at least the timeout, to be heard again, and one that starts its whole time limit. Nothing
-    else limits a start: what an engine says of its phase counts from its registration on.
+    heartbeats, and at least the timeout, to be heard again, and one that starts all of the time that it lost.
+    Nothing else limits a start: what an engine says of its phase counts from its registration on.
     """
     engines, read_ms, known = view.engines, view.read_ms, view.keep(fleet)
     grace_ms = max(3 * config.heartbeat_ms, config.heartbeat_timeout_ms)
     if read_ms - changes.reachable_ms < grace_ms:
         return {}
-    first_ms = max(known.asked_ms, changes.reachable_ms)
     if view.heard_ms >= read_ms - config.heartbeat_timeout_ms and known.deadline_ms >= read_ms:
-        if first_ms >= read_ms - config.start_timeout_ms:
+        if known.asked_ms >= read_ms - config.start_timeout_ms:
             return {}
     starting, deadline_ms = view.is_state(EngineState.STARTING), engines["deadline_ms"]
     is_silent = ~starting & (engines["heartbeat_ms"] < read_ms - config.heartbeat_timeout_ms)
-    started_ms = np.maximum(engines["started_ms"], changes.reachable_ms)
-    is_unready = starting & (started_ms < read_ms - config.start_timeout_ms)
+    start_ms = read_ms - engines["started_ms"] - _lost_ms(engines["started_ms"], changes.breaks)
+    is_judged = read_ms - changes.reachable_ms > min(START_GRACE_MS, config.start_timeout_ms)
+    is_unready = starting & (start_ms > config.start_timeout_ms) & is_judged
     is_overdue = ~starting & (deadline_ms < read_ms)  # NEVER_MS is after any time
     is_late = is_silent | is_unready | is_overdue
     lost: dict[EngineId, LoseEngine] = {}
@@ -80,8 +84,7 @@ def find_lost(view: View, changes: Changes, config: SchedulerConfig) -> dict[Eng
             age_ms = read_ms - engines["heartbeat_ms"][row]
             why = f"silent for {age_ms} ms, limit {config.heartbeat_timeout_ms} ms"
         elif is_unready[row]:
-            age_ms = read_ms - started_ms[row]
-            why = f"not ready for {age_ms} ms, limit {config.start_timeout_ms} ms"
+            why = f"not ready for {start_ms[row]} ms, limit {config.start_timeout_ms} ms"
         else:
             why = f"its phase is {read_ms - deadline_ms[row]} ms over its limit"
             # A stopped process is overdue as well, but does not beat.
@@ -89,6 +92,14 @@ def find_lost(view: View, changes: Changes, config: SchedulerConfig) -> dict[Eng
             hangs = bool(age_ms <= 2 * config.heartbeat_ms)
         lost[engines.ids[row]] = LoseEngine(engine=engines.ids[row], why=why, hangs=hangs)
     return lost
+
+
+def _lost_ms(started_ms: NDArray[np.int64], breaks: Iterable[tuple[int, int]]) -> NDArray[np.int64]:
+    """Time of breaks since then."""
+    lost_ms = np.zeros_like(started_ms)
+    for until_ms, took_ms in breaks:
+        lost_ms += np.clip(until_ms - started_ms, 0, took_ms)
+    return lost_ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -546,6 +546,40 @@ async def test_a_step_of_the_redis_clock_loses_no_engine(
     assert engine is not None and engine.state is EngineState.READY
 
 
+async def test_time_without_redis_is_known(
+    store: Store, config: SchedulerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While engines start: they are not to be charged for it. Of many breaks only those are kept."""
+    clock_s, stop = 1_000.0, asyncio.Event()
+    config = replace(config, tick_ms=10, lease_ttl_ms=600_000)
+    scheduler = Scheduler(store, config, clock=lambda: clock_s)
+    await scheduler.step()
+    await scheduler.step()
+    _, starting = await store.read_desired()
+    assert starting and scheduler._breaks == []
+    real, calls = store.read_events, 0
+
+    async def fail_once(after: str, *, block_ms: int = 0, count: int = 1_000) -> list[tuple[str, Event]]:
+        nonlocal calls, clock_s
+        calls += 1
+        if calls == 1:
+            clock_s += 10
+            raise StoreUnavailable("planted")
+        stop.set()
+        return await real(after, block_ms=block_ms, count=count)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "read_events", fail_once)
+        await scheduler.run(stop)
+    ((until_ms, took_ms),) = scheduler._breaks
+    assert until_ms <= await store.now_ms() and 9_900 <= took_ms <= 10_000
+    for engine in starting:
+        await ready(store, engine.id)
+    await scheduler.step()
+    await scheduler.step()
+    assert scheduler._breaks == []
+
+
 async def test_redis_time_set_back_while_engines_may_speak(
     store: Store, config: SchedulerConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

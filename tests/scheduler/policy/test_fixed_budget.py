@@ -14,6 +14,7 @@ from scheduler.policy.upkeep import (
     MAX_PAUSE_MS,
     MAX_WAIT_MS,
     RELOAD_GRACE_MS,
+    START_GRACE_MS,
     release_wait_ms,
 )
 from scheduler.view import View
@@ -114,6 +115,7 @@ def test_sizing(view: View, expected: list[tuple[str, ...]]) -> None:
 
 
 LATE_MS = NOW_MS - CONFIG.heartbeat_timeout_ms - 1
+LIMIT_MS = NOW_MS - CONFIG.start_timeout_ms
 
 
 @pytest.mark.parametrize(
@@ -145,10 +147,40 @@ def test_nobody_is_declared_gone_right_after_an_outage() -> None:
     assert decide(POLICY, view, late) == [("loseengine", "e_1")]
 
 
-def test_a_start_across_an_outage_gets_its_whole_time_again() -> None:
-    """As when Redis time was set forward by more than the limit."""
+@pytest.mark.parametrize(
+    ("started_ms", "breaks"),
+    [
+        pytest.param(LIMIT_MS - 60_000, ((NOW_MS - 50_000, 60_000),), id="outage"),
+        pytest.param(LIMIT_MS - 70_000, ((NOW_MS - 90_000, 60_000), (NOW_MS - 50_000, 10_000)), id="two"),
+        pytest.param(LIMIT_MS - 500, ((NOW_MS - 50_000, 500),), id="hiccup"),
+        pytest.param(LIMIT_MS - 3_600_000, ((NOW_MS - 50_000, 3_600_000),), id="Redis time set forward"),
+        pytest.param(LIMIT_MS, ((LIMIT_MS - 1, 60_000),), id="it began afterwards"),
+    ],
+)
+def test_a_start_across_an_outage_gets_the_time_that_it_lost(
+    started_ms: int, breaks: tuple[tuple[int, int], ...]
+) -> None:
+    """No less, and no more: one that never gets ready is given up however often Redis hangs."""
+    changes = Changes(fresh_ids=FRESH, reachable_ms=breaks[-1][0], breaks=breaks)
+    view = world(engine("e_1", STARTING, started_ms=started_ms), E2)
+    assert decide(POLICY, view, changes) == []
+    view = world(engine("e_1", STARTING, started_ms=started_ms - 1), E2)
+    assert ("loseengine", "e_1") in decide(POLICY, view, changes)
+
+
+def test_a_start_in_an_outage_loses_what_is_left_of_it() -> None:
+    """Its time begins with the end of the outage."""
+    changes = Changes(fresh_ids=FRESH, reachable_ms=LIMIT_MS, breaks=((LIMIT_MS, 60_000),))
+    view = world(engine("e_1", STARTING, started_ms=LIMIT_MS - 10_000), E2)
+    assert decide(POLICY, view, changes) == []
+    changes = replace(changes, reachable_ms=LIMIT_MS - 1, breaks=((LIMIT_MS - 1, 60_000),))
+    assert ("loseengine", "e_1") in decide(POLICY, view, changes)
+
+
+def test_a_start_has_some_time_after_an_outage_of_which_nobody_knows() -> None:
+    """The leader is a new one."""
     view = world(engine("e_1", STARTING, started_ms=0), E2)
-    reachable_ms = NOW_MS - CONFIG.start_timeout_ms
+    reachable_ms = NOW_MS - START_GRACE_MS
     assert decide(POLICY, view, Changes(fresh_ids=FRESH, reachable_ms=reachable_ms)) == []
     late = Changes(fresh_ids=FRESH, reachable_ms=reachable_ms - 1)
     assert ("loseengine", "e_1") in decide(POLICY, view, late)
