@@ -679,6 +679,15 @@ async def test_an_input_that_comes_while_the_past_is_read_is_applied_once(
     assert (hosted.log.position, hosted.log.num_pending) == (late.entry, 1)
 
 
+async def test_of_two_checkpoints_the_newer_is_kept(world: World) -> None:
+    """The older one is written again just then, and is done later: the log has what follows the newer."""
+    hosted = world.open()
+    pointer = CheckpointPointer(epoch=1, seq=4, last_applied="1-0", text="a red ball", seed=7, rev=0, size=2)
+    hosted.kept.written(replace(pointer, seq=5), b"cd")
+    hosted.kept.written(pointer, b"ab")
+    assert hosted.kept.checkpoint == (replace(pointer, seq=5), b"cd")
+
+
 async def test_what_a_checkpoint_holds_is_not_read_from_the_log_again(world: World) -> None:
     """Its newest entry stays in the log; all that follows is still to come."""
     pointer = CheckpointPointer(epoch=1, seq=4, last_applied="1-0", text="a red ball", seed=7, rev=0, size=2)
