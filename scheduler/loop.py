@@ -97,6 +97,7 @@ class Scheduler:
         is_leading = await self._hold_lease()
         self._read_s = self._clock()
         if not is_leading:
+            self._broken_s = None  # whoever leads knows of it
             return False
         try:
             if self._prepared_term != self._lease.term:
