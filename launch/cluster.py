@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from engine.config import EngineConfig
 from gateway.config import GatewayConfig
+from launch import engine_logs
 from launch.config import UpConfig
 from launch.console import Console
 from launch.engine_job import EngineEnd
@@ -204,16 +205,17 @@ class Cluster:
 
     def _engine_spec(self, wanted: DesiredEngine) -> ProcessSpec:
         config = replace(self._plan.engine, engine_id=wanted.id, model=wanted.model)
+        here = self._fleet.owned() if self._fleet is not None else ()
         gpus: tuple[str, ...] = ()
         if self._plan.gpus:
-            assert self._fleet is not None, "it asks for this"
             now_s = asyncio.get_running_loop().time()
-            gpus = self._gpus.give(wanted.id, config.ranks, now_s, here=self._fleet.owned())
-        name = f"engine-{wanted.id}"
+            gpus = self._gpus.give(wanted.id, config.ranks, now_s, here=here)
+        name, logs = f"engine-{wanted.id}", self._plan.directory / "logs"
+        engine_logs.prune(logs, here)
         self._console.step(f"{name} starting")
         return ProcessSpec(
             name=name,
-            command=engine_command(ranks=config.ranks, log_dir=self._plan.directory / "logs" / "torchrun"),
+            command=engine_command(ranks=config.ranks, log_dir=engine_logs.torchrun_folder(logs, name)),
             log=self._log(name),
             environment=engine_environment(config, threads=config.threads, gpus=gpus),
         )
