@@ -25,7 +25,7 @@ from scheduler.sim.generate import FAMILIES
 from scheduler.sim.profile import PROFILES
 
 STEP_S = 0.1
-STAYS_S = (0.7, 1.5, 2.0, 3.5)
+STAYS_S = (0.7, 1.5, 2.5, 3.5)
 
 
 def needed(case: Case) -> NDArray[np.float64]:
