@@ -16,6 +16,7 @@ const byId = (id) => document.getElementById(id);
 const floor = new Floor(byId("lanes"), { chosen: showHint, move });
 let samples = []; // {t_ms, budget, load, chunk_ms}, oldest first, one per SAMPLE_MS
 let newest = null;
+let current = null; // what the charts show of it
 let newestDecision = null;
 let renderMs = 0;
 
@@ -33,40 +34,54 @@ follow(STREAM, storage.loadToken, {
 function show(cluster) {
   newest = cluster;
   document.body.dataset.feed = "live";
+  status("Live", "good");
   const running = cluster.engines.filter(({ state }) => state !== "starting");
   const load = running.length > 0 ? running.reduce((sum, engine) => sum + engine.load, 0) / running.length : 0;
   const chunkMs = Math.max(0, ...running.filter(({ sessions }) => sessions > 0).map(({ chunk_ms }) => chunk_ms));
-  const now = { t_ms: cluster.t_ms, budget: cluster.budget, load, chunk_ms: chunkMs };
-  if (samples.length === 0 || cluster.t_ms - samples.at(-1).t_ms >= SAMPLE_MS) samples.push(now);
+  current = { t_ms: cluster.t_ms, budget: cluster.budget, load, chunk_ms: chunkMs };
+  if (samples.length === 0 || cluster.t_ms - samples.at(-1).t_ms >= SAMPLE_MS) samples.push(current);
   samples = samples.filter(({ t_ms }) => t_ms > cluster.t_ms - WINDOW_MS).slice(-SLOTS);
+  render();
+}
+
+/** What nobody sees is not drawn: the page catches up when it comes to the front. */
+function render() {
+  if (newest === null || document.hidden) return;
+  const cluster = newest;
   const began = performance.now();
   floor.render(cluster);
   renderMs = performance.now() - began;
-  charts(cluster, now);
+  charts(cluster);
   decisions(cluster.decisions ?? []);
   const active = cluster.sessions.filter(({ state }) => state === "active").length;
   const how = cluster.sessions.length < cluster.num_sessions ? "too many to be shown one by one" : `${active} active`;
-  status(`${plural(cluster.num_sessions, "session")}, ${how}, ${cluster.policy || "no"} policy`, "good");
+  const counts = `${plural(cluster.num_sessions, "session")}, ${how}, ${cluster.policy || "no"} policy`;
+  if (byId("counts").textContent !== counts) byId("counts").textContent = counts;
 }
+
+document.addEventListener("visibilitychange", render);
 
 const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 
+/** How the connection is: a live region, so nothing in it may change at each state. */
 function status(text, tone) {
   const line = byId("status");
   if (line.textContent !== text) line.textContent = text;
+  line.classList.toggle("unseen", tone === "good"); // the counts show it
+  byId("counts").hidden = tone !== "good";
   line.parentElement.dataset.tone = tone;
 }
 
-function charts(cluster, now) {
-  const series = [...samples, now];
+function charts(cluster) {
+  const series = [...samples, current];
   const column = (name) => series.map((sample) => sample[name]);
   const states = (state) => cluster.engines.filter((engine) => engine.state === state).length;
   const waiting = cluster.queue > 0 ? `, ${cluster.queue} waiting` : "";
   const others = [["starting", states("starting")], ["draining", states("draining")]].filter(([, count]) => count > 0);
   figure("budget", column("budget"), cluster.budget, cluster.budget === 1 ? "engine" : "engines", others.map(([word, count]) => `${count} ${word}`).join(", "));
-  figure("load", column("load"), Math.round(now.load * 100), "%", `${plural(cluster.num_sessions, "session")}${waiting}`, 1);
+  figure("load", column("load"), Math.round(current.load * 100), "%", `${plural(cluster.num_sessions, "session")}${waiting}`, 1);
   const peak = Math.max(...column("chunk_ms"));
-  figure("latency", column("chunk_ms"), Math.round(now.chunk_ms), "ms", peak > 0 ? `peak ${Math.round(peak)} ms` : "");
+  figure("latency", column("chunk_ms"), Math.round(current.chunk_ms), "ms", peak > 0 ? `peak ${Math.round(peak)} ms` : "");
   let engineMs = 0;
   const cost = series.map((sample, i) => (engineMs += i === 0 ? 0 : series[i - 1].budget * Math.max(0, sample.t_ms - series[i - 1].t_ms)) / 60_000);
   figure("cost", cost, cost.at(-1).toFixed(1), "engine-min", "last 10 min");

@@ -7,7 +7,8 @@
 // A socket has a session once its opening (start, attach or watch) is answered by `session`. Before that the server
 // takes nothing else but pings: whatever is sent by then would be refused.
 
-import { FINAL_CLOSE, NO_CAPACITY, ProtocolError, RATE_LIMITED, TokenError, UNAUTHORISED, parseMedia } from "./protocol.js";
+import { FINAL_CLOSE, IDLE, NO_CAPACITY, ProtocolError, RATE_LIMITED, TokenError, UNAUTHORISED, parseMedia } from "./protocol.js";
+import { Silence } from "./silence.js";
 
 const FIRST_DELAY_MS = 50;
 const LONGEST_DELAY_MS = 2000;
@@ -22,6 +23,7 @@ const STOP_FOR_MS = 30_000; // by then the server has made the session of a lost
 /** Errors after which the server closes the connection itself; the close code says more. */
 const CLOSE_FOLLOWS = new Set(["no_such_session", "capacity", "unauthorised"]);
 const ASK_AGAIN_MS = 1000;
+const NO_CODE = 1006; // what a browser reports where none came
 const UNREACHABLE = "The server cannot be reached. Is it running?";
 const OFFLINE = "This browser is offline: it has no network.";
 const NEEDS_ACCEPT = new Set(["prompt", "reset"]);
@@ -50,7 +52,7 @@ export class Connection {
   #retryTimer = 0;
   #pingTimer = 0;
   #stopTimer = 0;
-  #heardMs = 0;
+  #silence = new Silence(PING_EVERY_MS, SILENT_AFTER_MS);
   #wasOpen = false;
   #refusal = null; // the error that explains the close that follows it
   #attachment = () => ({ type: "attach", id: newId(), ...this.#identity, next_seq: this.#handlers.nextSeq() });
@@ -147,7 +149,7 @@ export class Connection {
       if (opening !== this.#opening || opening === null) return;
       this.#refusal = null;
       if (error instanceof TokenError) this.#end({ code: UNAUTHORISED, sentence: error.message });
-      else this.#closed(1006, `No token could be had: ${error.message}`);
+      else this.#closed(NO_CODE, `No token could be had: ${error.message}`);
       return;
     }
     if (opening !== this.#opening || opening === null) { // left, or begun anew, in the meantime
@@ -156,7 +158,7 @@ export class Connection {
     }
     socket.binaryType = "arraybuffer";
     this.#socket = socket;
-    this.#heardMs = performance.now();
+    this.#silence.begin(performance.now());
     this.#refusal = null;
     const ifCurrent = (action) => (event) => {
       if (socket === this.#socket) action(event);
@@ -178,7 +180,7 @@ export class Connection {
   }
 
   #receive(data) {
-    this.#heardMs = performance.now();
+    this.#silence.heard(performance.now());
     try {
       if (typeof data !== "string") this.#handlers.media(parseMedia(data));
       else this.#control(JSON.parse(data));
@@ -245,9 +247,9 @@ export class Connection {
   }
 
   #checkAlive() {
-    if (performance.now() - this.#heardMs > SILENT_AFTER_MS) {
+    if (this.#silence.look(performance.now())) {
       const socket = this.#socket;
-      this.#closed(1006, "");
+      this.#closed(NO_CODE, "");
       socket.close();
       return;
     }
@@ -256,21 +258,23 @@ export class Connection {
 
   #closed(code, reason) {
     this.#disconnect();
-    if (this.#grantedMs !== null) this.#shortLived = performance.now() - this.#grantedMs < STEADY_MS ? this.#shortLived + 1 : 0;
+    const wasGranted = this.#grantedMs !== null;
+    if (wasGranted) this.#shortLived = performance.now() - this.#grantedMs < STEADY_MS ? this.#shortLived + 1 : 0;
     this.#grantedMs = null;
     if (this.#stopping !== null && !this.#hasSession) {
       this.close();
       return;
     }
     const isHopeless = this.#identity === null && !this.#wasOpen && this.#attempt + 1 >= MAX_START_ATTEMPTS;
-    if (!FINAL_CLOSE.has(code) && !isHopeless) {
+    const isFinal = FINAL_CLOSE.has(code) && (code !== IDLE || wasGranted); // no session was idle that there never was
+    if (!isFinal && !isHopeless) {
       this.#retry(code);
       return;
     }
     const refusal = this.#refusal;
     const said = code === NO_CAPACITY ? "" : refusal?.message; // what to do then is for the page to say
-    const sentence = said || FINAL_CLOSE.get(code) || reason || (navigator.onLine ? UNREACHABLE : OFFLINE);
-    this.#end({ code, sentence, retryAfterMs: code === NO_CAPACITY ? refusal?.retry_after_ms : null });
+    const sentence = said || (isFinal && FINAL_CLOSE.get(code)) || reason || (navigator.onLine ? UNREACHABLE : OFFLINE);
+    this.#end({ code: isFinal ? code : NO_CODE, sentence, retryAfterMs: code === NO_CAPACITY ? refusal?.retry_after_ms : null });
   }
 
   #end({ code, sentence, retryAfterMs = null }) {

@@ -1,9 +1,12 @@
 // The cluster's state as it comes: server-sent events over fetch, because an EventSource can't carry a token.
 
+import { Silence } from "./silence.js";
 import { request } from "./turboserve.js";
 
 const FIRST_DELAY_MS = 300;
 const LONGEST_DELAY_MS = 5000;
+const LOOK_EVERY_MS = 5000; // as often as the server says something, if only that it is there
+const SILENT_AFTER_MS = 12000;
 
 /** Split a text of server-sent events: {events: [{name, data}], rest} with what is not complete yet. Pure. */
 export function parseEvents(text) {
@@ -22,13 +25,14 @@ export function parseEvents(text) {
 }
 
 /** The events of an answer as they come. Whoever stops asking for them, for whatever reason, lets go of the stream. */
-async function* eventsOf(answer) {
+async function* eventsOf(answer, heard) {
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   try {
     for (;;) {
       const { value, done } = await reader.read();
       if (done) return;
+      heard();
       const found = parseEvents(rest + value);
       rest = found.rest;
       yield* found.events;
@@ -38,22 +42,36 @@ async function* eventsOf(answer) {
   }
 }
 
+/** What a request needs so that a line on which nothing comes any more is given up: many a one dies without a word. */
+function watched() {
+  const silence = new Silence(LOOK_EVERY_MS, SILENT_AFTER_MS);
+  const abort = new AbortController();
+  silence.begin(performance.now());
+  const timer = setInterval(() => {
+    if (silence.look(performance.now())) abort.abort();
+  }, LOOK_EVERY_MS);
+  return { signal: abort.signal, heard: () => silence.heard(performance.now()), end: () => clearInterval(timer) };
+}
+
 /**
  * Follow a stream for ever, over lost connections.
  * Handlers: event(name, data), lost(sentence) when it broke and is tried again.
  */
 export async function follow(path, token, handlers) {
   for (let attempt = 0; ; attempt++) {
+    const line = watched();
     try {
-      const answer = await request(path, { token });
+      const answer = await request(path, { token, signal: line.signal });
       if (!answer.ok) throw new Error(answer.status === 401 || answer.status === 403 ? "An admin token is needed to see the cluster" : `The server answered ${answer.status}`);
-      for await (const { name, data } of eventsOf(answer)) {
+      for await (const { name, data } of eventsOf(answer, line.heard)) {
         handlers.event(name, data);
         attempt = 0;
       }
       handlers.lost("Connection lost, retrying…");
     } catch (error) {
-      handlers.lost(error instanceof TypeError ? "No connection, retrying…" : error.message);
+      handlers.lost(error instanceof TypeError || line.signal.aborted ? "No connection, retrying…" : error.message);
+    } finally {
+      line.end();
     }
     await new Promise((done) => setTimeout(done, Math.min(LONGEST_DELAY_MS, FIRST_DELAY_MS * 2 ** attempt)));
   }

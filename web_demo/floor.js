@@ -115,7 +115,8 @@ export class Floor {
     for (const [id, { node, name }] of this.#lanes) {
       const isTarget = isChoosing && id !== QUEUE && id !== home;
       setAttribute(node, "role", isTarget ? "button" : "group");
-      setAttribute(node, "aria-label", isTarget ? `Move to ${name}` : name);
+      const isBeingRead = isTarget && node === focused && node.hasAttribute("data-target"); // each change would be read out
+      if (!isBeingRead) setAttribute(node, "aria-label", isTarget ? `Move to ${name}` : name);
       if (node.hasAttribute("data-target") === isTarget) continue;
       node.toggleAttribute("data-target", isTarget);
       if (isTarget) node.tabIndex = 0;
@@ -226,9 +227,11 @@ export class Floor {
       if (lane === QUEUE) waiting.push(session.id);
       setData(chip.node, "state", session.state);
       chip.node.toggleAttribute("data-short", session.state === "active" && session.seq >= 0 && session.slack_ms <= 0);
-      const where = session.engine ? ` on ${session.engine}` : "";
-      const title = `${session.id}: ${session.state}${where}, chunk ${session.seq}, ${(session.slack_ms / 1000).toFixed(1)} s ahead`;
-      setAttribute(chip.node, "title", title); // its name, too
+      const what = `${session.id}: ${session.state}${session.engine ? ` on ${session.engine}` : ""}`;
+      const isBeingRead = chip.node.matches(":focus-visible") && chip.what === what; // each change would be read out
+      chip.what = what;
+      // Its name, too.
+      if (!isBeingRead) setAttribute(chip.node, "title", `${what}, chunk ${session.seq}, ${(session.slack_ms / 1000).toFixed(1)} s ahead`);
     }
     for (const [id, chip] of this.#chips) if (!seen.has(id)) this.#dismiss(id, chip);
     const line = this.#lanes.get(QUEUE);
@@ -261,7 +264,7 @@ export class Floor {
     node.style.setProperty("--hue", hueOf(id).toFixed(0));
     node.append(element("i", ""));
     this.#root.append(node);
-    const chip = { node, lane: null, slot: 0, x: -1, y: -1 };
+    const chip = { node, lane: null, slot: 0, x: -1, y: -1, isFresh: true };
     this.#chips.set(id, chip);
     return chip;
   }
@@ -359,7 +362,9 @@ export class Floor {
       chip.y = y;
       chip.node.style.transform = `translate(${x.toFixed(1)}px, ${y.toFixed(1)}px)`;
     }
-    if ("fresh" in chip.node.dataset) requestAnimationFrame(() => chip.node.removeAttribute("data-fresh"));
+    if (!chip.isFresh) return;
+    chip.isFresh = false;
+    requestAnimationFrame(() => chip.node.removeAttribute("data-fresh")); // it has been drawn without it
   }
 
   // --- what it says ---------------------------------------------------------------------------------

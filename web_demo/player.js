@@ -40,11 +40,16 @@ export class Player {
   #paused = false;
   #loop = 0;
   #drawTimes = [];
-  #seen = () => this.tick(performance.now()); // the page came to the front, or went to the back
+  #unseen = null; // the newest picture that came due while nobody could see it
+  #seen = () => { // the page came to the front, or went to the back
+    const nowMs = performance.now();
+    this.tick(nowMs);
+    if (!document.hidden && this.#catchUp(nowMs)) this.#handlers.drawn(this.drawn);
+  };
 
   /**
-   * Handlers: complete(header) after each complete chunk, drawn(info) after each picture,
-   * failed() when this browser cannot decode the video.
+   * Handlers: complete(header) after each complete chunk, drawn(info) after each picture (in a hidden page as it comes due, and
+   * again for the one that is drawn when the page is seen), failed() when this browser cannot decode the video.
    */
   constructor(canvas, handlers) {
     this.#canvas = canvas;
@@ -73,6 +78,7 @@ export class Player {
   close() {
     cancelAnimationFrame(this.#loop);
     this.#loop = 0;
+    this.#catchUp(performance.now());
     for (const item of this.#queue) item.frame.close();
     this.#queue = [];
     this.#decoder?.close();
@@ -259,17 +265,24 @@ export class Player {
 
   #show(item, nowMs) {
     const { frame, ...info } = item;
-    if (document.hidden) {
-      this.framesSkipped += 1;
-    } else {
-      this.#context.drawImage(frame, 0, 0, this.#canvas.width, this.#canvas.height);
-      this.framesDrawn += 1;
-      this.#drawTimes.push(nowMs);
-      if (this.#drawTimes.length > 480) this.#drawTimes.shift();
-    }
-    frame.close();
+    if (this.#unseen !== null) this.#drop({ frame: this.#unseen });
+    this.#unseen = frame;
+    if (!document.hidden) this.#catchUp(nowMs);
     this.drawn = info;
     this.#handlers.drawn(info);
+  }
+
+  /** Put the newest picture on the canvas if it is not there. Was it not? */
+  #catchUp(nowMs) {
+    const frame = this.#unseen;
+    if (frame === null) return false;
+    this.#unseen = null;
+    this.#context.drawImage(frame, 0, 0, this.#canvas.width, this.#canvas.height);
+    frame.close();
+    this.framesDrawn += 1;
+    this.#drawTimes.push(nowMs);
+    if (this.#drawTimes.length > 480) this.#drawTimes.shift();
+    return true;
   }
 
   #drop(item) {

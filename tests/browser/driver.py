@@ -22,18 +22,20 @@ SCALE = float(os.environ.get("TURBOSERVE_TEST_TIME_SCALE", "1"))
 WIDE = (1280, 800)
 NARROW = (400, 860)
 HIDEABLE = """
-    let isHidden = false;
+    let isHidden = sessionStorage.getItem("hidden") !== null;
     const waiting = [];
     const request = window.requestAnimationFrame.bind(window);
     Object.defineProperty(document, "hidden", { get: () => isHidden });
     window.requestAnimationFrame = (step) => (isHidden ? waiting.push(step) : request(step));
+    window.framesWaiting = () => waiting.length;
     window.setHidden = (value) => {
       isHidden = value;
       document.dispatchEvent(new Event("visibilitychange"));
       if (!value) waiting.splice(0).forEach((step) => request(step));
     };
 """
-"""What a browser does to a tab in the background: it says so and calls no animation frames."""
+"""What a browser does to a tab in the background: it says so and calls no animation frames. With "hidden" in
+its sessionStorage a page is there from its first script on."""
 
 Pixel = tuple[int, int, int]
 

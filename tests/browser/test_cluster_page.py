@@ -255,7 +255,7 @@ async def test_a_crowd_is_shown_as_numbers(browser: Browser, monkeypatch: pytest
             crowd = f"document.querySelector('.lane[data-id={lane}] .lane-crowd')"
             await until(page, f"{crowd}?.textContent === '{count}'")
         assert await page.locator(".chip").count() == 0
-        assert "4 sessions, too many" in (await page.text_content("#status") or "")
+        assert "4 sessions, too many" in (await page.text_content("#counts") or "")
         for id in ids[1:3]:
             del source.sessions[SessionId(id)]
         await until_in(page, ids[0], ONE)

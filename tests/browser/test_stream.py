@@ -176,6 +176,31 @@ async def test_calls_without_a_session_do_nothing(browser: Browser, server: Stre
         assert complaints == []
 
 
+TOO_LONG = {"type": "error", "code": "unavailable", "message": "not yet", "retry_after_ms": 60_000}
+
+
+async def test_a_start_that_waited_too_long_is_made_again(browser: Browser, server: StreamServer) -> None:
+    """4408 where no session was granted: the server closes a connection that has none for ten minutes, and
+    nothing was paused."""
+    server.faults.close_on_start = (4408, TOO_LONG)
+    async with own_page(browser, server) as (page, _):
+        await page.evaluate(START)
+        await until(page, "stream.attempts >= 1")
+        assert await page.evaluate("stream.phase") == "connecting"
+        server.faults.close_on_start = None
+        await until(page, "stream.player.framesDrawn >= 1")
+        assert len(server.sessions) == 1
+
+
+async def test_a_start_that_is_never_taken_is_no_pause(browser: Browser, server: StreamServer) -> None:
+    """It is not tried for ever, and what is said in the end is not about a session that never was."""
+    server.faults.close_on_start = (4408, TOO_LONG)
+    async with own_page(browser, server) as (page, _):
+        await page.evaluate(START)
+        await until(page, "stream.phase === 'failed'")
+        assert "paused" not in await page.evaluate("stream.end.sentence")
+
+
 SHARE = "stream.share().then(JSON.stringify, ({ message }) => message)"
 DOWNLOAD = "stream.download().then(({ size }) => `${size} bytes`, ({ message }) => message)"
 WATCH = "**/v1/sessions/*/watch"
