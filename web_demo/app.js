@@ -11,6 +11,7 @@ const RANDOM_SEEDS = 1_000_000; // short enough to note down
 const THUMB_AFTER_FRAMES = 6;
 const NEWS_MS = 6000;
 const FULL = "The recording was full and is saved. Record again for what follows.";
+const BEING_COMPOSED = 229; // of a key that an input method took, also where (Safari) isComposing is false again by then
 const NO_TOKEN = "That is no access token: it has letters, digits, dots, - and _ only.";
 
 const view = new View(submit);
@@ -47,6 +48,7 @@ stream.on("mark", ({ kind }) => {
   if (kind === "gap") tell("Some video had to be left out", "busy");
 });
 stream.on("frame", () => {
+  if (document.hidden) return; // it is not on the canvas
   view.glow();
   thumbFor ??= lacking();
   if (thumbFor === null || --thumbFor.frames > 0) return;
@@ -180,6 +182,7 @@ function detail() {
   }
   if (phase === "connecting" && stream.waiting !== null) return `${stream.waiting} (done for you)`;
   if (phase === "connecting" && stream.attempts > 0) return `${navigator.onLine ? "The server does not answer yet" : "This browser is offline"}. Trying again.`;
+  if (phase === "ended" && stream.isViewer) return `${stream.end.sentence} Studio, at the top, is for a video of your own.`;
   if (phase === "locked") return isBadToken ? NO_TOKEN : "Paste an access token. It stays in this tab.";
   return stream.end?.sentence ?? "";
 }
@@ -230,7 +233,7 @@ function listen() {
     submit(elements.prompt.value);
   });
   elements.prompt.addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === BEING_COMPOSED) return;
     event.preventDefault();
     submit(elements.prompt.value);
   });
@@ -284,13 +287,14 @@ function listenToTransport() {
   elements.share.addEventListener("click", share);
   elements.shareCopy.addEventListener("click", copyLink);
   elements.shareClose.addEventListener("click", () => elements.shareDialog.close());
+  elements.fullscreen.hidden = !document.fullscreenEnabled; // an iPhone has it for its own player only
   elements.fullscreen.addEventListener("click", toggleFullScreen);
   document.addEventListener("keydown", (event) => {
     if (isTyping(event.target) || event.altKey || event.ctrlKey || event.metaKey) return;
-    if (event.key === "f") toggleFullScreen();
+    if (event.key === "f" && !event.repeat) toggleFullScreen();
     if (event.key !== " " || !stream.isLive) return;
     event.preventDefault();
-    stream.setPaused(!stream.isPaused);
+    if (!event.repeat) stream.setPaused(!stream.isPaused);
   });
   new HeldKeys(elements.pad, {
     changed: (keys) => {
@@ -302,7 +306,7 @@ function listenToTransport() {
 }
 
 function toggleFullScreen() {
-  const changed = document.fullscreenElement === null ? elements.theatre.requestFullscreen?.() : document.exitFullscreen();
+  const changed = document.fullscreenElement ? document.exitFullscreen?.() : elements.theatre.requestFullscreen?.();
   changed?.catch(() => tell("This browser does not allow full screen here", "busy"));
 }
 

@@ -143,6 +143,7 @@ export class Stream {
   #latencies = [];
   #bytes = 0;
   #lengthMs = 0;
+  /** @type {string[]} */ #keys = []; // held now, whether there is somebody to tell or not
 
   /**
    * @param {object} options
@@ -318,9 +319,18 @@ export class Stream {
     return entry;
   }
 
-  /** Which keys are held now. A state, not an event: what is lost with a connection is not said again. */
+  /**
+   * Which keys are held now. A state, not an event: it is said again with each connection, whose server may have another one, or
+   * one of the page before a reload.
+   * @param {string[]} keys
+   */
   control(keys) {
-    if (this.#link === "open" && this.takesControls) this.#connection.send({ type: "control", keys });
+    this.#keys = [...keys];
+    this.#sayKeys();
+  }
+
+  #sayKeys() {
+    if (this.#link === "open" && this.takesControls) this.#connection.send({ type: "control", keys: this.#keys });
   }
 
   /** @param {boolean} paused */
@@ -341,12 +351,14 @@ export class Stream {
     this.#connection.send({ type: "reset", id: newId(), seed });
   }
 
-  /** End the session. While the connection is down the server is told as soon as it is back, within half a minute. */
+  /**
+   * End the session. While the connection is down the server is told as soon as it is back, within half a minute. A viewer only
+   * stops to watch. A recording is still there.
+   */
   stop() {
     if (!this.isLive) return;
     if (this.isViewer) {
-      this.leave();
-      this.#notify();
+      this.#finish("ended", "You stopped watching.");
       return;
     }
     this.#connection.stop({ type: "stop", id: newId() });
@@ -354,7 +366,7 @@ export class Stream {
     this.#finish("ended", "You stopped it.");
   }
 
-  /** Drop connection and playback without ending the session on the server. */
+  /** Drop connection, playback and recording without ending the session on the server. */
   leave() {
     clearInterval(this.#ackTimer);
     this.#connection?.close();
@@ -490,6 +502,7 @@ export class Stream {
         this.id = message.session;
         this.takesControls = message.controls === true && !this.isViewer;
         this.#resume = message.resume ?? null;
+        this.#sayKeys();
         this.#save();
         break;
       case "queued":
@@ -586,7 +599,7 @@ export class Stream {
     const entry = this.history.drawn(rev, performance.now(), ptsMs);
     if (entry !== null && entry.latencyMs !== null) this.#steerMs = entry.latencyMs;
     if (entry !== null) this.#asked(entry);
-    else if (!isFirst) {
+    else if (!isFirst && !this.isViewer) { // a viewer is not told of prompts
       this.#mark("restarted", "started over");
       this.#emit("restarted");
     }

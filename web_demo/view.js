@@ -61,6 +61,7 @@ export class View {
     const { elements } = this;
     const phase = PHASES[name];
     const isLive = phase.live === true;
+    const hasLeft = isViewer && name === "ended";
     document.body.dataset.role = isViewer ? "viewer" : "controller";
     document.body.dataset.phase = name;
     setText(elements.status, status ?? (isViewer && name === "generating" ? "Watching" : phase.status));
@@ -70,11 +71,11 @@ export class View {
     elements.spinner.hidden = phase.busy !== true;
     elements.tokenForm.hidden = phase.token !== true;
     if (phase.veil !== "none") {
-      setText(byId("veil-title"), phase.title);
+      setText(byId("veil-title"), hasLeft ? "Not watching any more" : phase.title);
       setText(byId("veil-text"), phase.text ?? detail);
     }
     this.action.hidden = phase.action === undefined;
-    setText(this.action, isViewer && name === "ended" ? "Watch again" : (phase.action ?? ""));
+    setText(this.action, hasLeft ? "Watch again" : (phase.action ?? ""));
     setText(elements.send, isLive ? "Steer" : "Start");
     elements.send.disabled = ["unsupported", "connecting", "taken", "locked"].includes(name);
     for (const button of [elements.pause, elements.reset, elements.share]) button.disabled = !isLive;
@@ -140,7 +141,8 @@ export class View {
   recording(recorder) {
     const { record } = this.elements;
     record.setAttribute("aria-pressed", String(recorder !== null));
-    setText(byId("record-label"), recorder === null ? "Record" : `Save ${clockTime(recorder.durationMs)}`);
+    setText(byId("record-word"), recorder === null ? "Record" : "Save");
+    setText(byId("record-time"), recorder === null ? "" : ` ${clockTime(recorder.durationMs)}`); // no part of the name: it would be read out
   }
 
   /** A faint light around the video in its own colours. */

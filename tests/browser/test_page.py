@@ -824,8 +824,10 @@ async def test_arrows_push_while_they_are_held(browser: Browser, server: StreamS
         await page.mouse.down()
         await page.mouse.move(5, 5)
         await page.mouse.up()
-        await server.until(lambda: len(held()) == 6)
-        assert held() == [["ArrowLeft"], ["ArrowLeft", "ArrowUp"], ["ArrowUp"], [], ["ArrowRight"], []]
+        await server.until(lambda: len(held()) == 7)
+        none: list[str] = []  # as said at the start
+        pressed = [["ArrowLeft"], ["ArrowLeft", "ArrowUp"], ["ArrowUp"], none, ["ArrowRight"], none]
+        assert held() == [none, *pressed]
         newest = len(server.only.chunks)
         await until(page, f"turboserve.newestSeq >= {newest}")  # so the answers were heard, too
         assert "Applied" not in (await page.text_content("#steering") or "")
