@@ -58,7 +58,7 @@ from engine.pass_timer import PassTimer, begin_timing, make_timer
 from engine.passes import Passes, PassFailed
 from engine.planner import Batch, Planner, ReadyRow, plan
 from engine.progress import Progress
-from engine.ranks import Ranks, Verdict
+from engine.ranks import Ranks, RanksLost, Verdict
 from engine.residents import FAILURE_MESSAGE, Resident, Residents
 from engine.ring import num_valid
 from engine.sampler import sigmas_for
@@ -523,9 +523,11 @@ class ComputeLoop:
         )
 
     def _guarded(self, state: SessionState, action: Callable[[], None]) -> bool:
-        """Do it; an error closes this session and nothing else."""
+        """Do it; an error closes this session and nothing else. Raises RanksLost: no session is to blame."""
         try:
             action()
+        except RanksLost:
+            raise
         except Exception as exc:
             self._fail(state, exc)
             return False

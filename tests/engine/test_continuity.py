@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.compute_messages import PartMade
+from engine.compute_messages import ComputeDied, PartMade
+from engine.ranks import RanksLost
 from engine.session_state import Stage
 from engine.state_format import ExportedState
 from engine.steering import LogEntry, RecordedInput
@@ -287,3 +288,15 @@ def test_a_rebuild_that_fails_closes_its_session_alone() -> None:
     assert bench.failed() == [bad]
     bench.pool.check_integrity()
     assert bench.pool.num_free == bench.slots - 1
+
+
+def test_a_rank_that_is_lost_in_a_rebuild_closes_no_session() -> None:
+    """The engine ends, and its sessions go on elsewhere: the one that was being written again as well."""
+    _, checkpoints = undisturbed(PLAIN)
+    bench = Bench(costs=BATCHING_COSTS)
+    bench.reopen("s_a", checkpoints[4], seq=4)
+    lost = RanksLost("rank 1 is gone")
+    bench.model.errors.append(lost)
+    bench.loop.run()
+    assert [event.error for event in bench.events if isinstance(event, ComputeDied)] == [lost]
+    assert bench.failed() == []
