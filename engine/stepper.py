@@ -195,7 +195,7 @@ class Stepper:
     def prepare_rebuild(self, state: SessionState) -> None:
         """To be called before each pass in stage REBUILD: the slot's prompt becomes that of its chunks."""
         embeds = rebuilt_chunks(state)[0].embeds
-        if embeds is not state.embeds or state.x is None:
+        if embeds is not state.embeds or state.is_lent or state.x is None:
             self._pool.prompt_kv[state.slot].copy_(self._model.prompt_kv(embeds)[0])
             state.is_lent = True
 

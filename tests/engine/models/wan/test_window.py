@@ -186,6 +186,19 @@ def test_the_sink_looks_the_same_wherever_it_is() -> None:
     assert (keys[:, :SPAN] - old_keys[:, :SPAN]).abs().max() > 0.1
 
 
+def test_each_chunk_of_a_sink_that_moves_keeps_its_prompt() -> None:
+    """The first was made with another one than is in force, the second with that."""
+    one_frame = replace(SMALL.dit, chunk_frames=1, window_frames=6)
+    config = replace(SMALL, dit=one_frame, sink_frames=2, recaches_prompts=False)
+    prompts = {0: "a red fox", 1: "two blue fish"}
+    moved, _, _ = streamed(replace(config, sink_reach=8), prompts, 9)
+    rows = [batch.rows[0] for batch in moved.model.batches]
+    assert [row.frame_start for row in rows if row.write == (1,)][-1] > 1
+    free, _, _ = streamed(replace(config, sink_reach=None), prompts, 9)
+    values, wanted = (bench.pool.kv[0, :, 1, :2] for bench in (moved, free))
+    torch.testing.assert_close(values, wanted, rtol=1e-3, atol=1e-4)
+
+
 def test_a_rebuilt_session_has_its_sink_where_it_was() -> None:
     """A checkpoint from after the sink has moved."""
     config = replace(SMALL, sink_reach=18)
