@@ -176,8 +176,10 @@ class Boundary:
         return meeting.verdict
 
     def note_pass(self, time: PassTime) -> None:
-        """Rank 0 has measured it; everybody's costs follow at the next boundary."""
-        self._passes.append(time)
+        """Rank 0 has measured it; everybody's costs follow at the next boundary. What others measure does not
+        count."""
+        if self._ranks.rank == 0:
+            self._passes.append(time)
 
     def note_decode(self, ms: float) -> None:
         """Same for a decode."""

@@ -188,6 +188,18 @@ def test_the_worst_verdict_is_that_of_all() -> None:
     assert agreed == [Verdict.NO_MEMORY] * 3
 
 
+def test_only_what_rank_0_measures_is_kept() -> None:
+    """Nobody ever asks the others: their times would pile up."""
+
+    def work(boundary: Boundary) -> object:
+        for _ in range(3):
+            boundary.note_pass(PassTime(rows=1, kv_frames=3, ms=4.0))
+        (news,) = boundary.hear()
+        return len(news.passes), len(boundary._passes)
+
+    assert together(2, work)[:2] == [(3, 0), (3, 0)]
+
+
 def test_a_follower_never_rests_by_itself() -> None:
     """It waits for rank 0 in the next meeting; were it to sleep, nobody would wake it."""
     follower = Boundary(lambda: 0.0, ThreadRank(Table(size=2), rank=1))
