@@ -16,6 +16,8 @@ __all__ = ["Opaque", "from_wire", "to_wire"]
 
 _CLASS: Final = "__class__"
 _BYTES: Final = "bytes"
+_OBJECT: Final = "object"
+_ITEMS: Final = "items"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +45,10 @@ def from_wire(data: bytes, classes: Iterable[type], opaque: Iterable[Opaque] = (
 
     def build(item: dict[str, Any]) -> object:
         item = {name: _frozen(value) for name, value in item.items()}
-        name = item.pop(_CLASS, None)
-        if name in unpack:
-            return unpack[name](b64decode(item[_BYTES]))
-        return item if name is None else known[name](**item)
+        name = item.pop(_CLASS)
+        if name == _OBJECT:
+            return dict(item[_ITEMS])
+        return unpack[name](b64decode(item[_BYTES])) if name in unpack else known[name](**item)
 
     return _frozen(json.loads(data, object_hook=build))
 
@@ -63,7 +65,8 @@ def _plain(value: object, opaque: tuple[Opaque, ...]) -> object:
     if isinstance(value, list | tuple):
         return [_plain(item, opaque) for item in value]
     if isinstance(value, dict):
-        return {name: _plain(item, opaque) for name, item in value.items()}
+        # Its keys are anybody's words: beside ours they could pass for ours.
+        return {_CLASS: _OBJECT, _ITEMS: [[name, _plain(item, opaque)] for name, item in value.items()]}
     return value
 
 

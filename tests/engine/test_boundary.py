@@ -232,6 +232,14 @@ def test_the_wire_keeps_every_bit(entries: tuple[LogEntry, ...], number: float, 
     assert from_wire(to_wire(news), _WIRE_CLASSES) == news
 
 
+@pytest.mark.parametrize("name", ["__class__", "bytes", "x"])
+def test_a_client_may_name_its_axes_as_it_likes(name: str) -> None:
+    """No name means anything to the wire."""
+    entry = LogEntry(entry="1-0", message=ControlInput(axes={name: 0.5, "y": -1.0}))
+    news = News(commands=(Feed(session=S1, epoch=1, entries=(entry,)),))
+    assert from_wire(to_wire(news), _WIRE_CLASSES) == news
+
+
 def test_a_checkpoint_travels_whole() -> None:
     """A session that is rebuilt is rebuilt on every rank."""
     bench = Bench()
