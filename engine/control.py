@@ -40,12 +40,12 @@ from scheduler.store import (
     AppliedRecord,
     CheckpointPointer,
     Checkpoints,
+    CheckpointsUnavailable,
     EngineUnknown,
     StaleEpoch,
     Store,
     StoreUnavailable,
 )
-from scheduler.store.checkpoints import CheckpointsUnavailable
 
 __all__ = ["Control"]
 

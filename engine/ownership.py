@@ -13,12 +13,12 @@ from scheduler.messages import EngineId, Phase, ReleaseSession, SessionId, Sessi
 from scheduler.store import (
     CheckpointPointer,
     CheckpointRefused,
+    CheckpointsUnavailable,
     EngineUnknown,
     SessionCopy,
     StaleEpoch,
     Store,
 )
-from scheduler.store.checkpoints import CheckpointsUnavailable
 
 __all__ = ["Ownership"]
 

@@ -15,6 +15,7 @@ from scheduler.store.engine import EngineStore
 from scheduler.store.errors import (
     BeyondGenerated,
     CheckpointRefused,
+    CheckpointsUnavailable,
     EngineGone,
     EngineUnknown,
     EventsLost,
@@ -54,6 +55,7 @@ __all__ = [
     "CheckpointPointer",
     "CheckpointRefused",
     "Checkpoints",
+    "CheckpointsUnavailable",
     "ClusterInfo",
     "EngineGone",
     "EngineUnknown",

@@ -21,19 +21,15 @@ from scheduler.address import is_redis_url
 from scheduler.messages import EngineId, SessionId
 from scheduler.store.connection import COMMAND_TIMEOUT_S, mapped_errors
 from scheduler.store.engine import EngineStore
-from scheduler.store.errors import StaleEpoch, StoreUnavailable
+from scheduler.store.errors import CheckpointsUnavailable, StaleEpoch, StoreUnavailable
 from scheduler.store.pools import make_pool
 from scheduler.store.values import CheckpointPointer
 
-__all__ = ["Checkpoints", "CheckpointsUnavailable", "open_checkpoints"]
+__all__ = ["Checkpoints", "open_checkpoints"]
 
 _OBJECT = re.compile(r"s_[0-9a-f]{16}:[0-9]{1,18}:[0-9]{1,18}")
 _SWEEP_INTERVAL_S = 60.0
 _MAX_CONNECTIONS = 16
-
-
-class CheckpointsUnavailable(StoreUnavailable):
-    """The second Redis or the directory can't be used just now; the control Redis answers."""
 
 
 class _Objects(Protocol):

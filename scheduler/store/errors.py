@@ -2,6 +2,7 @@
 
 StoreError
 ├── StoreUnavailable     Redis can't be reached, is loading, or did not answer in time: try again
+│   └── CheckpointsUnavailable  only where the bytes of checkpoints lie can't be used just now
 ├── StaleEpoch           the writer is no longer the session's owner: drop that session
 ├── StaleTerm            the writer is no longer the leader: stop acting
 ├── StaleController      a newer connection controls the session
@@ -30,6 +31,10 @@ class StoreError(Exception):
 
 class StoreUnavailable(StoreError):
     """Redis can't be reached, is loading its data, or did not answer in time. The write may have happened."""
+
+
+class CheckpointsUnavailable(StoreUnavailable):
+    """The second Redis or the directory of checkpoints can't be used just now; the control Redis answers."""
 
 
 class StaleEpoch(StoreError):

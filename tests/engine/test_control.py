@@ -47,13 +47,13 @@ from scheduler.messages import (
 from scheduler.store import (
     AppliedRecord,
     CheckpointPointer,
+    CheckpointsUnavailable,
     EngineGone,
     SessionCopy,
     Store,
     StoreUnavailable,
     open_checkpoints,
 )
-from scheduler.store.checkpoints import CheckpointsUnavailable
 from scheduler.store.values import SessionProgress
 from tests.engine.edges import S1, RecordedLink, made, until
 from tests.engine.process import config, place

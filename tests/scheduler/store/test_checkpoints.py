@@ -16,13 +16,13 @@ from scheduler.store import (
     CheckpointPointer,
     CheckpointRefused,
     Checkpoints,
+    CheckpointsUnavailable,
     StaleEpoch,
     Store,
     StoreUnavailable,
     open_checkpoints,
 )
 from scheduler.store import checkpoints as module
-from scheduler.store.checkpoints import CheckpointsUnavailable
 from tests.scheduler.conftest import E1, E2, S1, S2, RedisServer, create, placed, ready
 
 POINTER = CheckpointPointer(epoch=1, seq=4, last_applied="0-0", text="a red ball", seed=7, rev=2, size=3)
