@@ -128,9 +128,12 @@ class Places:
 
 
 def who_shares(address: str) -> str:
-    """The name under which an address has its bucket: of IPv6 the /64 that one customer gets."""
+    """The name under which an address has its bucket: of IPv6 the /64 that one customer gets.
+
+    Some proxies add the port, which is another with each connection: it does not count.
+    """
     try:
-        ip = ipaddress.ip_address(address)
+        ip = ipaddress.ip_address(_without_port(address))
     except ValueError:
         return address
     if isinstance(ip, ipaddress.IPv4Address) or ip.is_loopback:
@@ -138,6 +141,13 @@ def who_shares(address: str) -> str:
     if ip.ipv4_mapped is not None:
         return str(ip.ipv4_mapped)
     return f"{ipaddress.IPv6Address(int(ip) >> 64 << 64)}/64"
+
+
+def _without_port(address: str) -> str:
+    """Of 192.0.2.1:1234 and [2001:db8::1]:1234 the address."""
+    if address.startswith("["):
+        return address[1:].partition("]")[0]
+    return address.partition(":")[0] if address.count(":") == 1 else address
 
 
 class ControlMerger:

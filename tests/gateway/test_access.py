@@ -298,6 +298,9 @@ def test_addresses() -> None:
     assert limited.address_of(request("192.0.2.1", "10.0.0.1")) == "192.0.2.1"
     behind = access(trust_proxy=True)
     assert behind.address_of(request("127.0.0.1", "10.0.0.1, 198.51.100.7")) == "198.51.100.7"
+    for forwarded in ("198.51.100.7:50001", "10.0.0.1:2, 198.51.100.7:50002", "[::ffff:198.51.100.7]:50003"):
+        assert behind.address_of(request("127.0.0.1", forwarded)) == "198.51.100.7", "without the port"
+    assert behind.address_of(request("127.0.0.1", "[2001:db8:1:2:3::4]:50001")) == "2001:db8:1:2::/64"
     # Whoever has one IPv6 address has 2^64; a socket for both kinds shows IPv4 addresses as IPv6.
     assert limited.address_of(request("2001:db8:1:2:3::4", "")) == "2001:db8:1:2::/64"
     assert limited.address_of(request("::ffff:192.0.2.1", "")) == "192.0.2.1"
