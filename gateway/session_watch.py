@@ -233,7 +233,9 @@ class WatchRules(EntryRules):
                 self._tell_viewer(v, state, reason)
             case link.Closed(epoch=v.epoch, reason=reason):
                 self._end_viewing(v, reason)
-            case link.Moved() | link.Refused(id=None):
+            case link.Moved(epoch=epoch) if epoch < v.epoch:
+                pass  # to where it is now
+            case link.Moved() | link.Refused(is_watch=True):
                 self._stop_watching_at(v)
                 v.reload_ms = now_ms + RELOAD_MS  # unless an event is faster
             case _:

@@ -89,11 +89,29 @@ def test_a_viewer_follows_the_session() -> None:
 def test_a_refused_viewer_asks_again() -> None:
     """The engine does not have the session: the record is read after a pause."""
     machine = watching()
-    refused = link.Refused(session=S, epoch=0, code=ErrorCode.NO_SUCH_SESSION, message="not here")
+    refused = link.Refused(
+        session=S, epoch=0, code=ErrorCode.NO_SUCH_SESSION, message="not here", is_watch=True
+    )
     assert only(machine.receive_link(refused, 100), Unfollow)
     assert machine.deadline_ms() == 100 + RELOAD_MS
     call = only(machine.receive_tick(100 + RELOAD_MS), LoadSession)
     assert only(machine.receive_result(call, replace(PLACED, epoch=2), 0), Follow).engine == E1
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        link.Refused(session=S, epoch=1, code=ErrorCode.BAD_STATE, message="next_seq is too high"),
+        link.Moved(session=S, epoch=0, engine=E2, next_seq=1),
+    ],
+)
+def test_what_is_not_for_viewers_costs_them_nothing(reply: link.LinkReply) -> None:
+    """An attach at the same gateway that the engine refuses; a move of long ago, from an engine that has the
+    session again: no chunk is missed."""
+    machine = watching()
+    view(machine, 0)
+    assert machine.receive_link(reply, 100) == [] and machine.deadline_ms() is None
+    assert relayed(view(machine, 1)) == [(1, 0)]
 
 
 def test_a_viewer_that_leaves_before_it_was_let_in_is_answered() -> None:
