@@ -347,6 +347,8 @@ class ClientConnection:
             self._registered = session
             self._update_silence()
             self._announced_epoch = 0
+            if self.machine.stage is not Stage.STARTING:  # what was started before never had a chunk
+                self._started_s = None
             recorder = self._hub.recorder if session is not None and not self.machine.is_watching() else None
             self._take = recorder.begin(session) if recorder is not None and session is not None else None
         epoch = self.machine.controller_epoch

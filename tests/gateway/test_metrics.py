@@ -6,7 +6,7 @@ import pytest
 
 from gateway import protocol as wire
 from gateway.server import Gateway
-from scheduler.messages import SessionId, SessionState, StateChanged, Stats
+from scheduler.messages import SessionId, SessionState, StateChanged, Stats, Watch
 from tests.cluster import until
 from tests.gateway.gateway_fixtures import Client, World, begin, client_of
 from tests.gateway.scripted_engine import make_part
@@ -53,6 +53,22 @@ async def test_what_a_client_gets(world: World) -> None:
     assert found['gateway_chunk_latency_seconds_bucket{le="0.75"}'] == 1
     assert found["gateway_gap_chunks_total"] == 4
     assert found["gateway_dropped_parts_total"] == 1
+
+
+async def test_a_start_without_a_chunk_is_no_wait_for_one(world: World) -> None:
+    """Stopped in the queue; what its connection watches afterwards was started by somebody else."""
+    async with world.engine() as engine, world.gateway() as gateway:
+        async with client_of(gateway) as client, client_of(gateway) as other:
+            session = SessionId((await begin(client, engine)).session)
+            await start(other)
+            await other.send(wire.Stop(), wire.Watch(session=session, id="w"))
+            await other.expect(wire.Closed)
+            await engine.expect(Watch)
+            await engine.send_chunk(session, 0, parts=1)
+            await client.expect(wire.ChunkHeader)
+            await other.expect(wire.ChunkHeader, skip=(wire.Session, wire.Accepted))
+            found = await figures(gateway)
+    assert found["gateway_ttfc_seconds_count"] == 1, "of who started it"
 
 
 async def test_whether_players_play(world: World) -> None:
