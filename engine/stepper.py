@@ -137,7 +137,7 @@ class Stepper:
             return False
         if state.stage is Stage.CLEAN:
             state.stage, state.x = Stage.BOUNDARY, None
-            state.index += 1
+            state.index, state.step = state.index + 1, 0
             return False
         assert state.x is not None and state.stage is Stage.DENOISE
         spec, seed = self._model.spec, state.steering.seed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from engine.boundary import MAX_INBOX, InboxFull
 from engine.compute import RETRY_MEMORY_PASSES
 from engine.compute_messages import Drop, InputsTaken, PartMade
 from engine.cost_table import CostTable
+from engine.planner import Batch, ReadyRow
 from engine.session_state import Stage
 from scheduler.messages import ControlInput, PromptInput, ResetInput, Rung, SessionId
 from tests.engine.harness import BATCHING_COSTS, BATCHING_PAYS, Bench
@@ -300,6 +303,23 @@ def test_the_clean_pass_waits_for_frames_that_are_needed_earlier() -> None:
         bench.step(1)
     assert states[b].seq == 1, "the clean pass of one ran before the other's frames were there"
     bench.encoders.close()
+
+
+def test_the_planner_is_told_how_many_passes_a_chunk_takes() -> None:
+    """All of them before it is begun, too, whatever the chunk before it took."""
+    bench, told = Bench(), list[int]()
+    inner = bench.loop._plan
+
+    def watched(ready: Iterable[ReadyRow], costs: CostTable, now_ms: float) -> Batch:
+        batch = inner(ready, costs, now_ms)
+        told.extend(row.passes_left for row in batch.rows)
+        return batch
+
+    bench.loop._plan = watched
+    bench.chunks(bench.open("s_a"), 3)
+    spec = bench.model.spec
+    first, later = (list(range(len(sigmas), 0, -1)) for sigmas in (spec.first_sigmas, spec.sigmas))
+    assert told == [*first, later[0] + 1, *later, later[0] + 1, *later]
 
 
 def test_a_session_that_breaks_a_pass_is_closed_and_the_others_go_on() -> None:
