@@ -223,7 +223,7 @@ async def test_the_cluster_can_be_read(browser: Browser, theme: str) -> None:
         await wear(page, theme)
         await until(page, "document.querySelectorAll('.chip').length === 3")
         await page.click(".chip[data-state=active]")
-        await assert_clear(page, words={"hint", "status", "floor-title"}, controls={"theme"})
+        await assert_clear(page, words={"hint", "counts", "floor-title"}, controls={"theme"})
 
 
 @pytest.mark.parametrize("theme", THEMES)
