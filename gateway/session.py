@@ -338,7 +338,7 @@ class SessionMachine(WatchRules):
             case LoadSession(session=session) if self._viewer is not None and session == self._viewer.session:
                 assert result is None or isinstance(result, SessionRecord)
                 self._receive_watched(self._viewer, result, now_ms)
-            case _ if self._session is None or self._session.id != call.session:
+            case _ if self._session is None or not _is_of(self._session, call):
                 pass  # the session ended meanwhile
             case AppendInput():
                 assert isinstance(result, InputReceipt)
@@ -414,7 +414,7 @@ class SessionMachine(WatchRules):
                 self._viewer.reload_ms = now_ms + RELOAD_MS
                 return
         s = self._session
-        if s is None or s.id != call.session:
+        if s is None or not _is_of(s, call):
             return
         if failure.kind is FailureKind.TAKEN_OVER:
             self._lose_control()
@@ -441,6 +441,13 @@ class SessionMachine(WatchRules):
         code = ERROR_OF.get(failure.kind, ErrorCode.INTERNAL)
         for id in ids or (None,):
             self._error(code, failure.message, id=id, retry_after_ms=failure.retry_after_ms)
+
+
+def _is_of(s: Session, call: Call) -> bool:
+    """Was it made while this connection controlled `s`, and not before, when an attach to it was refused?"""
+    if isinstance(call, AppendInput | SetPaused | EndSession) and call.controller_epoch != s.controller_epoch:
+        return False
+    return call.session == s.id
 
 
 def _ids(id: str | None) -> tuple[str, ...]:

@@ -219,6 +219,8 @@ class FollowRules(SessionCore):
             self._error(ErrorCode.BAD_STATE, reply.message, id=id)
             if self._stage is Stage.STOPPING:
                 return  # its end is on its way to the store
+            for id in self._unanswered_ids():
+                self._error(ErrorCode.BAD_STATE, "the session was let go of before this was taken", id=id)
             self._drop_session(s)
             self._move(Cause.REFUSED)
             self._release_backlog(now_ms)

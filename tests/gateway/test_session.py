@@ -327,6 +327,32 @@ def test_attach_beyond_what_was_generated_is_an_error() -> None:
     assert only(outputs, Forget).close is None and machine.stage is Stage.FRESH
 
 
+@pytest.mark.parametrize(
+    "result",
+    [
+        Failure(kind=FailureKind.TAKEN_OVER, message="a newer connection controls the session"),
+        InputReceipt(entry="5-0", repeat=False, applied=None),
+    ],
+)
+def test_what_was_sent_behind_an_attach_that_is_refused_is_nothing_to_the_next(
+    result: Failure | InputReceipt,
+) -> None:
+    """It gets an error, and its late result neither takes the session away nor holds the next inputs up."""
+    machine, _ = attach(PLACED, replace(ATTACH, next_seq=7))
+    machine.receive_link_up(E1)
+    late = only(machine.receive_message(wire.Prompt(text="x", id="p"), 0), AppendInput)
+    refused = link.Refused(session=S, epoch=2, code=ErrorCode.BAD_STATE, message="too far")
+    outputs = machine.receive_link(refused, 0)
+    told = [(m.code, m.id) for m in sent(outputs) if isinstance(m, wire.Error)]
+    assert told == [(ErrorCode.BAD_STATE, "a"), (ErrorCode.BAD_STATE, "p")]
+
+    call = only(machine.receive_message(ATTACH, 0), TakeControl)
+    machine.receive_result(call, Taken(record=replace(PLACED, controller_epoch=3)), 0)
+    assert machine.receive_result(late, result, 0) == []
+    assert machine.stage is Stage.RUNNING
+    assert only(machine.receive_message(wire.Control(keys=("left",)), 0), AppendInput).controller_epoch == 3
+
+
 def test_an_attach_before_the_model_is_known_here_is_told_when_to_come_back() -> None:
     """A gateway that has just come up; the session lingers meanwhile."""
     machine, outputs = attach(replace(PLACED, model="later"))
