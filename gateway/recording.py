@@ -27,7 +27,8 @@ class Mp4Writer:
     """Writes chunks to `path` as they come; the file is complete after `close`. Needs at least one chunk.
 
     Presentation times are frame indices: exactly one sample per access unit. Chunks that are missing (a
-    `gap`) leave their time open: the picture before them stands still.
+    `gap`) leave their time open: the picture before them stands still. One that begins before the last has
+    ended is put right behind it: times are estimated if a session lost its engine and its gateway at once.
     """
 
     def __init__(self, path: Path, fps: int, *, index_first: bool = False) -> None:
@@ -37,6 +38,7 @@ class Mp4Writer:
         options = {"movflags": "+faststart"} if index_first else {}
         self._container: OutputContainer = av.open(str(path), "w", format="mp4", options=options)
         self._stream: VideoStream | None = None
+        self._last_seq = -1
         self._first_index = 0
         self._next_index = 0
 
@@ -49,15 +51,17 @@ class Mp4Writer:
         self.close()
 
     def add(self, chunk: Chunk) -> None:
-        """Append one chunk. Raises ValueError when it lies before the one written last."""
+        """Append one chunk. Raises ValueError when it does not come after the one written last."""
+        if chunk.seq <= self._last_seq:
+            raise ValueError(f"chunk {chunk.seq} comes after a later one")
         index = round(chunk.pts_ms * self._fps / 1000)
         if self._stream is None:
             self._stream = _add_stream(self._container, chunk.units[0], self._fps, chunk.codec)
             self._first_index = self._next_index = index
-        if index < self._next_index:
-            raise ValueError(f"chunk {chunk.seq} comes after a later one")
+        index = max(index, self._next_index)
         for offset, unit in enumerate(chunk.units):
             self._mux(unit, index + offset - self._first_index, is_key=offset == 0 or chunk.codec == "mjpeg")
+        self._last_seq = chunk.seq
         self._next_index = index + len(chunk.units)
         self.num_frames += len(chunk.units)
 

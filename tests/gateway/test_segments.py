@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -116,6 +117,18 @@ def test_missing_chunk_leaves_its_time_open(tmp_path: Path) -> None:
         writer.append(parts_of(seq))
     assert make_mp4(folder, path) == 2 * CHUNK_FRAMES
     assert [at for at, _ in numbers_in(path)] == [*range(12), *range(24, 36)]
+
+
+def test_chunks_that_overlap_are_put_one_behind_the_other(tmp_path: Path) -> None:
+    """Behind a short chunk an engine that took over estimated its times too early: no frame is lost."""
+    folder, path = tmp_path / NAMES[0], tmp_path / "out.mp4"
+    writer = SegmentWriter(folder, LIMIT)
+    writer.append(parts_of(0))
+    for seq in (1, 2):
+        early = [(replace(head, pts_ms=head.pts_ms - 3000 / FPS), data) for head, data in parts_of(seq)]
+        writer.append(early)
+    assert make_mp4(folder, path) == 3 * CHUNK_FRAMES
+    assert numbers_in(path) == [(n, n) for n in range(3 * CHUNK_FRAMES)]
 
 
 def test_nothing_recorded_makes_no_file(tmp_path: Path) -> None:
