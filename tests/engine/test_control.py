@@ -15,7 +15,7 @@ import pytest
 from engine.compute_messages import Command, Feed, InputsTaken, Open, Resided, Wish
 from engine.config import EngineConfig
 from engine.control import Control
-from engine.engine import model_info
+from engine.engine import EXIT_FAILED, EXIT_FENCED, _end_by, model_info
 from engine.host import Host
 from engine.lifecycle import LifeLimits
 from engine.link import Link
@@ -331,6 +331,19 @@ async def test_an_engine_declared_gone_learns_it_by_its_heartbeat(
             async with asyncio.timeout(20):
                 await world.tasks[0]
     assert any(isinstance(error, EngineGone) for error in world.errors)
+
+
+def test_an_engine_declared_gone_is_fenced_whoever_hears_it_first() -> None:
+    """An errand for a session as well as the heartbeat: only another error counts as a crash."""
+    ends: list[int] = []
+
+    def end(status: int) -> bool:
+        ends.append(status)
+        return True
+
+    for error in (EngineGone("declared gone"), RuntimeError("a fault")):
+        _end_by(error, "an errand failed", end)
+    assert ends == [EXIT_FENCED, EXIT_FAILED]
 
 
 async def test_a_lost_ownership_found_by_a_write_drops_the_session(world: World) -> None:
