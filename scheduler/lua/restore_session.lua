@@ -28,6 +28,7 @@ if s and s.epoch == epoch then
   return 1
 end
 
+-- Of gateways the engine knows only the first: whoever is lost with that one would be the wrong session.
 local now, record = now_ms(), {}
 for i = 8, #ARGV, 2 do
   record[ARGV[i]] = ARGV[i + 1]
@@ -42,7 +43,7 @@ if s then
 end
 redis.call('HSET', KEYS[1], 'phase', 'placed', 'opened', 1, 'reason', '', 'queue_order', 0, 'active_ms', now,
   'placed_ms', now, 'metered_ms', now, unpack(ARGV, 8))
-redis.call('HSET', KEYS[1], 'controller_epoch', controller_epoch,
+redis.call('HSET', KEYS[1], 'controller_epoch', controller_epoch, 'gateway', s and s.gateway or '',
   'left_ms', ARGV[4] == '' and '' or string.format('%.0f', now - ARGV[4]))
 redis.call('ZADD', key('sessions'), record.created_ms, session)
 count_for_subject(session, record.subject or '', ARGV[4] == '')

@@ -394,7 +394,8 @@ async def test_a_placement_that_redis_lost_is_written_again(world: World) -> Non
     await world.event(SessionOpened)
     key = world.store._key
     await world.store._redis.client.hset(
-        key("session", S1), mapping={"epoch": 0, "engine": "", "phase": "queued", "queue_order": 1}
+        key("session", S1),
+        mapping={"epoch": 0, "engine": "", "phase": "queued", "queue_order": 1, "gateway": "g_later"},
     )
     await world.store._redis.client.zadd(key("queue", "shapes"), {S1: 1})
     world.host.receive_event(made(0))
@@ -402,7 +403,7 @@ async def test_a_placement_that_redis_lost_is_written_again(world: World) -> Non
         while (await world.record()).phase is not Phase.PLACED:  # noqa: ASYNC110 - no event tells when
             await asyncio.sleep(0.02)
     record = await world.record()
-    assert (record.engine, record.epoch, record.next_seq) == (E1, 1, 1)
+    assert (record.engine, record.epoch, record.next_seq, record.gateway) == (E1, 1, 1, "g_later")
     assert await world.store.queue_position(S1) is None
     assert S1 in world.host.sessions
 
@@ -442,9 +443,11 @@ async def test_redis_that_comes_back_empty_gets_everything_again(world: World) -
             await asyncio.sleep(0.02)
     after = await world.record()
     # Progress that the engine may or may not have published before; afterwards it has.
+    # The engine knows only the first gateway that controlled it.
     changing = {"active_ms": 0, "slack_ms": 0, "rev": 0, "next_seq": 1, "next_frame": 12, "last_applied": ""}
+    changing["gateway"] = None  # type: ignore[assignment]
     assert replace(after, **changing) == replace(before, **changing)  # type: ignore[arg-type]
-    assert (after.next_seq, after.last_applied) == (1, receipt.entry)
+    assert (after.next_seq, after.last_applied, after.gateway) == (1, receipt.entry, None)
     assert await store.applied_history(S1) == history
     assert await store.checkpoint_pointer(S1) == pointer
     assert await store.checkpoint_data(pointer.object_name(S1)) == b"ab"
