@@ -49,6 +49,7 @@ from engine.compute_messages import (
 from engine.cost_table import CostTable
 from engine.costs import rehearse
 from engine.credit import dry_ms, start_ms
+from engine.device_check import DeviceLost, check_device
 from engine.encoder import EncodedPart, Encoders, Encoding, SessionEncoder
 from engine.kv_pool import SlabPool
 from engine.models.base import AttentionBackend, CausalVideoModel
@@ -459,6 +460,7 @@ class ComputeLoop:
             if resident.sending == state.seq:
                 self._send(resident, frames)
         except Exception as exc:  # the other ranks hear of it at the next boundary, as we do
+            check_device(self._model.device, exc)
             self._report_failure(state, exc)
             self._boundary.post(Drop(session=state.session, epoch=state.epoch))
 
@@ -508,6 +510,11 @@ class ComputeLoop:
 
         def on_error(exc: Exception) -> None:
             _log.error("session %s: encoding failed", template.session, exc_info=exc)
+            try:
+                check_device(self._model.device, exc)  # it may encode as well
+            except DeviceLost as lost:
+                self._emit(ComputeDied(error=lost))
+                return
             self._emit(SessionFailed(session=template.session, epoch=template.epoch, message=FAILURE_MESSAGE))
 
         encoded = Encoded(session=state.session, epoch=state.epoch, seq=state.seq)
@@ -523,12 +530,17 @@ class ComputeLoop:
         )
 
     def _guarded(self, state: SessionState, action: Callable[[], None]) -> bool:
-        """Do it; an error closes this session and nothing else. Raises RanksLost: no session is to blame."""
+        """Do it; an error closes this session and nothing else.
+
+        Raises:
+            RanksLost, DeviceLost: no session is to blame.
+        """
         try:
             action()
-        except RanksLost:
+        except (RanksLost, DeviceLost):
             raise
         except Exception as exc:
+            check_device(self._model.device, exc)
             self._fail(state, exc)
             return False
         return True

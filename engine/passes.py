@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from engine.device_check import check_device
 from engine.kv_pool import SlabPool
 from engine.models.base import AttentionBackend, CausalVideoModel, PassBatch, PassRow, TokenExchange
 from engine.models.pool_attention import GRAPH, SLICES, ChosenAttention
@@ -85,6 +86,7 @@ class Passes:
 
         Raises:
             RanksLost: another rank is gone.
+            DeviceLost: the device is.
         """
         # By slot: neighbours in the pool can be read in place.
         order = sorted(range(len(states)), key=lambda index: states[index].slot)
@@ -99,6 +101,7 @@ class Passes:
 
         Raises:
             RanksLost: another rank is gone.
+            DeviceLost: the device is.
         """
         verdict, velocity = Verdict.DONE, None
         error: Exception | None = None
@@ -118,6 +121,7 @@ class Passes:
         except (MemoryError, torch.OutOfMemoryError) as exc:
             verdict, error = Verdict.NO_MEMORY, exc
         except Exception as exc:  # whatever a model raises must not end the engine
+            check_device(self._model.device, exc)
             verdict, error = Verdict.FAILED, exc
         if error is not None and verdict is Verdict.NO_MEMORY:
             error.__traceback__ = None  # it holds the tensors of the pass
