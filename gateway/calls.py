@@ -55,6 +55,9 @@ MAX_FORGETS = 10_000
 wait, once this gateway ends."""
 
 
+CarryOut = Callable[[Call, asyncio.Event], Awaitable[None]]
+
+
 async def perform(store: Store, gateway: GatewayId, queue_limit: int, call: Call) -> object:
     """One attempt. Returns the value or a Failure. Raises StoreUnavailable."""
     try:
@@ -171,24 +174,25 @@ class Lane:
     """Calls that are carried out one after the other. The machine bounds how many there are."""
 
     def __init__(self) -> None:
-        self._calls: deque[Call] = deque()
+        self._calls: deque[tuple[Call, asyncio.Event]] = deque()
         self.task: asyncio.Task[None] | None = None
 
-    def push(self, call: Call, carry_out: Callable[[Call], Awaitable[None]]) -> None:
-        """Add a call, which `carry_out`, always the same, gets in a task."""
-        self._calls.append(call)
+    def push(self, call: Call, over: asyncio.Event, carry_out: CarryOut) -> None:
+        """Add a call, which `carry_out`, always the same, gets in a task. `over`: set once it is in vain."""
+        self._calls.append((call, over))
         if self.task is None or self.task.done():
             self.task = asyncio.get_running_loop().create_task(self._run(carry_out))
 
-    async def _run(self, carry_out: Callable[[Call], Awaitable[None]]) -> None:
+    async def _run(self, carry_out: CarryOut) -> None:
         while self._calls:
-            await carry_out(self._calls.popleft())
+            await carry_out(*self._calls.popleft())
 
 
 class CallQueue:
     """The calls of one connection. Starts and inputs keep their order, and so does everything else.
 
     The two don't wait for each other: a session is paused, ended and read while a prompt is being judged.
+    Nor does a start or an attach wait for what was asked of the session before, which is over.
     Nothing here holds whose calls they are longer than they last: an ended connection is no cycle.
     """
 
@@ -206,7 +210,9 @@ class CallQueue:
         self._queue_limit = queue_limit
         self._hook = hook
         self._faults = faults
-        self._closing = asyncio.Event()
+        self._is_finished = False
+        self._over = asyncio.Event()
+        """Of the calls since the newest start or attach: set when nobody waits for them any more."""
         self._inputs, self._others = Lane(), Lane()
 
     @property
@@ -217,31 +223,39 @@ class CallQueue:
     def push(self, call: Call, on_result: Callable[[Call, object], None]) -> None:
         """Add a call; its result is delivered from a task of its own, to the same `on_result` for all."""
         lane = self._inputs if isinstance(call, CreateSession | AppendInput) else self._others
-        lane.push(call, partial(self._carry_out, on_result))
+        if isinstance(call, CreateSession | TakeControl) and not self._is_finished:
+            self._over.set()
+            self._over = asyncio.Event()
+        lane.push(call, self._over, partial(self._carry_out, on_result))
 
-    async def _carry_out(self, on_result: Callable[[Call, object], None], call: Call) -> None:
-        on_result(call, await self._call(call))
+    async def _carry_out(
+        self, on_result: Callable[[Call, object], None], call: Call, over: asyncio.Event
+    ) -> None:
+        on_result(call, await self._call(call, over))
 
     def finish(self) -> None:
         """The client is gone: try what waits once more, but wait for nothing."""
-        self._closing.set()
+        self._is_finished = True
+        self._over.set()
 
-    async def _judge(self, hook: PromptHook, call: Call) -> Failure | None:
-        """What the hook says, or UNJUDGED as soon as the client is gone."""
+    async def _judge(self, hook: PromptHook, call: Call, over: asyncio.Event) -> Failure | None:
+        """What the hook says, or UNJUDGED as soon as nobody waits for it."""
         if not has_prompt(call):
             return None
         loop = asyncio.get_running_loop()
         judging = loop.create_task(hook.judge(call))
-        closing = loop.create_task(self._closing.wait())
+        ending = loop.create_task(over.wait())
         try:
-            await asyncio.wait((judging, closing), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((judging, ending), return_when=asyncio.FIRST_COMPLETED)
             return judging.result() if judging.done() else UNJUDGED
         finally:  # and not waited for: somebody else's code may take its time
             judging.cancel()
-            closing.cancel()
+            ending.cancel()
 
-    async def _call(self, call: Call) -> object:
-        if self._hook is not None and (refusal := await self._judge(self._hook, call)) is not None:
+    async def _call(self, call: Call, over: asyncio.Event) -> object:
+        if over.is_set() and not self._is_finished:
+            return Failure(kind=FailureKind.UNAVAILABLE, message="its session is over")
+        if self._hook is not None and (refusal := await self._judge(self._hook, call, over)) is not None:
             return refusal
         backoff_s, missing_s = FIRST_BACKOFF_S, None
         now_s = asyncio.get_running_loop().time
@@ -252,17 +266,17 @@ class CallQueue:
                 missing_s = now_s() if missing_s is None else missing_s
                 # In its place, so that the order of inputs stays: the owner writes the session again soon.
                 is_final = not is_missing or now_s() - missing_s > LOST_AFTER_MS / 1000
-                if is_final or isinstance(call, CreateSession | TakeControl) or self._closing.is_set():
+                if is_final or isinstance(call, CreateSession | TakeControl) or over.is_set():
                     return result
             except StoreUnavailable as exc:
                 missing_s = None
-                if isinstance(call, CreateSession | TakeControl) or self._closing.is_set():
+                if isinstance(call, CreateSession | TakeControl) or over.is_set():
                     return _to_failure(exc)
             except Exception as exc:
                 self._faults.note("call", f"{call.session}: {type(call).__name__} failed", exc)
                 return Failure(kind=FailureKind.INTERNAL, message=INTERNAL)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), backoff_s)
+                await asyncio.wait_for(over.wait(), backoff_s)
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
 
 

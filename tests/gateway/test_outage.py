@@ -6,10 +6,12 @@ import pytest
 
 from gateway import protocol as wire
 from gateway.session import MAX_HELD_INPUTS
-from scheduler.messages import ErrorCode, Pause, PromptInput, SessionId, Stop
+from scheduler.messages import Closed, ErrorCode, Pause, PromptInput, SessionId, Stop
 from scheduler.store import Store
 from tests.gateway.gateway_fixtures import Client, World, begin, client_of, make_world
 from tests.scheduler.conftest import RedisServer, forget_everything, own_redis  # noqa: F401 - fixture
+
+ATTACH = wire.Attach(session="s_0123456789abcdef", resume="secret", next_seq=0, id="n")
 
 
 @pytest.fixture
@@ -65,6 +67,30 @@ async def test_a_redis_outage(frail_world: World, own_redis: RedisServer) -> Non
             await client.send(wire.Stop())
             await engine.expect(Stop)
             own_redis.start()
+
+
+@pytest.mark.parametrize("entry", [wire.Start(prompt="new", id="n"), ATTACH])
+async def test_what_waits_of_a_session_that_ended_holds_up_no_other(
+    frail_world: World,
+    own_redis: RedisServer,  # noqa: F811
+    entry: wire.Start | wire.Attach,
+) -> None:
+    """Its prompt and its pause wait for Redis as it is stopped: a start, or an attach, on the same connection
+    is told at once that Redis is away."""
+    world = frail_world
+    async with world.engine() as engine, world.gateway() as gateway, client_of(gateway) as client:
+        id = SessionId((await begin(client, engine)).session)
+        own_redis.kill()
+        await client.send(wire.Prompt(text="waits", id="p"), wire.Pause(), wire.Stop())
+        for kind in (Pause, Stop):
+            await engine.expect(kind)
+        await engine.say(Closed(session=id, epoch=1, reason="stopped"))
+        assert (await client.expect(wire.Error)).id == "p"
+        await client.expect(wire.Closed)
+        await client.send(entry)
+        error = await client.expect(wire.Error)
+        assert (error.code, error.id) == (ErrorCode.UNAVAILABLE, "n")
+        own_redis.start()
 
 
 async def test_a_waiting_session_outlives_the_loss_of_everything(world: World) -> None:
