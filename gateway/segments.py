@@ -94,8 +94,7 @@ class SegmentWriter:
         # Opened each time: nothing is held for sessions that rest, and the folder may be swept meanwhile.
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path, self._path = self._path, None  # a file that ends with half a chunk is not added to
-        with path.open("ab") as file:
-            file.write(data)
+        _append(path, data)
         self._path = path
         self._size += len(data)
         self._next_seq = seq + 1
@@ -111,6 +110,25 @@ class SegmentWriter:
             excess -= size
         self._path = self._folder / f"{seq:016d}-{secrets.token_hex(4)}{SUFFIX}"
         self._size = 0
+
+
+def _append(path: Path, data: bytes) -> None:
+    """All or nothing, as far as the disk lets us: a full one must not get a file more with each chunk.
+
+    Raises OSError.
+    """
+    size: int | None = None
+    try:
+        with path.open("ab") as file:
+            size = file.tell()
+            file.write(data)
+    except OSError:
+        with contextlib.suppress(OSError):
+            if size:
+                os.truncate(path, size)
+            elif size == 0:
+                path.unlink()
+        raise
 
 
 def read_chunks(folder: Path) -> Iterator[Chunk]:

@@ -93,8 +93,27 @@ def test_nothing_is_added_behind_what_the_disk_did_not_take(tmp_path: Path) -> N
             writer.append(parts_of(1, encoder))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert size_of(folder) == written
     writer.append(parts_of(2, encoder))
     assert [chunk.seq for chunk in read_chunks(folder)] == [0, 2]
+
+
+def test_a_full_disk_does_not_fill_with_files(tmp_path: Path) -> None:
+    """Each chunk begins a segment behind one that is missing; of those that fail nothing stays."""
+    folder = tmp_path / NAMES[0]
+    writer = SegmentWriter(folder, LIMIT)
+    writer.append(parts_of(0))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        for seq in range(1, 4):
+            with pytest.raises(OSError, match="File too large"):
+                writer.append(parts_of(seq))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(list(folder.iterdir())) == 1
+    writer.append(parts_of(4))
+    assert [chunk.seq for chunk in read_chunks(folder)] == [0, 4]
 
 
 def test_half_a_record_is_not_there(tmp_path: Path) -> None:
