@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -217,6 +218,26 @@ async def test_redis_comes_back_empty(victim: Cluster) -> None:
                 await viewer.take(1)
             assert (viewer.taken[-1].rev, len({chunk.engine for chunk in viewer.taken})) == (1, 1)
             assert sessions[viewer.session.info.session]["epoch"] == 1
+
+
+async def test_redis_comes_back_older(victim: Cluster) -> None:
+    """As from a replica that was cut off for a while, its term as it was: an engine that has come since, of
+    which it knows nothing, is not ended, the one that went is not started again, and the session goes on."""
+    data, older = victim.dir / "redis", victim.dir / "redis.older"
+    async with watching(victim.url) as viewer:
+        (first,) = await viewer.take(1)
+        (spare,) = set(victim.engines()) - {first.engine}
+        shutil.copytree(data, older, ignore=shutil.ignore_patterns("*.sock"))
+        await replaced(victim, spare, await killed(victim, f"engine-{spare}"))
+        for path in filter(Path.is_file, older.rglob("*")):
+            path.replace(data / path.relative_to(older))  # what the server still writes is in none of them
+        before = await killed(victim, "redis")
+        await back(victim, "redis", before)
+        async with watching(victim.url, "a red star", seed=3) as another:  # the leader has decided
+            await asyncio.gather(viewer.take(2), another.take(2))
+        await until(lambda: {f"engine-{id}" for id in victim.engines()} == victim.pids("engine-").keys())
+        assert victim.pids("engine-") == {n: pid for n, pid in before.items() if n.startswith("engine-")}
+        assert {chunk.engine for chunk in viewer.taken} == {first.engine}
 
 
 async def test_engine_killed(victim: Cluster) -> None:
