@@ -223,8 +223,7 @@ class SessionMachine(WatchRules):
     def _append(self, s: Session, message: link.Input, ids: tuple[str, ...]) -> None:
         if s.held_inputs >= MAX_HELD_INPUTS:
             for id in ids or (None,):
-                text = f"{MAX_HELD_INPUTS} inputs wait already; try again later"
-                self._error(ErrorCode.UNAVAILABLE, text, id=id, retry_after_ms=RETRY_AFTER_MS)
+                self._refuse_input(id)
             return
         s.held_inputs += 1
         s.held_ids.extend(ids)
@@ -237,6 +236,10 @@ class SessionMachine(WatchRules):
                 copy=self._copy(s),
             )
         )
+
+    def _refuse_input(self, id: str | None) -> None:
+        text = f"{MAX_HELD_INPUTS} inputs wait already; try again later"
+        self._error(ErrorCode.UNAVAILABLE, text, id=id, retry_after_ms=RETRY_AFTER_MS)
 
     def _receive_control(self, s: Session, message: wire.Control, now_ms: float) -> None:
         if not s.info.controls:
@@ -280,6 +283,10 @@ class SessionMachine(WatchRules):
         if id is not None and id in s.pause_ids:
             self._accept(id)
             return
+        waiting = len(s.next_pause.answers) if s.next_pause is not None else 0
+        if id is not None and waiting >= MAX_HELD_INPUTS and not s.flow.is_flowing():
+            self._refuse_input(id)
+            return
         s.pause_ids.extend(_ids(id))
         if s.flow.is_flowing():
             kind = link.Pause if paused else link.Resume
@@ -302,7 +309,7 @@ class SessionMachine(WatchRules):
             controller_epoch=s.controller_epoch,
             paused=paused,
             ids=ids[-MAX_HELD_INPUTS:],
-            answers=answers[-MAX_HELD_INPUTS:],
+            answers=answers,
             copy=self._copy(s),
         )
         if s.pause_call is None:

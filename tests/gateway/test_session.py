@@ -594,6 +594,21 @@ def test_a_pause_while_queued_is_recorded_and_told_to_the_engine_later() -> None
     assert asked == [link.Pause(session=S, controller_epoch=1)]
 
 
+def test_every_pause_is_answered_while_redis_is_away() -> None:
+    """More than may wait are refused, and may come again; none is forgotten."""
+    machine = queued()
+    first = only(machine.receive_message(wire.Pause(id="0"), 0), SetPaused)
+    for n in range(1, MAX_HELD_INPUTS + 1):
+        assert machine.receive_message(wire.Pause(id=str(n)), 0) == []
+    error = error_of(machine.receive_message(wire.Resume(id="late"), 0))
+    assert (error.code, error.id) == (ErrorCode.UNAVAILABLE, "late")
+    merged = only(machine.receive_result(first, None, 0), SetPaused)
+    assert merged.paused
+    answers = sent(machine.receive_result(merged, None, 0))
+    assert answers == [wire.Accepted(id=str(n)) for n in range(1, MAX_HELD_INPUTS + 1)]
+    assert not only(machine.receive_message(wire.Resume(id="late"), 0), SetPaused).paused
+
+
 def test_a_pause_that_was_on_a_broken_link_is_asked_again() -> None:
     """The engine lives on and may not have heard of it."""
     machine = flowing()
