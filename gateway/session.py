@@ -49,7 +49,7 @@ from gateway.steps import (
 )
 from scheduler import messages as link
 from scheduler.messages import ErrorCode, Phase, SessionRecord
-from scheduler.store.values import InputReceipt
+from scheduler.store.values import InputReceipt, QueuedCopy
 
 __all__ = ["Draw", "SessionMachine", "Stage", "hash_resume"]
 
@@ -363,7 +363,7 @@ class SessionMachine(WatchRules):
 
     def _receive_receipt(self, s: Session, call: AppendInput, receipt: InputReceipt, now_ms: float) -> None:
         self._unhold(s, call)
-        if (copy := self._copy(s)) is not None and not receipt.repeat:
+        if (copy := self._copy(s)) is not None and self._is_news(s, copy, call, receipt):
             copy.inputs.append((receipt.entry, call.message))
             del copy.inputs[:-MAX_COPIED_INPUTS]
         for id in call.ids:
@@ -373,6 +373,14 @@ class SessionMachine(WatchRules):
             s.told_applied.append(answer)
             self._send(answer)
         self._append_controls(s, now_ms)
+
+    @staticmethod
+    def _is_news(s: Session, copy: QueuedCopy, call: AppendInput, receipt: InputReceipt) -> bool:
+        """Is it not in the copy yet? A repeat may be our own, because the first answer was lost."""
+        if not receipt.repeat:
+            return True
+        known = any(entry == receipt.entry for entry, _ in copy.inputs)
+        return not known and call.message.id != s.start_id
 
     @staticmethod
     def _unhold(s: Session, call: AppendInput) -> None:

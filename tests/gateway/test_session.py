@@ -817,6 +817,19 @@ def test_a_session_that_waits_is_written_again_by_its_gateway() -> None:
     assert only(machine.receive_events_lost(), LoadSession).copy is None
 
 
+def test_what_is_accepted_only_as_a_repeat_is_written_again_too() -> None:
+    """The answer to the first append was lost with its connection. Once; the start's own prompt is there."""
+    machine = queued(start_id="s")
+    prompt = wire.Prompt(text="next", id="p")
+    receipt = InputReceipt(entry="5-0", repeat=True, applied=None)
+    for message, entry in ((wire.Start(prompt="x", id="s"), "1-0"), (prompt, "5-0"), (prompt, "5-0")):
+        append = only(machine.receive_message(message, 0), AppendInput)
+        machine.receive_result(append, replace(receipt, entry=entry), 0)
+    load = only(machine.receive_events_lost(), LoadSession)
+    assert load.copy is not None
+    assert load.copy.inputs == [("5-0", link.PromptInput(text="next", id="p"))]
+
+
 def test_missed_events_may_hide_a_takeover() -> None:
     """The record names a higher controller_epoch."""
     machine = flowing()
