@@ -281,6 +281,8 @@ class SessionMachine(WatchRules):
 
     def _set_paused(self, s: Session, paused: bool, id: str | None) -> None:
         if id is not None and id in s.pause_ids:
+            if paused == s.is_paused:  # no second effect; the first may have been lost with a gateway
+                self._ask_paused(s, paused, None)
             self._accept(id)
             return
         waiting = len(s.next_pause.answers) if s.next_pause is not None else 0
@@ -288,15 +290,20 @@ class SessionMachine(WatchRules):
             self._refuse_input(id)
             return
         s.pause_ids.extend(_ids(id))
-        if s.flow.is_flowing():
-            kind = link.Pause if paused else link.Resume
-            s.asked_pause = paused
-            s.asked_pause_ids.extend(_ids(id))
-            self._ask(kind(session=s.id, controller_epoch=s.controller_epoch, id=id))
-            self._record_paused(s, paused, _ids(id), ())
-        else:
+        s.is_paused = paused
+        is_asked = self._ask_paused(s, paused, id)
+        self._record_paused(s, paused, _ids(id), () if is_asked else _ids(id))
+
+    def _ask_paused(self, s: Session, paused: bool, id: str | None) -> bool:
+        """Tell the engine, which answers. False: none listens, the next one is told."""
+        if not s.flow.is_flowing():
             s.pause_wish = paused
-            self._record_paused(s, paused, _ids(id), _ids(id))
+            return False
+        kind = link.Pause if paused else link.Resume
+        s.asked_pause = paused
+        s.asked_pause_ids.extend(_ids(id))
+        self._ask(kind(session=s.id, controller_epoch=s.controller_epoch, id=id))
+        return True
 
     def _record_paused(
         self, s: Session, paused: bool, ids: tuple[str, ...], answers: tuple[str, ...]

@@ -154,6 +154,8 @@ class Session:
     """Message ids of what was asked and not answered."""
     pause_ids: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_REMEMBERED_IDS))
     """Ids of the session's pauses and resumes: a repeat has no second effect."""
+    is_paused: bool = False
+    """By the newest pause or resume, of this connection or in the record that an attach found."""
     queue_reason: str | None = None
     is_loading: bool = False
     has_news: bool = False

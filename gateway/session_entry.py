@@ -200,6 +200,7 @@ class EntryRules(FollowRules):
             controller_epoch=record.controller_epoch,
             controls=ControlMerger(),
             attach=attach,
+            is_paused=record.paused,
             told_applied=deque(maxlen=MAX_TOLD_APPLIED),
         )
         s.pause_ids.extend(pause_ids)

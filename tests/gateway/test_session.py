@@ -578,6 +578,22 @@ def test_a_pause_of_an_earlier_connection_is_not_repeated() -> None:
     assert isinstance(only(machine.receive_message(wire.Pause(id="q"), 0), Ask).request, link.Pause)
 
 
+def test_a_pause_that_was_lost_with_a_gateway_is_asked_again() -> None:
+    """Redis has it, so its repeat after an attach is known; the engine may never have heard of it."""
+    for is_flowing in (True, False):
+        machine, _ = attach(replace(PLACED, paused=True), pause_ids=("r", "p"))
+        machine.receive_link_up(E1)
+        if is_flowing:
+            machine.receive_link(subscribed(2, 3), 0)
+        outputs = machine.receive_message(wire.Pause(id="p"), 0)
+        assert sent(outputs) == [wire.Accepted(id="p")]
+        assert not any(isinstance(output, SetPaused) for output in outputs)
+        if not is_flowing:
+            outputs = machine.receive_link(subscribed(2, 3), 0)
+        assert only(outputs, Ask).request == link.Pause(session=S, controller_epoch=2)
+        assert sent(machine.receive_message(wire.Resume(id="r"), 0)) == [wire.Accepted(id="r")]
+
+
 def test_a_pause_while_queued_is_recorded_and_told_to_the_engine_later() -> None:
     """Calls are merged while one is under way, and every id is answered."""
     machine = queued()
