@@ -96,7 +96,7 @@ async def test_ends_do_not_wait_for_the_hook(world: World, who_ends: str) -> Non
 
 
 async def test_pause_and_stop_do_not_wait_for_the_hook(world: World) -> None:
-    """Of a session that waits for an engine; inputs keep their order."""
+    """Of a session that waits for an engine; inputs keep their order. Nor does the next start."""
     async with world.engine(), world.gateway(**HANGING) as gateway, client_of(gateway) as client:
         await client.send(wire.Start(prompt="a dog"))
         session = SessionId((await client.expect(wire.Session)).session)
@@ -110,6 +110,8 @@ async def test_pause_and_stop_do_not_wait_for_the_hook(world: World) -> None:
             error = await client.expect(wire.Error)
             assert (error.code, error.id) == (ErrorCode.BAD_STATE, id)
         assert (await client.expect(wire.Closed)).reason == "stopped"
+        await client.send(wire.Start(prompt="a dog"))
+        await client.expect(wire.Session)
 
 
 async def test_a_stop_drops_what_redis_does_not_answer() -> None:
