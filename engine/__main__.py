@@ -34,8 +34,8 @@ from scheduler.store import StoreError  # noqa: E402
 CONFIG_VARIABLE = "TURBOSERVE_ENGINE_CONFIG"
 EXIT_BAD_CONFIG = 2
 START_TIMEOUT_S = 3_600.0
-"""For ranks that load at different speeds. A start that hangs is ended by the leader (`start_timeout_ms`), a rank
-that dies closes its connections."""
+"""For ranks that load at different speeds. The leader ends a start that hangs (`start_timeout_ms`), and a
+rank that dies closes its connections."""
 
 
 def main() -> int:
