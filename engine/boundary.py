@@ -199,13 +199,13 @@ class Boundary:
 
     def _collect(self) -> News:
         self._wake.clear()  # before reading: what comes later sets it again
-        wishes: list[WishOf] = []
-        while self._wishes:  # item by item: others write meanwhile
-            (session, epoch), wish = self._wishes.popitem()
-            wishes.append(WishOf(session=session, epoch=epoch, wish=wish))
         commands: list[Command] = []
         while self._inbox:
             commands.append(self._inbox.popleft())
+        wishes: list[WishOf] = []  # after the commands: no Drop may be heard before a wish that came first
+        while self._wishes:  # item by item: others write meanwhile
+            (session, epoch), wish = self._wishes.popitem()
+            wishes.append(WishOf(session=session, epoch=epoch, wish=wish))
         passes, self._passes = tuple(self._passes), []
         decodes, self._decodes_ms = tuple(self._decodes_ms), []
         return News(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -123,6 +124,25 @@ def test_alone_everything_said_before_the_boundary_is_heard_at_it() -> None:
     assert news.commands == (Drop(session=S1, epoch=1),)
     assert [item.wish.since_ms for item in news.wishes] == [2.0]
     assert news.passes == (PassTime(rows=2, kv_frames=3, ms=4.0),) and boundary.stopping
+
+
+def test_a_wish_is_heard_no_later_than_the_drop_that_follows_it() -> None:
+    """Also when both come while the boundary listens. Or it would be kept for ever."""
+    boundary, came = Boundary(lambda: 0.0), list[None]()
+
+    class Inbox(deque[Command]):
+        def __len__(self) -> int:
+            if not came:
+                came.append(None)
+                boundary.wish(S1, 1, Wish(running=True, since_ms=1.0, player=PLAYER))
+                boundary.submit(Drop(session=S1, epoch=1))
+            return super().__len__()
+
+    boundary._inbox = Inbox()
+    news = [*boundary.hear(), *boundary.hear()]
+    (dropped,) = [at for at, item in enumerate(news) if item.commands]
+    (wished,) = [at for at, item in enumerate(news) if item.wishes]
+    assert wished <= dropped
 
 
 def test_all_ranks_hear_what_rank_0_was_told_and_read_its_clock() -> None:
