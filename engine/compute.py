@@ -408,12 +408,14 @@ class ComputeLoop:
         self._stepper.prepare_rebuild(state)
         (outcome,) = self._passes.run([state]).outcomes
         self.num_passes += 1
-        if isinstance(outcome, PassFailed) and outcome.verdict is Verdict.NO_MEMORY and state.is_refreshing:
-            _log.warning(
-                "session %s: no memory to write its window again, it goes on as it is", state.session
-            )
-            self._stepper.skip_rebuild(state)
-            return
+        if isinstance(outcome, PassFailed) and outcome.verdict is Verdict.NO_MEMORY:
+            if state.is_refreshing:
+                _log.warning("session %s: no memory to write its window again", state.session)
+                self._stepper.skip_rebuild(state)
+                return
+            if self._stepper.split_rebuild(state):
+                _log.warning("session %s: no memory to write its window in one pass", state.session)
+                return
         if isinstance(outcome, Exception):
             raise outcome
         self._stepper.advance(state, outcome)

@@ -21,7 +21,7 @@ from engine.models.upload import upload
 from engine.ring import plan_anchor, plan_recache
 from engine.sampler import denoise, initial_latents, sigmas_for
 from engine.session_state import ChunkWork, PromptBlend, SessionState, Stage, rebuilt_chunks
-from engine.state_io import finish_rebuild, import_state, remember_chunk
+from engine.state_io import begin_rebuild, finish_rebuild, import_state, remember_chunk
 from engine.steering import Blend, Changes, LogEntry, fold, held_in_frames
 from scheduler.messages import ControlInput
 
@@ -153,6 +153,19 @@ class Stepper:
         """Leave the window of the chunk in work as it is: there was no memory to write it again."""
         state.rebuild.clear()
         self._finish_rebuild(state)
+
+    def split_rebuild(self, state: SessionState) -> bool:
+        """There was no memory to write chunks of the lost window in one pass, as it was written: begin again,
+        with each of them alone. False: it was one."""
+        indices = state.rebuild[0].indices
+        if len(indices) == 1:
+            return False
+        state.history = [
+            replace(record, joined=False) if record.index in indices else record for record in state.history
+        ]
+        state.rebuild.clear()
+        begin_rebuild(self._model, self._pool, state, has_decoder=True)
+        return True
 
     def _finish_rebuild(self, state: SessionState) -> None:
         embeds = state.embeds

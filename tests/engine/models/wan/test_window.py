@@ -148,6 +148,24 @@ def test_a_recache_without_memory_is_left_out(golden: tuple[Tensor, dict[int, st
     assert not bench.failed() and torch.equal(bench.model.latents[-1], plain[-1])
 
 
+def test_a_window_that_fits_in_no_one_pass_is_rebuilt_chunk_by_chunk(
+    golden: tuple[Tensor, dict[int, str]],
+) -> None:
+    """It was written so once, where there was memory, or was to be: a session is not lost for that."""
+    _, prompts = golden
+    _, latents, checkpoints = streamed(SMALL, prompts, 4)
+    bench = Bench(model=small(), costs=BATCHING_COSTS)
+    bench.model.errors = [torch.OutOfMemoryError("none for so many frames")]
+    session = bench.reopen("s_a", checkpoints[3], seq=3)
+    again = make(bench, session, range(3, 4), {})[-1]
+    bench.encoders.close()
+    assert not bench.failed()
+    tried, *written = [batch.rows[0].write for batch in bench.model.batches]
+    assert tried == (0, 1, 2, 3, 4, 5)
+    assert written[:4] == [(0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10, 11)]
+    assert (again - latents[3]).pow(2).mean() < 0.05 * latents[3].pow(2).mean()
+
+
 def sink_distances(bench: Bench) -> list[int]:
     """Latent frames from the sink to the newest frame in each denoising or clean pass of a chunk."""
     start, found = 0, []
