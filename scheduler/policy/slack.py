@@ -66,8 +66,9 @@ class Slack:
     """False: move nobody but off engines that go."""
     moves: MoveRules = MoveRules()
     hold_ms: int = 1_000
-    """Fewer engines must do for so long before one goes. About a chunk: an engine is emptied at chunk
-    boundaries, so one that is not wanted for less long would be wanted again before it is empty."""
+    """Fewer engines must do for so long before one goes, and as long again where a start takes longer. About a
+    chunk: an engine is emptied at chunk boundaries, so one that is not wanted for less long would be wanted
+    again before it is empty; and where starts take time one that goes too soon is missed for longer."""
 
     def plan(
         self, view: View, changes: Changes, memory: Memory, now_ms: int, config: SchedulerConfig
@@ -86,7 +87,7 @@ class Slack:
             choose=fastest,
             urgency=(lambda row: (slack_ms[row], ids[row])) if self.heeds_players else None,
             target=lambda board, _: self._target(board, memory, rates, config),
-            hold_ms=self.hold_ms,
+            hold_ms=self.hold_ms + min(self.hold_ms, memory.start_ms),
             moves=lambda board: self._relieve(board, memory, rates, now_ms),
             freed=lambda: rates.stops * demand_of(view, config.model),
             ahead=lambda board: _slots_ahead(board, rates, config),

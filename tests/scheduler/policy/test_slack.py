@@ -319,6 +319,17 @@ def test_free_slots_are_made_before_newcomers_need_them() -> None:
     assert found == [("suspend", "s_j"), ("suspend", "s_i")]
 
 
+@pytest.mark.parametrize(("start_ms", "hold_ms"), [(0.0, 1_000), (400.0, 1_400), (30_000.0, 2_000)])
+def test_engines_that_take_long_to_start_are_kept_longer(start_ms: float, hold_ms: int) -> None:
+    """Before they are emptied, though fewer would do."""
+    it = Cluster(*cluster(1, 0, 0, 0))
+    it.memory = replace(it.memory, start_ms=start_ms)
+    config = replace(CONFIG, engines=1, max_engines=8)
+    while not it.step(POLICY, config):
+        it.now_ms += 100
+    assert it.now_ms - NOW_MS == pytest.approx(hold_ms, abs=100)
+
+
 def test_scale_in_empties_then_drains_then_stops() -> None:
     """No session is on an engine that is told to drain; fewer must do for a while first."""
     it = Cluster(*cluster(1, 1, 1, 1))
