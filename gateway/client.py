@@ -125,10 +125,12 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop the session and disconnect."""
-        if self._session is not None:
-            await self._session.stop()
-        if self._first is not None:
-            await self._first.close()
+        try:
+            if self._session is not None:
+                await self._session.stop()
+        finally:
+            if self._first is not None:
+                await self._first.close()
 
     def __aiter__(self) -> AsyncIterator[Chunk]:
         """The chunks of its newest session. Raises ClientError before there is one."""

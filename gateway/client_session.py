@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Literal, SupportsIndex
 
 from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
 
 from gateway.client_chunks import ChunkAssembler
-from gateway.client_errors import ClientError, ServerError, SessionEnded
+from gateway.client_errors import ClientError, ConnectionLost, ServerError, SessionEnded
 from gateway.client_playback import Playhead
 from gateway.client_stream import Dial, OnPart, Stream, check_sendable, new_id, now_ms
 from gateway.protocol import (
@@ -119,14 +120,16 @@ class Session(Stream):
         self.playhead.resume(now_ms())
 
     async def stop(self) -> None:
-        """End the session. Chunks already received can still be iterated over."""
+        """End the session. Chunks already received can still be iterated over. Raises ServerError when refused."""
         if self._is_over:
             return
         self._is_stopping = True
-        with contextlib.suppress(ClientError, TimeoutError):
-            async with asyncio.timeout(STOP_WITHIN_S):
-                await self._submit(Stop(id=new_id()))
-        await self.close()
+        try:
+            with contextlib.suppress(SessionEnded, ConnectionLost, TimeoutError):
+                async with asyncio.timeout(STOP_WITHIN_S):
+                    await self._submit(Stop(id=new_id()))
+        finally:
+            await self.close()
 
     # --- what the server says -------------------------------------------------------------------------
 
@@ -189,7 +192,10 @@ class Session(Stream):
 
     async def _take_part(self, header: ChunkHeader, payload: memoryview) -> None:
         if self._on_part is not None:
-            await self._on_part(header)
+            try:
+                await self._on_part(header)
+            except ConnectionClosed as exc:  # of a connection of the user's own
+                raise ClientError(f"the client has failed: on_part raised {exc!r}") from exc
         chunk = self._assembler.add(header, payload)
         if chunk is None:
             return
@@ -205,7 +211,7 @@ class Session(Stream):
         check_sendable(message)
         if self._is_over:
             raise self._end or SessionEnded("the session is over")
-        if len(self._open_inputs) >= MAX_OPEN_INPUTS:
+        if len(self._open_inputs) >= MAX_OPEN_INPUTS and not isinstance(message, Stop):
             raise ClientError(f"{MAX_OPEN_INPUTS} inputs wait for the server already")
         loop = asyncio.get_running_loop()
         entry = _OpenInput(message, loop.create_future(), loop.create_future())

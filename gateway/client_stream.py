@@ -275,13 +275,13 @@ class Stream(abc.ABC):
         attempt = max(0, self._short_lived - 1)
         await asyncio.sleep(max(first_delay_s, _draw_delay_s(attempt) if attempt else 0.0))
         error: Exception | None = None
-        while time.monotonic() < deadline:
+        while attempt == 0 or time.monotonic() < deadline:
             try:
                 return await self._dial()
             except (OSError, TimeoutError, InvalidHandshake) as exc:
                 error = exc
-            await asyncio.sleep(_draw_delay_s(attempt))
             attempt += 1
+            await asyncio.sleep(_draw_delay_s(attempt - 1))
         why = error or "each was closed before the server answered"
         raise ConnectionLost(f"no connection for {self._give_up_s:.0f} s: {why}") from error
 

@@ -330,7 +330,7 @@ export class Stream {
   }
 
   #sayKeys() {
-    if (this.#link === "open" && this.takesControls) this.#connection.send({ type: "control", keys: this.#keys });
+    if (this.#link === "open" && this.takesControls) this.#connection?.send({ type: "control", keys: this.#keys });
   }
 
   /** @param {boolean} paused */
@@ -375,6 +375,7 @@ export class Stream {
     this.#link = "none";
     Object.assign(this, { id: null, engine: null, rev: null, queue: null, waiting: null, end: null, marks: [], reason: "", attempts: 0 });
     Object.assign(this, { takesControls: false, isViewer: false });
+    this.#keys = [];
     this.#serverState = this.#wantsPause = this.#dryMs = this.#video = this.#recorder = this.#resume = this.#viewToken = null;
     this.#startedMs = this.#ttfcMs = this.#steerMs = null;
     this.#latencies = [];

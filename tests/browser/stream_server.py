@@ -142,6 +142,8 @@ class Faults:
     queue: asyncio.Event | None = None
     """New sessions wait in line until it is set."""
     close_on_start: tuple[int, dict[str, Any]] | None = None
+    close_starts: int | None = None
+    """So many of them; None: all."""
     refusals: list[dict[str, Any]] = field(default_factory=list)
     """Errors that answer the next starts and attaches, one each; the connection stays open."""
     hold_start: asyncio.Event | None = None
@@ -287,7 +289,9 @@ class StreamServer:
         return any(socket in session.viewers for session in self.sessions.values())
 
     async def _start(self, socket: ServerConnection, message: dict[str, Any]) -> Session | None:
-        if self.faults.close_on_start is not None:
+        if self.faults.close_on_start is not None and self.faults.close_starts != 0:
+            if self.faults.close_starts is not None:
+                self.faults.close_starts -= 1
             code, error = self.faults.close_on_start
             await say(socket, **error)
             await socket.close(code)

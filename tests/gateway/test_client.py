@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosedError
 from websockets.typing import Subprotocol
 
 from gateway import protocol as wire
@@ -405,19 +406,32 @@ async def test_what_cannot_be_sent_is_said_at_once(client: Client) -> None:
     assert seqs(await take(session, 3)) == [0, 1, 2]
 
 
-async def test_a_fault_of_the_user_s_own_ends_the_iteration(client: Client) -> None:
+@pytest.mark.parametrize("fault", [KeyError("mine"), ConnectionClosedError(None, None)])
+async def test_a_fault_of_the_user_s_own_ends_the_iteration(client: Client, fault: Exception) -> None:
     """`on_part` runs where messages are read: whoever waits for chunks or answers hears of it."""
 
     async def on_part(header: ChunkHeader) -> None:
         if header.seq == 2:
-            raise KeyError("mine")
+            raise fault
 
     session = await client.start(RED_ON_BLUE, mode="recorder", on_part=on_part)
-    with pytest.raises(ClientError, match="mine") as caught:
+    with pytest.raises(ClientError, match="failed") as caught:
         await take(session, 10)
-    assert isinstance(caught.value.__cause__, KeyError)
-    with pytest.raises(ClientError, match="mine"):
+    assert caught.value.__cause__ is fault
+    with pytest.raises(ClientError, match="failed"):
         await session.prompt(GREEN_ON_BLACK)
+
+
+async def test_a_stop_is_sent_behind_however_many_inputs(client: Client, server: StreamServer) -> None:
+    """A paused session answers no prompt."""
+    session = await client.start(RED_ON_BLUE, mode="recorder")
+    await session.pause()
+    for _ in range(64):
+        await session.submit_prompt(GREEN_ON_BLACK)
+    with pytest.raises(ClientError, match="64 inputs"):
+        await session.submit_prompt(GREEN_ON_BLACK)
+    await session.stop()
+    assert "stop" in [message["type"] for message in server.only.messages]
 
 
 @pytest.mark.parametrize("data", [b"\x01\x00\x00\xff\xff", b"\x00\x81\xa4type\xa3???", "text"])
