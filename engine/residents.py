@@ -28,6 +28,7 @@ from engine.compute_messages import (
     SessionFailed,
     Surveyed,
 )
+from engine.device_check import check_device
 from engine.encoder import Encoders, Lane, SessionEncoder
 from engine.kv_pool import SlabPool
 from engine.models.base import CausalVideoModel
@@ -355,6 +356,7 @@ class Residents:
             encoder = self._make_encoder(command.codec)
             state = self._stepper.open(command)
         except Exception as exc:
+            check_device(self._model.device, exc)
             _log.error("session %s cannot be opened", command.session, exc_info=exc)
             self._emit(SessionFailed(session=command.session, epoch=command.epoch, message=FAILURE_MESSAGE))
             return

@@ -66,7 +66,7 @@ def lost(monkeypatch: pytest.MonkeyPatch) -> None:
     def check(device: torch.device, error: BaseException) -> None:
         raise DeviceLost("nothing works") from error
 
-    for module in ("compute", "passes"):
+    for module in ("compute", "passes", "residents"):
         monkeypatch.setattr(f"engine.{module}.check_device", check)
 
 
@@ -79,6 +79,17 @@ def test_a_lost_device_ends_the_loop_and_closes_no_session(damage: Callable[[Ben
     damage(bench)
     with pytest.raises(DeviceLost):
         bench.chunks(session, 1)
+    bench.encoders.close()
+    assert bench.failed() == []
+
+
+@pytest.mark.usefixtures("lost")
+def test_a_session_that_a_lost_device_cannot_open_is_not_closed() -> None:
+    """It goes elsewhere."""
+    bench = Bench()
+    bench.loop._stepper.open = fail  # type: ignore[method-assign, assignment]
+    with pytest.raises(DeviceLost):
+        bench.chunks(bench.open("s_a"), 1)
     bench.encoders.close()
     assert bench.failed() == []
 
