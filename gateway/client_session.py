@@ -120,7 +120,7 @@ class Session(Stream):
         self.playhead.resume(now_ms())
 
     async def stop(self) -> None:
-        """End the session. Chunks already received can still be iterated over. Raises ServerError when refused."""
+        """End the session. Chunks received can still be iterated over. Raises ServerError when refused."""
         if self._is_over:
             return
         self._is_stopping = True
@@ -207,7 +207,7 @@ class Session(Stream):
     # --- what we say ----------------------------------------------------------------------------------
 
     async def _submit(self, message: Input) -> asyncio.Future[Applied]:
-        """Send an input and wait until it is accepted. Raises ClientError, ValueError for what can't be sent."""
+        """Send an input and wait until it is accepted. Raises ClientError, ValueError if it cannot be."""
         check_sendable(message)
         if self._is_over:
             raise self._end or SessionEnded("the session is over")

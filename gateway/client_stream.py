@@ -56,7 +56,17 @@ from gateway.protocol import (
 from gateway.protocol import Session as SessionInfo
 from scheduler.messages import ErrorCode
 
-__all__ = ["MAX_QUEUED_CHUNKS", "MAX_QUEUED_EVENTS", "Dial", "Event", "OnPart", "Stream", "check_sendable", "new_id", "now_ms"]
+__all__ = [
+    "MAX_QUEUED_CHUNKS",
+    "MAX_QUEUED_EVENTS",
+    "Dial",
+    "Event",
+    "OnPart",
+    "Stream",
+    "check_sendable",
+    "new_id",
+    "now_ms",
+]
 
 log = logging.getLogger("turboserve.client")
 
