@@ -15,8 +15,8 @@ class Clock:
 
 
 def test_an_operation_has_a_limit_and_rest_has_none() -> None:
-    """left_ms falls while an operation runs; an idle thread may rest for ever. How long a start takes depends on
-    the model and its disk: the leader has a limit for it."""
+    """left_ms falls while an operation runs; an idle thread may rest for ever. How long a start takes depends
+    on the model and its disk: the leader has a limit for it."""
     clock = Clock()
     progress = Progress(clock)
     assert progress.stamp.phase == STARTING
