@@ -92,6 +92,9 @@ class Relief:
                 break
             if latency_ms - best_ms <= self._rules.noise * latency_ms:
                 break  # nobody with a lower latency has more to gain
+            if self._only_seems_slower(source, best_ms):
+                self._sources_ms[source] = -np.inf
+                continue
             move = self._move_off(source, best_ms)
             if move is not None:
                 found.append(move)
@@ -116,8 +119,6 @@ class Relief:
         cheapest = int(costs_ms.argmin())  # the first of equals: the smaller id
         target, cost_ms = int(equal[cheapest]), float(costs_ms[cheapest])
         chunks = self._chunks_left(session, source)
-        if not self._runs_dry(source) and not self._evens_out(source, target, gain_ms):
-            return None
         if not self._pays(session, source, gain_ms, chunks, cost_ms):
             return None
         why = f"{gain_ms:.0f} of {before_ms:.0f} ms less in {chunks:.0f} chunks, for {cost_ms:.0f} ms once"
@@ -129,11 +130,14 @@ class Relief:
         self._targets_ms[target] = board.next_ms[target] if is_open else np.inf
         return move
 
-    def _evens_out(self, source: int, target: int, gain_ms: float) -> bool:
-        """Would load be more even by a move, or is the target of faster hardware?"""
+    def _only_seems_slower(self, source: int, best_ms: float) -> bool:
+        """Nobody runs dry there, and a move to where latency is best_ms then would leave the load as uneven:
+        such an engine is not the worst, whatever it has measured."""
         board = self._board
-        is_faster = gain_ms > self._rules.faster * board.latency_ms.item(source)
-        return is_faster or bool(board.active[source] - board.active[target] > 1)
+        target = int(self._targets_ms.argmin())
+        is_faster = board.latency_ms[source] - best_ms > self._rules.faster * board.latency_ms[source]
+        evens_out = board.active[source] - board.active[target] > 1
+        return not (self._runs_dry(source) or is_faster or evens_out)
 
     def _pays(self, session: int, source: int, gain_ms: float, chunks: float, cost_ms: float) -> bool:
         rules = self._rules

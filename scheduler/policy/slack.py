@@ -68,7 +68,7 @@ class Slack:
     hold_ms: int = 1_000
     """Fewer engines must do for so long before one goes, and as long again where a start takes that or more.
     About a chunk: an engine is emptied at chunk boundaries, so one that is not wanted for less long would be
-    wanted again before it is empty; and where starts take time one that goes too soon is missed for longer."""
+    wanted again before it is empty; and where starts take time one that went too soon is missed longer."""
 
     def plan(
         self, view: View, changes: Changes, memory: Memory, now_ms: int, config: SchedulerConfig

@@ -95,6 +95,15 @@ def test_what_seems_faster_gets_nobody_without_need(
     assert len(moves(records)) == number
 
 
+def test_what_only_seems_slower_does_not_keep_others_from_relief() -> None:
+    """The first measures itself slowest with one more than the last; the second, with two more, is relieved."""
+    records = cluster(2, 3, 1)
+    for row, pass_ms in enumerate((40.0, 25.0, 25.0)):
+        costs = replace(FAST_LINK, pass_ms=((pass_ms,),))
+        records[row] = replace(records[row], costs=costs)  # type: ignore[arg-type]
+    assert [move[2:4] for move in moves(records)] == [("e_2", "e_3")]
+
+
 @pytest.mark.parametrize(
     ("moved_ms", "number"), [(NOW_MS - 9_999, 0), (NOW_MS - 10_000, 1), (NOW_MS, 0), (NOW_MS + 3_600_000, 1)]
 )
