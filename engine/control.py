@@ -84,6 +84,7 @@ class Control:
         self._checkpoints = checkpoints
         self.checkpointer = Checkpointer(self.write_checkpoint, on_stale=self._stale)
         self._errands: set[asyncio.Task[None]] = set()
+        self._is_mending = False
         self._store, self._config, self._progress = store, config, progress
         self.engine = EngineId(config.engine_id)
         self._ownership = Ownership(store, self)
@@ -397,6 +398,11 @@ class Control:
             if record is not None and not self.endings.includes(session, record.epoch):
                 self.reopen(session, record.epoch)  # if it is placed here as yet
 
+    def _has(self, command: OpenSession) -> bool:
+        """Is it open? Redis lost the placement and made it again, or it has come by another one since."""
+        hosted = self.host.sessions.get(command.session)
+        return hosted is not None and hosted.epoch >= command.epoch
+
     async def open(self, command: OpenSession) -> None:
         """See `orders.Engine`."""
         if self.migrations is not None and self.migrations.own(command.session, command.epoch):
@@ -413,10 +419,12 @@ class Control:
             if record is None or not owned:
                 _log.info("%s has moved on since the order to open it", command.session)
                 return
+            if self._has(command):
+                return
             past = await self._past_of(record)
+            if self._has(command):
+                return
             hosted = self.host.sessions.get(command.session)
-            if hosted is not None and hosted.epoch >= command.epoch:
-                return  # Redis lost the placement and made it again, or it has come by another one since
             if hosted is not None:
                 self.host.lose(command.session)  # a former ownership
             self.host.open(past)
@@ -467,8 +475,26 @@ class Control:
             if hosted.unrecorded:
                 await self._flush_applied(hosted)
         await self._flush_progress()
-        for hosted in list(self.host.sessions.values()):
-            await self._ownership.mend(hosted)
+        if not self._is_mending and self._unmended():
+            self._is_mending = True
+            self.run_errand(self._mend(), "write lost checkpoints again")
+
+    def _unmended(self) -> list[Hosted]:
+        return [hosted for hosted in self.host.sessions.values() if hosted.kept.is_unmended]
+
+    async def _mend(self) -> None:
+        """Write what checkpoints Redis has lost; where their place is out of reach, one try at a time."""
+        try:
+            while lost := self._unmended():
+                try:
+                    for hosted in lost:
+                        await self._ownership.mend(hosted)
+                except StoreUnavailable as exc:
+                    _log.warning("%d sessions have no checkpoint as yet: %s", len(lost), exc)
+                if self._unmended():
+                    await asyncio.sleep(MAX_BACKOFF_S)
+        finally:
+            self._is_mending = False
 
     async def _flush_applied(self, hosted: Hosted) -> None:
         entries = list(hosted.unrecorded)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scheduler.messages import EngineId, SessionId
 from scheduler.store import SessionProgress, StaleEpoch, Store
@@ -22,6 +22,8 @@ KEPT_S = 10.0
 class _End:
     last: SessionProgress
     reason: str
+    told_s: float | None = None
+    """When Redis took it."""
 
 
 class Endings:
@@ -33,8 +35,7 @@ class Endings:
         """`clock` gives monotonic seconds."""
         self._store, self._engine, self._clock = store, engine, clock
         self._untold: dict[tuple[SessionId, int], _End] = {}
-        self._told: dict[tuple[SessionId, int], tuple[_End, float]] = {}
-        """With when Redis took it."""
+        self._told: dict[tuple[SessionId, int], _End] = {}
 
     def add(self, last: SessionProgress, reason: str) -> None:
         """Have the session's record closed; `last` is what was made of it."""
@@ -47,25 +48,29 @@ class Endings:
     async def flush(self) -> None:
         """Tell Redis. Raises StoreUnavailable."""
         for key, end in list(self._untold.items()):
-            session, epoch = key
+            (session, epoch), told_s = key, self._clock()
             try:
                 # Its usage is counted to the end.
                 await self._store.publish_sessions(self._engine, [end.last])
                 await self._store.end_session(self._engine, session, epoch, end.reason)
             except StaleEpoch:
-                _log.info("%s had another owner when it was closed here", session)
+                if end.told_s is not None:
+                    told_s = end.told_s  # Redis has not lost it
+                else:
+                    _log.info("%s had another owner when it was closed here", session)
             if self._untold.get(key) is end:  # not one that was added again meanwhile
                 del self._untold[key]
-                self._told[key] = (end, self._clock())
+                if told_s >= self._clock() - KEPT_S:
+                    self._told[key] = replace(end, told_s=told_s)
 
     def recall(self) -> None:
         """Redis may have lost its last second: tell it again what it took lately."""
-        for key, (end, _) in self._told.items():
+        for key, end in self._told.items():
             self._untold.setdefault(key, end)
         self._told.clear()
 
     def forget(self) -> None:
         """Redis is as it was: what it took long ago it keeps."""
         limit_s = self._clock() - KEPT_S
-        for key in [key for key, (_, told_s) in self._told.items() if told_s < limit_s]:
+        for key in [key for key, end in self._told.items() if end.told_s is None or end.told_s < limit_s]:
             del self._told[key]

@@ -63,6 +63,11 @@ class Kept:
     is_checkpoint_lost: bool = False
     """Redis may not have it: the log there may have less than a rebuild needs."""
 
+    @property
+    def is_unmended(self) -> bool:
+        """Must its checkpoint be written again?"""
+        return self.is_checkpoint_lost and self.checkpoint is not None
+
     def refill(self, past: Past) -> None:
         """What Redis says, and what has come since it was asked."""
         last = past.log[-1].entry if past.log else "0-0"

@@ -62,7 +62,7 @@ class Orders:
     def __init__(self, side: Engine, *, stop: Callable[[], object]) -> None:
         self._side, self._stop = side, stop
         self._waiting: dict[SessionId, list[SessionOrder]] = {}
-        """Of the sessions that are being opened: what comes after."""
+        """Of the sessions that are being opened: the order for it, and what comes after."""
 
     def obey(self, command: EngineCommand) -> None:
         """Returns at once."""
@@ -77,11 +77,12 @@ class Orders:
     def _obey(self, command: SessionOrder) -> None:
         waiting, host = self._waiting.get(command.session), self._side.host
         if waiting is not None:
-            waiting.append(command)
+            if not (isinstance(command, OpenSession) and command in waiting):
+                waiting.append(command)
             return
         match command:
             case OpenSession(session=session):
-                self._waiting[session] = []
+                self._waiting[session] = [command]
                 self._side.run_errand(self._open(command), f"open {session}")
             case ReleaseSession():
                 host.release(command)
@@ -99,8 +100,9 @@ class Orders:
 
     async def _open(self, command: OpenSession) -> None:
         await self._side.open(command)
-        for following in self._waiting.pop(command.session):
-            self._obey(following)
+        _, *following = self._waiting.pop(command.session)
+        for order in following:
+            self._obey(order)
 
 
 def _migrate(migrations: Migrations, command: MigrateSession | ReceiveSession | CancelMigration) -> None:

@@ -13,7 +13,6 @@ from scheduler.messages import EngineId, Phase, ReleaseSession, SessionId, Sessi
 from scheduler.store import (
     CheckpointPointer,
     CheckpointRefused,
-    CheckpointsUnavailable,
     EngineUnknown,
     SessionCopy,
     StaleEpoch,
@@ -68,15 +67,16 @@ class Ownership:
             self._drop(hosted, record)
 
     async def mend(self, hosted: Hosted) -> None:
-        """Write its checkpoint again, if Redis has lost it; to be called until that is done."""
+        """Write its checkpoint again, if Redis has lost it; to be called until that is done.
+
+        Raises CheckpointsUnavailable as well.
+        """
         kept = hosted.kept
         if not kept.is_checkpoint_lost or kept.checkpoint is None:
             return
         pointer, data = kept.checkpoint
         try:
             await self._side.write_checkpoint(hosted.id, replace(pointer, epoch=hosted.epoch), data)
-        except CheckpointsUnavailable as exc:
-            _log.warning("%s has no checkpoint until its place can be reached: %s", hosted.id, exc)
         except CheckpointRefused as exc:
             kept.is_checkpoint_lost = False
             _log.info("%s has no checkpoint until its next: %s", hosted.id, exc)

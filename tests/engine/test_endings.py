@@ -49,6 +49,21 @@ async def test_what_redis_can_not_lose_any_more_is_forgotten(store: Store) -> No
     assert not endings.includes(S1, 1)
 
 
+async def test_what_is_recalled_again_and_again_grows_no_younger(store: Store) -> None:
+    """Redis is out of reach now and then, and has lost nothing."""
+    clock = Clock()
+    await placed(store)
+    endings = Endings(store, E1, clock=clock)
+    endings.add(LAST, "stopped")
+    await endings.flush()
+    for _ in range(2):
+        clock.now_s += 0.6 * KEPT_S
+        assert endings.includes(S1, 1)
+        endings.recall()
+        await endings.flush()
+    assert not endings.includes(S1, 1)
+
+
 async def phase(store: Store) -> Phase:
     record = await store.get_session(S1)
     assert record is not None
