@@ -96,7 +96,7 @@ def test_what_seems_faster_gets_nobody_without_need(
 
 
 def test_what_only_seems_slower_does_not_keep_others_from_relief() -> None:
-    """The first measures itself slowest, with one more than the last; the second has two more: that counts."""
+    """The first measures itself slowest, with one more than the last; the second has two more, and moves."""
     records = cluster(2, 3, 1)
     for row, pass_ms in enumerate((40.0, 25.0, 25.0)):
         costs = replace(FAST_LINK, pass_ms=((pass_ms,),))
