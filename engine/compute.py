@@ -245,8 +245,8 @@ class ComputeLoop:
                 self._residents.want(session, epoch, in_slot=False)
             case Restore(session=session, epoch=epoch):
                 self._residents.want(session, epoch, in_slot=True)
-            case Encoded(session=session, epoch=epoch, seq=seq):
-                self._residents.note_encoded(session, epoch, seq)
+            case Encoded():
+                self._note_encoded(command)
             case MoveDone(number=number):
                 self._residents.finish_move(number)
             case Survey() | Freeze() | Thaw() | Reserve() | Unreserve() | Adopt() | AdoptShare():
@@ -255,6 +255,14 @@ class ComputeLoop:
                 pass  # the movers have heard it
             case _:
                 assert_never(command)
+
+    def _note_encoded(self, encoded: Encoded) -> None:
+        if encoded.is_failed:
+            # The device may encode as well. Asked here: nobody may wait for it while graphs are captured.
+            check_device(self._model.device, RuntimeError(f"encoding failed for {encoded.session}"))
+            failed = SessionFailed(session=encoded.session, epoch=encoded.epoch, message=FAILURE_MESSAGE)
+            self._emit(failed)
+        self._residents.note_encoded(encoded.session, encoded.epoch, encoded.seq)
 
     def _migrate(self, command: Survey | Freeze | Thaw | Reserve | Unreserve | Adopt | AdoptShare) -> None:
         residents = self._residents
@@ -501,7 +509,7 @@ class ComputeLoop:
             engine_ms=resident.used_ms,
         )
         resident.used_ms = 0.0
-        sent = 0
+        sent, is_failed = 0, False
 
         def on_part(encoded: EncodedPart) -> None:
             nonlocal sent
@@ -511,19 +519,19 @@ class ComputeLoop:
                 sent += encoded.frames
 
         def on_error(exc: Exception) -> None:
+            nonlocal is_failed
+            is_failed = True
             _log.error("session %s: encoding failed", template.session, exc_info=exc)
-            try:
-                check_device(self._model.device, exc)  # it may encode as well
-            except DeviceLost as lost:
-                self._emit(ComputeDied(error=lost))
-                return
-            self._emit(SessionFailed(session=template.session, epoch=template.epoch, message=FAILURE_MESSAGE))
 
-        encoded = Encoded(session=state.session, epoch=state.epoch, seq=state.seq)
+        def on_end(_: object) -> None:
+            self._boundary.post(
+                Encoded(session=template.session, epoch=template.epoch, seq=template.seq, is_failed=is_failed)
+            )
+
         wish = self._wishes.get((state.session, state.epoch))
         rungs = wish.rungs if wish is not None else (Rung.FULL,)
         encoding = self._encoders.submit(resident.lane, frames, on_part, on_error, rungs)
-        encoding.add_done_callback(lambda _: self._boundary.post(encoded))
+        encoding.add_done_callback(on_end)
 
     def _make_encoder(self, codec: str) -> SessionEncoder:
         spec = self._model.spec

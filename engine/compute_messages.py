@@ -119,11 +119,13 @@ class MoveDone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
-    """Every part of chunk `seq` was emitted. The loop says it to itself."""
+    """Every part of chunk `seq` was emitted, or none after one that could not be encoded. The loop says it to
+    itself."""
 
     session: SessionId
     epoch: int
     seq: int
+    is_failed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -446,6 +446,7 @@ def test_a_broken_encoder_closes_its_session(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(resident.lane.encoder, "encode", None)
     bench.step(len(bench.model.spec.first_sigmas))
     bench.encoders.close()
+    bench.step(1)
     assert bench.failed() == [a]
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from engine.compute_messages import ComputeDied
 from engine.device_check import DeviceLost, check_device
 from engine.encoder import SessionEncoder
 from tests.engine.harness import Bench
@@ -99,7 +98,9 @@ def test_a_device_that_is_lost_to_its_encoder_is_lost(monkeypatch: pytest.Monkey
     """Frames are encoded on it, too, on another thread."""
     monkeypatch.setattr(SessionEncoder, "encode", fail)
     bench = Bench()
-    bench.chunks(bench.open("s_a"), 1)
-    died = [event.error for event in bench.events if isinstance(event, ComputeDied)]
-    assert [type(error) for error in died] == [DeviceLost]
+    bench.open("s_a")
+    bench.step(1 + len(bench.model.spec.first_sigmas))
+    bench.encoders.close()
+    with pytest.raises(DeviceLost):
+        bench.step(1)
     assert bench.failed() == []
