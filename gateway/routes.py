@@ -201,7 +201,8 @@ class Routes:
             engines = await self._hub.store.list_engines()
         except StoreUnavailable:
             return text_response(503, "Redis can't be reached")
-        if not any(engine.state is EngineState.READY for engine in engines):
+        is_known = self._hub.catalog.models  # else a start would be refused as yet
+        if not is_known or not any(engine.state is EngineState.READY for engine in engines):
             return text_response(503, "no engine is ready")
         self._ready_until_s = asyncio.get_running_loop().time() + READY_FOR_S
         return text_response(200, "ok")

@@ -218,3 +218,10 @@ def running_cluster(*arguments: str, engines: int = 2) -> Iterator[Cluster]:
     finally:
         cluster.stop()
         shutil.rmtree(folder)
+
+
+def is_ready(port: int) -> bool:
+    """Does the gateway there let clients start?"""
+    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz") as answer:
+        return bool(answer.status == 200)
+    return False

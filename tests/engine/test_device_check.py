@@ -99,8 +99,8 @@ def test_a_device_that_is_lost_to_its_encoder_is_lost(monkeypatch: pytest.Monkey
     monkeypatch.setattr(SessionEncoder, "encode", fail)
     bench = Bench()
     bench.open("s_a")
-    bench.step(1 + len(bench.model.spec.first_sigmas))
-    bench.encoders.close()
     with pytest.raises(DeviceLost):
+        bench.step(1 + len(bench.model.spec.first_sigmas))
+        bench.encoders.close()
         bench.step(1)
     assert bench.failed() == []

@@ -38,12 +38,14 @@ async def ask(
 
 
 async def test_health_and_readiness(world: World) -> None:
-    """Healthy at once; ready when an engine is."""
+    """Healthy at once; ready when an engine is and its model is known: else no session could be started."""
     async with world.gateway() as gateway:
         assert (await ask(gateway, "/healthz"))[0] == 200
         assert (await ask(gateway, "/readyz"))[0] == 503
-        async with world.engine():
-            assert (await ask(gateway, "/readyz"))[0] == 200
+        async with world.engine(), asyncio.timeout(20):
+            while (await ask(gateway, "/readyz"))[0] != 200:
+                await asyncio.sleep(0.01)
+            assert gateway.hub.catalog.models
             status, headers, body = await ask(gateway, "/readyz", "HEAD")
             assert status == 200 and headers["content-length"] == "3" and body == b""
 

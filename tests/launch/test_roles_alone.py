@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from launch import cli, engine_cmd
-from tests.cluster import SCALE, descendants, free_port, is_running, wait_for
+from tests.cluster import SCALE, descendants, free_port, is_ready, is_running, wait_for
 from tests.viewer import watching
 
 pytestmark = pytest.mark.cluster
@@ -44,6 +44,7 @@ async def test_roles_make_a_cluster(redis_url: str, tmp_path: Path) -> None:
         )
         engine = stack.enter_context(role("engine", log=tmp_path / "engine", **settings))
         wait_for("a ready engine", lambda: "serves shapes" in (tmp_path / "engine").read_text(), 60 * SCALE)
+        wait_for("a gateway that knows it", lambda: is_ready(port), 20 * SCALE)
         async with watching(f"http://127.0.0.1:{port}") as viewer:
             await viewer.take(2)
         below = descendants(engine.pid)

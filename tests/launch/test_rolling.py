@@ -20,7 +20,7 @@ import pytest
 from redis.asyncio import Redis
 
 from scheduler.keys import Keys
-from tests.cluster import SCALE, free_port, until
+from tests.cluster import SCALE, free_port, is_ready, until
 from tests.launch.test_roles_alone import role
 from tests.viewer import Viewer, watching
 
@@ -241,12 +241,6 @@ async def prompt(viewer: Viewer, *, rev: int) -> None:
         await viewer.take(1)
     assert (await applied).rev == rev
     await viewer.take(1)
-
-
-def is_ready(port: int) -> bool:
-    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz") as answer:
-        return bool(answer.status == 200)
-    return False
 
 
 def order(port: int, what: str, **body: str) -> None:
