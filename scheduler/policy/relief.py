@@ -92,8 +92,10 @@ class Relief:
                 break
             if latency_ms - best_ms <= self._rules.noise * latency_ms:
                 break  # nobody with a lower latency has more to gain
-            if self._only_seems_slower(source, best_ms):
-                self._sources_ms[source] = -np.inf
+            if self._only_seem_slower(best_ms, source):
+                self._sources_ms[
+                    self._only_seem_slower(best_ms)
+                ] = -np.inf  # it may be half of them
                 continue
             move = self._move_off(source, best_ms)
             if move is not None:
@@ -130,14 +132,16 @@ class Relief:
         self._targets_ms[target] = board.next_ms[target] if is_open else np.inf
         return move
 
-    def _only_seems_slower(self, source: int, best_ms: float) -> bool:
-        """Nobody runs dry there, and a move to where latency is best_ms then would leave the load as uneven:
-        such an engine is not the worst, whatever it has measured."""
-        board = self._board
-        target = int(self._targets_ms.argmin())
-        is_faster = board.latency_ms[source] - best_ms > self._rules.faster * board.latency_ms[source]
-        evens_out = board.active[source] - board.active[target] > 1
-        return not (self._runs_dry(source) or is_faster or evens_out)
+    def _only_seem_slower(self, best_ms: float, engines: int | slice = slice(None)) -> NDArray[np.bool_]:
+        """Those on which nobody runs dry, and which a move to where latency is best_ms then would leave as
+        uneven: such an engine is not the worst, whatever it has measured."""
+        board, rules = self._board, self._rules
+        latency_ms, active = board.latency_ms[engines], board.active[engines]
+        is_calm = latency_ms <= rules.dry * board.view.engines["play_ms"][engines]
+        is_close = latency_ms - best_ms <= rules.faster * latency_ms
+        is_even = active - board.active[self._targets_ms.argmin()] <= 1
+        seem: NDArray[np.bool_] = is_calm & is_close & is_even
+        return seem
 
     def _pays(self, session: int, source: int, gain_ms: float, chunks: float, cost_ms: float) -> bool:
         rules = self._rules
