@@ -258,7 +258,7 @@ class ComputeLoop:
 
     def _note_encoded(self, encoded: Encoded) -> None:
         if encoded.is_failed:
-            # The device may encode as well. Asked here: nobody may wait for it while graphs are captured.
+            # The device may encode as well. Not asked where it failed, which is another thread.
             check_device(self._model.device, RuntimeError(f"encoding failed for {encoded.session}"))
             failed = SessionFailed(session=encoded.session, epoch=encoded.epoch, message=FAILURE_MESSAGE)
             self._emit(failed)

@@ -480,7 +480,7 @@ class Control:
             self.run_errand(self._mend(), "write lost checkpoints again")
 
     def _unmended(self) -> list[Hosted]:
-        return [hosted for hosted in self.host.sessions.values() if hosted.kept.is_unmended]
+        return [hosted for hosted in self.host.sessions.values() if hosted.kept.lost_checkpoint]
 
     async def _mend(self) -> None:
         """Write what checkpoints Redis has lost; where their place is out of reach, one try at a time."""

@@ -13,7 +13,9 @@ class DeviceLost(RuntimeError):
 
 
 def check_device(device: torch.device, error: BaseException) -> None:
-    """To be called when something has failed with `error`; waits for the device. Any thread.
+    """To be called when something has failed with `error`; waits for the device.
+
+    On the compute thread: nobody may wait for a device while that thread captures a graph.
 
     Raises:
         DeviceLost: the device is the reason.

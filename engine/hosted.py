@@ -64,9 +64,9 @@ class Kept:
     """Redis may not have it: the log there may have less than a rebuild needs."""
 
     @property
-    def is_unmended(self) -> bool:
-        """Must its checkpoint be written again?"""
-        return self.is_checkpoint_lost and self.checkpoint is not None
+    def lost_checkpoint(self) -> tuple[CheckpointPointer, bytes] | None:
+        """What must be written again."""
+        return self.checkpoint if self.is_checkpoint_lost else None
 
     def refill(self, past: Past) -> None:
         """What Redis says, and what has come since it was asked."""

@@ -71,14 +71,13 @@ class Ownership:
 
         Raises CheckpointsUnavailable as well.
         """
-        kept = hosted.kept
-        if not kept.is_checkpoint_lost or kept.checkpoint is None:
+        if (lost := hosted.kept.lost_checkpoint) is None:
             return
-        pointer, data = kept.checkpoint
+        pointer, data = lost
         try:
             await self._side.write_checkpoint(hosted.id, replace(pointer, epoch=hosted.epoch), data)
         except CheckpointRefused as exc:
-            kept.is_checkpoint_lost = False
+            hosted.kept.is_checkpoint_lost = False
             _log.info("%s has no checkpoint until its next: %s", hosted.id, exc)
         except StaleEpoch as exc:
             _log.info("%s must be written again before its checkpoint: %s", hosted.id, exc)

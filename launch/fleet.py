@@ -16,7 +16,7 @@ from typing import Final
 
 from launch.backoff import Backoff
 from launch.engine_job import EngineEnd, EngineJob, Start, start_program
-from launch.quarantine import YOUNG_S, is_orderly
+from launch.quarantine import is_orderly, is_young
 from launch.run_file import RunFile
 from launch.supervisor import ProcessSpec, Report, log_tail
 from scheduler.messages import DesiredEngine, EngineId
@@ -139,8 +139,7 @@ class Fleet:
             self._note_death(place)
 
     def _note_death(self, place: _Place) -> None:
-        is_young = place.ready_s is None or asyncio.get_running_loop().time() - place.ready_s < YOUNG_S
-        if is_young and not place.is_dead:
+        if not place.is_dead and is_young(place.ready_s, asyncio.get_running_loop().time()):
             self._on_death(place.id)
         place.is_dead = True
 

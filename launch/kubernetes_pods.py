@@ -19,7 +19,7 @@ from kubernetes.aio.client.exceptions import ApiException, OpenApiException
 
 from launch.backoff import Backoff
 from launch.pods import Pod, make_pod, plan_pods, read_pod, selector_of
-from launch.quarantine import YOUNG_S, Quarantine, is_orderly
+from launch.quarantine import Quarantine, is_orderly, is_young
 from scheduler.messages import DesiredEngine, EngineId
 
 __all__ = ["Pods"]
@@ -200,7 +200,7 @@ class Pods:
             return
         self._dead.add(pod.engine)
         now_s = asyncio.get_running_loop().time()
-        died_young = now_s - self._ready_s.get(pod.engine, now_s) < YOUNG_S
+        died_young = is_young(self._ready_s.get(pod.engine), now_s)
         if pod.node and died_young and self._quarantine.note_death(pod.node, now_s):
             log.warning("engines keep dying young on node %s: avoiding it for a while", pod.node)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-__all__ = ["YOUNG_S", "Quarantine", "is_orderly"]
+__all__ = ["Quarantine", "is_orderly", "is_young"]
 
-YOUNG_S: Final = 60.0
-"""An engine that ends before it was ready, or sooner than this after it, died young."""
+_YOUNG_S: Final = 60.0
 _WINDOW_S: Final = 600.0
 _DEATHS: Final = 3
 """So many early deaths within the window, and the place is avoided for as long again."""
@@ -22,6 +21,11 @@ _ORDERLY: Final = frozenset(
         "was not wanted any more before it had started",
     }
 )
+
+
+def is_young(ready_s: float | None, now_s: float) -> bool:
+    """Does an engine die young if it dies now: before it was ready (None), or soon after?"""
+    return ready_s is None or now_s - ready_s < _YOUNG_S
 
 
 def is_orderly(reason: str) -> bool:

@@ -93,9 +93,8 @@ class Relief:
             if latency_ms - best_ms <= self._rules.noise * latency_ms:
                 break  # nobody with a lower latency has more to gain
             if self._only_seem_slower(best_ms, source):
-                self._sources_ms[
-                    self._only_seem_slower(best_ms)
-                ] = -np.inf  # it may be half of them
+                seeming = self._only_seem_slower(best_ms)  # at once: it may be half of all engines
+                self._sources_ms[seeming] = -np.inf
                 continue
             move = self._move_off(source, best_ms)
             if move is not None:

@@ -194,7 +194,7 @@ async def test_who_dies_long_after_it_got_ready_says_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of its GPU. The minute is over at once here."""
-    monkeypatch.setattr("launch.fleet.YOUNG_S", 0.0)
+    monkeypatch.setattr("launch.quarantine._YOUNG_S", 0.0)
     async with staged(tmp_path) as stage:
         stage.fleet.reconcile([A])
         await stage.pids_of(A)
