@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Literal, SupportsIndex
 
 from websockets.asyncio.client import ClientConnection
-from websockets.exceptions import ConnectionClosed
 
 from gateway.client_chunks import ChunkAssembler
 from gateway.client_errors import ClientError, ConnectionLost, ServerError, SessionEnded
@@ -192,10 +191,7 @@ class Session(Stream):
 
     async def _take_part(self, header: ChunkHeader, payload: memoryview) -> None:
         if self._on_part is not None:
-            try:
-                await self._on_part(header)
-            except ConnectionClosed as exc:  # of a connection of the user's own
-                raise ClientError(f"the client has failed: on_part raised {exc!r}") from exc
+            await self._on_part(header)
         chunk = self._assembler.add(header, payload)
         if chunk is None:
             return

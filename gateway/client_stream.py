@@ -255,19 +255,19 @@ class Stream(abc.ABC):
         """Speak on one connection until it ends. Returns the close code, 1006 where there was none."""
         self._socket, self._is_settled = socket, False
         codec = _codec(socket)
+        self._opened_with = replace(self._next_opening(), id=new_id())
         with contextlib.suppress(ConnectionClosed):
-            self._opened_with = replace(self._next_opening(), id=new_id())
             await socket.send(codec.encode_control(self._opened_with))
-            async for data in socket:
-                try:
-                    if codec.is_media(data):
-                        await self._take_part(*codec.decode_media(data))
-                    else:
-                        await self._take(codec.decode_control(SERVER_MESSAGES, data))
-                except MessageError as exc:
-                    raise BadServer(f"the server sent a bad message: {exc}") from exc
-                if self._is_over:
-                    return CloseCode.DONE
+        while (data := await _receive(socket)) is not None:
+            try:
+                if codec.is_media(data):
+                    await self._take_part(*codec.decode_media(data))
+                else:
+                    await self._take(codec.decode_control(SERVER_MESSAGES, data))
+            except MessageError as exc:
+                raise BadServer(f"the server sent a bad message: {exc}") from exc
+            if self._is_over:
+                return CloseCode.DONE
         self._socket = None
         return socket.close_code or 1006
 
@@ -400,6 +400,15 @@ def check_sendable(message: ClientMessage) -> None:
         CODECS[MSGPACK_SUBPROTOCOL].encode_control(message)
     except (TypeError, ValueError, OverflowError) as exc:
         raise ValueError(f"this cannot be sent: {exc}") from exc
+
+
+async def _receive(socket: ClientConnection) -> str | bytes | None:
+    """The next message; None where the connection has ended. What is done with a message may fail in the same
+    way, if its user has connections of its own: that is no end of ours."""
+    try:
+        return await socket.recv()
+    except ConnectionClosed:
+        return None
 
 
 def _codec(socket: ClientConnection) -> Codec:
