@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import torch
+
+    from engine.models.base import CausalVideoModel
 
 __all__ = ["main"]
 
@@ -80,7 +84,7 @@ def _folder(parsed: argparse.Namespace) -> Path:
 def _add(parsed: argparse.Namespace) -> int:
     from engine.models.wan.config import PRESETS
     from engine.models.wan.folder import Sources, add_model, settings_of
-    from launch.model_hub import find
+    from launch.model_hub import TRANSFORMER, VAE, find
 
     config = PRESETS.get(parsed.preset)
     if config is None:
@@ -92,8 +96,8 @@ def _add(parsed: argparse.Namespace) -> int:
     changes = dict(map(_setting, parsed.set))
     settings_of(config, changes)  # before anything is fetched
     sources = Sources(
-        dit=find(parsed.source, parsed.file, say=_say),
-        decoder=find(parsed.decoder, say=_say),
+        dit=find(parsed.source, parsed.file, folder=TRANSFORMER, say=_say),
+        decoder=find(parsed.decoder, folder=VAE, say=_say),
         lora=find(parsed.lora, say=_say) if parsed.lora else None,
         lora_scale=parsed.lora_scale,
         text=find(parsed.text, parts=_TEXT_PARTS, say=_say) if parsed.text else None,
@@ -143,11 +147,34 @@ def _check(parsed: argparse.Namespace) -> int:
     import torch
 
     from engine.models.registry import load_model
-    from engine.models.shapes.rollout import stream
 
+    device = _device(parsed.device)
     folder = _folder(parsed) / parsed.name
     weights = folder if folder.is_dir() else None
-    model = load_model(parsed.name, device=torch.device(parsed.device), weights=weights)
+    try:
+        model = load_model(parsed.name, device=device, weights=weights)
+        return _render(model, parsed)
+    except torch.OutOfMemoryError as exc:
+        raise MemoryError(f"{parsed.name} does not fit into the memory of {device}: {exc}") from exc
+
+
+def _device(name: str) -> torch.device:
+    """Raises ValueError: there is none."""
+    import torch
+
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
+        raise ValueError(f"--device must be cpu, cuda or cuda:N, not {name!r}")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs here")
+    return device
+
+
+def _render(model: CausalVideoModel, parsed: argparse.Namespace) -> int:
+    import torch
+
+    from engine.models.shapes.rollout import stream
+
     print(f"{parsed.name}: names, shapes and types fit; weights {model.spec.weights_hash[:12]}")
     is_sound, videos = True, []
     for prompt in _PROMPTS:

@@ -7,16 +7,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-__all__ = ["choose", "find"]
+__all__ = ["TRANSFORMER", "VAE", "choose", "find"]
 
 _HUB_ID: Final = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?::(.+))?")
 _WEIGHTS: Final = (".safetensors", ".pt", ".pth")
 _INDEX: Final = ".safetensors.index.json"
-_TRANSFORMER: Final = "transformer/"
+TRANSFORMER: Final = "transformer"
+VAE: Final = "vae"
+"""Folders of a diffusers repository."""
 
 
 def find(
-    source: str, file: str | None = None, *, parts: Sequence[str] = (), say: Callable[[str], None]
+    source: str,
+    file: str | None = None,
+    *,
+    parts: Sequence[str] = (),
+    folder: str | None = None,
+    say: Callable[[str], None],
 ) -> Path:
     """A path here, or where a download from the hub lies; the hub's client shows its own progress.
 
@@ -24,6 +31,7 @@ def find(
         source: a path, or OWNER/NAME[:FILE] on the hub.
         file: which file or folder of it.
         parts: take those of these files and folders that a repository has, and return what holds them.
+        folder: which one of a diffusers repository it is, where none is named.
 
     Raises:
         ValueError: there is no such thing, or it can't be downloaded.
@@ -38,21 +46,22 @@ def find(
     match = _HUB_ID.fullmatch(source)
     if match is None:
         raise ValueError(f"nothing at {source}")
-    return _download(match[1], match[2] or file, parts, say)
+    return _download(match[1], match[2] or file, parts, folder, say)
 
 
-def choose(names: Sequence[str], wanted: str | None) -> tuple[list[str], str]:
+def choose(names: Sequence[str], wanted: str | None, usual: str | None = None) -> tuple[list[str], str]:
     """(names of a repository's files to fetch, which file or folder of it then holds the weights). Pure.
 
     Args:
         wanted: a file or folder of it; None: there must be no doubt.
+        usual: the folder to take where none is wanted and it is there.
 
     Raises:
         ValueError: there is no such file, or a choice; the message names what there is.
     """
     weights = [name for name in names if name.endswith(_WEIGHTS)]
-    if wanted is None and any(name.startswith(_TRANSFORMER) for name in weights):
-        wanted = _TRANSFORMER
+    if wanted is None and usual is not None and any(name.startswith(f"{usual}/") for name in weights):
+        wanted = usual
     if wanted is not None:
         folder = wanted.rstrip("/") + "/"
         found = [name for name in names if name == wanted or name.startswith(folder)]
@@ -78,7 +87,9 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:12]) + (" …" if len(names) > 12 else "") if names else "no weights at all"
 
 
-def _download(repo: str, wanted: str | None, parts: Sequence[str], say: Callable[[str], None]) -> Path:
+def _download(
+    repo: str, wanted: str | None, parts: Sequence[str], folder: str | None, say: Callable[[str], None]
+) -> Path:
     try:
         import huggingface_hub as hub
     except ImportError as exc:
@@ -92,7 +103,7 @@ def _download(repo: str, wanted: str | None, parts: Sequence[str], say: Callable
     say(f"{repo}: licence by its card: {_licence(info)}")
     names = [sibling.rfilename for sibling in info.siblings or ()]
     try:
-        chosen, inside = choose(names, wanted) if not parts else (_in_parts(names, parts), "")
+        chosen, inside = choose(names, wanted, folder) if not parts else (_in_parts(names, parts), "")
     except ValueError as exc:
         raise ValueError(f"{repo}: {exc}") from exc
     say(f"{repo}: fetching {_some(chosen)}")

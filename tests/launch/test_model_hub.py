@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from launch.model_hub import choose, find
+from launch.model_hub import TRANSFORMER, VAE, choose, find
 
 FORCING = ["README.md", "chunkwise/causal_forcing.pt", "framewise/causal_forcing.pt"]
 DIFFUSERS = [
@@ -21,25 +21,27 @@ WAN = ["models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1_VAE.pth", "google/umt5-xxl/tok
 
 
 @pytest.mark.parametrize(
-    ("names", "wanted", "chosen", "inside"),
+    ("names", "wanted", "usual", "chosen", "inside"),
     [
-        (FORCING, "chunkwise/causal_forcing.pt", [FORCING[1]], FORCING[1]),
-        (["README.md", "krea.safetensors"], None, ["krea.safetensors"], "krea.safetensors"),
-        (DIFFUSERS, None, [DIFFUSERS[1], *DIFFUSERS[3:5]], "transformer/"),
-        (DIFFUSERS, "vae", [DIFFUSERS[2]], "vae"),
+        (FORCING, "chunkwise/causal_forcing.pt", TRANSFORMER, [FORCING[1]], FORCING[1]),
+        (["README.md", "krea.safetensors"], None, TRANSFORMER, ["krea.safetensors"], "krea.safetensors"),
+        (DIFFUSERS, None, TRANSFORMER, [DIFFUSERS[1], *DIFFUSERS[3:5]], "transformer"),
+        (DIFFUSERS, None, VAE, [DIFFUSERS[2]], "vae"),
+        (DIFFUSERS, "vae", TRANSFORMER, [DIFFUSERS[2]], "vae"),
         (
             ["a-00001-of-00001.safetensors", "a.safetensors.index.json", "lora/b.safetensors"],
             None,
+            TRANSFORMER,
             ["a-00001-of-00001.safetensors", "a.safetensors.index.json"],
             "",
         ),
     ],
 )
 def test_no_more_is_fetched_than_is_needed(
-    names: Sequence[str], wanted: str | None, chosen: Sequence[str], inside: str
+    names: Sequence[str], wanted: str | None, usual: str, chosen: Sequence[str], inside: str
 ) -> None:
-    """A repository may hold several checkpoints of many gigabytes."""
-    assert choose(names, wanted) == (chosen, inside)
+    """A repository may hold several checkpoints of many gigabytes, and a transformer is no decoder."""
+    assert choose(names, wanted, usual) == (chosen, inside)
 
 
 @pytest.mark.parametrize(

@@ -23,12 +23,13 @@ from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from engine.models.wan.keys import canonical_names, lora_target
 from engine.models.weights import WeightsError
 
-__all__ = ["PARTS", "files_of", "merge_lora", "read_decoder", "read_dit", "read_tensors"]
+__all__ = ["PARTS", "files_of", "merge_lora", "read_decoder", "read_dit", "read_tensors", "write_tensors"]
 
 PARTS: Final = ("generator_ema", "generator")
 """Of a training checkpoint: the averaged weights, and those that were trained."""
@@ -131,6 +132,14 @@ def read_tensors(path: Path, parts: Sequence[str] = PARTS) -> dict[str, Tensor]:
             raise WeightsError(f"{file}: {min(both)} is in another shard as well")
         tensors.update(found)
     return tensors
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """As safetensors; each tensor must be contiguous and have memory of its own. Raises OSError."""
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as exc:  # a full disk too
+        raise OSError(f"{path} can't be written: {exc}") from exc
 
 
 def merge_lora(

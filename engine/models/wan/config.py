@@ -86,13 +86,24 @@ class WanConfig:
             raise ValueError(f"{self.name}: context_noise must be in [0, {_TRAINED_STEPS})")
         if not 1 <= self.shift < inf:
             raise ValueError(f"{self.name}: shift must be at least 1")
-        for steps in (self.steps, self.first_steps or self.steps):
+        for steps in (self.steps, self.steps if self.first_steps is None else self.first_steps):
             falling = all(a > b for a, b in zip(steps, steps[1:], strict=False))
             if not steps or not falling or not all(0 < step <= _TRAINED_STEPS for step in steps):
                 raise ValueError(f"{self.name}: steps must fall within (0, {_TRAINED_STEPS}], not {steps}")
-        recent = self.dit.window_frames - self.sink_frames
-        if recent % self.dit.chunk_frames:
-            raise ValueError(f"{self.name}: the window without its sink must be whole chunks, not {recent}")
+        self._check_window()
+
+    def _check_window(self) -> None:
+        """As `ModelSpec` does, but before weights are read for it."""
+        chunk, window = self.dit.chunk_frames, self.dit.window_frames
+        sink, reach = self.sink_frames, self.sink_reach
+        if (window - sink) % chunk:
+            raise ValueError(
+                f"{self.name}: the window without its sink must be whole chunks, not {window - sink}"
+            )
+        if not 0 <= sink <= window - chunk:
+            raise ValueError(f"{self.name}: no room for a sink of {sink} and a chunk in a window of {window}")
+        if sink and reach is not None and (sink % chunk or reach < window):
+            raise ValueError(f"{self.name}: sink_reach needs a sink of whole chunks and at least the window")
 
     def sigmas(self, *, is_first: bool) -> tuple[float, ...]:
         """Noise levels of a chunk's denoising passes."""

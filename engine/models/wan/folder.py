@@ -23,14 +23,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from engine.models.wan.checkpoint import read_decoder, read_dit, read_tensors
+from engine.models.wan.checkpoint import read_decoder, read_dit, read_tensors, write_tensors
 from engine.models.wan.config import PRESETS, TINY, WanConfig, changed
 from engine.models.wan.model import WanModel, empty_decoder, empty_dit
 from engine.models.wan.text import HashedText, TextEncoder, Umt5Text
-from engine.models.wan.text_files import TEXT_ENCODER, TOKENIZER, add_text
+from engine.models.wan.text_files import TEXT_ENCODER, TOKENIZER, add_text, check_text
 from engine.models.weights import WeightsError, check_tensors
 
 __all__ = ["MODELS_DIR", "Sources", "add_model", "load_wan", "read_manifest", "settings_of"]
@@ -82,6 +81,9 @@ def add_model(
     if target.exists():
         raise WeightsError(f"{target} is there already")
     settings_of(config, sources.changes)
+    width = config.dit.text_shape[1]
+    if sources.text is not None:
+        check_text(sources.text, width)  # before minutes are spent on the rest
     dit = read_dit(
         sources.dit, sources.lora, lora_scale=sources.lora_scale, parts=sources.parts or config.parts
     )
@@ -98,10 +100,10 @@ def add_model(
     with _built(target) as folder:
         for name, tensors in ((_DIT, dit), (_DECODER, decoder)):
             say(f"writing {name}")
-            save_file(_own(tensors), folder / name)
+            write_tensors(_own(tensors), folder / name)
         if sources.text is not None:
             say("text encoder: copying, which can take minutes")
-            add_text(sources.text, folder)
+            add_text(sources.text, folder, width)
         elif config is not TINY:
             say(
                 f"no text encoder: add {TEXT_ENCODER}/ and {TOKENIZER}/ to the folder before it can be served"
@@ -213,7 +215,7 @@ def load_wan(config: WanConfig, device: torch.device, weights: Path | None) -> W
 def _text_encoder(config: WanConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> TextEncoder:
     if config is TINY:
         return HashedText(config.dit.text_shape)
-    return Umt5Text(folder, length=config.dit.text_shape[0], device=device, dtype=dtype)
+    return Umt5Text(folder, text_shape=config.dit.text_shape, device=device, dtype=dtype)
 
 
 def _digest(config: WanConfig, folder: Path) -> str:

@@ -26,6 +26,9 @@ _KEPT_PROMPTS: Final = 256
 """1 GB in bfloat16 at full size, in host memory."""
 _BATCH: Final = 16
 """Prompts that are encoded together."""
+_OWN_EMBEDDINGS: Final = "encoder.embed_tokens.weight"
+"""Another name of `shared.weight`, which alone is in the files. With the config that Wan's repositories have
+("tie_word_embeddings": false) transformers 5.1 does not join the two and fills this one in at random."""
 
 
 class TextEncoder(Protocol):
@@ -60,24 +63,37 @@ class Umt5Text:
     """UMT5 through `transformers` (the extra `wan`), from a folder with `text_encoder` and `tokenizer`.
 
     Raises:
-        ValueError: the extra is not installed, or the folder holds no such model.
+        ValueError: the extra is not installed, or the folder holds no such model of this width.
     """
 
-    def __init__(self, folder: Path, *, length: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, folder: Path, *, text_shape: tuple[int, int], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        """text_shape: (T, E)."""
         try:
             from ftfy import fix_text
             from transformers import AutoTokenizer, UMT5EncoderModel
         except ImportError as exc:
             raise ValueError("prompts of Wan need transformers: pip install 'turboserve[wan]'") from exc
+        self._length, width = text_shape
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-            self._model: Any = UMT5EncoderModel.from_pretrained(
-                folder / "text_encoder", local_files_only=True, dtype=dtype
+            model, found = UMT5EncoderModel.from_pretrained(
+                folder / "text_encoder", local_files_only=True, dtype=dtype, output_loading_info=True
             )
-        except (OSError, ValueError) as exc:
-            raise ValueError(f"no text encoder can be loaded from {folder}: {exc}") from exc
-        self._model = self._model.eval().requires_grad_(False).to(device)
-        self._length, self._device, self._fix = length, device, fix_text
+            model.set_input_embeddings(model.get_input_embeddings())  # see _OWN_EMBEDDINGS
+            self._model: Any = model.eval().requires_grad_(False).to(device)
+        except Exception as exc:  # also what torch and safetensors raise
+            reason = " ".join(str(exc).split()) or type(exc).__name__
+            raise ValueError(f"no text encoder can be loaded from {folder}: {reason[:400]}") from exc
+        # transformers would fill in random numbers, and only warn.
+        if missing := sorted(set(found["missing_keys"]) - {_OWN_EMBEDDINGS}):
+            raise ValueError(
+                f"the text encoder in {folder} lacks {len(missing)} tensors of UMT5: {', '.join(missing[:5])}"
+            )
+        if model.config.d_model != width:
+            raise ValueError(f"the text encoder in {folder} is {model.config.d_model} wide, needs {width}")
+        self._device, self._fix = device, fix_text
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> list[Tensor]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import resource
 from collections.abc import Callable
 from io import BufferedReader
 from pathlib import Path
@@ -316,6 +317,8 @@ def test_settings_of_a_checkpoint_of_ones_own(
         ("text_device=moon", "must be cpu or cuda"),
         ("text_device=cuda:x", "must be cpu or cuda"),
         ("shift", "KEY=VALUE"),
+        ("window_frames=0", "in a window of 0"),
+        ("sink_frames=12", "no room for a sink of 12"),
     ):
         assert main([*command, "--set", wrong]) == 1
         assert sentence in capsys.readouterr().err
@@ -334,6 +337,64 @@ def test_the_decoder_may_be_wans_vae(dit: Tensors, tmp_path: Path) -> None:
     add_model(TINY, tmp_path / "out", sources)
     model = load_model("wan-tiny", device=torch.device("cpu"), weights=tmp_path / "out")
     assert isinstance(model, WanModel) and isinstance(model._decoder, WanVaeDecoder)
+
+
+def test_a_wrong_text_encoder_stops_add_before_it_reads(dit: Tensors, tmp_path: Path) -> None:
+    """And a folder without one; checkpoints have tens of gigabytes."""
+    said: list[str] = []
+    for name in ("text_encoder", "tokenizer"):
+        (tmp_path / "text" / name).mkdir(parents=True)
+    (tmp_path / "text" / "text_encoder" / "config.json").write_text('{"model_type": "t5", "d_model": 48}')
+    for text, sentence in ((tmp_path / "text", "is of a t5"), (tmp_path, "has no text_encoder")):
+        sources = Sources(dit=tmp_path / "not read.pt", decoder=tmp_path / "nor this", text=text)
+        with pytest.raises(WeightsError, match=sentence):
+            add_model(TINY, tmp_path / "out", sources, say=said.append)
+    assert said == []
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+    dit: Tensors, decoder: Tensors, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file may not be so large here."""
+    save_file(decoder, tmp_path / "decoder.safetensors")
+    save_file(dit, tmp_path / "dit.safetensors")
+    command = [
+        "add",
+        str(tmp_path / "dit.safetensors"),
+        "--preset",
+        "wan-tiny",
+        "--dir",
+        str(tmp_path / "models"),
+    ]
+    command += ["--decoder", str(tmp_path / "decoder.safetensors")]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        assert main(command) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "dit.safetensors can't be written" in capsys.readouterr().err
+    assert not [*(tmp_path / "models").iterdir()]
+
+
+def test_a_device_that_is_not_there_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of no kind known, and a GPU too many."""
+    for device, sentence in (("gpu", "must be cpu, cuda or cuda:N"), ("cuda:99", "torch sees")):
+        assert main(["check", "wan-tiny", "--device", device]) == 1
+        assert sentence in capsys.readouterr().err
+
+
+def test_a_model_too_large_for_a_device_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As torch has it where there is a GPU."""
+
+    def load(name: str, *, device: torch.device, weights: Path | None) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 28 GiB")
+
+    monkeypatch.setattr("engine.models.registry.load_model", load)
+    assert main(["check", "wan-tiny"]) == 1
+    assert "wan-tiny does not fit into the memory of cpu: tried to" in capsys.readouterr().err
 
 
 def test_tensors_that_share_memory_are_written(dit: Tensors, decoder: Tensors, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import prod
+from typing import Any
 
 import pytest
 
@@ -39,8 +40,15 @@ def test_sizes_are_the_published_ones() -> None:
     assert len(shapes) == 32 and sum(map(prod, shapes)) == 944_286_720
 
 
-@pytest.mark.parametrize("change", [{"shift": 0.5}, {"context_noise": 1000}, {"sink_frames": 2}])
-def test_bad_config_is_refused(change: dict[str, float]) -> None:
-    """With the model's name in the message."""
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"shift": 0.5}, {"context_noise": 1000}, {"first_steps": ()}, {"steps": (500, 500)}),
+        *({"sink_frames": 2}, {"sink_frames": 12}, {"sink_frames": -3}, {"sink_reach": 9}),
+        {"dit": replace(TINY.dit, window_frames=0), "sink_frames": 0},
+    ],
+)
+def test_bad_config_is_refused(change: dict[str, Any]) -> None:
+    """With the model's name in the message: an engine could not be told of it."""
     with pytest.raises(ValueError, match="wan-tiny"):
         replace(TINY, **change)
