@@ -354,7 +354,8 @@ class Control:
             state = await self._store.heartbeat_engine(
                 self.engine,
                 load=self._progress.load(),
-                chunk_ms=self.host.chunk_ms if self.registration else 0.0,
+                chunk_ms=self.host.latency.mean_ms,
+                worst_ms=self.host.latency.worst_ms,
                 phase=self._progress.stamp.phase,
                 deadline_ms=None if left_ms is None else int(left_ms),
                 costs=costs,

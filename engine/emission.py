@@ -19,13 +19,44 @@ from engine.replay import ReplayChunk
 from scheduler.messages import Applied, ChunkPart, Rung, Stats, encode_json, frame_media
 from scheduler.store import AppliedRecord
 
-__all__ = ["Emitter"]
+__all__ = ["Emitter", "RecentLatency"]
 
 RECENT_CHUNKS = 32
 """Chunks whose latency makes the engine's mean."""
+WORST_OF_MS = 10_000.0
+"""The worst is of the chunks of so long: twice what lies between two looks of who shows it."""
 
 Record = Callable[[Hosted, Sequence[AppliedRecord]], Awaitable[None]]
 """Record inputs before the chunk that shows them; returns after a bounded wait at the latest."""
+
+
+class RecentLatency:
+    """Of the engine's chunks, all sessions together, in ms; 0 before the first."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._mean: deque[float] = deque(maxlen=RECENT_CHUNKS)
+        self._worst: deque[tuple[float, float]] = deque()
+        """(when, ms), each more than all that came later."""
+
+    def add(self, latency_ms: float) -> None:
+        """One more chunk."""
+        self._mean.append(latency_ms)
+        while self._worst and self._worst[-1][1] <= latency_ms:
+            self._worst.pop()
+        self._worst.append((self._clock(), latency_ms))
+
+    @property
+    def mean_ms(self) -> float:
+        """Of RECENT_CHUNKS."""
+        return sum(self._mean) / len(self._mean) if self._mean else 0.0
+
+    @property
+    def worst_ms(self) -> float:
+        """Of the chunks of the last WORST_OF_MS."""
+        while self._worst and self._worst[0][0] < self._clock() - WORST_OF_MS:
+            self._worst.popleft()
+        return self._worst[0][1] if self._worst else 0.0
 
 
 class Emitter:
@@ -46,12 +77,7 @@ class Emitter:
         """
         self._spec, self._clock, self._record = spec, clock, record
         self._refresh, self._first_made, self._fatal = refresh, first_made, fatal
-        self._recent_ms: deque[float] = deque(maxlen=RECENT_CHUNKS)
-
-    @property
-    def chunk_ms(self) -> float:
-        """Mean latency of recent chunks; 0 before the first."""
-        return sum(self._recent_ms) / len(self._recent_ms) if self._recent_ms else 0.0
+        self.latency = RecentLatency(clock)
 
     def slack_ms(self, hosted: Hosted) -> int:
         """Media time that the session's player still holds."""
@@ -171,7 +197,7 @@ class Emitter:
     def _measure(self, hosted: Hosted, made: PartMade, now_ms: float) -> None:
         latency_ms = now_ms - max(made.due_ms, hosted.handed_ms)
         hosted.handed_ms = now_ms
-        self._recent_ms.append(latency_ms)
+        self.latency.add(latency_ms)
         hosted.say(
             Stats(
                 session=hosted.id,

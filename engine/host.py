@@ -28,7 +28,7 @@ from engine.compute_messages import (
     Wish,
 )
 from engine.credit import Player, acknowledged, start_ms, subscribed
-from engine.emission import Emitter
+from engine.emission import Emitter, RecentLatency
 from engine.handover import Arrival, HostFacts, facts_of, player_of
 from engine.hosted import Hosted, LogTail, Place
 from engine.lifecycle import Life, LifeLimits, judge
@@ -147,9 +147,9 @@ class Host:
         )
 
     @property
-    def chunk_ms(self) -> float:
-        """Mean latency of recent chunks; 0 before the first."""
-        return self._emitter.chunk_ms
+    def latency(self) -> RecentLatency:
+        """Of chunks that were made here."""
+        return self._emitter.latency
 
     def left_age_ms(self, hosted: Hosted) -> int | None:
         """For how long nobody has controlled the session; None while somebody does, or may come to."""
@@ -447,6 +447,7 @@ class Host:
                 start_seq=hosted.start_seq,
                 state=SessionState.ACTIVE if verdict.active else SessionState.IDLE,
                 reason=verdict.reason,
+                controller_epoch=hosted.controller_epoch,
             )
         )
         for chunk in replay.since(hosted.start_seq):
@@ -485,13 +486,19 @@ class Host:
 
     def _accept(self, hosted: Hosted, id: MessageId | None) -> None:
         if id is not None:
-            hosted.say(Accepted(session=hosted.id, id=id))
+            hosted.say(Accepted(session=hosted.id, id=id, controller_epoch=hosted.controller_epoch))
 
     def _refuse(self, link: Link, request: LinkRequest, epoch: int, code: ErrorCode, why: str) -> None:
-        id = request.id if isinstance(request, Pause | Resume | Stop) else None
-        is_watch = isinstance(request, Watch | Unwatch)
         link.send(
-            Refused(session=request.session, epoch=epoch, code=code, message=why, id=id, is_watch=is_watch)
+            Refused(
+                session=request.session,
+                epoch=epoch,
+                code=code,
+                message=why,
+                id=request.id if isinstance(request, Pause | Resume | Stop) else None,
+                is_watch=isinstance(request, Watch | Unwatch),
+                controller_epoch=getattr(request, "controller_epoch", None),
+            )
         )
 
     # --- life --------------------------------------------------------------------------------------------

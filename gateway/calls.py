@@ -106,6 +106,7 @@ async def _perform_once(store: Store, gateway: GatewayId, queue_limit: int, call
                 call.message,
                 merged_ids=call.ids[:-1],
                 controller_epoch=call.controller_epoch,
+                write=call.write,
             )
         case SetPaused():
             epoch = call.controller_epoch

@@ -35,9 +35,9 @@ QUIET_S: Final = 5.0
 """Something is sent at least so often: so a watcher who is gone is noticed."""
 MAX_WATCHERS: Final = 32
 
-Sample = tuple[int, int, float, float, int, int]
+Sample = tuple[int, int, float, float, int, int, float]
 """(Redis time in ms, budget, mean load 0 to 1, mean chunk latency in ms of the slowest engine, sessions,
-queue)."""
+queue, worst chunk latency in ms)."""
 
 
 class ClusterFeed:
@@ -159,14 +159,24 @@ def sample(now_ms: int, engines: Sequence[EngineRecord], info: ClusterInfo) -> S
     """What the history keeps of one moment."""
     ready = [engine for engine in engines if engine.state is not EngineState.STARTING]
     load = sum(engine.load for engine in ready) / len(ready) if ready else 0.0
-    worst_ms = max((engine.chunk_ms for engine in ready if engine.sessions), default=0.0)
+    used = [engine for engine in ready if engine.sessions]
+    slowest_ms = max((engine.chunk_ms for engine in used), default=0.0)
+    worst_ms = max((engine.worst_ms for engine in used), default=0.0)
     sessions = sum(engine.sessions for engine in engines)
-    return now_ms, info.budget, round(load, 3), round(worst_ms, 1), sessions, info.queue
+    return (
+        now_ms,
+        info.budget,
+        round(load, 3),
+        round(slowest_ms, 1),
+        sessions,
+        info.queue,
+        round(worst_ms, 1),
+    )
 
 
 def describe_history(samples: Iterable[Sample]) -> bytes:
     """As `history` carries it."""
-    columns = ["t_ms", "budget", "load", "chunk_ms", "sessions", "queue"]
+    columns = ["t_ms", "budget", "load", "chunk_ms", "sessions", "queue", "worst_ms"]
     return orjson.dumps({"columns": columns, "samples": list(samples)})
 
 

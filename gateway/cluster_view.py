@@ -54,6 +54,7 @@ def describe_cluster(
                     "sessions": engine.sessions,
                     "load": engine.load,
                     "chunk_ms": engine.chunk_ms,
+                    "worst_ms": engine.worst_ms,
                 }
                 for engine in engines
             ],

@@ -23,6 +23,11 @@ _ENGINE_FIGURES: tuple[tuple[str, str, Callable[[EngineRecord], float]], ...] = 
         "Mean latency of an engine's recent chunks.",
         lambda engine: engine.chunk_ms / 1000,
     ),
+    (
+        "worst_chunk_latency_seconds",
+        "Largest latency of an engine's chunks of the last ten seconds.",
+        lambda engine: engine.worst_ms / 1000,
+    ),
 )
 
 

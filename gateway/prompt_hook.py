@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import inspect
 import json
 import logging
 import ssl
@@ -88,6 +89,9 @@ def load_hook(name: str) -> Hook:
         raise ValueError(f"prompt_hook {name!r} can't be loaded: {exc}") from exc
     if not callable(found):
         raise ValueError(f"prompt_hook {name!r} is not callable")
+    calls = (inspect.unwrap(found), type(found).__call__)
+    if not any(inspect.iscoroutinefunction(call) for call in calls):
+        raise ValueError(f"prompt_hook {name!r} is not async: it would hold up all sessions of the gateway")
     return found
 
 

@@ -227,11 +227,13 @@ class SessionMachine(WatchRules):
             return
         s.held_inputs += 1
         s.held_ids.extend(ids)
+        s.writes += 1
         self._out.append(
             AppendInput(
                 session=s.id,
                 controller_epoch=s.controller_epoch,
                 message=message,
+                write=f"{s.controller_epoch}-{s.writes}",
                 ids=ids,
                 copy=self._copy(s),
             )
@@ -387,7 +389,8 @@ class SessionMachine(WatchRules):
         if not receipt.repeat:
             return True
         known = any(entry == receipt.entry for entry, _ in copy.inputs)
-        return not known and call.message.id != s.start_id
+        is_start = call.message.id is not None and call.message.id == s.start_id
+        return not known and not is_start
 
     @staticmethod
     def _unhold(s: Session, call: AppendInput) -> None:

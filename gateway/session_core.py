@@ -131,7 +131,10 @@ class Session:
     flow: Flow
     controller_epoch: int
     controls: ControlMerger
+    writes: int = 0
+    """Inputs that were handed to the store."""
     held_inputs: int = 0
+    """Of them, those that it has not answered."""
     held_ids: list[str] = field(default_factory=list)
     """Message ids of those inputs."""
     pause_call: SetPaused | None = None

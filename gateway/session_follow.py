@@ -137,7 +137,7 @@ class FollowRules(SessionCore):
     def receive_link(self, reply: link.LinkReply, now_ms: float) -> list[Output]:
         """Any other link message about this session."""
         s = self._session
-        if s is None or reply.session != s.id:
+        if s is None or reply.session != s.id or _is_to_another(s, reply):
             pass
         elif isinstance(reply, link.Stats):  # comes with each chunk
             if reply.epoch == s.flow.epoch:
@@ -253,6 +253,13 @@ class FollowRules(SessionCore):
     def _keep_pause_wish(s: Session) -> None:
         """What was asked last may not have arrived: it is asked again after the next subscription."""
         s.pause_wish = s.asked_pause if s.pause_wish is None else s.pause_wish
+
+
+def _is_to_another(s: Session, reply: link.LinkReply) -> bool:
+    """Does it answer another connection to the session, here too? Engines of before don't say."""
+    if not isinstance(reply, link.Subscribed | link.Refused | link.Accepted):
+        return False
+    return reply.controller_epoch not in (None, s.controller_epoch)
 
 
 def is_queue_news(told: wire.Queued | None, queued: wire.Queued, passed_ms: float) -> bool:

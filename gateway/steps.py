@@ -92,6 +92,8 @@ class AppendInput:
     session: SessionId
     controller_epoch: int
     message: Input
+    write: str
+    """Names this call among all of the session: should its answer be lost, it is still appended once."""
     ids: tuple[str, ...]
     """Client messages that this entry answers, the last of them under its own id."""
     copy: QueuedCopy | None = None

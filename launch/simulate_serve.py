@@ -173,7 +173,8 @@ class SimulatedCluster:
 def _with_load(record: EngineRecord, placed: int, active: int) -> EngineRecord:
     """Its load and latency are those that the policy predicts."""
     chunk_ms = float(round_ms(record)[min(active, LOADS - 1)])
-    return replace(record, sessions=placed, chunk_ms=chunk_ms, load=min(1.0, chunk_ms / play_ms(record)))
+    load = min(1.0, chunk_ms / play_ms(record))
+    return replace(record, sessions=placed, chunk_ms=chunk_ms, worst_ms=chunk_ms, load=load)
 
 
 def _as_now(session: SimSession, now_ms: float) -> SessionOutline:

@@ -228,6 +228,8 @@ class EngineRecord:
     """None before it has published any."""
     transfer: str = ""
     """host:port where other engines meet it to move session state; "" if it can't."""
+    worst_ms: float = 0.0
+    """The largest latency of the chunks of the last seconds, milliseconds; 0 without any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -443,6 +443,8 @@ class Subscribed:
     start_seq: int
     state: SessionState
     reason: str = ""
+    controller_epoch: int | None = None
+    """Whose subscription it answers: a gateway may have several connections that ask for one session."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -457,6 +459,8 @@ class Refused:
     id: MessageId | None = None
     is_watch: bool = False
     """Was it asked for viewers, so that it says nothing to who controls the session?"""
+    controller_epoch: int | None = None
+    """Whose request it answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -500,6 +504,8 @@ class Accepted:
     type: ClassVar[str] = "accepted"
     session: SessionId
     id: MessageId
+    controller_epoch: int | None = None
+    """Whose request it answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

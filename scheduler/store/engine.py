@@ -56,15 +56,17 @@ class EngineStore(StoreReader):
         *,
         load: float,
         chunk_ms: float,
+        worst_ms: float = 0.0,
         phase: str,
         deadline_ms: int | None,
         costs: EngineCosts | None = None,
     ) -> EngineState:
         """Say that the engine lives, every 500 ms; also while starting. Returns its state in Redis.
 
-        load is a share from 0 to 1, chunk_ms the mean latency of recent chunks, phase what the compute
-        thread does. deadline_ms is how long from now that phase may still take (Lua adds the server's time,
-        0 and less is overdue); None without a limit. costs replaces the published cost table; None leaves it.
+        load is a share from 0 to 1, chunk_ms the mean latency of recent chunks, worst_ms the largest, phase
+        what the compute thread does. deadline_ms is how long from now that phase may still take (Lua adds the
+        server's time, 0 and less is overdue); None without a limit. costs replaces the published cost table;
+        None leaves it.
 
         Raises:
             EngineGone: declared gone; EngineUnknown when Redis has no record (register again).
@@ -75,6 +77,7 @@ class EngineStore(StoreReader):
             engine,
             load,
             chunk_ms,
+            worst_ms,
             phase,
             "" if deadline_ms is None else deadline_ms,
             "" if costs is None else records.costs_json(costs),

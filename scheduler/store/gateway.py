@@ -100,10 +100,13 @@ class GatewayStore(StoreReader):
         *,
         merged_ids: Sequence[MessageId] = (),
         controller_epoch: int,
+        write: str = "",
     ) -> InputReceipt:
         """Append to the input log, once per message id (the last MAX_REMEMBERED_IDS are known).
 
-        `merged_ids` are other messages in it: who repeats one gets the answers of this one.
+        `merged_ids` are other messages in it: who repeats one gets the answers of this one. `write` names
+        this call, without spaces: a message without an id is appended once however often its newest write
+        is tried, because an answer may be lost.
 
         Raises:
             NoSuchSession, SessionIsClosed, StaleController, InputLogFull
@@ -115,6 +118,7 @@ class GatewayStore(StoreReader):
             controller_epoch,
             encode_json(message).decode(),
             message.id or "",
+            write,
             *merged_ids,
         )
         applied = None

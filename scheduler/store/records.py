@@ -171,6 +171,7 @@ def engine_record(engine: EngineId, h: Mapping[str, str], tables: CostTables) ->
         sessions=int(h["sessions"]),
         load=float(h["load"]),
         chunk_ms=float(h["chunk_ms"]),
+        worst_ms=float(h.get("worst_ms", 0.0)),
         started_ms=int(h["started_ms"]),
         heartbeat_ms=int(h["heartbeat_ms"]),
         phase=h["phase"],

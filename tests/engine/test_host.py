@@ -300,6 +300,20 @@ async def test_a_higher_controller_epoch_takes_over(world: World) -> None:
     assert isinstance(world.link.sent[-1], Superseded)
 
 
+async def test_answers_name_whose_request_they_answer(world: World) -> None:
+    """Several connections of one gateway may ask for one session: each finds its own."""
+    world.open()
+    world.subscribe(7)
+    world.subscribe(controller_epoch=3)
+    world.ask(Pause(session=S1, controller_epoch=3, id="p"))
+    answers = [m for m in world.link.sent if isinstance(m, Subscribed | Refused | Accepted)]
+    assert [(m.type, m.controller_epoch) for m in answers] == [
+        ("refused", 1),
+        ("subscribed", 3),
+        ("accepted", 3),
+    ]
+
+
 async def test_recovery_waits_for_the_first_subscriber_and_goes_on_from_its_seq(world: World) -> None:
     """Fresh model state, the asked seq, the gateway's frame count, the prompt that was in force."""
     record = replace(RECORD, epoch=3, next_seq=40, next_frame=470, last_applied="5-0", rev=1)
@@ -408,7 +422,10 @@ async def test_chunks_count_as_delivered_when_the_link_took_them(world: World) -
     assert world.wishes[-1].player.delivered_seq == 1
     stats = world.link.sent[-1]
     assert isinstance(stats, Stats) and stats.latency_ms == 70.0
-    assert world.host.chunk_ms == 70.0
+    latency = world.host.latency
+    assert (latency.mean_ms, latency.worst_ms) == (70.0, 70.0)
+    world.now_ms = 11_000.0
+    assert (latency.mean_ms, latency.worst_ms) == (70.0, 0.0)
 
 
 async def test_what_an_older_subscription_took_no_longer_counts(world: World) -> None:

@@ -21,7 +21,7 @@ S = SessionId("s_0000000000000001")
 
 
 def prompt(text: str) -> AppendInput:
-    return AppendInput(session=S, controller_epoch=1, message=PromptInput(text=text), ids=())
+    return AppendInput(session=S, controller_epoch=1, message=PromptInput(text=text), write="1-1", ids=())
 
 
 async def no_cats(question: Question) -> Answer:
@@ -45,7 +45,7 @@ async def test_judgements(fail_open: bool) -> None:
     """Refusals say why; a hook that fails or is late counts as the setting says; a reset is no prompt."""
     hook = PromptHook(no_cats, timeout_s=0.02, fail_open=fail_open)
     assert await hook.judge(prompt("a dog")) is None
-    reset = AppendInput(session=S, controller_epoch=1, message=ResetInput(), ids=())
+    reset = AppendInput(session=S, controller_epoch=1, message=ResetInput(), write="1-1", ids=())
     assert await hook.judge(reset) is None
     for text, sentence in (("a cat", "no cats here"), ("two cats", REFUSED)):
         refusal = await hook.judge(prompt(text))
@@ -129,7 +129,9 @@ async def _wait(event: asyncio.Event) -> None:
     await event.wait()
 
 
-@pytest.mark.parametrize("name", ["nowhere.at.all:f", "json:nothing", "json:__name__", "json", ""])
+@pytest.mark.parametrize(
+    "name", ["nowhere.at.all:f", "json:nothing", "json:__name__", "json:dumps", "json", ""]
+)
 def test_hooks_that_cannot_be(name: str) -> None:
     """The gateway does not start with them."""
     with pytest.raises(ValueError, match="prompt_hook"):

@@ -76,6 +76,7 @@ async def test_cluster(world: World) -> None:
                 "sessions": 1,
                 "load": 0.0,
                 "chunk_ms": 0.0,
+                "worst_ms": 0.0,
             }
         ]
         assert found["sessions"] == [
@@ -180,7 +181,11 @@ async def test_refusals(world: World, method: str, path: str, headers: dict[str,
 
 async def test_configured_hosts_and_origins(world: World) -> None:
     """Names and pages that the operator allows are served."""
-    settings = {"allowed_hosts": ("video.example",), "allowed_origins": ("https://page.example",)}
+    settings = {
+        "allowed_hosts": ("video.example",),
+        "allowed_origins": ("https://page.example",),
+        "insecure": True,
+    }
     async with world.gateway(**settings) as gateway:
         assert (await ask(gateway, "/healthz", host="video.example:8080"))[0] == 200
         assert (await ask(gateway, "/healthz", origin="https://page.example"))[0] == 200
@@ -328,7 +333,7 @@ def test_sample() -> None:
         make_engine("e_00000003", EngineState.STARTING, load=0.0, chunk_ms=0.0, sessions=0),
     ]
     info = ClusterInfo(policy="slack", budget=3, queue=4, release_interval_ms=1, start_ms=1, term=1)
-    assert sample(7, engines, info) == (7, 3, 0.3, 300.0, 2, 4)
+    assert sample(7, engines, info) == (7, 3, 0.3, 300.0, 2, 4, 600.0)
 
 
 def make_engine(id: str, state: EngineState, *, load: float, chunk_ms: float, sessions: int) -> EngineRecord:
@@ -341,6 +346,7 @@ def make_engine(id: str, state: EngineState, *, load: float, chunk_ms: float, se
         sessions=sessions,
         load=load,
         chunk_ms=chunk_ms,
+        worst_ms=2 * chunk_ms,
         started_ms=0,
         heartbeat_ms=0,
     )

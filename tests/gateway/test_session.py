@@ -278,6 +278,20 @@ def test_attach_is_answered_by_session_state_gap_chunks() -> None:
     assert only(feed(machine, 2, 4), SendChunk).header.seq == 4
 
 
+def test_answers_to_another_connection_at_this_gateway_are_not_its_own() -> None:
+    """One that asked for the same session a moment ago: its window lost chunks that this one still gets."""
+    machine, _ = attach(PLACED)
+    machine.receive_link_up(E1)
+    older = replace(subscribed(2, 9), controller_epoch=1)
+    refused = link.Refused(
+        session=S, epoch=2, code=ErrorCode.BAD_STATE, message="too far", controller_epoch=1
+    )
+    accepted = link.Accepted(session=S, id="theirs", controller_epoch=1)
+    assert [out for reply in (older, refused, accepted) for out in machine.receive_link(reply, 0)] == []
+    messages = sent(machine.receive_link(replace(subscribed(2, 3), controller_epoch=2), 0))
+    assert messages == [wire.Accepted(id="a"), wire.State(state=SessionState.ACTIVE, engine=E1)]
+
+
 def test_attach_to_a_queued_session_tells_its_state() -> None:
     """The client knows that it waits."""
     _machine, outputs = attach(replace(RECORD, epoch=3, reason="engine_lost", next_seq=3))
@@ -844,6 +858,17 @@ def test_what_is_accepted_only_as_a_repeat_is_written_again_too() -> None:
     load = only(machine.receive_events_lost(), LoadSession)
     assert load.copy is not None
     assert load.copy.inputs == [("5-0", link.PromptInput(text="next", id="p"))]
+
+
+def test_a_prompt_without_an_id_is_written_again_too() -> None:
+    """Its write has a name of its own, and was made although its first answer was lost."""
+    machine = queued()
+    calls = [only(machine.receive_message(wire.Prompt(text="next"), 0), AppendInput) for _ in range(2)]
+    assert calls[0].write != calls[1].write
+    for call, entry in zip(calls, ("5-0", "6-0"), strict=True):
+        machine.receive_result(call, InputReceipt(entry=entry, repeat=True, applied=None), 0)
+    load = only(machine.receive_events_lost(), LoadSession)
+    assert load.copy is not None and [entry for entry, _ in load.copy.inputs] == ["5-0", "6-0"]
 
 
 def test_missed_events_may_hide_a_takeover() -> None:

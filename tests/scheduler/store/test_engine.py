@@ -76,10 +76,12 @@ async def test_heartbeat_of_an_unknown_engine(store: Store) -> None:
 async def test_heartbeat_publishes_in_server_time(store: Store) -> None:
     """The deadline is stored as a point in Redis time."""
     await ready(store)
-    await store.heartbeat_engine(E1, load=0.5, chunk_ms=81.5, phase="pass", deadline_ms=2_000)
+    beat = {"load": 0.5, "chunk_ms": 81.5, "worst_ms": 300.0}
+    await store.heartbeat_engine(E1, **beat, phase="pass", deadline_ms=2_000)
     engine = await store.get_engine(E1)
     assert engine is not None and engine.deadline_ms is not None
-    assert (engine.load, engine.chunk_ms, engine.phase) == (0.5, 81.5, "pass")
+    assert (engine.load, engine.chunk_ms, engine.worst_ms) == (0.5, 81.5, 300.0)
+    assert engine.phase == "pass"
     assert engine.deadline_ms == engine.heartbeat_ms + 2_000
     await store.heartbeat_engine(E1, load=0.5, chunk_ms=81.5, phase="idle", deadline_ms=None)
     engine = await store.get_engine(E1)

@@ -146,6 +146,21 @@ async def test_append_dedupes_by_message_id(store: Store) -> None:
     assert len((await store.read_inputs({S1: START}))[S1]) == 2
 
 
+async def test_a_write_whose_answer_was_lost_is_not_appended_twice(store: Store) -> None:
+    """Without a message id its name tells the newest write; ids that are remembered are not pushed out."""
+    await create(store, id="m0")
+    prompt = PromptInput(text="blue")
+    first = await store.append_input(S1, prompt, controller_epoch=1, write="1-1")
+    again = await store.append_input(S1, prompt, controller_epoch=1, write="1-1")
+    other = await store.append_input(S1, prompt, controller_epoch=1, write="1-2")
+    assert (first.repeat, again.repeat, other.repeat) == (False, True, False)
+    assert again.entry == first.entry != other.entry
+    assert len((await store.read_inputs({S1: START}))[S1]) == 3
+    for n in range(MAX_REMEMBERED_IDS):
+        await store.append_input(S1, prompt, controller_epoch=1, write=f"1-{n + 3}")
+    assert (await store.append_input(S1, PromptInput(text="x", id="m0"), controller_epoch=1)).repeat
+
+
 async def test_repeat_answers_where_it_was_applied(store: Store) -> None:
     """Once recorded as applied, a repeat says with which rev and chunk."""
     _, epoch = await placed(store)
