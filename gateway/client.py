@@ -18,12 +18,13 @@ Errors: `gateway/client_errors.py`.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self, SupportsIndex, TypeVar
+from typing import Self, SupportsIndex, TypeAlias, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from websockets.asyncio.client import ClientConnection
@@ -72,11 +73,13 @@ __all__ = [
 ]
 
 STREAM_PATH = "/v1/stream"
+Token: TypeAlias = "str | Callable[[], str | Awaitable[str]] | None"
+"""Of the server; a function, async or not, is asked before each connection: tokens are short-lived."""
 
 
 def connect(
     url: str,
-    token: str | None = None,
+    token: Token = None,
     *,
     flavour: str = MSGPACK_SUBPROTOCOL,
     open_timeout_s: float = 10.0,
@@ -84,6 +87,8 @@ def connect(
 ) -> Client:
     """A client of the server at `url` (http, https, ws or wss; the path may be left out), for `async with`.
 
+    `token`: a function is asked before each connection, also when a lost one is made again; an OSError of it
+    counts as a connection that failed, anything else ends the session.
     `give_up_s`: for how long a lost connection is tried to be made again.
     Raises ValueError for an address or flavour that cannot be.
     """
@@ -106,7 +111,7 @@ class Client:
     """A connection to a server; carries one session at a time. Made by `connect`."""
 
     def __init__(
-        self, url: str, token: str | None, *, flavour: str, open_timeout_s: float, give_up_s: float
+        self, url: str, token: Token, *, flavour: str, open_timeout_s: float, give_up_s: float
     ) -> None:
         self._url = url
         self._token = token
@@ -202,8 +207,11 @@ class Client:
 
     async def _dial(self) -> ClientConnection:
         subprotocols = [Subprotocol(self._flavour)]
-        if self._token is not None:
-            subprotocols.append(Subprotocol(TOKEN_SUBPROTOCOL_PREFIX + self._token))
+        token = self._token() if callable(self._token) else self._token
+        if inspect.isawaitable(token):
+            token = await token
+        if token is not None:
+            subprotocols.append(Subprotocol(TOKEN_SUBPROTOCOL_PREFIX + token))
         return await connect_websocket(
             self._url,
             subprotocols=subprotocols,
@@ -237,7 +245,7 @@ async def record(
     seed: int | None,
     path: str | Path,
     *,
-    token: str | None = None,
+    token: Token = None,
     stop: asyncio.Event | None = None,
 ) -> Recording:
     """Generate at least `seconds` of video from one prompt into an MP4 file at `path`.

@@ -54,7 +54,7 @@ class GatewayConfig:
     tls_key: str | None = None
     """PEM file with the certificate's private key."""
     insecure: bool = False
-    """Allow an address beyond loopback although there is no authentication."""
+    """Allow an address or allowed_hosts beyond loopback although there is no authentication."""
     prompt_hook: str | None = None
     """Asked about every prompt: an async callable "package.module:name", or an http(s) address."""
     prompt_hook_timeout_s: float = 2.0
@@ -131,16 +131,20 @@ class GatewayConfig:
 
     @property
     def is_exposed(self) -> bool:
-        """May everybody use it who reaches this machine?"""
-        return self.host not in LOOPBACK and self.auth == "none"
+        """May everybody use it who reaches this machine, or a proxy before it?"""
+        is_local = self.host in LOOPBACK and LOOPBACK.issuperset(self.allowed_hosts)
+        return self.auth == "none" and not is_local
 
     def _check_auth(self) -> None:
         if self.auth not in ("none", "token"):
             raise ValueError(f"auth must be none or token, got {self.auth!r}")
         if self.is_exposed and not self.insecure:
+            what, instead = f"host {self.host} is", "use 127.0.0.1"
+            if self.host in LOOPBACK:
+                what, instead = f"allowed_hosts {', '.join(self.allowed_hosts)} are", "leave them out"
             raise ValueError(
-                f"host {self.host} is reachable from other machines and there is no authentication: "
-                "use 127.0.0.1, set auth to token, or set insecure to allow it all the same"
+                f"{what} reachable from other machines and there is no authentication: "
+                f"{instead}, set auth to token, or set insecure to allow it all the same"
             )
         if self.auth == "token" and not self.token_secrets:
             raise ValueError(

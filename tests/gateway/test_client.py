@@ -106,6 +106,28 @@ async def test_lost_connection_leaves_no_gap_and_no_repeat(client: Client, serve
     assert len(server.sessions) == 1
 
 
+async def test_a_token_is_asked_for_before_each_connection(server: StreamServer) -> None:
+    """They are short-lived: a lost connection is made again with a new one. A token service that is away for
+    a moment is like a server that is."""
+    asked = list[str]()
+
+    async def token() -> str:
+        asked.append(f"jwt{len(asked)}")
+        if len(asked) == 2:
+            raise ConnectionRefusedError("the token service starts again")
+        return asked[-1]
+
+    async with connect(server.url, token) as client:
+        session = await client.start(RED_ON_BLUE, mode="recorder")
+        await take(session, 1)
+        server.abort_all()
+        await take(session, 2)
+        socket = server.only.socket
+        assert socket is not None and socket.request is not None
+        assert "turboserve.token.jwt2" in socket.request.headers["Sec-WebSocket-Protocol"]
+    assert asked == ["jwt0", "jwt1", "jwt2"]
+
+
 async def test_a_server_that_lets_in_and_cuts_at_once_is_asked_more_and_more_slowly(
     client: Client, server: StreamServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

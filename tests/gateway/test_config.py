@@ -17,6 +17,10 @@ SECRET, SHA256 = "0" * 32, "0" * 64
     [
         ({"host": "0.0.0.0"}, "insecure"),
         ({"host": "192.168.0.7"}, "host"),
+        (
+            {"allowed_hosts": ("localhost", "video.example")},
+            "allowed_hosts localhost, video.example are",
+        ),
         ({"port": 70_000}, "port"),
         ({"link_secret": ""}, "link_secret"),
         ({"queue_limit": 0}, "queue_limit"),

@@ -7,7 +7,7 @@ import pytest
 from gateway.config import GatewayConfig
 from gateway.guard import is_host_allowed, is_origin_allowed
 
-LOCAL = GatewayConfig(redis="unix:///x", link_secret="s", allowed_hosts=("video.example",))
+LOCAL = GatewayConfig(redis="unix:///x", link_secret="s", allowed_hosts=("video.example",), insecure=True)
 OPEN = GatewayConfig(redis="unix:///x", link_secret="s", host="0.0.0.0", insecure=True)
 
 
