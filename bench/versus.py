@@ -8,7 +8,9 @@ stand apart.
     seeds           the means of each seed on its own: what differs between them is noise
     beyond seeds    families at a size where `slack`, on average over the seeds, is above `turboserve`
                     by more than TIE, and by more than what `turboserve` itself differs between seeds
-    little gained   those where it is, on average, better by GAIN in neither worst chunk nor cost
+    little gained   those where it is, on average, better by GAIN in neither worst chunk nor cost: both, and
+                    by how much the exact oracles are cheaper than `turboserve` at its mean latency, the one
+                    that knows the present, and the one that knows the future (launch/evaluation/oracle.py)
     settings        means of `turboserve` with fuller engines too, over cases that no number was chosen in: is
                     `slack` only another point on its curve?
 
@@ -19,14 +21,15 @@ Run: .venv/bin/python -m bench.versus [--sizes 8 16] [--seeds 3] [--profiles pap
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import groupby
 from statistics import fmean
 from typing import Any
 
 from bench.stats import machine, print_json, print_table
-from launch.evaluation.grid import OURS, SETTINGS, Case, cases, ours_job, run_job
+from launch.evaluation.findings import find_gap
+from launch.evaluation.grid import OURS, SETTINGS, Case, cases, ours_job, run_job, run_moments
 from scheduler.sim.generate import FAMILIES
 from scheduler.sim.profile import PROFILES
 
@@ -84,9 +87,20 @@ def worse_beyond_seeds(pairs: Sequence[Pair], figure: str) -> list[str]:
     return found
 
 
-def little_gained(pairs: Sequence[Pair]) -> list[str]:
+def oracles_save(case: Case) -> tuple[float | None, float | None]:
+    """By what share the oracle that knows the present, and the one that knows the future, cost less than
+    `turboserve`; None: it is never so fast."""
+    job = ours_job(case, "turboserve")
+    gap = find_gap(job, run_moments(job))
+    present, future = (
+        None if above is None else above / (1.0 + above) for above in (gap.present, gap.future)
+    )
+    return present, future
+
+
+def little_gained(pairs: Sequence[Pair]) -> dict[str, str]:
     """Families in which `slack` is better by GAIN in nothing, with the change in worst chunk and in cost."""
-    found = []
+    found = {}
     for family, of in by_family(pairs):
         theirs, ours = (
             [fmean(_number(r, policy, figure) for r in of) for figure in ("worst_chunk_ms", "cost_engine_s")]
@@ -94,8 +108,22 @@ def little_gained(pairs: Sequence[Pair]) -> list[str]:
         )
         worst, cost = (mine / its - 1.0 for mine, its in zip(ours, theirs, strict=True))
         if min(worst, cost) > -GAIN:
-            found.append(f"{family} {worst:+.0%}, {cost:+.0%}")
+            found[family] = f"{worst:+.0%}, {cost:+.0%}"
     return found
+
+
+def oracles_beside(name: str, pairs: Sequence[Pair], run: Callable[..., Iterable[Any]]) -> list[list[object]]:
+    """A line for each family in which little is gained: the mean share that each oracle saves, and of how
+    many of its cases. `run`: a `map`."""
+    lines: list[list[object]] = []
+    for family, change in little_gained(pairs).items():
+        found = list(run(oracles_save, [case for case, _ in pairs if case.family == family]))
+        cells = []
+        for column in zip(*found, strict=True):
+            known = [share for share in column if share is not None]
+            cells.append(f"{fmean(known):.0%} ({len(known)} of {len(column)})" if known else "–")
+        lines.append([name, family, change, *cells])
+    return lines
 
 
 def settings(name: str, pairs: Sequence[Pair]) -> list[list[object]]:
@@ -109,6 +137,12 @@ def settings(name: str, pairs: Sequence[Pair]) -> list[list[object]]:
         cells = [f"{mean:.4f}" if figure == "cpr.mean" else round(mean) for figure, mean in means.items()]
         lines.append([name, policy, *cells])
     return lines
+
+
+def by_load(pairs: Sequence[Pair]) -> list[tuple[str, list[Pair]]]:
+    """By profile and size, with what they are called."""
+    groups = groupby(pairs, key=lambda pair: f"`{pair[0].profile}`, size {pair[0].size}")
+    return [(name, list(group)) for name, group in groups]
 
 
 def by_family(pairs: Sequence[Pair]) -> list[tuple[str, list[Mapping[str, Numbers]]]]:
@@ -140,13 +174,13 @@ def main() -> None:
     wanted = cases(list(FAMILIES), options.sizes, options.profiles, 0, options.seeds, options.seconds)
     with ProcessPoolExecutor(options.workers) as pool:
         pairs = list(pool.map(run_case, wanted))
+        little = [line for group in by_load(pairs) for line in oracles_beside(*group, pool.map)]
     rows: list[list[object]] = []
     spread: list[list[object]] = []
     beyond: list[list[object]] = []
     tried: list[list[object]] = []
     summary: dict[str, Any] = {}
-    for (profile, size), group in groupby(pairs, key=lambda pair: (pair[0].profile, pair[0].size)):
-        name, members = f"`{profile}`, size {size}", list(group)
+    for name, members in by_load(pairs):
         for label, some in (
             ("tuning", [pair for pair in members if is_tuned(pair)]),
             ("test", [pair for pair in members if not is_tuned(pair)]),
@@ -158,14 +192,14 @@ def main() -> None:
         means = {label: [fmean(changes(of, figure)) for of in by_seed] for label, figure in FIGURES.items()}
         spread.append([name, *(" / ".join(f"{value:+.1%}" for value in values) for values in means.values())])
         worse = {label: worse_beyond_seeds(members, figure) for label, figure in FIGURES.items()}
-        names = [*worse.values(), little_gained(members)]
-        beyond.append([name, *("; ".join(families) or "none" for families in names)])
+        beyond.append([name, *("; ".join(families) or "none" for families in worse.values())])
         summary[name] = {label: [round(value, 4) for value in values] for label, values in means.items()}
     print(f"machine: {machine()}; simulated, load changes no figure")
     head = ["profile", "cases", "worst chunk", "higher", "engine-seconds", "more", "TTFC p99", "both"]
     print_table([*head, "CPR mean", "sessions that stall", "least CPR"], rows)
     print_table(["seeds", *FIGURES], spread)
-    print_table(["beyond seeds", *FIGURES, "little gained"], beyond)
+    print_table(["beyond seeds", *FIGURES], beyond)
+    print_table(["little gained", "family", "worst chunk, cost", "oracle saves", "with the future"], little)
     print_table(["settings", "policy", *FIGURES, "CPR mean", "sessions that stall"], tried)
     print_json({"bench": "versus", "seeds": options.seeds, "means_by_seed": summary})
 
