@@ -1,10 +1,11 @@
 """The simulator against real engines: the runs of bench.pareto, and the same trace simulated.
 
 Policy and budget of a run are in its file's name. Costs and state come from a file of `turboserve profile`;
-how long an engine takes to start is what the runs saw on average. What a profile can't know, how long opening
-a session and encoding a chunk take, comes from a run of its own: sessions one after another on one engine
-(DIR/alone, made here if it is not there), less what the simulator takes for that. A simulated figure holds if
-it is off by at most its limit (of the real one), or by twice the spread of the runs that were repeated.
+how long an engine takes to start is what the logs of a policy's runs say, on average. What a profile can't
+know, how long opening a session and encoding a chunk take, comes from a run of its own: sessions one after
+another on one engine (DIR/alone, made here if it is not there), less what the simulator takes for that. Runs
+that repeat each other stand in one line, with their mean. A simulated figure holds if it is off by at most
+its limit (of the real one), or by twice what such runs differ by at most.
 
 Run: .venv/bin/python -m bench.simulated --dir DIR --profile FILE [--model paced] [--capacity 4]
 """
@@ -13,12 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from datetime import datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from bench.pareto import Bench, Figures, Run
@@ -40,6 +43,7 @@ LIMITS = {
     "cost_engine_s": 0.05,
 }
 """Share by which a simulated figure may be off."""
+ENGINE = re.compile(r"e_[0-9a-f]{8}")
 SHOWN = ("chunks", "chunk_latency_ms.max", "cpr.mean", "migrations")
 """Compared, not judged."""
 ALONE, ALONE_S = 15, 8.0
@@ -56,13 +60,13 @@ class Seen:
     results: Mapping[str, Any]
 
     @property
-    def kind(self) -> Run:
-        """The same of runs that repeat each other."""
-        return replace(self.run, repeat=0)
-
-    @property
     def figures(self) -> Figures:
         return flat({name: value for name, value in self.results.items() if name not in ("load", "points")})
+
+
+def _kind(run: Run) -> Run:
+    """The same of runs that repeat each other."""
+    return replace(run, repeat=0)
 
 
 def read_runs(folder: Path) -> list[Seen]:
@@ -73,30 +77,46 @@ def read_runs(folder: Path) -> list[Seen]:
     ]
 
 
-def mean_start_ms(runs: Iterable[Seen]) -> float:
-    """From wanting an engine to its being ready, on average over all that started under load."""
-    total_s = starts = 0.0
-    for run in runs:
-        series = run.results["cluster_series"]
-        samples = list(zip(series["t"], series["starting"], strict=True))
-        for (t, starting), (next_t, then) in pairwise(samples):
-            total_s += starting * (next_t - t)
-            starts += max(0.0, then - starting)
-    return 1000.0 * total_s / starts if starts else 0.0
+def mean_start_ms(folder: Path, kind: Run) -> float:
+    """Over all runs of a kind; 0 where none started."""
+    logs = (path for path in (folder / "runs").glob("*.logs") if kind == _kind(Run.named(path.stem)))
+    starts_s = [took_s for each in logs for took_s in start_times_s(each)]
+    return 1000.0 * fmean(starts_s) if starts_s else 0.0
 
 
-def spreads(runs: Sequence[Seen]) -> dict[str, float]:
-    """By how much each figure differed between runs that repeat each other, at most."""
+def start_times_s(logs: Path) -> list[float]:
+    """From wanting an engine to its being ready, of all that started under load: of each engine's first
+    mention in the scheduler's log, and of what it says itself."""
+    wanted: dict[str, float] = {}
+    for line in (logs / "scheduler-0.log").read_text(encoding="utf-8").splitlines():
+        if "desired engines are" in line:
+            for engine in ENGINE.findall(line):
+                wanted.setdefault(engine, _at_s(line))
+    found = []
+    for engine, at_s in wanted.items():
+        path = logs / f"engine-{engine}.log"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else ()
+        ready = [_at_s(line) for line in lines if f"engine {engine} serves" in line]
+        found += [ready[0] - at_s] if ready else []
+    return found
+
+
+def _at_s(line: str) -> float:
+    return datetime.strptime(line[:23], "%Y-%m-%d %H:%M:%S,%f").timestamp()
+
+
+def by_kind(runs: Iterable[Seen]) -> dict[Run, list[Figures]]:
+    """Figures of the runs that repeat each other."""
     kinds = defaultdict(list)
     for run in runs:
-        kinds[run.kind].append(run.figures)
-    return {
-        name: max(
-            max(f[name] or 0.0 for f in group) - min(f[name] or 0.0 for f in group)
-            for group in kinds.values()
-        )
-        for name in LIMITS
-    }
+        kinds[_kind(run.run)].append(run.figures)
+    return kinds
+
+
+def spread(kinds: Mapping[Run, Sequence[Figures]], name: str) -> float:
+    """By how much a figure differed between runs that repeat each other, at most."""
+    columns = [[figures[name] or 0.0 for figures in of] for of in kinds.values()]
+    return max(max(values) - min(values) for values in columns)
 
 
 def alone_trace() -> Trace:
@@ -128,18 +148,23 @@ def with_delays(profile: Profile, folder: Path, model: str) -> Profile:
     return replace(profile, encode_ms=encode_ms, open_ms=max(0.0, missing("ttfc_ms.p50") - encode_ms))
 
 
-def compare(seen: Seen, simulated: Figures, allowed: Mapping[str, float]) -> list[list[object]]:
-    """Rows of the table: what was seen, what was simulated, the error, and whether it is within its limit."""
+def compare(
+    kind: Run, seen: Sequence[Figures], simulated: Figures, allowed: Mapping[str, float]
+) -> list[list[object]]:
+    """Rows of the table: what was seen, how far apart, what was simulated, the error, and whether it is
+    within its limit."""
     rows = list[list[object]]()
     for name in (*LIMITS, *SHOWN):
-        real, ours = seen.figures[name], simulated[name]
+        reals = [figures[name] or 0.0 for figures in seen]
+        real, ours = fmean(reals), simulated[name]
         if not real or ours is None:
             continue
         error, verdict = ours / real - 1.0, ""
         if name in LIMITS:
-            holds = abs(error) <= LIMITS[name] or abs(ours - real) <= 2.0 * allowed[name]
-            verdict = "holds" if holds else "off"
-        rows.append([seen.kind.name, name, real, ours, f"{error:+.1%}", verdict])
+            by_limit, by_spread = abs(error) <= LIMITS[name], abs(ours - real) <= 2.0 * allowed[name]
+            verdict = "holds" if by_limit else "holds by the spread" if by_spread else "off"
+        apart = f"{min(reals):.4g} … {max(reals):.4g}" if len(reals) > 1 else ""
+        rows.append([kind.name, name, f"{real:.4g}", apart, f"{ours:.4g}", f"{error:+.1%}", verdict])
     return rows
 
 
@@ -154,29 +179,32 @@ def main() -> None:
     options = parser.parse_args()
     runs = read_runs(options.dir)
     (trace_path,) = options.dir.glob("*.jsonl")
-    trace, start_ms = load_trace(str(trace_path)), mean_start_ms(runs)
-    profile = replace(
-        load_profile(options.profile), capacity=options.capacity, start_ms=start_ms, stop_ms=STOP_MS
-    )
+    trace, profile = load_trace(str(trace_path)), load_profile(options.profile)
+    profile = replace(profile, capacity=options.capacity, stop_ms=STOP_MS)
     profile = with_delays(profile, options.dir / "alone", options.model)
-    print(f"machine: {machine()}; {len(runs)} runs; an engine took {start_ms:.0f} ms to start,")
-    print(f"opening a session {profile.open_ms:.1f} ms, encoding a chunk {profile.encode_ms:.1f} ms")
-    allowed, rows = spreads(runs), list[list[object]]()
-    for run, seen in {seen.kind: seen for seen in reversed(runs)}.items():
-        policy = find_policy(run.policy)
-        scenario = Scenario(policy=policy, profile=profile, min_engines=run.low, max_engines=run.high)
-        rows += compare(seen, flat(simulate(trace, scenario).results()), allowed)
-    print_table(["run", "figure", "real", "simulated", "off by", ""], rows)
-    held = sum(row[-1] == "holds" for row in rows)
-    judged = sum(row[-1] != "" for row in rows)
+    print(f"machine: {machine()}; {len(runs)} runs; opening a session takes {profile.open_ms:.1f} ms,")
+    print(f"encoding a chunk {profile.encode_ms:.1f} ms")
+    kinds, rows = by_kind(runs), list[list[object]]()
+    allowed = {name: spread(kinds, name) for name in LIMITS}
+    start_ms = {kind: mean_start_ms(options.dir, kind) for kind in kinds}
+    for kind, seen in kinds.items():
+        scenario = Scenario(
+            policy=find_policy(kind.policy),
+            profile=replace(profile, start_ms=start_ms[kind]),
+            min_engines=kind.low,
+            max_engines=kind.high,
+        )
+        rows += compare(kind, seen, flat(simulate(trace, scenario).results()), allowed)
+    print_table(["run", "figure", "real", "runs", "simulated", "off by", ""], rows)
+    verdicts = Counter(str(row[-1]) for row in rows if row[-1])
     print_json(
         {
             "bench": "simulated",
             "runs": len(runs),
-            "start_ms": round(start_ms),
+            "start_ms": {kind.name: round(ms) for kind, ms in start_ms.items()},
             "open_ms": round(profile.open_ms, 1),
             "encode_ms": round(profile.encode_ms, 1),
-            "held": f"{held}/{judged}",
+            "verdicts": dict(verdicts),
         }
     )
 
