@@ -41,8 +41,8 @@ MAX_MAKING = 2
 """Of them are made at once, each by a process."""
 PIECE_BYTES = 256 * 1024
 SWEEP_EVERY_S = 10.0
-REST_S = 600.0
-"""No session is open that long without a chunk, unless it is paused: then its record says so."""
+REST_S = 60.0
+"""Recordings that were written since are of sessions that are open, or known for at least so long."""
 
 
 class Recorder:
@@ -128,7 +128,7 @@ class Recorder:
     async def sweep(self, now_s: float) -> None:
         """Bring the folder within its limit and drop recordings whose sessions nobody knows any more.
 
-        A closed session is known for CLOSED_TTL_S. Raises OSError, StoreUnavailable.
+        A closed session is known for `retain_s`. Raises OSError, StoreUnavailable.
         """
         stock = await asyncio.to_thread(
             take_stock, self._root, limit_bytes=self._total_bytes, now_s=now_s, rest_s=REST_S

@@ -55,7 +55,8 @@ class SchedulerConfig:
     tick_ms: int = 500
     """Longest time between two looks at the heartbeats."""
     retain_s: int = 600
-    """A queued session whose connection left is closed after this time."""
+    """A session that nobody controls any more is closed after this time; so long it is known then, and its
+    recording kept (at least a minute)."""
     idle_close_s: int = 600
     """Stated to everybody alike; the owner engine acts on it."""
     resync_s: int = 30

@@ -21,7 +21,7 @@ The Lua side gets this same table (`scheduler/store/scripts.py` renders it), so 
     session:<id>                 hash     a SessionRecord, plus left_ms, flight_* (in_flight), move_to and
                                           move_until_ms (an order), landed ("migration_id epoch", the newest
                                           committed one), placed_ms and strikes (engines in a row that crashed
-                                          by themselves soon after it came); kept CLOSED_TTL_S after close.
+                                          by themselves soon after it came); kept `retain_s` after close.
                                           metered_ms, used_* and epoch_*: what becomes its Usage
     session:<id>:inputs          stream   field m: one JSON Input; at most MAX_INPUT_LOG
     session:<id>:applied         list     JSON AppliedRecord in log order, one per applied input
@@ -85,7 +85,10 @@ MAX_CHECKPOINT_TOTAL_BYTES = 256 * 1024 * 1024
 MIN_APPLIED_KEPT = 256
 """Newest applied records of a session that stay when a checkpoint makes older ones unneeded."""
 CLOSED_TTL_S = 600
-"""How long a closed session's hash stays, so that a late attach learns why."""
+"""How long a closed session's hash stays, so that a late attach learns why, and its recording: as long as no
+leader has published its `retain_s`, which counts then."""
+MIN_CLOSED_TTL_S = 60
+"""The least, for those who have still to hear of the end."""
 GONE_TTL_S = 3_600
 """How long a gone engine's hash stays, so that a process that wakes up again learns that it must exit."""
 GATEWAY_TTL_S = 10

@@ -301,6 +301,7 @@ class Scheduler:
                 budget=budget,
                 release_interval_ms=interval_ms,
                 start_ms=int(start_ms),
+                retain_s=self._config.retain_s,
             )
             self._published = published
 

@@ -322,7 +322,8 @@ local function close(session, s, reason, closer)
   end
   move_session(session, s, 'close', {'engine', '', 'active', 0, 'reason', reason})
   record_usage(session, reason)
-  redis.call('EXPIRE', key('session', session), CLOSED_TTL_S)
+  local retain_s = tonumber(redis.call('HGET', key('cluster'), 'retain_s')) or CLOSED_TTL_S
+  redis.call('EXPIRE', key('session', session), math.max(retain_s, MIN_CLOSED_TTL_S))
   emit({type = 'session_closed', session = session, reason = reason})
 end
 

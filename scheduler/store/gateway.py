@@ -135,7 +135,7 @@ class GatewayStore(StoreReader):
 
         Raises:
             NoSuchSession: no such session, or the resume token's hash is another.
-            SessionIsClosed: it was closed in the last CLOSED_TTL_S seconds (and the hash fits).
+            SessionIsClosed: it was closed in the last `retain_s` seconds (and the hash fits).
             BeyondGenerated: next_seq is more than REPLAY_CHUNKS beyond the record's.
         """
         key = self._key("session", session)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scheduler.keys import MAX_DECISION_CHARS, MAX_MEMORY_BYTES
+from scheduler.keys import CLOSED_TTL_S, MAX_DECISION_CHARS, MAX_MEMORY_BYTES
 from scheduler.messages import DesiredEngine, EngineId, GatewayId, SessionId
 from scheduler.store import records
 from scheduler.store.reader import StoreReader
@@ -160,8 +160,24 @@ class LeaderStore(StoreReader):
         await self._redis.run("record_decisions", self._key("decisions"), term, *cut)
 
     async def publish_cluster(
-        self, term: int, *, policy: str, budget: int, release_interval_ms: int, start_ms: int
+        self,
+        term: int,
+        *,
+        policy: str,
+        budget: int,
+        release_interval_ms: int,
+        start_ms: int,
+        retain_s: int = CLOSED_TTL_S,
     ) -> None:
-        """What `cluster_info` and the queue's ETA show. start_ms is what an engine's start takes."""
-        key = self._key("cluster")
-        await self._redis.run("publish_cluster", key, term, policy, budget, release_interval_ms, start_ms)
+        """What `cluster_info` and the queue's ETA show, and for how long sessions are known after their end.
+        start_ms is what an engine's start takes."""
+        await self._redis.run(
+            "publish_cluster",
+            self._key("cluster"),
+            term,
+            policy,
+            budget,
+            release_interval_ms,
+            start_ms,
+            retain_s,
+        )

@@ -80,7 +80,7 @@ class StoreReader:
     # --- sessions
 
     async def get_session(self, session: SessionId) -> SessionRecord | None:
-        """The record, also of a session closed in the last CLOSED_TTL_S seconds."""
+        """The record, also of a session closed in the last `retain_s` seconds."""
         return (await self.get_sessions([session]))[session]
 
     async def get_sessions(self, sessions: Iterable[SessionId]) -> dict[SessionId, SessionRecord | None]:

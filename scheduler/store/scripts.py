@@ -98,6 +98,7 @@ def _constants() -> str:
         "MAX_CHECKPOINT_TOTAL_BYTES": keys.MAX_CHECKPOINT_TOTAL_BYTES,
         "MIN_APPLIED_KEPT": keys.MIN_APPLIED_KEPT,
         "CLOSED_TTL_S": keys.CLOSED_TTL_S,
+        "MIN_CLOSED_TTL_S": keys.MIN_CLOSED_TTL_S,
         "GONE_TTL_S": keys.GONE_TTL_S,
         "GATEWAY_TTL_S": keys.GATEWAY_TTL_S,
         "PAUSE_ANSWER": keys.PAUSE_ANSWER,

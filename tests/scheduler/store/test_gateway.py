@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from scheduler.keys import CLOSED_TTL_S, MIN_CLOSED_TTL_S
 from scheduler.messages import (
     MAX_REMEMBERED_IDS,
     REPLAY_CHUNKS,
@@ -334,6 +335,21 @@ async def test_gateways_come_and_go(store: Store) -> None:
     assert await store.list_gateways() == [GATEWAY]
     await store.remove_gateway(GATEWAY)
     assert await store.list_gateways() == []
+
+
+@pytest.mark.parametrize(("retain_s", "kept_s"), [(None, CLOSED_TTL_S), (90, 90), (0, MIN_CLOSED_TTL_S)])
+async def test_closed_sessions_are_known_for_as_long_as_the_leader_says(
+    store: Store, retain_s: int | None, kept_s: int
+) -> None:
+    """Whoever closes them. A minute at least, for who has still to hear of it."""
+    if retain_s is not None:
+        term = await lead(store)
+        await store.publish_cluster(
+            term, policy="slack", budget=1, release_interval_ms=1, start_ms=1, retain_s=retain_s
+        )
+    await create(store)
+    await store.close_session(S1, "stopped", controller_epoch=1)
+    assert kept_s - 5 <= await store._redis.client.ttl(f"{store.prefix}session:{S1}") <= kept_s
 
 
 async def test_release_interval_sets_the_eta(store: Store) -> None:
