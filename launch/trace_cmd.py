@@ -11,7 +11,7 @@ from launch.supervisor import StartError
 from launch.trace_file import load_trace
 from scheduler.sim.generate import FAMILIES, describe, generate, resize
 from scheduler.sim.importing import FORMATS, TOKENS_PER_S, import_trace
-from scheduler.trace import Trace, write_trace
+from scheduler.trace import MAX_T_S, Trace, write_trace
 
 __all__ = ["main"]
 
@@ -34,13 +34,15 @@ def main(arguments: Sequence[str]) -> int:
         raise SettingsError(str(exc)) from exc
     except OSError as exc:
         raise SettingsError(f"{options.trace} can't be read: {exc.strerror}") from exc
+    if not trace.duration_s <= MAX_T_S:  # nobody could read it
+        raise SettingsError(f"a trace may last {MAX_T_S:.0f} s, this one would last {trace.duration_s:g}")
     return _write(trace, options.output)
 
 
 def _make(options: argparse.Namespace) -> Trace:
     match options.what:
         case "import":
-            with open(options.trace, encoding="utf-8", newline="") as lines:
+            with open(options.trace, encoding="utf-8-sig", newline="") as lines:
                 trace = import_trace(options.format, lines, tokens_per_s=options.tokens_per_s)
         case "generate":
             return generate(
@@ -58,12 +60,15 @@ def _make(options: argparse.Namespace) -> Trace:
 
 def _write(trace: Trace, path: str | None) -> int:
     lines = write_trace(trace)
-    if path is None:
-        sys.stdout.writelines(lines)
-        return 0
     try:
+        if path is None:
+            sys.stdout.writelines(lines)
+            sys.stdout.flush()
+            return 0
         with open(path, "w", encoding="utf-8") as file:
             file.writelines(lines)
+    except BrokenPipeError:
+        raise  # whoever reads has seen enough
     except OSError as exc:
         raise StartError(f"the trace can't be written: {exc}") from exc
     print(f"{len(trace.events)} events written to {path}")

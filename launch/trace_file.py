@@ -11,7 +11,7 @@ __all__ = ["load_trace"]
 def load_trace(path: str) -> Trace:
     """Read a trace file. Raises SettingsError."""
     try:
-        with open(path, encoding="utf-8") as lines:
+        with open(path, encoding="utf-8-sig") as lines:
             return read_trace(lines)
     except (OSError, UnicodeDecodeError, TraceError) as exc:
         raise SettingsError(f"the trace {path} can't be used: {exc}") from exc

@@ -22,10 +22,21 @@ from typing import Annotated, Final
 
 from scheduler.schema import Chars, DecodeError, Range, decode_fields
 
-__all__ = ["EventKind", "Life", "Trace", "TraceError", "TraceEvent", "read_trace", "write_trace"]
+__all__ = [
+    "MAX_SESSION_CHARS",
+    "MAX_T_S",
+    "EventKind",
+    "Life",
+    "Trace",
+    "TraceError",
+    "TraceEvent",
+    "read_trace",
+    "write_trace",
+]
 
 MAX_T_S: Final = 10_000_000.0
 """Latest event: some four months."""
+MAX_SESSION_CHARS: Final = 64
 
 
 class TraceError(ValueError):
@@ -48,7 +59,7 @@ class TraceEvent:
 
     t: Annotated[float, Range(0, MAX_T_S)]
     """Seconds since the trace's start."""
-    session: Annotated[str, Chars(64, low=1)]
+    session: Annotated[str, Chars(MAX_SESSION_CHARS, low=1)]
     """Any name, unique within the trace."""
     event: EventKind
     prompt: Annotated[str | None, Chars(2_000, low=1)] = None
@@ -139,7 +150,7 @@ def _event(text: str, number: int) -> TraceEvent:
         if not isinstance(line, dict):
             raise DecodeError("it must be a JSON object")
         return decode_fields(TraceEvent, line)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise TraceError(f"line {number} of the trace can't be read: {exc}") from exc
 
 

@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from scheduler.trace import EventKind, Trace, TraceEvent
+from scheduler.trace import MAX_SESSION_CHARS, EventKind, Trace, TraceEvent
 
 __all__ = ["FAMILIES", "Shape", "describe", "generate", "resize"]
 
@@ -119,24 +119,34 @@ def resize(trace: Trace, factor: float, *, seed: int) -> Trace:
     """`factor` times as many sessions: some left out, or repeated up to ten seconds earlier or later.
 
     Raises:
-        ValueError: factor is not above 0.
+        ValueError: factor is not above 0, or would give more than a million.
     """
-    if not factor > 0:
-        raise ValueError(f"factor must be above 0, got {factor:g}")
-    rng = np.random.default_rng(seed)
-    end_s = trace.duration_s
     by_session: dict[str, list[TraceEvent]] = {}
     for event in trace.events:
         by_session.setdefault(event.session, []).append(event)
+    if not 0 < factor <= max(1.0, MAX_SESSIONS / max(1, len(by_session))):
+        raise ValueError(f"factor must be above 0, and give at most a million sessions; it is {factor:g}")
+    rng = np.random.default_rng(seed)
+    end_s = trace.duration_s
+    names = set(by_session)
     events: list[TraceEvent] = []
     for name, own in by_session.items():
         copies = math.floor(factor) + (rng.random() < factor - math.floor(factor))
         for copy in range(copies):
             shift_s = float(rng.uniform(-10.0, 10.0)) if copy else 0.0
             shift_s = max(-own[0].t, min(shift_s, end_s - own[-1].t))
-            new = f"{name}-{copy}" if copy else name
+            new = _name_copy(name, copy, names) if copy else name
             events += [_moved(event, new, shift_s, end_s) for event in own]
     return Trace(tuple(sorted(events, key=lambda event: event.t)))
+
+
+def _name_copy(name: str, copy: int, taken: set[str]) -> str:
+    """One that no other session has."""
+    end = f"-{copy}"
+    while (new := name[: MAX_SESSION_CHARS - len(end)] + end) in taken:
+        end = f"-{end}"
+    taken.add(new)
+    return new
 
 
 def _moved(event: TraceEvent, session: str, shift_s: float, end_s: float) -> TraceEvent:

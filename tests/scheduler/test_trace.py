@@ -65,6 +65,7 @@ def test_scaling_divides_the_times() -> None:
     [
         ("nonsense", "line 1"),
         ('\n["a"]', "line 2.*object"),
+        ("[" * 100_000, "line 1"),
         ('{"session": "a", "event": "arrive"}', "'t' is missing"),
         ('{"t": -1, "session": "a", "event": "arrive"}', "'t' must be between"),
         ('{"t": NaN, "session": "a", "event": "arrive"}', "finite"),

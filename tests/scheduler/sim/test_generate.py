@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from scheduler.sim.generate import FAMILIES, describe, generate, resize
@@ -67,3 +69,18 @@ def test_what_a_trace_is_said_to_be() -> None:
     assert (found["sessions"], found["peak_active"], found["peak_present"]) == (2, 2, 2)
     assert found["mean_active"] == 1.2 and found["active_mean_s"] == 6.0
     assert found["active_share"] == round(12 / 18, 3)
+
+
+def test_repeated_sessions_have_names_of_their_own() -> None:
+    """Whatever names there are, and none longer than a trace may have."""
+    names = ("a", "a-1", "a--1", "x" * 64, "x" * 62 + "-1")
+    trace = Trace(tuple(TraceEvent(t=0.0, session=name, event=EventKind.ARRIVE) for name in names))
+    found = {event.session for event in resize(trace, 3.0, seed=0).events}
+    assert len(found) == 15 and found >= set(names) and max(map(len, found)) == 64
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, math.nan, math.inf, 1e12])
+def test_a_factor_that_can_not_be_is_refused(factor: float) -> None:
+    """Rather than tried for ever."""
+    with pytest.raises(ValueError, match="at most a million sessions"):
+        resize(generate("steady", seed=1, duration_s=20.0), factor, seed=1)

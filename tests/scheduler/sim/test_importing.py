@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -78,3 +79,46 @@ def test_another_file_is_refused() -> None:
             import_trace("azure", lines)
     with pytest.raises(ValueError, match="available: mooncake, azure, burstgpt"):
         import_trace("csv", [])
+
+
+@pytest.mark.parametrize(
+    ("format", "text", "words"),
+    [
+        (
+            "azure",
+            "TIMESTAMP,GeneratedTokens\n2023-11-16 18:15:46,4\n2023-11-16 18:15:50",
+            "line 3: .*Generated",
+        ),
+        (
+            "azure",
+            "TIMESTAMP,GeneratedTokens\n2023-11-16 18:15:46,4\n2023-11-,4",
+            "line 3: Invalid isoformat",
+        ),
+        ("burstgpt", "Timestamp,Response tokens\n5,20\nnan,20", "line 3: 'Timestamp' must be a number"),
+        ("burstgpt", "Timestamp,Response tokens\n5,inf", "line 2: 'Response tokens' must be a number"),
+        ("burstgpt", f"Timestamp,Response tokens,Session ID\n5,20,{'x' * 65}", "line 2: .* 64 characters"),
+        (
+            "mooncake",
+            '{"timestamp": 0, "output_length": 1, "hash_ids": [0]}\n{"timest',
+            "line 2: Unterminated",
+        ),
+        ("mooncake", '{"timestamp": 0, "output_length": 1, "hash_ids": [0, Infinity]}', "line 1: "),
+        ("mooncake", '{"timestamp": NaN, "output_length": 1, "hash_ids": [0]}', "line 1: 'timestamp' must"),
+        ("mooncake", "[" * 100_000, "line 1: "),
+    ],
+)
+def test_what_can_not_be_read_is_named_by_its_line(format: str, text: str, words: str) -> None:
+    """Cut off, no numbers, or what would be a trace that nobody can read again."""
+    with pytest.raises(TraceError, match=f"no {format} trace: {words}"):
+        import_trace(format, text.splitlines())
+
+
+def test_times_without_a_zone_do_not_depend_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Berlin's clocks went from 2 to 3 in that night: it is an hour and a half all the same."""
+    lines = ["TIMESTAMP,GeneratedTokens", "2024-03-31 01:45:00,20", "2024-03-31 03:15:00,20"]
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Europe/Berlin")
+        time.tzset()
+        trace = import_trace("azure", lines)
+    time.tzset()
+    assert [event.t for event in trace.events if event.event is EventKind.ARRIVE] == [0.0, 5_400.0]
