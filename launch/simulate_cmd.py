@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from launch import simulate_serve
+from launch.outputs import check_writable
 from launch.settings import SettingsError
 from launch.supervisor import StartError
 from launch.trace_file import load_trace
@@ -47,6 +48,7 @@ SHOWN = (
     "planning_ms.p50",
     "planning_ms.p99",
 )
+MAX_DEATHS = 1_000_000
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -70,6 +72,10 @@ def main(arguments: Sequence[str]) -> int:
     except ValueError as exc:
         raise SettingsError(str(exc)) from exc
     trace = load_trace(options.trace)
+    if options.mtbf_s is not None and trace.duration_s * high / options.mtbf_s > MAX_DEATHS:
+        raise SettingsError(f"--mtbf-s {options.mtbf_s:g} is more than {MAX_DEATHS:,} deaths")
+    if options.json is not None:
+        check_writable(options.json)
     scenario = Scenario(
         policy=policy,
         profile=by_chunk(profile) if options.by_chunk else profile,
@@ -146,9 +152,10 @@ def load_profile(name: str) -> Profile:
     if not name.endswith(".json"):
         return find_profile(name)
     try:
-        return read_profile(Path(name).stem, json.loads(Path(name).read_text(encoding="utf-8")))
-    except OSError as exc:
+        data = json.loads(Path(name).read_bytes())
+    except (OSError, ValueError, RecursionError) as exc:
         raise SettingsError(f"the profile {name} can't be read: {exc}") from exc
+    return read_profile(Path(name).stem, data)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,6 +7,7 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from launch.settings import SettingsError
 from scheduler.sim.profile import Profile, find_profile, read_profile
@@ -27,12 +28,18 @@ def load_profile(name: str) -> Profile:
     try:
         if not name.endswith(".json"):
             return find_profile(name)
-        content = Path(name).read_bytes()
-        return read_profile(_named(name, content), json.loads(content))
-    except OSError as exc:
-        raise SettingsError(f"the profile {name} can't be read: {exc}") from exc
+        content, data = _read_json(name)
+        return read_profile(_named(name, content), data)
     except ValueError as exc:
         raise SettingsError(str(exc)) from exc
+
+
+def _read_json(path: str) -> tuple[bytes, Any]:
+    try:
+        content = Path(path).read_bytes()
+        return content, json.loads(content)
+    except (OSError, ValueError, RecursionError) as exc:
+        raise SettingsError(f"the profile {path} can't be read: {exc}") from exc
 
 
 def load_trace(path: str) -> tuple[str, Trace]:
@@ -43,7 +50,7 @@ def load_trace(path: str) -> tuple[str, Trace]:
     """
     try:
         content = Path(path).read_bytes()
-        trace = read_trace(io.StringIO(content.decode(), newline=None))
+        trace = read_trace(io.StringIO(content.decode("utf-8-sig"), newline=None))
     except (OSError, UnicodeDecodeError, TraceError) as exc:
         raise SettingsError(f"the trace {path} can't be used: {exc}") from exc
     if not MIN_S <= trace.duration_s <= MAX_S:

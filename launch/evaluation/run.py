@@ -7,11 +7,15 @@ evaluation that was stopped goes on, and results of other code are never among t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import multiprocessing
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +23,7 @@ from rich.console import Console
 from rich.progress import track
 
 import launch
+from engine.process import die_with
 from launch.evaluation import grid as grid_module
 from launch.evaluation import report
 from launch.evaluation.findings import Findings
@@ -54,6 +59,7 @@ from scheduler.sim.profile import PROFILES
 __all__ = ["main"]
 
 T = TypeVar("T")
+GOES_ON = "goes on with what is missing"
 
 
 class Runs:
@@ -81,10 +87,10 @@ class Runs:
     ) -> None:
         missing = []
         for name, job in jobs.items():
-            path = self._folder / f"{name}{suffix}"
-            if name not in found and path.exists():
-                found[name] = json.loads(path.read_text(encoding="utf-8"))
-            elif name not in found:
+            if name not in found:
+                with contextlib.suppress(FileNotFoundError, ValueError):  # of a power cut: half a file
+                    found[name] = json.loads((self._folder / f"{name}{suffix}").read_bytes())
+            if name not in found:
                 missing.append(job)
         futures = {self._pool.submit(run, job): job for job in missing}
         done = as_completed(futures)
@@ -100,6 +106,9 @@ def evaluate(grid: Sequence[Case], runs: Runs, cuts: Sequence[int], worlds: Sequ
     ablated = [world for world in ABLATED_WORLDS if not world or world in worlds]
     tried = [(case, world) for case in grid for world in ablated]
     runs.make("ours", (ours_job(case, ours, world) for case, world in tried for ours in (*OURS, *ABLATIONS)))
+    empty = [case.name for case in grid if not runs.results[ours_job(case, OURS[0]).name]["sessions"]]
+    if empty:
+        raise SettingsError(f"there is nobody in {', '.join(empty)}: traces must last longer")
     runs.make("without scaling", (full_job(case, ours, world) for case, world in tried for ours in OURS))
     watched = [world for world in WATCHED_WORLDS if not world or world in worlds]
     runs.watch("moment by moment", (ours_job(case, ours, world) for case, ours in pairs for world in watched))
@@ -144,6 +153,8 @@ def main(arguments: Sequence[str]) -> int:
         raise SettingsError("there is no trace: name a family with --traces, or a file with --trace")
     if 0 not in options.cuts or min(options.cuts) < 0:
         raise SettingsError("cuts must not be negative, and 0 must be among them")
+    if options.first_seed < 0:
+        raise SettingsError(f"first-seed must not be negative, got {options.first_seed}")
     if min(*options.sizes, options.seeds, options.workers) < 1 or not MIN_S <= options.duration_s <= MAX_S:
         raise SettingsError("sizes, seeds and workers must be at least 1, and duration-s 10 to 86400")
     folder = Path(options.dir)
@@ -160,7 +171,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     try:
         kept = _folder_of_runs(folder / "runs")
-        with ProcessPoolExecutor(options.workers) as pool:
+        with _workers(options.workers) as pool:
             runs = Runs(kept, pool)
             findings = evaluate(grid, runs, options.cuts, options.worlds)
         tables = report.tables(findings)
@@ -168,9 +179,32 @@ def main(arguments: Sequence[str]) -> int:
         _replace(folder / "evaluation.html", page(findings, tables))
     except OSError as exc:
         raise StartError(f"{folder} can't be written: {exc}") from exc
+    except BrokenProcessPool as exc:
+        raise StartError(f"a process was killed; the same command {GOES_ON}") from exc
+    except KeyboardInterrupt:
+        print(f"stopped; the same command {GOES_ON}", file=sys.stderr)
+        raise
     print(report.markdown(tables[:4]))
     print(f"{len(runs.results)} simulations; everything is in {folder}/evaluation.html and .md")
     return 0
+
+
+@contextlib.contextmanager
+def _workers(number: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes to simulate in. None is left, however this one ends."""
+    with ProcessPoolExecutor(number, initializer=_begin_worker, initargs=(os.getpid(),)) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
+
+
+def _begin_worker(parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the parent, which ends us
+    die_with(parent)
 
 
 def _folder_of_runs(runs: Path) -> Path:

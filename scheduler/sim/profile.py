@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from scheduler.domain import EngineCosts, ModelInfo
+from scheduler.schema import decode_fields
 
 __all__ = ["PROFILES", "Profile", "find_profile", "read_profile", "scaled"]
 
@@ -118,24 +119,36 @@ def read_profile(name: str, data: Mapping[str, Any], **changes: Any) -> Profile:
     """
     try:
         model, costs, link = data["model"], data["costs"], data["migration"]
-        table = EngineCosts(
-            buckets=tuple(costs["buckets"]),
-            pass_ms=tuple(tuple(bucket) for bucket in costs["pass_ms"]),
-            decode_ms=costs["decode_ms"],
-            chunk_passes=costs["chunk_passes"],
-            first_chunk_passes=costs["first_chunk_passes"],
-            move_ms=link["alpha_ms"],
-            link_bytes_per_ms=link["bytes_per_ms"],
+        table = decode_fields(
+            EngineCosts, {**costs, "move_ms": link["alpha_ms"], "link_bytes_per_ms": link["bytes_per_ms"]}
         )
+        shown = decode_fields(ModelInfo, model)
+        if why := _flaw(shown, table, link["slab_bytes"], data["memory"]["sessions_that_fit"]):
+            raise ValueError(why)
         known = {
             "capacity": min(len(table.pass_ms[-1]), data["memory"]["sessions_that_fit"]),
             "state_bytes": link["slab_bytes"],
             "clean_passes": CLEAN_PASSES,
             "rebuild_passes": max(1, round(link["rebuild_ms"] / table.pass_ms[-1][0])),
         }
-        return Profile(name=name, model=ModelInfo(**model), costs=table, **{**known, **changes})
-    except (KeyError, TypeError, IndexError) as exc:
+        return Profile(name=name, model=shown, costs=table, **{**known, **changes})
+    except (KeyError, TypeError, IndexError, ValueError, OverflowError) as exc:
         raise ValueError(f"{name} is not a profile that `turboserve profile` wrote: {exc!r}") from exc
+
+
+def _flaw(model: ModelInfo, costs: EngineCosts, *counts: object) -> str:
+    """With what no engine could be simulated; "" for sound numbers."""
+    if min(model.fps, model.chunk_frames, costs.link_bytes_per_ms) <= 0:
+        return "fps, chunk_frames and bytes_per_ms must be above 0"
+    if min(costs.decode_ms, costs.move_ms, *(ms for table in costs.pass_ms for ms in table)) < 0:
+        return "times must not be negative"
+    if not costs.pass_ms or min(costs.pass_ms[-1][:1], default=0.0) <= 0:
+        return "a pass over the full window must be measured"
+    if len(costs.buckets) != len(costs.pass_ms) or list(costs.buckets) != sorted({0, *costs.buckets})[1:]:
+        return "buckets must rise, each with its passes"
+    if not all(isinstance(count, int) and count >= 0 for count in counts):
+        return "slab_bytes and sessions_that_fit must be whole numbers"
+    return ""
 
 
 def _model(name: str, fps: int, chunk_frames: int, width: int, height: int) -> ModelInfo:

@@ -41,7 +41,7 @@ def test_the_cost_table_is_written_as_json(tmp_path: Path, capsys: pytest.Captur
         (["--json", "x", "--model", "none"], "model 'none' does not exist"),
         (["--json", "x", "--device", "tpu"], "device must be"),
         (["--json", "x", "--sessions", "0"], "sessions must be at least 1"),
-        (["--json", "/nowhere/x", "--sessions", "1"], "No such file"),
+        (["--json", "/nowhere/x", "--sessions", "1"], "there is no folder /nowhere"),
     ],
 )
 def test_what_is_wrong_is_said(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,3 +55,14 @@ def test_a_device_that_is_not_here_is_refused(capsys: pytest.CaptureFixture[str]
     """Before anything is loaded."""
     assert cli.main(["profile", "--json", "x", "--device", "cuda"]) == 2
     assert "no CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["cuda:x", "cuda:2"])
+def test_a_device_that_is_none_is_named(
+    device: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With those that there are."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert cli.main(["profile", "--json", "x", "--device", device]) == 2
+    assert f"device is {device}, but torch finds cuda:0 to cuda:1" in capsys.readouterr().err

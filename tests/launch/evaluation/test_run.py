@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -10,13 +11,16 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from launch import cli
 from launch.evaluation import run
+from launch.evaluation.inputs import load_trace
 from launch.evaluation.run import _folder_of_runs
 from scheduler.results import flat
+from scheduler.sim.profile import read_profile
 from tests.cluster import wait_for
 
 COMMON = """
@@ -29,7 +33,7 @@ COMMON = """
 SHORT = """{"t": 0, "session": "a", "event": "arrive"}
 {"t": 1, "session": "a", "event": "depart"}
 """
-PROFILE = {
+PROFILE: dict[str, dict[str, Any]] = {
     "model": {
         "name": "small",
         "weights_hash": "",
@@ -115,6 +119,12 @@ def test_traces_are_described_and_scaled(
             "is not a profile that `turboserve profile` wrote",
         ),
         (["evaluate", "--dir", "d", "--duration-s", "inf"], "duration-s 10 to 86400"),
+        (["evaluate", "--dir", "d", "--first-seed", "-1"], "first-seed must not be negative"),
+        (["evaluate", "--dir", "d", "--profiles", "{short}.json"], "can't be read: Extra data"),
+        (["simulate", "--trace", "{trace}", "--profile", "{short}.json"], "can't be read: Extra data"),
+        (["simulate", "--trace", "{trace}", "--mtbf-s", "1e-300"], "is more than 1,000,000 deaths"),
+        (["trace", "scale", "{trace}", "--factor", "inf"], "at most a million sessions"),
+        (["trace", "scale", "{trace}", "--time-scale", "1e-9"], "a trace may last 10000000 s"),
         (["evaluate", "--dir", "d", "--cuts", "1"], "cuts must not be negative, and 0 must be among them"),
     ],
 )
@@ -122,8 +132,9 @@ def test_bad_arguments_end_with_a_sentence(
     arguments: list[str], sentence: str, trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And status 2."""
-    files = {name: tmp_path / name for name in ("binary", "short.jsonl", "odd.json")}
-    for path, content in zip(files.values(), (b"\xff\xfe", SHORT.encode(), b"{}"), strict=True):
+    files = {name: tmp_path / name for name in ("binary", "short.jsonl", "odd.json", "short.jsonl.json")}
+    contents = (b"\xff\xfe", SHORT.encode(), b"{}", SHORT.encode())
+    for path, content in zip(files.values(), contents, strict=True):
         path.write_bytes(content)
     paths = {path.stem: str(path) for path in files.values()} | {"trace": str(trace)}
     assert cli.main([text.format(**paths) for text in arguments]) == 2
@@ -137,11 +148,13 @@ def test_an_evaluation_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert cli.main(command) == 0
     page, runs = (tmp_path / "evaluation.html").read_text(), sorted((tmp_path / "runs").glob("*/*.json"))
     assert "Against the paper" in page and page.count("<svg") == 3 and len(runs) > 8
-    kept, gone = runs[0], runs[-1]
+    kept, cut, gone = runs[0], runs[1], runs[-1]
+    whole = cut.read_text()
+    cut.write_text(whole[:20])  # as a power cut may leave it
     before_ns = kept.stat().st_mtime_ns
     gone.unlink()
     assert cli.main(command) == 0
-    assert kept.stat().st_mtime_ns == before_ns and gone.exists()
+    assert kept.stat().st_mtime_ns == before_ns and gone.exists() and cut.read_text() == whole
     assert (tmp_path / "evaluation.html").read_text() == page
 
 
@@ -163,13 +176,77 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "launch", "evaluate", "--dir", str(cut), *flags, "--workers", "2"]
     with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL) as evaluation:
         wait_for("the first results", lambda: len([*cut.glob("runs/*/*.json")]) >= 2)
-        os.killpg(evaluation.pid, signal.SIGKILL)
+        os.kill(evaluation.pid, signal.SIGKILL)
+        wait_for("no process is left", lambda: not _group(evaluation.pid))
     kept = {path: path.stat().st_mtime_ns for path in cut.glob("runs/*/*.json")}
     assert not (cut / "evaluation.md").exists()
     for folder in (cut, whole):
         assert cli.main(["evaluate", "--dir", str(folder), *flags, "--workers", "2"]) == 0
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert (cut / "evaluation.md").read_text() == (whole / "evaluation.md").read_text()
+
+
+def test_an_interrupted_evaluation_ends_at_once(tmp_path: Path) -> None:
+    """By a terminal's Ctrl-C, which all its processes get: what has not been begun is not run first."""
+    long = ("--traces", "steady", "--sizes", "16", "--duration-s", "20000", "--workers", "2")
+    command = [sys.executable, "-m", "launch", "evaluate", "--dir", str(tmp_path), *long]
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True) as evaluation:
+        try:
+            wait_for("both processes", lambda: len(_group(evaluation.pid)) == 3)
+            os.killpg(evaluation.pid, signal.SIGINT)
+            _, said = evaluation.communicate(timeout=60)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(evaluation.pid, signal.SIGKILL)
+    assert evaluation.returncode == 130 and said.endswith(
+        "stopped; the same command goes on with what is missing\n"
+    )
+    assert "Traceback" not in said and not _group(evaluation.pid)
+
+
+def _group(leader: int) -> list[int]:
+    """Processes of a group that have not ended."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, group = path.read_text().rpartition(")")[2].split()[:3]
+            if int(group) == leader and state != "Z":
+                found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("model", {"fps": 0}),
+        ("model", {"fps": "16"}),
+        ("costs", {"pass_ms": [[float("nan"), 80.0]]}),
+        ("costs", {"pass_ms": [[0.0, 80.0]]}),
+        ("costs", {"pass_ms": [[-60.0, 80.0]]}),
+        ("costs", {"pass_ms": []}),
+        ("costs", {"buckets": [0]}),
+        ("costs", {"buckets": [6, 12]}),
+        ("costs", {"decode_ms": None}),
+        ("migration", {"bytes_per_ms": 0}),
+        ("migration", {"slab_bytes": "4"}),
+        ("migration", {"rebuild_ms": float("inf")}),
+        ("memory", {"sessions_that_fit": 0}),
+    ],
+)
+def test_a_profile_that_no_engine_could_have_is_refused(part: str, change: dict[str, object]) -> None:
+    """With its name, before anything is simulated."""
+    data: dict[str, Any] = {**PROFILE, part: {**PROFILE[part], **change}}
+    with pytest.raises(ValueError, match="mine is not a profile that `turboserve profile` wrote"):
+        read_profile("mine", data)
+
+
+def test_results_that_can_not_be_written_are_found_first(
+    trace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And status 1."""
+    assert cli.main(["simulate", "--trace", str(trace), "--json", "/nowhere/out.json"]) == 1
+    captured = capsys.readouterr()
+    assert "there is no folder /nowhere" in captured.err and not captured.out
 
 
 def test_results_of_other_code_are_not_used(
@@ -205,3 +282,20 @@ def test_traces_and_profiles_from_files(tmp_path: Path) -> None:
     for world_, part in product(("as in the paper", "start-up"), ("slack-blind", "slack without scaling")):
         (row,) = [row for row in ablations.splitlines() if row.startswith(f"| {world_} | {part} | ")]
         assert "%" in row
+
+
+def test_files_of_windows_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They begin with a mark of the byte order."""
+    table, trace = tmp_path / "t.csv", tmp_path / "t.jsonl"
+    table.write_text("Timestamp,Response tokens\n5,200\n", encoding="utf-8-sig")
+    assert cli.main(["trace", "import", str(table), "--format", "burstgpt"]) == 0
+    trace.write_text(capsys.readouterr().out, encoding="utf-8-sig")
+    assert cli.main(["trace", "describe", str(trace)]) == 0
+    assert load_trace(str(trace))[1].duration_s == 12.0
+
+
+def test_a_trace_with_nobody_in_it_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ten seconds of few sessions may have none."""
+    flags = ("--traces", "demo", "--sizes", "1", "--duration-s", "10", "--first-seed", "12", "--workers", "1")
+    assert cli.main(["evaluate", "--dir", str(tmp_path), *flags]) == 2
+    assert "there is nobody in demo_1_paper_12_10" in capsys.readouterr().err
