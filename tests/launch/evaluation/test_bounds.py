@@ -78,3 +78,15 @@ def test_nobody_is_below_the_bound(profile: str, policy: str, budget: tuple[int,
     result, fluid = simulate(trace, scenario), Fluid.of(trace, kind)
     assert 0 < fluid.least_engine_s(result.worst_ms) <= result.engine_s
     assert 0 < fluid.least_worst_ms(result.engine_s) <= result.worst_ms
+
+
+def test_first_chunks_are_cheaper_than_those_over_a_full_window() -> None:
+    """Passes of 80, 160 and then 240 ms. Of a session that is owed one chunk only the first counts."""
+    costs = replace(PAPER.costs, buckets=(3, 6, 9), pass_ms=((80.0,), (160.0,), (240.0,)))
+    profile = replace(PAPER, costs=costs, capacity=1)
+    assert [engine_ms_per_chunk(profile, 1_600.0, window) for window in range(3)] == [400.0, 800.0, 1_200.0]
+    for seconds, chunks_s in ((3.0, 0.4), (4.0, 1.2), (6.0, 2.4), (8.0, 3.6)):
+        assert Fluid.of(together(1, seconds), profile).least_engine_s(1_600.0) == pytest.approx(chunks_s)
+    assert Fluid.of(together(1, 0.7), profile).least_worst_ms(1.0) == pytest.approx(400.0)
+    cleaned = replace(profile, clean_passes=1)
+    assert Fluid.of(together(1, 4.0), cleaned).least_engine_s(1_600.0) == pytest.approx(1.2 - 0.16)
