@@ -78,6 +78,8 @@ class WanConfig:
     """Which part of its training checkpoint to take, best first: averaged weights, or those as trained."""
     source: str = ""
     """Where the weights are published."""
+    lora: str = ""
+    """What has to be merged into them, if they are published apart from it."""
     licence: str = ""
     """Of the weights, as their card said when this was written: the card in force counts."""
 
@@ -177,7 +179,8 @@ LONGLIVE: Final = replace(
     recaches_prompts=True,
     parts=("generator", "generator_ema"),
     source="Efficient-Large-Model/LongLive-1.3B",
-    licence="Apache-2.0 since 2025-11-01; an older card said CC-BY-NC-SA-4.0",
+    lora="models/lora.pt of Efficient-Large-Model/LongLive-1.3B",
+    licence="CC-BY-NC-SA-4.0 by their card; the code that comes with them is Apache-2.0 since 2025-11-01",
 )
 """Three frames of sink and nine of the recent past, for videos without end."""
 

@@ -88,6 +88,8 @@ def add_model(
         sources.dit, sources.lora, lora_scale=sources.lora_scale, parts=sources.parts or config.parts
     )
     say(f"transformer: {_size(dit)}{' with a LoRA merged' if sources.lora else ''}")
+    if config.lora and sources.lora is None:
+        say(f"no --lora: right only if {config.lora} is in these weights already")
     decoder = read_decoder(sources.decoder)
     kind = "wan_vae" if _VAE_ONLY in decoder else "taehv"
     say(f"decoder: {kind}, {_size(decoder)}")

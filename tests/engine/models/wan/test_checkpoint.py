@@ -8,6 +8,7 @@ import os
 import pickle
 import resource
 from collections.abc import Callable
+from dataclasses import replace
 from io import BufferedReader
 from pathlib import Path
 
@@ -122,6 +123,26 @@ def test_lora_is_merged(dit: Tensors, tmp_path: Path) -> None:
     wanted = (dit[f"{key}.weight"].float() + 0.5 * up @ down).bfloat16()
     assert torch.equal(found[f"{key}.weight"], wanted)
     assert torch.equal(found["blocks.1.self_attn.k.weight"], dit["blocks.1.self_attn.k.weight"])
+
+
+def test_a_lora_that_was_forgotten_is_missed(dit: Tensors, decoder: Tensors, tmp_path: Path) -> None:
+    """LongLive's base alone is not LongLive; weights may have it merged already."""
+    config, said = replace(TINY, lora="lora.pt"), list[str]()
+    parts = {
+        "dit": save_pickle(dit, tmp_path / "dit.pt"),
+        "decoder": save_pickle(decoder, tmp_path / "a.pth"),
+    }
+    key = "blocks.0.ffn.0.lora_"
+    pair = {
+        f"{key}A.weight": torch.randn(2, TINY.dit.dim),
+        f"{key}B.weight": torch.randn(TINY.dit.ffn_dim, 2),
+    }
+    for lora in (None, save_pickle({"generator_lora": pair}, tmp_path / "lora.pt")):
+        add_model(config, tmp_path / str(len(said)), Sources(**parts, lora=lora), say=said.append)
+    assert [line for line in said if "no --lora: right only if lora.pt is in these weights" in line] == [
+        said[1]
+    ]
+    assert LONGLIVE.lora
 
 
 @pytest.mark.parametrize(
