@@ -27,5 +27,18 @@ class Console:
 def _print(text: str) -> None:
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # nobody reads any more, which is no reason to end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError:  # nobody reads any more, the terminal is gone, the disk is full: no reason to end
+        _drop_unwritten()
+
+
+def _drop_unwritten() -> None:
+    """Forget what is buffered: Python would try to write it again, also at its end. Later lines may pass."""
+    descriptor = sys.stdout.fileno()
+    kept, nowhere = os.dup(descriptor), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, descriptor)
+        sys.stdout.flush()
+    finally:
+        os.dup2(kept, descriptor)
+        os.close(kept)
+        os.close(nowhere)
