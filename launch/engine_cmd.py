@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from engine.config import EngineConfig
 from launch.engine_job import EngineEnd, EngineJob
-from launch.processes import adopt_orphans
+from launch.processes import Child, adopt_orphans, spawn
 from launch.roles import engine_command, engine_environment
 from launch.store import connect
 from launch.supervisor import ProcessSpec, StartError
@@ -25,6 +26,7 @@ _STOP_TIMEOUT_S: Final = 10.0
 _SCHEDULER_WAIT_S: Final = 10.0
 """One that starts now, on a busy machine and an empty Redis, has said by then what it wants."""
 _OUTPUT: Final = Path("/dev/stderr")
+"""In words, see `_start`."""
 
 
 async def run(config: EngineConfig, *, claim: bool) -> int:
@@ -46,7 +48,10 @@ async def run(config: EngineConfig, *, claim: bool) -> int:
             await store.close()
     except StoreError as exc:
         raise StartError(str(exc)) from exc
-    return 0 if end.how == "exited with status 0" or (is_asked and not end.crashed) else 1
+    if end.how == "exited with status 0" or (is_asked and not end.crashed):
+        return 0
+    print(f"turboserve engine: {config.engine_id} {end.how}", file=sys.stderr)
+    return 1
 
 
 async def _claim(store: Store, config: EngineConfig) -> EngineConfig:
@@ -85,7 +90,7 @@ async def _run_job(config: EngineConfig) -> tuple[EngineEnd, bool]:
         log=_OUTPUT,
         environment=engine_environment(config, threads=config.threads),
     )
-    job, loop, is_asked = EngineJob(spec), asyncio.get_running_loop(), False
+    job, loop, is_asked = EngineJob(spec, start=_start), asyncio.get_running_loop(), False
 
     def end() -> None:
         nonlocal is_asked
@@ -99,3 +104,7 @@ async def _run_job(config: EngineConfig) -> tuple[EngineEnd, bool]:
         loop.add_signal_handler(number, end)
     print(f"engine {config.engine_id} starts (pid {os.getpid()})", flush=True)
     return await job.run(), is_asked
+
+
+async def _start(spec: ProcessSpec) -> Child:
+    return spawn(spec.command, environment=spec.environment, log=None)

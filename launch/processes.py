@@ -29,6 +29,7 @@ _REQUESTS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT
 """To end."""
 _PARENT: Final = 4
 _SESSION: Final = 6
+_STDERR: Final = 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -97,14 +98,20 @@ class Child:
 
 
 def spawn(
-    command: Sequence[str], *, environment: Mapping[str, str], log: Path, stdin: int = subprocess.DEVNULL
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    log: Path | None,
+    stdin: int = subprocess.DEVNULL,
 ) -> Child:
-    """Start a program in a session of its own, its output appended to `log`. Call from the main thread.
+    """Start a program in a session of its own, its output appended to `log`, or with None to our standard
+    error, which may be what nobody can open by a name: a socket, as under systemd. Call from the main thread.
 
     Raises:
         OSError: the program or the log can't be opened.
     """
-    with log.open("ab") as output:
+    with contextlib.ExitStack() as stack:
+        output = stack.enter_context(log.open("ab")) if log is not None else _STDERR
         process = subprocess.Popen(
             command,
             env=dict(environment),

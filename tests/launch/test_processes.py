@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,22 @@ async def test_output_goes_to_the_log(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("before\n")
     await start(tmp_path, sys.executable, "-c", "import sys; print('out'); sys.exit('err')").exited
     assert sorted((tmp_path / "log").read_text().splitlines()) == ["before", "err", "out"]
+
+
+async def test_without_a_log_it_writes_to_our_standard_error() -> None:
+    """Also to a socket, as under systemd, which nobody can open by a name."""
+    ours, its = socket.socketpair()
+    with ours, its:
+        kept = os.dup(2)
+        os.dup2(its.fileno(), 2)
+        try:
+            command = (sys.executable, "-c", "import sys; print('out', flush=True); sys.exit('err')")
+            child = spawn(command, environment={}, log=None)
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+        await child.exited
+        assert ours.recv(100) == b"out\nerr\n"
 
 
 async def test_stop_asks_first(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -86,3 +87,18 @@ def test_a_killed_engine_command_leaves_nothing(redis_url: str, tmp_path: Path) 
         assert len(below) == 2
         engine.kill()
         wait_for("the end of the job", lambda: not any(is_running(pid) for pid in below))
+
+
+def test_an_engine_may_write_to_a_socket(redis_url: str) -> None:
+    """Its standard error is one under systemd; how it ended is told there as well."""
+    settings = {"redis": redis_url, "cluster": "socket", "link_secret": "hush", "engine_id": "e_0000000b"}
+    settings["weights"] = "/none.safetensors"
+    environment = os.environ | {f"TURBOSERVE_{key.upper()}": value for key, value in settings.items()}
+    ours, its = socket.socketpair()
+    command = [sys.executable, "-m", "launch", "engine"]
+    with ours, subprocess.Popen(command, env=environment, stdout=its, stderr=its) as engine:
+        its.close()
+        written = b"".join(iter(lambda: ours.recv(1 << 16), b""))
+        assert engine.wait(timeout=30 * SCALE) == 1
+    assert b"/none.safetensors" in written
+    assert written.endswith(b"turboserve engine: e_0000000b exited with status 2\n")
