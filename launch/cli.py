@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import select
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from launch.config import (
 from launch.loadtest.config import CompareConfig, LoadtestConfig
 from launch.settings import (
     FILE_VARIABLE,
+    POSITIONAL,
     SECRETS,
     Setting,
     SettingsError,
@@ -41,6 +44,7 @@ from scheduler.config import SchedulerConfig
 
 __all__ = ["COMMANDS", "Command", "main", "parse"]
 
+_SIGNALLED: Final = 128
 _IDS: Final = frozenset({"engine_id", "gateway_id", "scheduler_id"})
 
 
@@ -53,8 +57,6 @@ class Command:
     configs: tuple[type[Any], ...]
     without: frozenset[str] = frozenset()
     """Settings of the configs that this command decides itself."""
-    positional: frozenset[str] = frozenset()
-    """Settings that are given without a flag."""
 
 
 _WHOLE: Final = (UpConfig, GatewayConfig, SchedulerConfig, EngineConfig)
@@ -80,7 +82,6 @@ COMMANDS: Final[Mapping[str, Command]] = {
         run=work.run_client,
         help="record one session to a video file",
         configs=(ClientConfig,),
-        positional=frozenset({"prompt"}),
     ),
     "loadtest": Command(
         run=work.run_loadtest,
@@ -91,7 +92,6 @@ COMMANDS: Final[Mapping[str, Command]] = {
         run=work.run_compare,
         help="put the results of two load tests or simulations side by side",
         configs=(CompareConfig,),
-        positional=frozenset({"before", "after"}),
     ),
     "profile": Command(
         run=work.run_profile, help="measure what a model costs on a device", configs=(ProfileConfig,)
@@ -117,8 +117,23 @@ _ALONE: Final[Mapping[str, tuple[str, str]]] = {
 
 
 def main(arguments: Sequence[str] | None = None, *, commands: Mapping[str, Command] = COMMANDS) -> int:
-    """Run `turboserve`. Exit status: 0 done, 1 it failed, 2 a wrong command line or setting."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Run `turboserve`. Exit status: 0 done, 1 it failed, 2 a wrong command line or setting; 130 after Ctrl-C
+    and 141 where who read what was printed reads no more, as shells have it.
+    """
+    try:
+        try:
+            return _run(sys.argv[1:] if arguments is None else arguments, commands)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # at the interpreter's end it would be too late for us
+    except BrokenPipeError:
+        if not _is_unread():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _SIGNALLED + signal.SIGPIPE
+
+
+def _run(arguments: Sequence[str], commands: Mapping[str, Command]) -> int:
     name = arguments[0] if arguments else ""
     try:
         if name in _ALONE:
@@ -133,7 +148,14 @@ def main(arguments: Sequence[str] | None = None, *, commands: Mapping[str, Comma
     except StartError as exc:
         return _fail(f"turboserve {name}: {exc}", 1)
     except KeyboardInterrupt:
-        return 130
+        return _SIGNALLED + signal.SIGINT
+
+
+def _is_unread() -> bool:
+    """Is our standard output a pipe that nobody reads any more?"""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    return any(events & select.POLLERR for _, events in output.poll(0))
 
 
 def parse(arguments: Sequence[str], commands: Mapping[str, Command] = COMMANDS) -> dict[str, Any]:
@@ -181,17 +203,17 @@ def _parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
         )
         sub.add_argument("--config", metavar="FILE", help="TOML file with settings")
         for setting in _settings(command).values():
-            _add_setting(sub, setting, positional=setting.name in command.positional)
+            _add_setting(sub, setting)
     for name, (_, text) in _ALONE.items():
         subparsers.add_parser(name, help=text)  # for the list; it parses its own arguments
     return parser
 
 
-def _add_setting(parser: argparse.ArgumentParser, setting: Setting, *, positional: bool) -> None:
+def _add_setting(parser: argparse.ArgumentParser, setting: Setting) -> None:
     if setting.name in SECRETS:
         return
     text = setting.help.replace("%", "%%")
-    if positional:
+    if setting.name in POSITIONAL:
         parser.add_argument(setting.name, nargs="?", metavar=setting.name.upper(), help=text)
     elif setting.kind is bool:
         parser.add_argument(

@@ -25,6 +25,7 @@ from scheduler.messages import DecodeError, decode_fields
 __all__ = [
     "ENVIRONMENT_PREFIX",
     "FILE_VARIABLE",
+    "POSITIONAL",
     "SECRETS",
     "Setting",
     "SettingsError",
@@ -41,7 +42,9 @@ __all__ = [
 ENVIRONMENT_PREFIX: Final = "TURBOSERVE_"
 FILE_VARIABLE: Final = "TURBOSERVE_CONFIG"
 SECRETS: Final = frozenset({"link_secret", "token", "token_secrets"})
-"""Never a flag: everybody on the machine can read a command line."""
+"""Never a flag: everybody on the machine can read a command line. Never shown either."""
+POSITIONAL: Final = frozenset({"after", "before", "prompt"})
+"""Given on the command line as they are, without a flag."""
 _RESERVED: Final = re.compile(r"TURBOSERVE_((GATEWAY|SCHEDULER|ENGINE)_CONFIG|CONFIG|TEST_\w+)")
 
 C = TypeVar("C")
@@ -188,7 +191,9 @@ def build(config: type[C], values: Mapping[str, Value], **fixed: object) -> C:
 
 def _ways(name: str) -> str:
     variable = ENVIRONMENT_PREFIX + name.upper()
-    return variable if name in SECRETS else f"{flag_name(name)} or {variable}"
+    if name in SECRETS:
+        return variable
+    return f"{f'{name.upper()} after the command' if name in POSITIONAL else flag_name(name)} or {variable}"
 
 
 def _with_sources(text: str, values: Mapping[str, Value]) -> str:
@@ -214,7 +219,8 @@ def _typed(setting: Setting, item: object, source: str) -> Value:
     if setting.kind is tuple and isinstance(item, list) and all(isinstance(part, str) for part in item):
         return Value(tuple(item), source)
     if type(item) is not setting.kind:
-        raise SettingsError(f"{source}: {setting.name} must be {_WANTED[setting.kind]}, not {item!r}")
+        shown = "what it is" if setting.name in SECRETS else repr(item)
+        raise SettingsError(f"{source}: {setting.name} must be {_WANTED[setting.kind]}, not {shown}")
     return Value(item, source)
 
 

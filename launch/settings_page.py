@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING
 
 from launch.cli import COMMANDS
-from launch.settings import SECRETS, Setting, catalogue
+from launch.settings import POSITIONAL, SECRETS, Setting, catalogue
 
 __all__ = ["render"]
 
@@ -42,7 +42,7 @@ def _rows() -> Iterator[str]:
     settings: dict[str, Setting] = {}
     for name, command in COMMANDS.items():
         for setting in catalogue(*command.configs).values():
-            if setting.name not in command.without | command.positional:
+            if setting.name not in command.without | POSITIONAL:
                 of_whom.setdefault(setting.name, []).append(name)
                 settings.setdefault(setting.name, setting)
     yield "\n| setting | commands | default | is |\n|---|---|---|---|\n"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -117,6 +120,28 @@ def test_failures_are_sentences(capsys: pytest.CaptureFixture[str]) -> None:
         "turboserve up: it is broken",
         "turboserve up: flag --port: port must be an integer, not 'x'",
     ]
+
+
+def test_who_stops_reading_ends_it_quietly() -> None:
+    """As `head`: no traceback, and the status that the shell gives for it."""
+    program = (
+        "from dataclasses import replace; from launch.cli import COMMANDS, main\n"
+        "told = replace(COMMANDS['status'], run=lambda values: print('x') or 0)\n"
+        "raise SystemExit(main(['status'], commands={**COMMANDS, 'status': told}))"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], stdout=writer, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+def test_other_broken_pipes_are_errors() -> None:
+    """Ours is read."""
+    with pytest.raises(BrokenPipeError):
+        run("status", failure=BrokenPipeError())
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from gateway.config import GatewayConfig
+from launch.config import ClientConfig
 from launch.settings import (
     SettingsError,
     build,
@@ -122,6 +124,21 @@ def test_missing_value_says_how_to_set_it() -> None:
     """A setting without default that nobody set."""
     with pytest.raises(SettingsError, match="redis is not set: give --redis or TURBOSERVE_REDIS"):
         build(Small, {})
+
+
+def test_a_missing_word_is_no_flag() -> None:
+    """Of what is given without one."""
+    with pytest.raises(SettingsError, match="prompt is not set: give PROMPT after the command or TURBOS"):
+        build(ClientConfig, {})
+
+
+def test_a_secret_of_a_wrong_type_is_not_shown(tmp_path: Path) -> None:
+    """As without the brackets: what is printed ends in logs."""
+    path = tmp_path / "c.toml"
+    path.write_text('token_secrets = "hush hush hush hush"')
+    with pytest.raises(SettingsError, match="token_secrets must be a list of strings") as caught:
+        file_values(catalogue(GatewayConfig), path)
+    assert "hush" not in str(caught.value)
 
 
 def test_fixed_values_win() -> None:
