@@ -45,7 +45,7 @@ async def run(config: ClientConfig) -> int:
         ticker.cancel()
         sys.stderr.write("\r\x1b[K")
     if failure is not None:
-        print(f"turboserve client: {failure or type(failure).__name__} ({config.url})", file=sys.stderr)
+        print(f"turboserve client: {str(failure) or type(failure).__name__} ({config.url})", file=sys.stderr)
         return 1
     if not recording.num_chunks:
         print("turboserve client: interrupted before the first chunk", file=sys.stderr)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit, urlunsplit
 
 from launch.pods import labels_of
 from scheduler.address import parse_address
@@ -17,10 +19,38 @@ __all__ = [
     "ProvisionerConfig",
     "StatusConfig",
     "UpConfig",
+    "http_address",
 ]
 
 _MAX_ENGINES = 256
 DEFAULT_URL = "http://127.0.0.1:8080"
+_SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
+_STREAM_PATH = "/v1/stream"
+
+
+def http_address(url: str) -> str:
+    """Where a gateway answers requests, without a slash at the end; `url` is any address of it that clients
+    take. Raises ValueError.
+    """
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    scheme = _SCHEMES.get(parts.scheme)
+    if scheme is None or not parts.hostname or re.search(r"[\s\x00-\x1f]", url):
+        raise ValueError("not the address of a server")
+    _ = parts.port  # it may be none
+    path = parts.path.removesuffix(_STREAM_PATH).rstrip("/")
+    return urlunsplit((scheme, parts.netloc, path, "", ""))
+
+
+def _check_url(url: str) -> None:
+    try:
+        http_address(url)
+    except ValueError:
+        raise ValueError(f"url must be an address like {DEFAULT_URL}, got {url!r}") from None
+
+
+def _check_token(token: str | None) -> None:
+    if token is not None and not re.fullmatch("[!-~]*", token):
+        raise ValueError("token must be one word of ASCII, without spaces and line ends")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,16 +141,22 @@ class EngineStartConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusConfig:
-    """What to look at."""
+    """What to look at. Checked on construction.
+
+    Raises:
+        ValueError: a value is out of its range; the text says which and why.
+    """
 
     url: str = DEFAULT_URL
-    """Address of the cluster's gateway."""
+    """Address of the cluster's gateway: http://, https://, ws:// or wss://."""
     token: str | None = field(default=None, repr=False)
     """Where the cluster asks for one: a token with the scope admin."""
     every_s: float = 0.0
     """Show it again and again, in place, so often; 0: once."""
 
     def __post_init__(self) -> None:
+        _check_url(self.url)
+        _check_token(self.token)
         if not 0 <= self.every_s <= 3_600:
             raise ValueError(f"every_s must be between 0 and 3600, got {self.every_s}")
 
@@ -202,6 +238,8 @@ class ClientConfig:
     def __post_init__(self) -> None:
         if not self.prompt:
             raise ValueError("prompt must not be empty")
+        _check_url(self.url)
+        _check_token(self.token)
         if not 0 < self.seconds <= 3_600:
             raise ValueError(f"seconds must be above 0 and at most 3600, got {self.seconds:g}")
         if self.seed is not None and not 0 <= self.seed < 2**63:

@@ -30,7 +30,10 @@ async def get(
     headers = [("Host", parts.netloc.rpartition("@")[2]), ("Connection", "close")]
     if token is not None:
         headers.append(("Authorization", f"Bearer {token}"))
-    request = h11.Request(method="GET", target=parts.path or "/", headers=headers)
+    try:
+        request = h11.Request(method="GET", target=parts.path or "/", headers=headers)
+    except h11.LocalProtocolError:  # it would repeat the token
+        raise ConnectionError("the address, or the token, has characters that HTTP can't carry") from None
     tls = ssl.create_default_context() if secure else None
     if tls is not None and not check_certificate:
         tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE

@@ -38,14 +38,35 @@ async def test_interrupted_it_keeps_what_it_has(cluster: Cluster, tmp_path: Path
     path = tmp_path / "out.mp4"
     command = [sys.executable, "-m", "launch", "client", "a red ball", "--url", cluster.url]
     command += ["--seconds", "600", "-o", str(path)]
+    others = {session["id"] for session in cluster.listed("sessions")}
     client = await asyncio.create_subprocess_exec(*command)
-    partial_grows = lambda: any(file.stat().st_size > 20_000 for file in tmp_path.iterdir())  # noqa: E731
-    await until(partial_grows)
+
+    def is_in_the_middle() -> bool:
+        """A recorder is sent no more than it has acknowledged and a lead: by this chunk it has some."""
+        made = [session["seq"] for session in cluster.listed("sessions") if session["id"] not in others]
+        return any(seq >= 12 for seq in made)
+
+    await until(is_in_the_middle)
+    (partial,) = os.listdir(tmp_path)
+    assert partial != path.name
     client.send_signal(signal.SIGINT)
     assert await client.wait() == 130
     assert os.listdir(tmp_path) == ["out.mp4"]
     with av.open(str(path)) as video:
         assert sum(1 for _ in video.decode(video=0)) >= 12
+
+
+async def test_a_failure_without_words_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a timeout has none."""
+
+    async def fail(*arguments: object, **options: object) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(client_cmd, "record", fail)
+    assert await client_cmd.run(ClientConfig(prompt="p", output=str(tmp_path / "out.mp4"))) == 1
+    assert capsys.readouterr().err == "turboserve client: TimeoutError (http://127.0.0.1:8080)\n"
 
 
 async def test_no_server_is_a_sentence(
@@ -61,7 +82,14 @@ async def test_no_server_is_a_sentence(
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("seconds", 0.0), ("seed", -1), ("output", "x.avi"), ("prompt", "")],
+    [
+        ("seconds", 0.0),
+        ("seed", -1),
+        ("output", "x.avi"),
+        ("prompt", ""),
+        ("url", "ftp://h"),
+        ("token", "a b"),
+    ],
 )
 def test_bad_values_are_refused(field: str, value: object) -> None:
     """Before a connection is made."""

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from launch.config import StatusConfig
+from launch.config import StatusConfig, http_address
 from launch.status import render, run
 from tests.cluster import Cluster, until
 from tests.viewer import watching
@@ -65,6 +65,92 @@ def test_an_empty_cluster_says_so() -> None:
     assert "no sessions" in text
 
 
+def test_of_more_than_a_screen_holds_the_first_are_shown() -> None:
+    """And how many there are; the newest decisions stay in sight."""
+    engines = [{"id": f"e_{n}", "state": "ready"} for n in range(64)]
+    sessions = [{"id": f"s_{n}", "state": "active"} for n in range(2_000)]
+    decisions = [{"t_ms": 0, "text": f"decision {n}"} for n in range(5)]
+    cluster = {"policy": "p", "budget": 64, "queue": 0, "decisions": decisions}
+    lines = render({**cluster, "engines": engines, "sessions": sessions}, 40).splitlines()
+    assert len(lines) == 40
+    assert sum(line.startswith("e_") for line in lines) == sum(line.startswith("s_") for line in lines) == 13
+    assert "… and 51 more engines" in lines and "… and 1987 more sessions" in lines
+    assert lines[-1].endswith("decision 4")
+    lines = render({**cluster, "engines": engines[:2], "sessions": sessions}, 40).splitlines()
+    assert len(lines) == 39 and "… and 1976 more sessions" in lines and "more engines" not in str(lines)
+    whole = render({**cluster, "engines": engines, "sessions": sessions[:3]}, 90).splitlines()
+    assert not any("more" in line for line in whole)
+    tiny = render({**cluster, "engines": engines, "sessions": sessions}, 5).splitlines()
+    assert "… and 63 more engines" in tiny and "… and 1999 more sessions" in tiny
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("http://h:8080/", "http://h:8080"),
+        ("h:8080", "http://h:8080"),
+        ("ws://[::1]:8080/v1/stream", "http://[::1]:8080"),
+        ("wss://h/below/", "https://h/below"),
+    ],
+)
+def test_any_address_that_clients_take_will_do(url: str, address: str) -> None:
+    """One setting serves both; and never is a token sent in clear where TLS was asked for."""
+    assert StatusConfig(url=url) and http_address(url) == address
+
+
+@pytest.mark.parametrize("url", ["", "http://", "ftp://h", "http://h:99999", "http://[::1", "http://a b"])
+def test_other_addresses_are_refused(url: str) -> None:
+    """Before anything is asked."""
+    with pytest.raises(ValueError, match="url must be an address like http://127.0.0.1:8080, got "):
+        StatusConfig(url=url)
+
+
+def test_a_token_with_a_line_end_is_refused() -> None:
+    """As it comes from a file; and is not repeated."""
+    with pytest.raises(ValueError, match="token must be one word") as caught:
+        StatusConfig(token="hush\n")
+    assert "hush" not in str(caught.value)
+
+
+@asynccontextmanager
+async def answering(port: int, body: bytes | None) -> AsyncIterator[None]:
+    """An HTTP server that is asked once and has one answer, or None: that does not answer."""
+    is_left = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        if body is not None:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        is_left.set()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", port):
+        yield
+        await is_left.wait()
+
+
+@pytest.mark.parametrize("body", [b"[]", b"{}", b'{"policy": "p"}', b"<html>"])
+async def test_what_is_no_gateway_is_an_error(
+    body: bytes, unused_port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another server may have that port."""
+    async with answering(unused_port, body):
+        assert await run(StatusConfig(url=f"127.0.0.1:{unused_port}")) == 1
+    assert "no cluster answers at http://127.0.0.1:" in capsys.readouterr().err
+
+
+async def test_silence_is_named(
+    unused_port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A timeout has no words of its own."""
+    monkeypatch.setattr("launch.status._TIMEOUT_S", 0.01)
+    async with answering(unused_port, None):
+        assert await run(StatusConfig(url=f"127.0.0.1:{unused_port}")) == 1
+    assert capsys.readouterr().err.endswith("/v1/cluster: nothing came in 0.01 s\n")
+
+
 async def test_no_cluster_is_an_error(unused_port: int) -> None:
     """Nothing listens there: status 1 and a sentence with the address."""
     assert await run(StatusConfig(url=f"http://127.0.0.1:{unused_port}")) == 1
@@ -109,17 +195,19 @@ class Terminal:
 
 
 @asynccontextmanager
-async def live_status(cluster: Cluster) -> AsyncIterator[tuple[Terminal, asyncio.subprocess.Process]]:
+async def live_status(
+    url: str, term: str = "xterm"
+) -> AsyncIterator[tuple[Terminal, asyncio.subprocess.Process]]:
     """`turboserve status --every-s 0.1` on a terminal."""
     terminal = Terminal()
-    command = [sys.executable, "-m", "launch", "status", "--url", cluster.url, "--every-s", "0.1"]
+    command = [sys.executable, "-m", "launch", "status", "--url", url, "--every-s", "0.1"]
     kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
     process = await asyncio.create_subprocess_exec(
         *command,
         stdin=terminal.slave,
         stdout=terminal.slave,
         stderr=terminal.slave,
-        env=kept | {"TERM": "xterm"},
+        env=kept | {"TERM": term},
     )
     os.close(terminal.slave)
     try:
@@ -131,10 +219,19 @@ async def live_status(cluster: Cluster) -> AsyncIterator[tuple[Terminal, asyncio
         terminal.close()
 
 
+async def test_a_terminal_without_a_screen_is_written_on(unused_port: int) -> None:
+    """As that of an editor: one after the other."""
+    async with live_status(f"127.0.0.1:{unused_port}", term="dumb") as (terminal, process):
+        await until(lambda: terminal.drawn.count(b"no cluster answers") >= 2)
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 0
+    assert ENTER_SCREEN not in terminal.drawn
+
+
 @pytest.mark.cluster
 async def test_on_a_terminal_the_tables_stay_and_their_numbers_change(cluster: Cluster) -> None:
     """On a screen of its own, which Ctrl-C takes away again: what it says is what the cluster says."""
-    async with watching(cluster.url) as viewer, live_status(cluster) as (terminal, process):
+    async with watching(cluster.url) as viewer, live_status(cluster.url) as (terminal, process):
         session = viewer.session.info.session
         await viewer.take(1)
 
