@@ -263,6 +263,14 @@ def test_installs_are_held_to_the_constraints() -> None:
                 assert "constraints.txt" in arguments or "--no-deps" in arguments, shlex.join(arguments)
 
 
+def test_torchs_index_stands_beside_the_usual_one() -> None:
+    """Of all else it has few versions, and hardly those that the constraints name."""
+    installs = [a for _, _, content in stages() for word, a in content if word == "RUN" and "torch" in a]
+    assert len(installs) == 2
+    assert all("--extra-index-url" in arguments for arguments in installs)
+    assert "--index-url" not in shlex.split(DOCKERFILE.read_text(), comments=True)
+
+
 @pytest.mark.parametrize(
     ("image", "folders", "modules"),
     [

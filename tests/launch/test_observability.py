@@ -56,6 +56,15 @@ def test_every_metric_is_on_the_dashboard() -> None:
     assert {name for name in exported() if not name.endswith(("_sum", "_count"))} <= shown
 
 
+def test_the_first_count_of_a_kind_is_seen() -> None:
+    """A counter with labels has no series before: `increase` alone would miss what happens once."""
+    counted = {rule["alert"]: rule["expr"] for rule in rules() if "increase(" in rule["expr"]}
+    assert set(counted) == {"TurboServeFaults", "TurboServeInternalErrors"}
+    for expression in counted.values():
+        (series, window), *_ = re.findall(r"increase\((.+?)\[(\w+)\]\)", expression)
+        assert f"({series} unless {series} offset {window}) or increase" in " ".join(expression.split())
+
+
 def test_panels_do_not_overlap() -> None:
     places = [tuple(panel["gridPos"].values()) for panel in dashboard()["panels"]]
     assert len(set(places)) == len(places)
