@@ -16,6 +16,7 @@ from gateway.config import GatewayConfig
 from launch import engine_logs
 from launch.config import UpConfig
 from launch.console import Console
+from launch.cores import usable_cores
 from launch.engine_job import EngineEnd
 from launch.fleet import Fleet
 from launch.fork_server import ForkServer
@@ -28,7 +29,7 @@ from launch.store import connect
 from launch.supervisor import ProcessSpec, Service, StartError
 from scheduler.config import SchedulerConfig
 from scheduler.messages import DesiredEngine, EngineId
-from scheduler.store import Store, StoreUnavailable
+from scheduler.store import Store, StoreError, StoreUnavailable
 
 __all__ = ["Cluster", "Plan"]
 
@@ -78,7 +79,10 @@ class Cluster:
 
     async def run(self) -> None:
         """Start everything, say where it is, and keep it running until cancelled. Raises StartError."""
-        await self._bring_up()
+        try:
+            await self._bring_up()
+        except StoreError as exc:  # from its first answer on it can go away, or refuse
+            raise StartError(str(exc)) from exc
         done, _ = await asyncio.wait(self._keepers, return_when=asyncio.FIRST_COMPLETED)
         for task in done:  # keepers never return: this one raised
             task.result()
@@ -187,9 +191,7 @@ class Cluster:
             report=self._console.step,
             on_exit=on_exit,
             stop_timeout_s=self._plan.config.stop_timeout_s,
-            starts_at_once=max(
-                1, _STARTS_PER_CORE * len(os.sched_getaffinity(0)) // self._plan.engine.threads
-            ),
+            starts_at_once=max(1, int(_STARTS_PER_CORE * usable_cores() / self._plan.engine.threads)),
             start=self._fork_server.start,
             on_death=self._note_death,
         )

@@ -131,11 +131,15 @@ def run_status(values: Values) -> int:
 
 
 def run_doctor(values: Values) -> int:
-    """Is everything here that a cluster needs?"""
-    from launch import doctor
-    from launch.config import CheckedModel, UpConfig
+    """Is everything here that a cluster needs? Settings that `up` would refuse are refused."""
+    from launch import doctor, up
+    from launch.config import CheckedModel
 
-    return doctor.run(build(UpConfig, values), build(CheckedModel, values))
+    _check_policy(values)
+    _check_urls(values)
+    config, gateway, *_ = up.build_roles(values)
+    tls = (gateway.tls_cert, gateway.tls_key) if gateway.tls_cert and gateway.tls_key else None
+    return doctor.run(config, build(CheckedModel, values), tls=tls)
 
 
 def _become(command: list[str], environment: dict[str, str]) -> int:

@@ -19,6 +19,7 @@ from launch.doctor_machine import (
     check_nccl,
     check_port,
     check_room,
+    check_tls,
     trouble_explained,
 )
 from launch.doctor_problem import Advice, Problem
@@ -35,24 +36,37 @@ _PROBE_TIMEOUT_S: Final = 5.0
 _REDIS_SETTINGS: Final = ("appendonly", "maxmemory", "maxmemory-policy")
 
 
-def run(config: UpConfig, chosen: CheckedModel | None = None) -> int:
-    """Make every check and print its result. Returns 0, or 1 when one failed."""
+def run(config: UpConfig, chosen: CheckedModel | None = None, *, tls: tuple[str, str] | None = None) -> int:
+    """Make every check and print its result. Returns 0, or 1 when one failed.
+
+    tls: the gateway's certificate and key, where it has them.
+    """
     num_problems = 0
-    for name, check in _checks(config, chosen or CheckedModel()).items():
-        try:
-            print(f"ok    {name:8} {check()}")
-        except Advice as exc:
-            print(f"note  {name:8} {exc}")
-        except Problem as exc:
-            num_problems += 1
-            print(f"FAIL  {name:8} {exc}")
+    for name, check in _checks(config, chosen or CheckedModel(), tls).items():
+        word, text = _judge(check)
+        num_problems += word == "FAIL"
+        print(f"{word:5} {name:8} {text}", flush=True)
     return 1 if num_problems else 0
 
 
-def _checks(config: UpConfig, chosen: CheckedModel) -> dict[str, Callable[[], str]]:
+def _judge(check: Callable[[], str]) -> tuple[str, str]:
+    """Its line but for its name."""
+    try:
+        return "ok", check()
+    except Advice as exc:
+        return "note", str(exc)
+    except Problem as exc:
+        return "FAIL", str(exc)
+    except Exception as exc:  # a library that is broken, or missing; the next check may still tell something
+        return "FAIL", f"can't be checked, {type(exc).__name__}: {exc}"
+
+
+def _checks(
+    config: UpConfig, chosen: CheckedModel, tls: tuple[str, str] | None
+) -> dict[str, Callable[[], str]]:
     """In the order in which they are made; the model is loaded once."""
     load = cache(partial(_load_model, config, chosen))
-    return {
+    checks: dict[str, Callable[[], str]] = {
         "python": _check_python,
         "machine": partial(check_machine, config),
         "redis": partial(_check_redis, config),
@@ -63,6 +77,7 @@ def _checks(config: UpConfig, chosen: CheckedModel) -> dict[str, Callable[[], st
         "memory": lambda: check_room(config, chosen, load()),
         "port": partial(check_port, config),
     }
+    return checks if tls is None else checks | {"tls": partial(check_tls, *tls)}
 
 
 def _check_python() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import ssl
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from launch.config import CheckedModel, UpConfig
+from launch.cores import usable_cores
 from launch.doctor_problem import Advice, Problem
-from launch.gpus import visible_gpus
-from launch.ports import try_port
+from launch.gpus import visible_gpus, why_no_gpu
+from launch.ports import PortRefused, try_port
 
 if TYPE_CHECKING:
     from engine.models.base import CausalVideoModel
@@ -25,6 +27,7 @@ __all__ = [
     "check_nccl",
     "check_port",
     "check_room",
+    "check_tls",
     "room_of_a_rank",
     "trouble_explained",
 ]
@@ -36,12 +39,21 @@ _MIN_SHARED_BYTES: Final = 512 * _MIB
 
 
 def check_machine(config: UpConfig) -> str:
-    """System, cores, load, disk under `dir`, open files. Raises Problem, Advice."""
+    """System, cores, load, `dir` and the disk under it, open files. Raises Problem, Advice."""
     if sys.platform != "linux":
         raise Problem(
             f"turboserve up needs Linux, this is {sys.platform}: use a container or another machine"
         )
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError as exc:
+        raise Problem(
+            f"Linux {os.uname().release} can't hold a process by a descriptor ({exc.strerror}): "
+            "5.4 or newer is needed"
+        ) from exc
     folder = _nearest(Path(config.dir))
+    if not os.access(folder, os.W_OK | os.X_OK) or not folder.is_dir():
+        raise Problem(f"{folder} is no folder that you may write to: choose another with --dir")
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < _MIN_DISK_BYTES:
         raise Problem(
@@ -57,25 +69,31 @@ def check_machine(config: UpConfig) -> str:
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
     if load > 2 * cores:
         raise Advice(f"load {load:.1f} on {cores} cores: others use this machine, and players will notice")
-    return f"{cores} cores, load {load:.1f}, {free_bytes // _MIB} MiB free at {folder}"
+    return f"{_cores()}, load {load:.1f}, {free_bytes // _MIB} MiB free at {folder}"
+
+
+def _cores() -> str:
+    """As many as engines can use."""
+    bound, usable = len(os.sched_getaffinity(0)), usable_cores()
+    return f"{bound} cores" if usable == bound else f"{usable:g} of {bound} cores (the limit of a cgroup)"
 
 
 def _nearest(path: Path) -> Path:
-    """The folder itself, or of those above it the first that exists."""
-    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    """The folder itself, or of those above it the first that exists as far as we may see."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if os.path.exists(folder))
 
 
 def check_device(config: UpConfig, ranks: int) -> str:
     """The cores or GPUs that engines compute on. Raises Problem, Advice."""
     gpus = visible_gpus(os.environ)
     if config.device == "cpu":
-        return f"cpu, {len(os.sched_getaffinity(0))} cores (GPUs here: {len(gpus)})"
+        return f"cpu, {_cores()} (GPUs here: {len(gpus)})"
     import torch
 
     if not gpus:
-        raise Problem("device cuda: no NVIDIA GPU here (no /dev/nvidia0): use --device cpu")
+        raise Problem(f"device cuda: no NVIDIA GPU here {why_no_gpu(os.environ)}: use --device cpu")
     if not torch.cuda.is_available():
-        raise Problem(f"device cuda: torch {torch.__version__} can't use the GPU: install a CUDA build of it")
+        raise Problem(f"device cuda: torch {torch.__version__} can't use the GPU: {_advice_on_cuda()}")
     wanted = max(config.engines, config.max_engines or 0) * ranks
     if ranks > len(gpus):
         raise Problem(f"an engine of {ranks} ranks needs {ranks} GPUs, here are {len(gpus)}: lower --ranks")
@@ -84,6 +102,14 @@ def check_device(config: UpConfig, ranks: int) -> str:
     with trouble_explained("device cuda can't be used", "cuda"):
         names = {torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())}
     return f"cuda, {len(gpus)} GPUs ({', '.join(sorted(names))})"
+
+
+def _advice_on_cuda() -> str:
+    import torch
+
+    if torch.version.cuda is None:
+        return "install a CUDA build of it"
+    return f"does nvidia-smi show it well, and is its driver new enough for CUDA {torch.version.cuda}?"
 
 
 def check_nccl(config: UpConfig) -> str:
@@ -198,8 +224,20 @@ def check_port(config: UpConfig) -> str:
     """The gateway's. Engines take free ones. Raises Problem."""
     try:
         try_port(config.host, config.port)
-    except OSError as exc:
-        raise Problem(
-            f"port {config.port} on {config.host} can't be used ({exc.strerror}): choose another with --port"
-        ) from exc
+    except PortRefused as exc:
+        raise Problem(str(exc)) from exc
     return f"{config.port} on {config.host} is free"
+
+
+def check_tls(certificate: str, key: str) -> str:
+    """What the gateway would serve https with. Raises Problem."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certificate, key, password=lambda: "")  # nobody could type one for a gateway
+    except (OSError, ValueError) as exc:  # ssl.SSLError is an OSError
+        why = exc.strerror if isinstance(exc, OSError) and exc.strerror else exc
+        raise Problem(
+            f"{certificate} and {key} can't be used ({why}): --tls-cert needs a PEM file with the chain, "
+            "--tls-key one with its key, without a passphrase"
+        ) from exc
+    return f"{certificate} and its key can be used"

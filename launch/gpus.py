@@ -4,24 +4,33 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
 from launch.quarantine import Quarantine
 from scheduler.messages import EngineId
 
-__all__ = ["GpuShares", "least_used", "visible_gpus"]
+__all__ = ["GpuShares", "least_used", "visible_gpus", "why_no_gpu"]
 
 _DEVICES: Final = Path("/dev")
 
 
 def visible_gpus(environment: Mapping[str, str], devices: Path = _DEVICES) -> tuple[str, ...]:
-    """Names as CUDA_VISIBLE_DEVICES takes them; that variable limits them if it is set."""
+    """Names as CUDA_VISIBLE_DEVICES takes them; that variable limits them if it is set: to those before the
+    first that can't be one, as -1, which many write for none."""
     limited = environment.get("CUDA_VISIBLE_DEVICES")
     if limited is not None:
-        return tuple(name.strip() for name in limited.split(",") if name.strip())
+        names = (name.strip() for name in limited.split(","))
+        return tuple(takewhile(lambda name: not name.startswith("-"), filter(None, names)))
     num_gpus = len(list(devices.glob("nvidia[0-9]*")))
     return tuple(str(index) for index in range(num_gpus))
+
+
+def why_no_gpu(environment: Mapping[str, str]) -> str:
+    """In parentheses, behind a sentence that says that none is visible."""
+    limited = environment.get("CUDA_VISIBLE_DEVICES")
+    return "(no /dev/nvidia0)" if limited is None else f"(CUDA_VISIBLE_DEVICES is {limited!r})"
 
 
 def least_used(

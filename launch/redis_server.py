@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
-__all__ = ["RedisFiles", "RedisMissing", "command", "find_server", "prepare"]
+__all__ = ["RedisFiles", "RedisMissing", "clean_up", "command", "find_server", "prepare"]
 
 _MAX_SOCKET_PATH_BYTES: Final = 100
 """The kernel takes 107; some clients add to it."""
@@ -34,7 +36,8 @@ class RedisFiles:
     @property
     def url(self) -> str:
         """What clients connect to."""
-        return f"unix://{self.socket}?db=0"
+        path = re.sub(r"[%?#\t\r\n]", lambda found: quote(found[0]), str(self.socket))
+        return f"unix://{path}?db=0"
 
 
 def find_server() -> Path:
@@ -64,10 +67,19 @@ def prepare(directory: Path) -> RedisFiles:
     return RedisFiles(data=data.absolute(), socket=socket)
 
 
+def clean_up(directory: Path) -> None:
+    """After the server's end: nothing of it stays outside of `directory`."""
+    shutil.rmtree(_short_name(directory / "redis"), ignore_errors=True)
+
+
+def _short_name(data: Path) -> Path:
+    digest = hashlib.sha256(os.fsencode(data.absolute())).hexdigest()[:16]
+    return Path("/tmp") / f"turboserve-{os.getuid()}-{digest}"
+
+
 def _short_folder(data: Path) -> Path:
     """A private folder with a short name, one per data folder. Raises PermissionError: it is not ours."""
-    digest = hashlib.sha256(os.fsencode(data.absolute())).hexdigest()[:16]
-    folder = Path("/tmp") / f"turboserve-{os.getuid()}-{digest}"
+    folder = _short_name(data)
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.lstat()
     if status.st_uid != os.getuid() or status.st_mode & 0o077 or folder.is_symlink():

@@ -17,8 +17,8 @@ from launch import redis_server
 from launch.cluster import Cluster, Plan
 from launch.config import UpConfig
 from launch.console import Console
-from launch.gpus import visible_gpus
-from launch.ports import try_port
+from launch.gpus import visible_gpus, why_no_gpu
+from launch.ports import PortRefused, try_port
 from launch.processes import adopt_orphans
 from launch.run_file import DirectoryLock, DirectoryTaken, RunFile
 from launch.settings import SettingsError, Value, build
@@ -26,7 +26,7 @@ from launch.supervisor import StartError
 from scheduler.address import mask_password
 from scheduler.config import SchedulerConfig
 
-__all__ = ["run"]
+__all__ = ["build_roles", "run"]
 
 _ANY_ENGINE = "e_00000000"
 _NO_REDIS_YET = "unix:///not-started"
@@ -45,6 +45,7 @@ def run(values: Mapping[str, Value], console: Console) -> int:
         _check_port(plan.config.host, plan.config.port)
         return asyncio.run(_serve(_with_redis(plan), console))
     finally:
+        redis_server.clean_up(plan.directory)
         lock.release()
 
 
@@ -58,48 +59,66 @@ def _claim(directory: Path) -> DirectoryLock:
             f"another cluster runs in {directory}: stop it, or choose another folder with --dir"
         ) from exc
     except OSError as exc:
-        raise StartError(f"the folder {directory} can't be used: {exc.strerror}") from exc
-    (directory / "run.json").unlink(missing_ok=True)
-    logs, previous = directory / "logs", directory / "logs.previous"
-    if logs.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-        logs.rename(previous)
-    logs.mkdir()
+        raise _unusable(directory, exc) from exc
+    try:
+        (directory / "run.json").unlink(missing_ok=True)
+        logs, previous = directory / "logs", directory / "logs.previous"
+        if logs.exists():
+            shutil.rmtree(previous, ignore_errors=True)
+            logs.rename(previous)
+        logs.mkdir()
+    except OSError as exc:
+        lock.release()
+        raise _unusable(directory, exc) from exc
     return lock
+
+
+def _unusable(directory: Path, exc: OSError) -> StartError:
+    """Its disk is full, or something in it is somebody else's."""
+    what = exc.filename2 or exc.filename
+    where = f" ({what})" if what not in (None, str(directory)) else ""
+    return StartError(f"the folder {directory} can't be used: {exc.strerror}{where}")
 
 
 def _check_port(host: str, port: int) -> None:
     """Refuse a port that the gateway could not listen on, before anything starts."""
     try:
         try_port(host, port)
-    except OSError as exc:
-        raise StartError(
-            f"port {port} on {host} can't be used ({exc.strerror}): stop what listens there, "
-            "or choose another with --port"
-        ) from exc
+    except PortRefused as exc:
+        raise StartError(str(exc)) from exc
+
+
+def build_roles(
+    values: Mapping[str, Value],
+) -> tuple[UpConfig, GatewayConfig, SchedulerConfig, EngineConfig]:
+    """Check every role's settings, so that a bad one stops us before anything is touched."""
+    config = build(UpConfig, values)
+    secret = None if "link_secret" in values else secrets.token_urlsafe(32)
+    redis = config.redis or _NO_REDIS_YET
+    recordings = None if "recordings" in values else str(Path(config.dir).absolute() / "recordings")
+    return (
+        config,
+        build(GatewayConfig, values, redis=redis, link_secret=secret, recordings=recordings),
+        build(SchedulerConfig, values, redis=redis),
+        build(EngineConfig, values, engine_id=_ANY_ENGINE, redis=redis, link_secret=secret),
+    )
 
 
 def _make_plan(values: Mapping[str, Value]) -> Plan:
-    """Check every role's settings, so that a bad one stops us before anything is touched."""
-    config = build(UpConfig, values)
+    config, gateway, scheduler, engine = build_roles(values)
     gpus = visible_gpus(os.environ) if config.device == "cuda" else ()
     if config.device == "cuda" and not gpus:
-        raise SettingsError("device is cuda, but this machine shows no NVIDIA GPU (no /dev/nvidia0)")
-    secret = None if "link_secret" in values else secrets.token_urlsafe(32)
-    redis = config.redis or _NO_REDIS_YET
-    engine = build(EngineConfig, values, engine_id=_ANY_ENGINE, redis=redis, link_secret=secret)
+        raise SettingsError(f"device is cuda, but this machine shows no NVIDIA GPU {why_no_gpu(os.environ)}")
     if gpus and engine.ranks > len(gpus):
         raise SettingsError(f"ranks is {engine.ranks}, but this machine shows {len(gpus)} GPUs")
-    directory = Path(config.dir).absolute()
-    recordings = None if "recordings" in values else str(directory / "recordings")
     return Plan(
         config=config,
-        directory=directory,
+        directory=Path(config.dir).absolute(),
         redis_command=None,
         redis_folder=None,
         gpus=gpus,
-        gateway=build(GatewayConfig, values, redis=redis, link_secret=secret, recordings=recordings),
-        scheduler=build(SchedulerConfig, values, redis=redis),
+        gateway=gateway,
+        scheduler=scheduler,
         engine=engine,
     )
 
@@ -140,7 +159,10 @@ async def _serve(plan: Plan, console: Console) -> int:
     adopt_orphans()
     scheme = "https" if plan.gateway.tls_cert is not None else "http"
     url = url_of(plan.config.host, plan.config.port, scheme)
-    run_file = RunFile(plan.directory / "run.json", url=url, redis=mask_password(plan.gateway.redis))
+    try:
+        run_file = RunFile(plan.directory / "run.json", url=url, redis=mask_password(plan.gateway.redis))
+    except OSError as exc:
+        raise _unusable(plan.directory, exc) from exc
     cluster = Cluster(plan, run_file=run_file, console=console, url=url)
     signals = _Signals(cluster, asyncio.Event())
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

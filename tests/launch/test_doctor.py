@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 import socket
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -13,7 +16,7 @@ import torch
 from engine.memory import Room, slot_bytes
 from engine.models.registry import MODELS
 from engine.models.shapes.model import TINY, ShapesModel
-from launch import doctor, doctor_machine
+from launch import cli, doctor, doctor_machine
 from launch.cli import COMMANDS
 from launch.config import CheckedModel, UpConfig
 from launch.doctor import check_redis_config, check_redis_version
@@ -23,11 +26,13 @@ from launch.doctor_machine import (
     check_nccl,
     check_port,
     check_room,
+    check_tls,
     room_of_a_rank,
     trouble_explained,
 )
 from launch.doctor_problem import Advice, Problem
 from tests.cluster import wait_for
+from tests.gateway.gateway_fixtures import make_certificate
 from tests.launch.test_up import turboserve
 from tests.scheduler.store.test_pools import guarded_server, server
 
@@ -89,6 +94,81 @@ def test_the_folder_needs_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(doctor_machine, "_MIN_DISK_BYTES", 2**62)
     with pytest.raises(Problem, match=f"MiB are free at {tmp_path}, where Redis"):
         check_machine(config)
+
+
+def test_the_folder_must_be_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file in its place, and one where we may not write, which root may anywhere."""
+    (tmp_path / "file").touch()
+    with pytest.raises(Problem, match=f"{tmp_path}/file is no folder that you may write to"):
+        check_machine(UpConfig(dir=str(tmp_path / "file")))
+    monkeypatch.setattr(doctor_machine.os, "access", lambda path, mode: False)
+    with pytest.raises(Problem, match=f"{tmp_path} is no folder that you may write to: choose another"):
+        check_machine(UpConfig(dir=str(tmp_path / "a" / "b")))
+
+
+def test_an_old_kernel_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Children are held by descriptors."""
+
+    def fail(pid: int) -> int:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(os, "pidfd_open", fail)
+    with pytest.raises(Problem, match=r"Linux .* \(Function not implemented\): 5\.4 or newer is needed"):
+        check_machine(UpConfig(dir=str(tmp_path)))
+
+
+def test_the_cores_are_those_of_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large machine it may have little."""
+    monkeypatch.setattr(doctor_machine, "usable_cores", lambda: 0.5)
+    assert re.match(r"cpu, 0\.5 of \d+ cores \(the limit of a cgroup\)", check_device(UpConfig(), 1))
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    assert check_machine(UpConfig(dir=str(tmp_path))).startswith("0.5 of ")
+
+
+def test_a_check_that_breaks_is_a_problem_and_the_next_is_made(
+    unused_port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As with a library that does not fit."""
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert doctor.run(UpConfig(port=unused_port)) == 1
+    lines = capsys.readouterr().out.splitlines()
+    (failed,) = (line for line in lines if line.startswith("FAIL"))
+    assert failed.startswith("FAIL  codecs   can't be checked, ModuleNotFoundError: import of av halted")
+    assert lines[-1].split()[:2] == ["ok", "port"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--host", "0.0.0.0"], "there is no authentication"),
+        (["--policy", "best"], "policy 'best' does not exist"),
+        (["--crf", "99"], "crf must be between 0 and 51"),
+        (["--tls-cert", "c.pem"], "tls_cert and tls_key must be set together"),
+    ],
+)
+def test_what_up_refuses_it_refuses(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the same status and sentence."""
+    assert cli.main(["doctor", *arguments]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+async def test_certificates_are_looked_at(tmp_path: Path) -> None:
+    """A file that is not there, and one that is not what it should be."""
+    cert, key = map(str, await make_certificate(tmp_path))
+    assert check_tls(cert, key) == f"{cert} and its key can be used"
+    (tmp_path / "empty.pem").touch()
+    for wrong in ("empty.pem", "none.pem"):
+        with pytest.raises(Problem, match=f"{wrong} and .* can't be used .*--tls-cert needs a PEM file"):
+            check_tls(str(tmp_path / wrong), key)
+
+
+def test_those_that_are_asked_for_are_a_line(unused_port: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """The last one."""
+    arguments = ["--port", str(unused_port), "--tls-cert", "none.pem", "--tls-key", "none.key"]
+    assert cli.main(["doctor", *arguments]) == 1
+    assert capsys.readouterr().out.splitlines()[-1].startswith("FAIL  tls      none.pem and none.key can't")
 
 
 def test_engines_on_cpus_use_gloo() -> None:
@@ -164,7 +244,7 @@ def test_gpus_are_counted() -> None:
 
 @pytest.mark.usefixtures("gpus")
 def test_gpus_that_torch_can_not_use_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A build for CPUs; a GPU whose driver does not answer; none at all."""
+    """A GPU that does not answer; a build for CPUs; one for a newer driver; no GPU, or a hidden one."""
 
     def fail(index: int) -> str:
         raise RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable")
@@ -173,11 +253,16 @@ def test_gpus_that_torch_can_not_use_are_a_problem(monkeypatch: pytest.MonkeyPat
     with pytest.raises(Problem, match=r"busy or unavailable\): does nvidia-smi show it"):
         check_device(UpConfig(device="cuda"), 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
     with pytest.raises(Problem, match="can't use the GPU: install a CUDA build"):
         check_device(UpConfig(device="cuda"), 1)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(Problem, match="no NVIDIA GPU here"):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with pytest.raises(Problem, match=r"can't use the GPU: .* is its driver new enough for CUDA 13\.0\?"):
         check_device(UpConfig(device="cuda"), 1)
+    for hidden in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        with pytest.raises(Problem, match=f"no NVIDIA GPU here .CUDA_VISIBLE_DEVICES is '{hidden}'"):
+            check_device(UpConfig(device="cuda"), 1)
 
 
 def test_engines_on_gpus_use_nccl(monkeypatch: pytest.MonkeyPatch) -> None:

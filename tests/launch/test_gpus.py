@@ -20,6 +20,8 @@ def test_the_environment_limits_them(tmp_path: Path) -> None:
     (tmp_path / "nvidia0").touch()
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": "2, GPU-7"}, tmp_path) == ("2", "GPU-7")
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}, tmp_path) == ()
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "-1"}, tmp_path) == ()
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "1,-1,0"}, tmp_path) == ("1",)
 
 
 def test_engines_spread() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import stat
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from launch import redis_server
 from launch.redis_server import RedisMissing
+from scheduler.address import parse_address
 
 
 def test_finds_the_wheels_server() -> None:
@@ -38,6 +38,14 @@ def test_data_and_socket_are_private(tmp_path: Path) -> None:
     assert files.url == f"unix://{tmp_path}/redis/redis.sock?db=0"
 
 
+@pytest.mark.parametrize("name", ["a b", "100%41", "a#b", "a?b=c", "[x]", "é", "a\nb"])
+def test_any_folder_has_a_url(name: str) -> None:
+    """Which leads back to the socket, whatever letters its path has."""
+    socket = Path("/tmp") / name / "redis.sock"
+    files = redis_server.RedisFiles(data=Path("/tmp"), socket=socket)
+    assert parse_address(files.url).path == str(socket)
+
+
 def test_an_earlier_clusters_data_is_removed(tmp_path: Path) -> None:
     """A new cluster starts empty."""
     old = redis_server.prepare(tmp_path).data / "appendonly.aof"
@@ -57,7 +65,8 @@ def test_long_folders_get_a_short_socket(tmp_path: Path) -> None:
         assert files.data == deep / "redis"
         assert redis_server.prepare(deep).socket == files.socket
     finally:
-        shutil.rmtree(files.socket.parent)
+        redis_server.clean_up(deep)
+    assert not files.socket.parent.exists()
 
 
 def test_command_asks_for_durability(tmp_path: Path) -> None:

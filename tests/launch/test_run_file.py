@@ -59,6 +59,19 @@ def test_delete_is_idempotent(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk was full to the end."""
+    run_file = RunFile(tmp_path / "run.json", url="u", redis="r")
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(json, "dump", fail)
+    run_file.add("redis", 5)
+    run_file.delete()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_one_lock_per_folder(tmp_path: Path) -> None:
     """A second holder is refused until the first lets go."""
     lock = DirectoryLock(tmp_path)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
 
 from launch import cli
+from launch.run_file import DirectoryLock
 from tests.cluster import SCALE, Cluster, command_of, descendants, is_running, wait_for
+from tests.scheduler.store.test_pools import guarded_server
 
 
 def turboserve(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -88,6 +92,54 @@ def test_unreachable_redis_is_refused(tmp_path: Path, unused_port: int) -> None:
     assert not (directory / "run.json").exists()
 
 
+def test_a_redis_that_refuses_is_a_sentence(tmp_path: Path, unused_port: int) -> None:
+    """It lets us in, and denies us what we need."""
+    with guarded_server(tmp_path) as port:
+        url = f"redis://turbo:p%40ss@127.0.0.1:{port}"
+        wait_for("the server", lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
+        ended = turboserve(
+            *("up", "--dir", str(tmp_path / "run"), "--port", str(unused_port)),
+            *("--redis", url, "--cluster", "other"),
+        )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("turboserve up: the Redis user of the URL lacks a permission")
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize("name", ["logs.previous", "run.json", "logs"])
+def test_a_folder_that_cannot_be_made_ours_is_a_sentence(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Somebody else's remains are in it, or it is full; whoever comes next is not locked out."""
+    directory = tmp_path / "run"
+    (directory / "logs").mkdir(parents=True)
+    (directory / "logs.previous").mkdir()
+    (directory / "logs.previous" / "old.log").touch()
+    monkeypatch.setattr("shutil.rmtree", lambda path, ignore_errors: None)  # it may not
+    if name == "logs":
+        monkeypatch.setattr(Path, "rename", lambda path, target: None)
+    elif name == "run.json":
+        (directory / "run.json").mkdir()
+    assert cli.main(["up", "--dir", str(directory)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"turboserve up: the folder {directory} can't be used: ")
+    assert said.endswith(f"({directory}/{name})\n")
+    DirectoryLock(directory).release()
+
+
+def test_a_disk_without_room_is_a_sentence(
+    tmp_path: Path, unused_port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is started where not even `run.json` fits."""
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("json.dump", fail)
+    assert cli.main(["up", "--dir", str(tmp_path / "run"), "--port", str(unused_port)]) == 1
+    assert capsys.readouterr().err.endswith("run can't be used: No space left on device\n")
+
+
 def test_engines_that_cannot_start_end_it(tmp_path: Path, unused_port: int) -> None:
     """After two in a row it gives up, showing why, and leaves nothing."""
     directory = tmp_path / "run"
@@ -147,3 +199,27 @@ def test_killed_it_leaves_nothing(small_cluster: Cluster) -> None:
     small_cluster.process.kill()
     small_cluster.process.wait()
     wait_for("the end of all its processes", lambda: not any(is_running(pid) for pid in below))
+
+
+@pytest.mark.cluster
+def test_a_terminal_that_is_closed_ends_it_in_order(tmp_path: Path, unused_port: int) -> None:
+    """What it would say can't be written anywhere; it stops everything all the same, with status 0."""
+    ours, its = os.openpty()
+    command = [sys.executable, "-m", "launch", "up", "--engines", "1", "--port", str(unused_port)]
+    process = subprocess.Popen(
+        [*command, "--dir", str(tmp_path / "run")],
+        stdin=its,
+        stdout=its,
+        stderr=its,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(its)
+    printed = b""
+    while b"TurboServe is ready" not in printed:
+        printed += os.read(ours, 1 << 16)
+    below = descendants(process.pid)
+    os.close(ours)
+    assert process.wait(timeout=30 * SCALE) == 0
+    assert not any(is_running(pid) for pid in below)
+    assert not (tmp_path / "run" / "run.json").exists()
