@@ -22,6 +22,7 @@ from launch.config import (
     ProfileConfig,
     ProvisionerConfig,
     StatusConfig,
+    TokenConfig,
     UpConfig,
 )
 from launch.loadtest.config import CompareConfig, LoadtestConfig
@@ -98,6 +99,11 @@ COMMANDS: Final[Mapping[str, Command]] = {
     ),
     "status": Command(
         run=work.run_status, help="show what a cluster does, once or live", configs=(StatusConfig,)
+    ),
+    "token": Command(
+        run=work.run_token,
+        help="sign a token for a gateway with auth, e.g. for metrics or for turboserve status",
+        configs=(TokenConfig,),
     ),
     "doctor": Command(
         run=work.run_doctor,

@@ -5,9 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 
-from launch.config import ClientConfig, EngineStartConfig, ProfileConfig, ProvisionerConfig, StatusConfig
+from launch.config import (
+    ClientConfig,
+    EngineStartConfig,
+    ProfileConfig,
+    ProvisionerConfig,
+    StatusConfig,
+    TokenConfig,
+)
 from launch.loadtest.config import CompareConfig, LoadtestConfig
 from launch.roles import role_command, role_environment
 from launch.settings import SettingsError, Value, build
@@ -25,6 +33,7 @@ __all__ = [
     "run_provisioner",
     "run_scheduler",
     "run_status",
+    "run_token",
     "run_up",
 ]
 
@@ -128,6 +137,12 @@ def run_status(values: Values) -> int:
     from launch import status
 
     return asyncio.run(status.run(build(StatusConfig, values)))
+
+
+def run_token(values: Values) -> int:
+    """A token, alone on a line."""
+    print(build(TokenConfig, values).sign(time.time()))
+    return 0
 
 
 def run_doctor(values: Values) -> int:

@@ -6,6 +6,15 @@ import re
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit, urlunsplit
 
+from gateway.auth import (
+    MAX_SUBJECT_CHARS,
+    MIN_SECRET_BYTES,
+    MIN_TTL_S,
+    Identity,
+    Scope,
+    is_subject,
+    mint_token,
+)
 from launch.pods import labels_of
 from scheduler.address import parse_address
 from scheduler.config import check_provisioner
@@ -18,12 +27,15 @@ __all__ = [
     "ProfileConfig",
     "ProvisionerConfig",
     "StatusConfig",
+    "TokenConfig",
     "UpConfig",
     "http_address",
 ]
 
 _MAX_ENGINES = 256
 DEFAULT_URL = "http://127.0.0.1:8080"
+MAX_SIGNED_TTL_S = 10 * 366 * 24 * 3600
+"""Of tokens that whoever holds the secret signs, a scrape's for example."""
 _SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 _STREAM_PATH = "/v1/stream"
 
@@ -137,6 +149,45 @@ class EngineStartConfig:
 
     def __post_init__(self) -> None:
         check_provisioner(self.provisioner)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenConfig:
+    """A token to sign. Checked on construction.
+
+    Raises:
+        ValueError: a value is out of its range; the text says which and why.
+    """
+
+    token_secrets: tuple[str, ...] = field(default=(), repr=False)
+    """Those of the gateways; the first one signs."""
+    subject: str
+    """Whom the token speaks for: who is limited, and whose sessions it may see."""
+    scopes: tuple[str, ...] = ("control",)
+    """What it may do: control, view, admin."""
+    session: str | None = None
+    """The only session that it is good for, to watch it; unset: any."""
+    ttl_s: float = 3_600.0
+    """For so long. It can't be called back, but with its secret."""
+
+    def __post_init__(self) -> None:
+        if not self.token_secrets:
+            raise ValueError("token_secrets is not set: a token is signed with the secret of the gateways")
+        if len(self.token_secrets[0].encode()) < MIN_SECRET_BYTES:
+            raise ValueError(f"each of token_secrets must have at least {MIN_SECRET_BYTES} bytes")
+        if not is_subject(self.subject):
+            raise ValueError(f"subject must have 1 to {MAX_SUBJECT_CHARS} printable characters")
+        known = [scope.value for scope in Scope]
+        if not self.scopes or not set(self.scopes) <= set(known):
+            raise ValueError(f"scopes must be some of {', '.join(known)}, got {', '.join(self.scopes)}")
+        if not MIN_TTL_S <= self.ttl_s <= MAX_SIGNED_TTL_S:
+            raise ValueError(f"ttl_s must be between {MIN_TTL_S} and {MAX_SIGNED_TTL_S}, got {self.ttl_s:g}")
+
+    def sign(self, now_s: float) -> str:
+        """The token, from `now_s` (Unix time) on."""
+        scopes = frozenset(Scope(scope) for scope in self.scopes)
+        identity = Identity(subject=self.subject, scopes=scopes, session=self.session)
+        return mint_token(identity, self.token_secrets[0], now_s=now_s, ttl_s=self.ttl_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
