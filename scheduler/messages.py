@@ -499,13 +499,12 @@ class Applied:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accepted:
-    """A pause, resume or stop that carried an id took effect."""
+    """A pause, resume or stop that carried an id took effect. `controller_epoch`: whose it was."""
 
     type: ClassVar[str] = "accepted"
     session: SessionId
     id: MessageId
     controller_epoch: int | None = None
-    """Whose request it answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
