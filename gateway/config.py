@@ -64,7 +64,8 @@ class GatewayConfig:
     trace_share: float = 0.0
     """Share of chunks whose way from due to drawn is told to OpenTelemetry. Needs turboserve[otel]."""
     model: str | None = None
-    """Model of a `start` that names none; None: the first that the cluster serves."""
+    """Model that engines serve; of a gateway alone: of a `start` that names none, None being the first that
+    the cluster serves."""
     codecs: tuple[str, ...] = ("h264", "vp9", "mjpeg")
     """What clients may have their video in; of h264, vp9, av1, mjpeg. The client's order decides."""
     low_rung: bool = True

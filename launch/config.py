@@ -278,7 +278,7 @@ class ClientConfig:
     url: str = DEFAULT_URL
     """Address of the cluster's gateway: http://, https://, ws:// or wss://."""
     token: str | None = field(default=None, repr=False)
-    """Where the cluster asks for one: a token with the scope control."""
+    """Where the cluster asks for one: a token with the scope control, for `status` admin."""
     seconds: float = 5.0
     """Length of the video: the fewest chunks that reach it, all their frames kept."""
     seed: int | None = None

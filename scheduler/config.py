@@ -58,7 +58,7 @@ class SchedulerConfig:
     """A session that nobody controls any more is closed after this time; so long it is known then, and its
     recording kept (at least a minute)."""
     idle_close_s: int = 600
-    """Stated to everybody alike; the owner engine acts on it."""
+    """An idle session is closed after this time."""
     resync_s: int = 30
     """Interval at which the view is rebuilt from Redis and compared."""
     log_format: str = "text"
