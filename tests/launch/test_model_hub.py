@@ -89,6 +89,9 @@ def test_a_download_shows_the_licence_in_force(tmp_path: Path, monkeypatch: pyte
     parts = ("text_encoder", "models_t5_umt5-xxl-enc-bf16.pth", "google")
     assert find("some/thing", parts=parts, say=said.append) == tmp_path
     assert hub.fetched[-1] == [WAN[0], WAN[2]] and said[2].endswith("it says nothing")
+    hub.names = DIFFUSERS
+    assert find("some/thing", folder=VAE, say=said.append) == tmp_path / "vae"
+    assert hub.fetched[-1] == [DIFFUSERS[2]]
     with pytest.raises(ValueError, match=r"tells nothing of no/such: 404 there is none"):
         find("no/such", say=said.append)
 

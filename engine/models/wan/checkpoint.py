@@ -40,6 +40,8 @@ _INDEX: Final = ".safetensors.index.json"
 _SHARD: Final = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 _OTHER_PARTS: Final = ("encoder.", "quant_conv.", "conv1.")
 """Of a VAE: what only encodes."""
+_MAX_DEPTH: Final = 8
+"""Of such places within each other."""
 _MAX_HEADER: Final = 100_000_000
 """Bytes; safetensors refuses longer ones too."""
 
@@ -211,7 +213,9 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 
 def _tensors_in(file: Path, content: Any, parts: Sequence[str]) -> dict[str, Tensor]:
     """The tensors of an unpickled checkpoint. Raises WeightsError: it is something else."""
-    while isinstance(content, Mapping):
+    for _ in range(_MAX_DEPTH):  # one may hold itself
+        if not isinstance(content, Mapping):
+            break
         found = (content.get(key) for key in (*parts, *_NESTED))
         inner = next((value for value in found if isinstance(value, Mapping) and value), None)
         if inner is None:

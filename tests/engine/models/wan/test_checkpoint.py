@@ -203,6 +203,15 @@ def test_what_is_no_checkpoint_is_named(dit: Tensors, tmp_path: Path) -> None:
         read_dit(save_pickle({"critic": dit, "generator_ema": {}}, tmp_path / "d.pt"))
 
 
+@pytest.mark.timeout(60)
+def test_a_checkpoint_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    """To look into it has an end."""
+    content: dict[str, object] = {}
+    content["model"] = content
+    with pytest.raises(WeightsError, match="none of generator_ema, generator, but model"):
+        read_dit(save_pickle(content, tmp_path / "a.pt"))
+
+
 def test_a_file_is_read_by_what_it_is(dit: Tensors, tmp_path: Path) -> None:
     """Also a pickle of the old kind, which can't be mapped, and safetensors under another name."""
     torch.save({"generator": dit}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
