@@ -350,12 +350,13 @@ class Control:
 
     async def _beat_once(self) -> None:
         left_ms, costs = self._progress.left_ms(), self._costs_to_publish()
+        latency = self.host.latency if self.registration else None  # it loads: there is no host
         try:
             state = await self._store.heartbeat_engine(
                 self.engine,
                 load=self._progress.load(),
-                chunk_ms=self.host.latency.mean_ms,
-                worst_ms=self.host.latency.worst_ms,
+                chunk_ms=latency.mean_ms if latency else 0.0,
+                worst_ms=latency.worst_ms if latency else 0.0,
                 phase=self._progress.stamp.phase,
                 deadline_ms=None if left_ms is None else int(left_ms),
                 costs=costs,

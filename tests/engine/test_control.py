@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -25,6 +26,7 @@ from engine.progress import Progress
 from engine.steering import AppliedInput
 from scheduler.messages import (
     Closed,
+    DesiredEngine,
     EngineChanged,
     EngineCosts,
     EngineId,
@@ -636,6 +638,23 @@ async def test_what_was_applied_is_recorded_before_the_past_is_read(world: World
     world.control.load(hosted)
     again = await world.command(Open)
     assert isinstance(again, Open) and again.pending == () and again.last_applied == command.pending[0].entry
+
+
+async def test_an_engine_beats_while_it_loads(store: Store, redis_url: str, cluster: str) -> None:
+    """Before it has a model, so before it has a host."""
+    term = await lead(store)
+    await store.write_desired(term, [DesiredEngine(id=E1, model="shapes")])
+    control = World(store, config(redis_url, cluster, Path("none"))).control
+    del control.host
+    beating = asyncio.create_task(control.beat())
+    try:
+        async with asyncio.timeout(20):
+            while (await store.list_engines())[0].phase == "wanted":  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(0.01)
+    finally:
+        beating.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await beating
 
 
 async def test_a_registration_that_redis_lost_is_made_again(world: World) -> None:
