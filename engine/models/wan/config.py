@@ -107,6 +107,11 @@ class WanConfig:
         if sink and reach is not None and (sink % chunk or reach < window):
             raise ValueError(f"{self.name}: sink_reach needs a sink of whole chunks and at least the window")
 
+    def meaning(self) -> str:
+        """All of it that decides what a session's state means: where weights come from does not, so that
+        another sentence about it in a newer version does not part its engines from older ones."""
+        return repr(replace(self, source="", lora="", licence="", parts=()))
+
     def sigmas(self, *, is_first: bool) -> tuple[float, ...]:
         """Noise levels of a chunk's denoising passes."""
         steps = self.first_steps if is_first and self.first_steps is not None else self.steps

@@ -230,7 +230,7 @@ def _digest(config: WanConfig, folder: Path) -> str:
     if found != kept:
         with suppress(OSError):  # a folder that can't be written to is read at each start
             _keep_digests(folder, found)
-    digest = hashlib.sha256(repr(config).encode())
+    digest = hashlib.sha256(config.meaning().encode())
     for name in (_DIT, _DECODER):
         digest.update(bytes.fromhex(found[name]["sha256"]))
     return digest.hexdigest()

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from math import prod
 
 import torch
@@ -108,7 +108,7 @@ class WanModel:
             dit = CausalDiT(config.dit)
             decoder = empty_decoder(config)
             _make_visible(decoder)
-        digest = hashlib.sha256(f"random {seed} {asdict(config)}".encode()).hexdigest()
+        digest = hashlib.sha256(f"random {seed} {config.meaning()}".encode()).hexdigest()
         text = HashedText(config.dit.text_shape)
         return cls(config, dit, decoder, text, weights_hash=digest, device=where, dtype=dtype, fused=fused)
 

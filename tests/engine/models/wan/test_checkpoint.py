@@ -20,10 +20,11 @@ from torch import Tensor
 
 from engine.models.registry import load_model
 from engine.models.wan.checkpoint import merge_lora, read_decoder, read_dit
-from engine.models.wan.config import LONGLIVE, TINY
-from engine.models.wan.folder import Sources, add_model
+from engine.models.wan.config import LONGLIVE, TINY, WanConfig
+from engine.models.wan.folder import Sources, add_model, load_wan
 from engine.models.wan.keys import canonical_names, diffusers_dit_name
 from engine.models.wan.model import WanModel, empty_dit
+from engine.models.wan.text import HashedText
 from engine.models.wan.vae import WanVaeDecoder
 from engine.models.weights import WeightsError
 from launch.model_cmd import main
@@ -480,6 +481,26 @@ def test_weights_are_hashed_again_only_when_they_change(
     assert (load(), hashed) == (first, both[:1])
     save_file({**dit, "head.head.bias": dit["head.head.bias"] + 1}, folder / "dit.safetensors")
     assert load() != first and hashed == both[:1]
+
+
+def test_what_is_said_about_weights_is_no_part_of_their_hash(
+    dit: Tensors, decoder: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Engines of two versions, of which one knows a card's newer licence, take over each other's sessions."""
+    save_file(decoder, tmp_path / "decoder.safetensors")
+    save_file(dit, tmp_path / "dit.safetensors")
+    parts = {name: tmp_path / f"{name}.safetensors" for name in ("dit", "decoder")}
+    add_model(TINY, tmp_path / "out", Sources(**parts))
+    text = HashedText(TINY.dit.text_shape)
+    monkeypatch.setattr("engine.models.wan.folder._text_encoder", lambda *given: text)
+
+    def hash_of(config: WanConfig) -> tuple[str, str]:
+        loaded = load_wan(config, torch.device("cpu"), tmp_path / "out")
+        return loaded.spec.weights_hash, WanModel.random(0, config=config).spec.weights_hash
+
+    newer = replace(TINY, licence="another", source="elsewhere", parts=("generator",))
+    assert hash_of(newer) == hash_of(TINY)
+    assert not {*hash_of(replace(TINY, shift=8.0))} & {*hash_of(TINY)}
 
 
 def test_missing_folder_says_how_to_make_it(tmp_path: Path) -> None:
