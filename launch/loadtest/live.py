@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Final, Self
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from launch.loadtest.samples import Outcome
 from launch.loadtest.tally import Tally
 from scheduler.results import percentile, spread
 
@@ -100,8 +102,19 @@ def summary(tally: Tally, at_ms: float) -> str:
     return (
         f"{at_ms / 1000:5.0f} s  {tally.running} sessions, {tally.num_chunks} chunks, latency "
         f"p50 {_at(latency, 0.5)} p99 {_at(latency, 0.99)} worst {_at(latency, 1.0)} ms, "
-        f"{len(stalls)} stalls, {len(tally.faults)} faults"
+        f"{len(stalls)} stalls, {len(tally.faults)} faults" + "".join(_left_out(tally))
     )
+
+
+def _left_out(tally: Tally) -> Iterator[str]:
+    """Those of whom latency and continuity say nothing, if there are any."""
+    outcomes = Counter(log.ended.outcome for log in tally.clients.values() if log.ended is not None)
+    counts = {
+        "refused": sum(sample.what == "start" for sample in tally.refused),
+        "lost": outcomes[Outcome.LOST],
+        "left unserved": len(tally.unserved()),
+    }
+    yield from (f", {count} {name}" for name, count in counts.items() if count)
 
 
 def _at(values: Sequence[float], share: float) -> str:

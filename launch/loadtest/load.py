@@ -120,8 +120,8 @@ def _script(number: int, life: Life, slow_share: float, reconnect_every_s: float
 
     first = Step(at_s=life.arrive_s, do=Do.START, prompt=prompt(life.first))
     between = [Step(at_s=edit.t, do=Do.PROMPT, prompt=prompt(edit)) for edit in life.edits]
-    for begin_s, end_s in life.active_s:
-        if begin_s > life.arrive_s:
+    for turn, (begin_s, end_s) in enumerate(life.active_s):
+        if turn > 0:
             between.append(Step(at_s=begin_s, do=Do.RESUME))
         if end_s < life.depart_s:
             between.append(Step(at_s=end_s, do=Do.PAUSE))

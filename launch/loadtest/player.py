@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import assert_never
 
 from gateway.client import BadServer, Chunk, Client, ClientError, ServerError, Session, SessionEnded, connect
@@ -31,6 +32,17 @@ GIVE_UP_S = 30.0
 """For how long a lost connection, or a first one, is tried."""
 ANSWER_S = 2 * GIVE_UP_S
 """For how long an answer is waited for, over lost connections: a load ends, whatever the server does."""
+STOP_S = 4.0
+"""For a stop's answer: the client itself waits for a second longer and then says nothing."""
+
+
+@dataclass(slots=True)
+class _Edit:
+    """A prompt on its way to the picture of somebody who watches."""
+
+    sent_ms: float
+    applied: Applied | None = None
+    """Where it is in the video, once that is known."""
 
 
 class Player:
@@ -58,12 +70,12 @@ class Player:
         self._is_idle = False
         self._paused_ms = 0.0
         """Since when it is idle, if it is."""
-        self._pauses = 0
         self._stop_ms: float | None = None
         """When it stopped by itself."""
+        self._lost = ""
+        """Why its own stop was no good end, if it was none."""
         self._played_ms = self._stalled_ms = 0.0
-        self._edits: list[tuple[float, Applied]] = []
-        """Prompts on their way to the picture: when they were sent, and where they are in it."""
+        self._edits: list[_Edit] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -75,6 +87,8 @@ class Player:
                 self._url, self._token, give_up_s=GIVE_UP_S, open_timeout_s=GIVE_UP_S
             ) as client:
                 await self._live(await self._start(client))
+            if self._lost:
+                outcome, reason = Outcome.LOST, self._lost
         except ClientError as exc:
             outcome, reason = Outcome.LOST, str(exc)
             if isinstance(exc, ServerError) and self._started_ms is None:
@@ -135,14 +149,14 @@ class Player:
     async def _do(self, session: Session, step: Step) -> None:
         match step.do:
             case Do.PAUSE:
-                self._is_idle, self._paused_ms, self._pauses = True, self._now_ms(), self._pauses + 1
+                self._is_idle, self._paused_ms = True, self._now_ms()
                 self._edits.clear()  # a viewer who rests waits for nothing
                 await session.pause()
             case Do.RESUME:
-                await session.resume()
-                self._is_idle = False
-                now_ms = self._now_ms()
+                now_ms, self._is_idle = self._now_ms(), False
                 self._started_ms = self._accepted_ms(now_ms) + now_ms - self._paused_ms
+                session.playhead.resume(time.monotonic() * 1000.0)  # watched from now on, accepted or not
+                await session.resume()
             case Do.PROMPT:
                 task = asyncio.create_task(self._edit(session, step.prompt))
                 self._tasks.add(task)
@@ -153,22 +167,30 @@ class Player:
             case Do.STOP:
                 self._note_play(session)
                 self._stop_ms = self._now_ms()
-                await session.stop()
+                await self._stop(session)
             case Do.START:
                 raise AssertionError("a script starts once")
             case _:
                 assert_never(step.do)
 
     async def _edit(self, session: Session, text: str) -> None:
-        sent_ms, pauses = self._now_ms(), self._pauses
-        is_watched = self._check.num_chunks > 0 and not self._is_idle
+        edit = _Edit(self._now_ms())
+        if self._check.num_chunks > 0 and not self._is_idle:
+            self._edits.append(edit)
         try:
-            applied = await session.prompt(text)
+            edit.applied = await session.prompt(text)
         except ClientError as exc:
+            if not isinstance(exc, SessionEnded) and edit in self._edits:
+                self._edits.remove(edit)
             self._refused(Do.PROMPT, exc)
-        else:
-            if is_watched and pauses == self._pauses:
-                self._edits.append((sent_ms, applied))
+
+    async def _stop(self, session: Session) -> None:
+        """A slow reader may have much to read before the answer."""
+        try:
+            async with asyncio.timeout(None if self._script.slow_factor else STOP_S):
+                await session.stop()
+        except TimeoutError:
+            self._lost = f"its stop was not answered for {STOP_S:g} s"
 
     def _note_play(self, session: Session) -> None:
         session.playhead.buffer_ms(time.monotonic() * 1000.0)  # up to now
@@ -207,9 +229,9 @@ class Player:
                 stalled_ms=session.playhead.stalled_ms,
             )
         )
-        for edit in [edit for edit in self._edits if edit[1].seq <= chunk.seq]:
+        for edit in [e for e in self._edits if e.applied is not None and e.applied.seq <= chunk.seq]:
             self._edits.remove(edit)
-            waited_ms = now_ms - edit[0]
+            waited_ms = now_ms - edit.sent_ms
             self._put(
                 Edited(
                     client=self._client,
@@ -267,6 +289,7 @@ class Player:
             played_ms=self._played_ms,
             stalled_ms=self._stalled_ms,
             waited_ms=self._waited_ms(until_ms) if has_waited else None,
+            prompts_ms=tuple(until_ms - edit.sent_ms for edit in self._edits),
         )
 
     # --- time -----------------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ _NAMES: Final[Mapping[str, str]] = {
     "waited_ms": "the same, those who left waiting included, ms",
     "prompt_to_chunk_ms": "prompt to chunk, ms",
     "prompt_to_picture_ms": "prompt to picture, ms",
+    "prompts_in_vain": "prompts that never reached the picture",
     "cpr": "continuous play ratio",
     "stalls": "stalls",
     "cost_engine_s": "engine-seconds",

@@ -190,6 +190,9 @@ class Ended:
     stalled_ms: float = 0.0
     waited_ms: float | None = None
     """For a first part that never came: since the start was accepted up to the stop, without pauses."""
+    prompts_ms: tuple[float, ...] = ()
+    """For each prompt that did not reach the picture though the video was being watched: how long ago it was
+    sent, at the stop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from launch.loadtest.live import summary, table
-from launch.loadtest.samples import FirstPart, Latency, Started
+from launch.loadtest.samples import Ended, FirstPart, Latency, Outcome, Refused, Started
 from launch.loadtest.tally import ClusterSample, Tally
 
 
@@ -46,3 +46,16 @@ def test_nothing_yet_is_shown_as_nothing() -> None:
     """Before the first sample."""
     assert row(shown(Tally(), -200.0), "chunk latency p50") == ["chunk latency p50, ms", "–", "–"]
     assert "0 chunks" in summary(Tally(), 0.0)
+
+
+def test_one_line_tells_of_those_who_saw_nothing() -> None:
+    """Latency and stalls don't; where there is nobody it is not said."""
+    tally = Tally()
+    assert summary(tally, 0.0).endswith("0 stalls, 0 faults")
+    for client in range(3):
+        tally.add(Refused(client=client, at_ms=1.0, what="start", code="capacity"))
+        tally.add(Ended(client=client, at_ms=1.0, outcome=Outcome.REFUSED))
+    tally.add(Refused(client=3, at_ms=1.0, what="prompt", code="rate"))
+    tally.add(Ended(client=3, at_ms=1.0, outcome=Outcome.DONE))
+    tally.add(Ended(client=4, at_ms=1.0, outcome=Outcome.LOST))
+    assert summary(tally, 0.0).endswith("0 faults, 3 refused, 1 lost, 1 left unserved")

@@ -108,3 +108,12 @@ def test_clients_are_shared_out_in_turn() -> None:
     assert share_out(all_of_them, 2) == ((all_of_them[0],), (all_of_them[1],))
     assert share_out(all_of_them, 5) == ((all_of_them[0],), (all_of_them[1],))
     assert share_out(all_of_them, 1) == (all_of_them,)
+
+
+def test_who_pauses_and_goes_on_as_it_arrives_does_not_stay_paused() -> None:
+    """Times of traces may be coarse."""
+    kinds = ("arrive", "idle", "active")
+    lines = [f'{{"t": 1, "session": "a", "event": "{kind}"}}' for kind in kinds]
+    trace = read_trace([*lines, '{"t": 9, "session": "a", "event": "depart"}'])
+    (script,) = make_scripts(trace, slow_share=0.0, reconnect_every_s=0.0, draw=random.Random(1).random)
+    assert [step.do for step in script.steps] == [Do.START, Do.PAUSE, Do.RESUME, Do.STOP]

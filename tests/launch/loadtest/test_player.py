@@ -230,3 +230,49 @@ async def test_a_refused_start_is_told_with_its_code(server: StreamServer) -> No
     assert (ended.outcome, ended.reason, ended.chunks) == (Outcome.REFUSED, "capacity", 0)
     (refused,) = watched.of(Refused)
     assert isinstance(refused, Refused) and (refused.what, refused.code) == ("start", "capacity")
+
+
+async def test_a_session_without_a_server_at_its_stop_is_lost(
+    server: StreamServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However short a time ago that went away: nobody saw the video's end."""
+    monkeypatch.setattr(player, "STOP_S", 0.3)
+    watched = Watched(server.url, (0.0, Do.START), (1.5, Do.STOP))
+    running = asyncio.create_task(watched.run())
+    await watched.until(ChunkSeen)
+    server.faults.refuse_connections = True
+    server.abort_all()
+    ended = await running
+    assert (ended.outcome, ended.reason) == (Outcome.LOST, "its stop was not answered for 0.3 s")
+    assert ended.chunks > 0 and ended.played_ms > 0
+
+
+async def test_who_goes_on_watching_stands_still_until_the_server_goes_on(
+    server: StreamServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resume that is not answered is no pause."""
+    monkeypatch.setattr(player, "ANSWER_S", 0.5)
+    monkeypatch.setattr(player, "STOP_S", 0.3)
+    steps = ((0.0, Do.START), (0.4, Do.PAUSE), (0.6, Do.RESUME), (3.5, Do.STOP))
+    watched = Watched(server.url, *steps)
+    running = asyncio.create_task(watched.run())
+    await watched.until(ChunkSeen)
+    await server.until(lambda: server.only.paused)
+    server.go_mute()
+    ended = await running
+    assert ended.stalled_ms > 0 and ended.played_ms > 0
+
+
+async def test_a_prompt_that_never_reaches_the_picture_is_told(
+    server: StreamServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the time since it was sent; but for those of a paused viewer."""
+    monkeypatch.setattr(player, "STOP_S", 0.3)
+    watched = Watched(server.url, (0.0, Do.START), (0.8, Do.PROMPT), (1.5, Do.STOP))
+    running = asyncio.create_task(watched.run())
+    await watched.until(ChunkSeen)
+    server.go_mute()
+    (waited_ms,) = (await running).prompts_ms
+    assert waited_ms > 0 and not watched.of(Edited)
+    steps = ((0.0, Do.START), (0.3, Do.PAUSE), (0.5, Do.PROMPT), (1.5, Do.STOP))
+    assert (await Watched(server.url, *steps).run()).prompts_ms == ()

@@ -268,7 +268,7 @@ def test_a_fair_wait_is_what_the_objective_allows(limit: float | None, waits: fl
         Edited(client=0, at_ms=1.0, chunk_ms=2.0, picture_ms=3.0),
         Fault(client=0, at_ms=1.0, what="ü"),
         GapSaid(client=0, at_ms=1.0, chunks=2),
-        ended(0, outcome=Outcome.LOST, reason="r"),
+        ended(0, outcome=Outcome.LOST, reason="r", prompts_ms=(1.5, 2.5)),
         Lag(at_ms=1.0, lag_ms=2.0),
     ],
 )
@@ -288,3 +288,12 @@ def test_assignments_travel() -> None:
         Begin(at_s=1.5),
     ):
         assert to_worker(line(message)) == message
+
+
+def test_prompts_that_never_reached_the_picture_are_counted() -> None:
+    """The percentiles know nothing of them. Those that were sent just before the end, and slow clients', are
+    left out."""
+    slow = replace(STARTED, client=1, is_slow=True)
+    made = tally(ended(0, prompts_ms=(9_000.0, 1_999.0, 2_000.0)), slow, ended(1, prompts_ms=(9_000.0,)))
+    assert made.figures(end_ms=9_000.0)["prompts_in_vain"] == 2
+    assert made.figures(end_ms=9_000.0, fair_wait_ms=100.0)["prompts_in_vain"] == 3
