@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from launch.config import DEFAULT_URL
+from launch.config import DEFAULT_URL, http_address
 
 __all__ = ["DEFAULT_SECONDS", "SHAPES", "CompareConfig", "LoadtestConfig"]
 
@@ -48,7 +48,7 @@ class LoadtestConfig:
     html: str | None = None
     """The file to write the report to; unset: none."""
     url: str = DEFAULT_URL
-    """Address of the cluster's gateway."""
+    """Address of the cluster's gateway: http://, https://, ws:// or wss://."""
     token: str | None = field(default=None, repr=False)
     """Where the cluster asks for one: a token with the scopes control and admin, and a quota for the load."""
     trace: str | None = None
@@ -100,6 +100,10 @@ class LoadtestConfig:
     def __post_init__(self) -> None:
         if not self.json or self.html == "":
             raise ValueError("json and html must name files")
+        try:
+            http_address(self.url)
+        except ValueError:
+            raise ValueError(f"url must be an address like {DEFAULT_URL}, got {self.url!r}") from None
         if self.shape not in SHAPES:
             raise ValueError(f"shape must be {' or '.join(SHAPES)}, got {self.shape!r}")
         for name, (low, high) in _BOUNDS.items():

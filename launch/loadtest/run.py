@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from launch.config import http_address
 from launch.http_get import get
 from launch.loadtest.config import DEFAULT_SECONDS, LoadtestConfig
 from launch.loadtest.live import LiveTable, summary
@@ -27,6 +28,7 @@ from launch.loadtest.phases import Phase, invent_step, phase_figures, step_phase
 from launch.loadtest.report import report
 from launch.loadtest.samples import Assignment, Begin, Ready, from_worker, line
 from launch.loadtest.tally import ClientLog, ClusterSample, Tally
+from launch.outputs import check_writable
 from launch.settings import SettingsError
 from launch.supervisor import StartError
 from launch.trace_file import load_trace
@@ -42,6 +44,10 @@ MAX_LINE_BYTES: Final = 1024 * 1024
 NUM_WORST: Final = 10
 MAX_POINTS: Final = 2_000
 """Of one cloud in the report."""
+LATE_MS: Final = 50.0
+"""A client process that is later than this, more often than one time in a hundred, is too busy."""
+_ASKED: Final = frozenset({"engines", "sessions", "queue", "policy"})
+"""Of the cluster."""
 
 
 async def run(config: LoadtestConfig) -> int:
@@ -61,8 +67,10 @@ async def run(config: LoadtestConfig) -> int:
     )
     if not scripts:
         raise SettingsError("the load has no sessions: give it more viewers, a longer time or another trace")
-    cluster = _ClusterWatch(config.url.rstrip("/") + "/v1/cluster", config.token)
+    cluster = _ClusterWatch(http_address(config.url) + "/v1/cluster", config.token or None)
     await cluster.check()
+    for path in filter(None, (config.json, config.html)):
+        check_writable(path)
     tally = Tally()
     with LiveTable(f"load on {config.url}", trace.duration_s) as table:
         await _play(config, scripts, cluster, tally, table)
@@ -135,7 +143,7 @@ async def _workers(
             workers.append(worker)
             assert worker.stdin is not None
             assignment = Assignment(
-                url=config.url, token=config.token, decode=config.decode, scripts=tuple(share)
+                url=config.url, token=config.token or None, decode=config.decode, scripts=tuple(share)
             )
             worker.stdin.write(line(assignment))
         for worker in workers:
@@ -158,6 +166,8 @@ async def _hear(worker: Process, tally: Tally) -> None:
     """Everything that a worker says, until it has ended."""
     assert worker.stdout is not None
     async for data in worker.stdout:
+        if not data.endswith(b"\n"):
+            break  # it was killed amid a line
         message = from_worker(data)
         assert not isinstance(message, Ready)
         tally.add(message)
@@ -171,7 +181,8 @@ async def _watch(cluster: _ClusterWatch, begin_s: float, tally: Tally, table: Li
         sample = await cluster.sample(at_ms)
         if sample is not None:
             tally.cluster.append(sample)
-        table.update(tally, at_ms)
+        with contextlib.suppress(BrokenPipeError):  # nobody reads that; the load goes on
+            table.update(tally, at_ms)
         await asyncio.sleep(POLL_S)
 
 
@@ -193,7 +204,7 @@ class _ClusterWatch:
                 "TURBOSERVE_TOKEN must be a token with the scopes control and admin"
             ) from exc
         except (OSError, ValueError) as exc:
-            raise StartError(f"no cluster answers at {self._url}: {exc or 'timeout'}") from exc
+            raise StartError(f"no cluster answers at {self._url}: {str(exc) or 'timeout'}") from exc
 
     async def sample(self, at_ms: float) -> ClusterSample | None:
         """None while the gateway doesn't answer."""
@@ -218,7 +229,9 @@ class _ClusterWatch:
             raise PermissionError(f"HTTP status {status}")
         if status != 200:
             raise ConnectionError(f"HTTP status {status}")
-        answer: dict[str, Any] = json.loads(body)
+        answer = json.loads(body)
+        if not isinstance(answer, dict) or not answer.keys() >= _ASKED:
+            raise ValueError("what answers there is no gateway of TurboServe")
         return answer
 
 
@@ -324,4 +337,10 @@ def _conclude(config: LoadtestConfig, result: dict[str, Any], tally: Tally, end_
         print(f"  {mark:8}  {item['name']}: {item['value']} (must be {sign} {item['limit']:g})")
     for problem in result["problems"][:NUM_WORST]:
         print(f"  {problem}")
+    late = result["client_lag_ms"]
+    if (late["p99"] or 0.0) > LATE_MS:
+        print(
+            f"  the clients themselves were late, by {late['p99']:g} ms at p99: what they measured is too "
+            "long by as much; --processes spreads them over more cores"
+        )
     print("written to " + " and ".join(filter(None, [config.json, config.html])))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +15,10 @@ import pytest
 
 from gateway.auth import Identity, Scope, mint_token
 from launch import cli
+from launch.loadtest import run
+from launch.loadtest.config import LoadtestConfig
+from launch.loadtest.tally import Tally
+from launch.supervisor import StartError
 from tests.cluster import Cluster, running_cluster
 
 pytestmark = pytest.mark.cluster
@@ -99,7 +107,8 @@ def test_slow_clients_fall_behind_and_a_trace_plays_faster(paced_cluster: Cluste
     ends = [{"t": t, "session": "a", "event": event} for t, event in ((0, "arrive"), (16, "depart"))]
     trace.write_text("".join(json.dumps(end) + "\n" for end in ends))
     load = ["--trace", str(trace), "--time-scale", "2", "--slow-share", "1"]
-    assert cli.main(["loadtest", "--url", paced_cluster.url, *load, "--json", str(out)]) == 0
+    url = paced_cluster.url.replace("http://", "ws://") + "/v1/stream"
+    assert cli.main(["loadtest", "--url", url, *load, "--json", str(out)]) == 0
     result = json.loads(out.read_text())
     assert result["load"]["seconds"] == 8.0 and result["cost_engine_s"] == pytest.approx(8.0, abs=0.2)
     assert result["slow_clients"]["count"] == 1 and 0.3 < result["slow_clients"]["cpr"] < 0.9
@@ -123,6 +132,7 @@ def test_a_token_that_is_not_enough_is_named(
         (["loadtest", "--json", "x", "--viewers", "0"], 2, "viewers must be between"),
         (["loadtest", "--json", "x", "--shape", "round"], 2, "shape must be steady or step, got 'round'"),
         (["loadtest", "--json", "x", "--url", "http://127.0.0.1:9"], 1, "no cluster answers"),
+        (["loadtest", "--json", "x", "--url", "ftp://127.0.0.1:9"], 2, "url must be an address like http://"),
         (["compare", "/nowhere"], 2, "after is not set"),
         (["compare", "/nowhere", "/nowhere"], 2, "can't be read"),
     ],
@@ -133,3 +143,62 @@ def test_what_is_wrong_is_said(
     """In a sentence, with a status."""
     assert cli.main(arguments) == status
     assert words in capsys.readouterr().err
+
+
+def test_files_that_can_not_be_written_are_found_before_anybody_plays(
+    paced_cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not after an hour."""
+    command = ["loadtest", "--url", paced_cluster.url, "--seconds", "3600", "--json"]
+    for files in (["/nowhere/x"], ["x", "--html", str(tmp_path)]):
+        assert cli.main([*command, *files]) == 1
+        assert "can't be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (None, "no cluster answers at http://127.0.0.1:{port}/v1/cluster: timeout"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]", "what answers there is no gateway"),
+    ],
+)
+def test_what_is_no_gateway_is_said(
+    answer: bytes | None, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Something that says nothing, or something else, before anybody plays."""
+    monkeypatch.setattr(run, "POLL_TIMEOUT_S", 0.5 if answer is None else 30.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        threading.Thread(target=_answer, args=(server, answer), daemon=True).start()
+        assert cli.main(["loadtest", "--json", "x", "--url", f"http://127.0.0.1:{port}"]) == 1
+    assert words.format(port=port) in capsys.readouterr().err
+
+
+def _answer(server: socket.socket, answer: bytes | None) -> None:
+    connection, _ = server.accept()
+    with connection:
+        connection.recv(1024)
+        if answer is not None:
+            connection.sendall(answer)
+        connection.recv(1024)  # until the other end goes
+
+
+@pytest.mark.parametrize("said", ["", '{"type":"lag","at_ms":0,"la'])
+async def test_a_killed_client_process_is_said(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed amid a line, too."""
+    command = f"import os, signal; os.write(1, {said.encode()!r}); os.kill(os.getpid(), signal.SIGKILL)"
+    worker = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", command, stdout=asyncio.subprocess.PIPE
+    )
+    with pytest.raises(StartError, match="a client process ended with status -9"):
+        await run._hear(worker, Tally())
+
+
+@pytest.mark.parametrize(("lag_ms", "is_said"), [(None, False), (49.0, False), (51.0, True)])
+def test_clients_that_are_late_themselves_are_said(
+    lag_ms: float | None, is_said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Then the figures are the load test's own."""
+    result = {"objectives": [], "problems": [], "client_lag_ms": {"p99": lag_ms}}
+    run._conclude(LoadtestConfig(json="x"), result, Tally(), 1_000.0)
+    assert ("the clients themselves were late, by 51 ms" in capsys.readouterr().out) is is_said
