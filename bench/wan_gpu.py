@@ -907,7 +907,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--window", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--batches", default="1,2,4,8")
     parser.add_argument("--soak-chunks", type=int, default=60)
     parser.add_argument("--json", type=Path, default=None)
