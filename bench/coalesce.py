@@ -22,6 +22,7 @@ Run: .venv/bin/python -m bench.coalesce [--shape shapes] [--device cpu] [--sessi
 from __future__ import annotations
 
 import argparse
+import gc
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -319,6 +320,7 @@ def finish(contest: dict[str, Run]) -> None:
     """Give the pools back: with Wan, those of all contests would not fit into one GPU."""
     for run in contest.values():
         del run.loop
+    gc.collect()  # loop and residents refer to each other
 
 
 def ratio(contest: dict[str, Run], other: str) -> float:

@@ -78,8 +78,9 @@ class Passes:
         """`agree` turns this rank's verdict into that of all."""
         self._model, self._pool, self._attention = model, pool, attention
         self._graphs = PassGraphs(model)
-        self._ranks = ranks or Alone()
-        self._agree = agree or (lambda verdict: self._ranks.meet(verdict).verdict)
+        self._ranks = own = ranks or Alone()
+        # Without `self` in it: as a cycle a trial's pool would live on beside the one that takes its place.
+        self._agree = agree or (lambda verdict: own.meet(verdict).verdict)
 
     def run(self, states: Sequence[SessionState]) -> PassRun:
         """One coalesced pass over sessions that each have `x`.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.kv_pool import SlabPool
 from engine.loading import prepare
 from engine.memory import Room, slot_bytes
 from engine.ranks import Alone
@@ -43,6 +46,26 @@ def test_the_pool_holds_what_memory_has_room_for_and_no_more_than_wanted(fits: i
     loaded = prepare(model, capacity=4, ranks=Alone(), meter=meter)
     assert max(len(batch.rows) for batch in model.batches) == 4
     assert (loaded.pool.num_slots, loaded.pool.num_free, loaded.costs.largest) == (expected,) * 3
+
+
+def test_the_trial_pool_is_gone_before_another_takes_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both would not fit, and an engine that serves collects no garbage by itself."""
+    model, pools, left = RecordingModel(), list[weakref.ref[SlabPool]](), list[int]()
+
+    def counted(*args: Any, **more: Any) -> SlabPool:
+        left.append(sum(pool() is not None for pool in pools))
+        pool = SlabPool(*args, **more)
+        pools.append(weakref.ref(pool))
+        return pool
+
+    monkeypatch.setattr("engine.loading.SlabPool", counted)
+    gc.collect()
+    gc.disable()
+    try:
+        prepare(model, capacity=4, ranks=Alone(), meter=Meter(per_slot=slot_bytes(model), slots=2))
+    finally:
+        gc.enable()
+    assert left == [0, 0]
 
 
 def test_without_room_for_one_session_there_is_no_engine() -> None:
