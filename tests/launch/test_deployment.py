@@ -245,9 +245,11 @@ def test_images_run_our_command_without_rights_and_secrets() -> None:
     """The last word on the user is a number that is not root's; the default command parses."""
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     shared = next(content for name, _, content in stages() if name == "run")
-    assert [arguments for word, arguments in shared if word == "USER"] == [["10001:10001"]]
+    bases = [content for name, _, content in stages() if name in ("run", "run-cuda")]
+    for content in bases:
+        assert [arguments for word, arguments in content if word == "USER"][-1] == ["10001:10001"]
     assert ast.literal_eval(next(" ".join(a) for word, a in shared if word == "ENTRYPOINT"))[0] in scripts
-    finals = [content for _, base, content in stages() if base == "run"]
+    finals = [content for name, base, content in stages() if base.startswith("run") and name != "run-cuda"]
     assert len(finals) == 4
     for content in finals:
         assert not any(word == "USER" for word, _ in content)
@@ -259,8 +261,16 @@ def test_installs_are_held_to_the_constraints() -> None:
     """Every download of dependencies names the file."""
     for _, _, content in stages():
         for word, arguments in content:
-            if word == "RUN" and "install" in arguments:
+            if word == "RUN" and "install" in arguments and arguments[0] != "apt-get":
                 assert "constraints.txt" in arguments or "--no-deps" in arguments, shlex.join(arguments)
+
+
+def test_the_image_for_gpus_has_what_triton_needs() -> None:
+    """A C compiler, or its kernels are left out in silence."""
+    bases = {name: (base, content) for name, base, content in stages()}
+    base, _ = bases["engine-cuda"]
+    runs = [arguments for word, arguments in bases[base][1] if word == "RUN"]
+    assert any({"gcc", "libc6-dev"} <= set(arguments) for arguments in runs)
 
 
 def test_torchs_index_stands_beside_the_usual_one() -> None:
