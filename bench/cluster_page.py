@@ -2,10 +2,12 @@
 
 A headless Chromium, which draws with the processor alone, on the real page, feed and listener; the cluster
 behind them is scripted. First nothing moves, then 5 sessions go to another engine each second, then all of
-them, so that each is under way all the time. `render_ms`: what the page's script takes to show one state
-(lanes and chips, before the browser's own layout and painting); `frame_gap_ms`: from one animation frame to
-the next, with all that the page makes the browser do; 16.7 at 60 Hz. Bounded by the processor, which browser,
-server and this bench share.
+them, so that each is under way all the time. What else a cluster does goes on all the while: each second
+every engine has another load, every session a chunk more, a dozen sessions pause or go on, and the newest
+moves are said. `render_ms`: what the page's script takes to show one state (lanes and chips, before the
+browser's own layout and painting); `frame_gap_ms`: from one animation frame to the next, with all that the
+page makes the browser do; 16.7 at 60 Hz. Bounded by the processor, which browser, server and this bench
+share.
 
     .venv/bin/python -m bench.cluster_page --seconds 60
 """
@@ -14,12 +16,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from dataclasses import replace
 
 from playwright.async_api import Page
 
 from bench.stats import machine, print_json, print_table
 from scheduler.domain import EngineId
 from scheduler.results import spread
+from scheduler.store.values import Decision
 from tests.browser.driver import chromium, tab, until
 from tests.browser.scripted_cluster import ScriptedSource, served, url
 
@@ -27,6 +31,10 @@ ENGINES = 64
 SESSIONS = 500
 SIZE = (1600, 1000)
 MOVING = (0, 5, SESSIONS)
+PAUSES = 12
+"""Sessions that pause or go on, each second."""
+SAID = 40
+"""Decisions that are listed."""
 ROUND_S = 1.0
 SHARES = ("p50", "p99", "max")
 
@@ -53,6 +61,7 @@ class Crowd:
         self.source = ScriptedSource()
         self._engines = [EngineId(f"e_{number:08x}") for number in range(ENGINES)]
         self._next = 0
+        self._second = 0
         for engine in self._engines:
             self.source.engine(engine)
         self.move(SESSIONS)
@@ -62,8 +71,23 @@ class Crowd:
         for turn in range(self._next, self._next + count):
             rounds, number = divmod(turn, SESSIONS)
             engine = self._engines[(number * 7 + rounds * 13) % ENGINES]
-            self.source.session(f"s_{number:016x}", engine, active=number % 3 > 0)
+            id = f"s_{number:016x}"
+            self.source.session(id, engine, active=number % 3 > 0)
+            said = Decision(at_ms=self.source.clock_ms, text=f"move {id} to {engine}: less load there")
+            self.source.said = [said, *self.source.said[:SAID]]
         self._next += count
+
+    def go_on(self) -> None:
+        """A second of everything but moves."""
+        self._second += 1
+        for number, engine in enumerate(self._engines):
+            wave = (number * 5 + self._second * 3) % 16
+            self.source.engine(engine, load=0.3 + wave / 32, chunk_ms=200.0 + 10 * wave)
+        sessions = self.source.sessions
+        for number, (id, outline) in enumerate(sessions.items()):
+            turns = number % (SESSIONS // PAUSES) == self._second % (SESSIONS // PAUSES)
+            active = outline.active != turns
+            sessions[id] = replace(outline, active=active, next_seq=self._second, slack_ms=800 + number)
 
 
 async def watch(page: Page, crowd: Crowd, seconds: float, moving: int) -> dict[str, object]:
@@ -71,6 +95,7 @@ async def watch(page: Page, crowd: Crowd, seconds: float, moving: int) -> dict[s
     moves = await page.evaluate("turboserve.moves")
     await page.evaluate(TAKE)
     for _ in range(round(seconds / ROUND_S)):
+        crowd.go_on()
         crowd.move(moving)
         await asyncio.sleep(ROUND_S)
     seen = await page.evaluate(TAKE)

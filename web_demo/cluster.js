@@ -10,6 +10,7 @@ const WINDOW_MS = 600_000;
 const SAMPLE_MS = 5_000;
 const SLOTS = WINDOW_MS / SAMPLE_MS;
 const CHART = { width: 240, height: 52, slots: SLOTS };
+const MOST_LIT = 8; // new decisions that light up: of more at once nobody sees which
 const STREAM = "/v1/cluster/stream";
 
 const byId = (id) => document.getElementById(id);
@@ -115,7 +116,7 @@ function decisions(entries) {
   const fresh = known >= 0 ? entries.slice(0, known) : entries;
   const isFirst = newestDecision === null;
   if (known < 0) list.replaceChildren();
-  list.prepend(...fresh.map((entry) => decisionRow(entry, !isFirst)));
+  list.prepend(...fresh.map((entry) => decisionRow(entry, !isFirst && fresh.length <= MOST_LIT)));
   while (list.children.length > entries.length) list.lastChild.remove();
   newestDecision = key(entries[0]);
 }
@@ -168,6 +169,9 @@ Object.defineProperty(window, "turboserve", {
     },
     get moves() {
       return floor.moves;
+    },
+    get flying() {
+      return floor.flying;
     },
     get renderMs() {
       return renderMs;

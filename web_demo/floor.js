@@ -1,16 +1,20 @@
 // Engines as lanes and sessions as chips that keep their identity: who moves is seen moving.
 //
-// Everything is placed by `transform` on one layer, so a change costs the compositor, not the layout; only what
-// changed is written. 64 engines and 500 sessions are about 600 elements. Of more than the server lists, lanes show how
-// many they have.
+// Everything is placed by `transform`, and only what changed is written. Chips rest where they belong; the way there is
+// drawn over them (flights.js). 64 engines and 500 sessions are about 600 elements. Of more than the server lists, lanes
+// show how many they have.
+
+import { Flights } from "./flights.js";
+import { drawnHue } from "./sprites.js";
 
 const GAP = 12;
 const HEAD = 34;
 const PAD = 11;
 const CHIP_GAP = 5;
 const MOVING_MS = 1300;
-const GONE_MS = 700;
+const GONE_MS = 700; // of a lane
 const MOST_SLOTS = 16; // drawn one by one
+const MANY = 24; // lanes
 const QUEUE = "queue";
 const NOWHERE = "nowhere"; // the lane of a chip whose own is gone
 
@@ -18,7 +22,7 @@ const NOWHERE = "nowhere"; // the lane of a chip whose own is gone
 export function hueOf(id) {
   let hash = 2166136261;
   for (let i = 0; i < id.length; i++) hash = Math.imul(hash ^ id.charCodeAt(i), 16777619);
-  return ((hash >>> 0) * 137.508) % 360;
+  return drawnHue(((hash >>> 0) * 137.508) % 360);
 }
 
 /** How many lanes side by side, how wide, how large the chips: for `lanes` lanes of at most `most` chips. Pure. */
@@ -56,11 +60,13 @@ export class Floor {
   #root;
   #lanes = new Map(); // id -> {node, parts, slots: [session id or null], name}
   #order = []; // lane ids in the order of the grid; null where one has gone and none has come
-  #chips = new Map(); // id -> {node, lane, slot, state}
+  #chips = new Map(); // id -> {node, lane, slot, hue, look, isShort, hasMoved, pose}
+  #flights;
   #chosen = null;
   #tabStop = null; // the one chip that Tab reaches; arrow keys go on from there
   #handlers;
   #width = 0;
+  #chip = 0; // side of one
   #isNarrow = false;
   #isCrowd = false; // more sessions than are listed
   #last = null;
@@ -69,6 +75,7 @@ export class Floor {
   /** Handlers: chosen(session or null), move(session, engine). */
   constructor(root, handlers) {
     this.#root = root;
+    this.#flights = new Flights(root);
     this.#handlers = handlers;
     root.addEventListener("click", (event) => this.#clicked(event));
     root.addEventListener("keydown", (event) => this.#pressed(event));
@@ -80,6 +87,11 @@ export class Floor {
       this.#width = contentRect.width;
       if (this.#last !== null) this.render(this.#last);
     }).observe(root);
+  }
+
+  /** How many chips are on their way. */
+  get flying() {
+    return this.#flights.size;
   }
 
   /** Show a state of the cluster. */
@@ -214,35 +226,55 @@ export class Floor {
   }
 
   #meetChips(sessions) {
-    const seen = new Set();
+    const here = sessions.filter(({ id, engine }) => this.#lanes.has(engine || QUEUE) || this.#chips.has(id));
+    const seen = new Set(here.map(({ id }) => id));
+    const gone = [...this.#chips].filter(([id]) => !seen.has(id));
+    const isFocused = ([, { node }]) => node === document.activeElement;
+    const heirs = this.#nextTo(gone.find(isFocused)?.[0]);
+    for (const [id, chip] of gone) this.#dismiss(id, chip);
+    this.#seatAll(here);
+    if (this.#chosen !== null && !this.#chips.has(this.#chosen)) this.choose(null);
+    if (gone.some(isFocused)) this.#chips.get([...heirs, ...this.#rows().flat()].find((id) => this.#chips.has(id)))?.node.focus({ preventScroll: true });
+    for (const [, { node }] of gone) node.remove();
+  }
+
+  #seatAll(sessions) {
+    const coming = [];
     const waiting = [];
     for (const session of sessions) {
       const lane = session.engine || QUEUE;
-      const isAdrift = !this.#lanes.has(lane); // its engine is gone and nobody has noticed yet: it stays where it was
-      if (isAdrift && !this.#chips.has(session.id)) continue;
-      seen.add(session.id);
       const chip = this.#chips.get(session.id) ?? this.#newChip(session.id);
-      if (isAdrift && !this.#lanes.has(chip.lane)) chip.lane = NOWHERE;
-      else if (!isAdrift && chip.lane !== lane) this.#goTo(session.id, chip, lane);
+      this.#tell(chip, session);
       if (lane === QUEUE) waiting.push(session.id);
-      setData(chip.node, "state", session.state);
-      chip.node.toggleAttribute("data-short", session.state === "active" && session.seq >= 0 && session.slack_ms <= 0);
-      const what = `${session.id}: ${session.state}${session.engine ? ` on ${session.engine}` : ""}`;
-      const isBeingRead = chip.node.matches(":focus-visible") && chip.what === what; // each change would be read out
-      chip.what = what;
-      // Its name, too.
-      if (!isBeingRead) setAttribute(chip.node, "title", `${what}, chunk ${session.seq}, ${(session.slack_ms / 1000).toFixed(1)} s ahead`);
+      const isAdrift = !this.#lanes.has(lane); // its engine is gone and nobody has noticed yet: it stays where it was
+      if (isAdrift && !this.#lanes.has(chip.lane)) chip.lane = NOWHERE;
+      else if (!isAdrift && chip.lane !== lane) coming.push([session.id, chip, lane]);
     }
-    for (const [id, chip] of this.#chips) if (!seen.has(id)) this.#dismiss(id, chip);
+    for (const [, chip] of coming) this.#vacate(chip); // all of them before the first sits down
+    for (const [id, chip, lane] of coming) this.#goTo(id, chip, lane);
     const line = this.#lanes.get(QUEUE);
     if (line === undefined) return;
     line.slots = waiting; // in line, oldest first
     waiting.forEach((id, slot) => (this.#chips.get(id).slot = slot));
   }
 
+  /** What a session's chip looks like and is called. */
+  #tell(chip, { id, state, engine, seq, slack_ms }) {
+    const { node } = chip;
+    if (chip.look !== state) node.dataset.state = chip.look = state;
+    const isShort = state === "active" && seq >= 0 && slack_ms <= 0;
+    if (chip.isShort !== isShort) node.toggleAttribute("data-short", (chip.isShort = isShort));
+    const what = `${id}: ${state}${engine ? ` on ${engine}` : ""}`;
+    const isBeingRead = chip.what === what && node === document.activeElement && node.matches(":focus-visible"); // each change would be read out
+    chip.what = what;
+    if (isBeingRead) return;
+    const title = `${what}, chunk ${seq}, ${(slack_ms / 1000).toFixed(1)} s ahead`; // its name, too
+    if (chip.title !== title) node.title = chip.title = title;
+  }
+
   /** Who is active has a slot: chips beyond the engine's slots change places with idle ones or holes in them. */
   #seat(slots, capacity) {
-    const isActive = (id) => id !== null && this.#chips.get(id).node.dataset.state === "active";
+    const isActive = (id) => id !== null && this.#chips.get(id).look === "active";
     for (let from = capacity; from < slots.length; from++) {
       if (!isActive(slots[from])) continue;
       const held = slots.slice(0, capacity);
@@ -260,33 +292,31 @@ export class Floor {
     node.setAttribute("aria-pressed", "false");
     node.tabIndex = -1;
     node.dataset.id = id;
-    node.dataset.fresh = "";
-    node.style.setProperty("--hue", hueOf(id).toFixed(0));
+    const hue = hueOf(id);
+    node.style.setProperty("--hue", String(hue));
     node.append(element("i", ""));
     this.#root.append(node);
-    const chip = { node, lane: null, slot: 0, x: -1, y: -1, isFresh: true };
+    const chip = { node, hue, lane: null, slot: 0, look: "", isShort: false, hasMoved: false, pose: null };
     this.#chips.set(id, chip);
     return chip;
   }
 
   #goTo(id, chip, lane) {
     const before = chip.lane;
-    this.#vacate(chip);
     chip.lane = lane;
-    const { slots, node } = this.#lanes.get(lane);
+    const { slots } = this.#lanes.get(lane);
     if (lane !== QUEUE) {
       const free = slots.indexOf(null);
       chip.slot = free >= 0 ? free : slots.length;
       slots[chip.slot] = id;
     }
     if (before === null) return;
-    chip.node.setAttribute("data-moving", "");
-    clearTimeout(chip.timer);
-    chip.timer = setTimeout(() => chip.node.removeAttribute("data-moving"), MOVING_MS);
+    chip.hasMoved = true;
+    if (this.#flights.areNone) light(chip, chip.node, "data-moving");
     if (before === QUEUE || lane === QUEUE) return;
     this.moves += 1;
-    node.setAttribute("data-arrived", "");
-    setTimeout(() => node.removeAttribute("data-arrived"), MOVING_MS);
+    const there = this.#lanes.get(lane);
+    light(there, there.node, "data-arrived");
   }
 
   #vacate(chip) {
@@ -296,21 +326,17 @@ export class Floor {
     while (slots.length > 0 && slots.at(-1) === null) slots.pop();
   }
 
-  /** Who goes and has the focus hands it to a neighbour. */
-  #passFocus(id, chip) {
-    if (document.activeElement !== chip.node) return;
-    const rows = this.#rows();
-    const next = neighbour(rows, id, "ArrowRight") ?? neighbour(rows, id, "ArrowLeft");
-    this.#chips.get(next)?.node.focus({ preventScroll: true });
+  /** All others, the nearest behind it first. */
+  #nextTo(id) {
+    const all = this.#rows().flat();
+    const at = all.indexOf(id);
+    return at < 0 ? [] : [...all.slice(at + 1), ...all.slice(0, at).reverse()];
   }
 
   #dismiss(id, chip) {
-    this.#passFocus(id, chip);
     this.#vacate(chip);
     this.#chips.delete(id);
-    if (this.#chosen === id) this.choose(null);
-    chip.node.setAttribute("data-gone", "");
-    setTimeout(() => chip.node.remove(), GONE_MS);
+    this.#flights.vanish(chip, chip.pose);
   }
 
   // --- where it goes --------------------------------------------------------------------------------
@@ -320,7 +346,10 @@ export class Floor {
     const most = Math.max(1, ...engines.map((id) => this.#lanes.get(id)?.slots.length ?? 0));
     const { columns, laneWidth, laneHeight, chip } = arrange(this.#width, engines.length, most);
     this.#isNarrow = laneWidth < 220;
-    this.#root.style.setProperty("--chip", `${chip}px`);
+    this.#root.toggleAttribute("data-many", engines.length > MANY);
+    if (chip !== this.#chip) this.#root.style.setProperty("--chip", `${chip}px`);
+    this.#chip = chip;
+    this.#flights.fit(chip);
     let top = 0;
     const queue = this.#lanes.get(QUEUE);
     if (queue !== undefined) {
@@ -352,19 +381,20 @@ export class Floor {
       if (id === null) return;
       const left = x + PAD + (slot % inRow) * (chip + CHIP_GAP);
       const top = y + HEAD + Math.floor(slot / inRow) * (chip + CHIP_GAP);
-      this.#moveChip(this.#chips.get(id), left, top);
+      this.#moveChip(this.#chips.get(id), left, top, chip);
     });
   }
 
-  #moveChip(chip, x, y) {
-    if (chip.x !== x || chip.y !== y) {
-      chip.x = x;
-      chip.y = y;
-      chip.node.style.transform = `translate(${x.toFixed(1)}px, ${y.toFixed(1)}px)`;
-    }
-    if (!chip.isFresh) return;
-    chip.isFresh = false;
-    requestAnimationFrame(() => chip.node.removeAttribute("data-fresh")); // it has been drawn without it
+  /** The element is there at once; on whole pixels, so that its picture lands on it. */
+  #moveChip(chip, left, top, side) {
+    const { pose: before, look, hasMoved } = chip;
+    const [x, y] = [Math.round(left), Math.round(top)];
+    chip.hasMoved = false;
+    const isThere = before !== null && before.x === x && before.y === y;
+    if (isThere && before.side === side && before.look === look && !hasMoved) return;
+    chip.pose = { x, y, side, look };
+    if (!isThere) chip.node.style.transform = `translate(${x}px, ${y}px)`;
+    this.#flights.fly(chip, before, chip.pose, hasMoved);
   }
 
   // --- what it says ---------------------------------------------------------------------------------
@@ -393,6 +423,13 @@ export class Floor {
     setText(lane.parts.crowd, this.#isCrowd ? String(count) : "");
     lane.name = `Waiting for a place: ${count}`;
   }
+}
+
+/** For a while, from the last time on. */
+function light(holder, node, name) {
+  node.setAttribute(name, "");
+  clearTimeout(holder.timer);
+  holder.timer = setTimeout(() => node.removeAttribute(name), MOVING_MS);
 }
 
 /** Is this chip the chosen one? */

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import re
 
+import av
+import numpy as np
 import pytest
 from playwright.async_api import Browser, Page
 
 from scheduler.domain import EngineId, EngineState, SessionId
 from scheduler.store.values import Decision
-from tests.browser.driver import tab, until
+from tests.browser.driver import HIDEABLE, tab, until
 from tests.browser.scripted_cluster import ScriptedSource, served, url
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
@@ -312,6 +315,170 @@ async def test_64_engines_and_500_sessions_fit(browser: Browser, size: tuple[int
         await until_seen(page, seats)
         assert len({tuple(spot) for _, spot, _ in await page.evaluate(CHIPS)}) == 500
         assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert complaints == []
+
+
+FRAMES = """
+    const asked = [];
+    window.requestAnimationFrame = (step) => asked.push(step);
+    window.drawFrame = (nowMs) => {
+        asked.splice(0).forEach((step) => step(nowMs));
+        const canvas = document.querySelector(".flights");
+        if (canvas.hidden) return null;
+        const { width, height } = canvas;
+        const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+        let [x, y, all] = [0, 0, 0];
+        for (let at = 0; at < width * height; at++) {
+            const alpha = data[4 * at + 3];
+            all += alpha;
+            x += alpha * (at % width);
+            y += alpha * Math.floor(at / width);
+        }
+        return all === 0 ? null : [x / all, y / all];
+    };
+"""
+"""Frames come when they are asked for. `drawFrame(nowMs)`: the middle of all that is drawn over the lanes."""
+
+SPOT = """() => {
+    const boxOf = (name) => document.querySelector(name).getBoundingClientRect();
+    const [lanes, chip] = [boxOf(".lanes"), boxOf(".chip")];
+    return [chip.x - lanes.x + chip.width / 2, chip.y - lanes.y + chip.height / 2];
+}"""
+FILL = "getComputedStyle(document.querySelector('.chip i')).visibility"
+
+
+async def test_a_session_is_seen_on_its_way(browser: Browser) -> None:
+    """From where it was to where it is, nearer with each frame; there its element shows itself."""
+    source = ScriptedSource()
+    source.engine(ONE)
+    source.engine(TWO)
+    source.session("s_0000000000000001", ONE)
+    async with served(source) as port, tab(browser, url(port), init_script=FRAMES) as (page, complaints):
+        await until(page, "document.querySelector('.chip') !== null")
+        frames = [await page.evaluate(f"drawFrame({now_ms})") for now_ms in (0, 300, 1_000, 1_100)]
+        old = await page.evaluate(SPOT)
+        assert frames[1] == pytest.approx(old, abs=1.5)  # it came there
+        assert frames[2:] == [None, None]
+        assert await page.evaluate(FILL) == "visible"
+        source.session("s_0000000000000001", TWO)
+        await until(page, "turboserve.moves === 1")
+        new = await page.evaluate(SPOT)
+        assert await page.evaluate(FILL) == "hidden"
+        times = (5_000, 5_050, 5_150, 5_400, 6_200)
+        spots = np.array([await page.evaluate(f"drawFrame({now_ms})") for now_ms in times])
+        assert spots[0] == pytest.approx(old, abs=1.5)
+        assert spots[-1] == pytest.approx(new, abs=1.5)
+        left = np.hypot(*(spots - new).T)
+        assert (np.diff(left) < 0).all()
+        await page.evaluate("drawFrame(6_800)")  # grows small again
+        assert await page.evaluate("drawFrame(8_000)") is None
+        assert await page.evaluate(FILL) == "visible"
+        assert await page.evaluate("turboserve.flying") == 0
+        assert [text for text in complaints if "getImageData" not in text] == []  # that is this test
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+async def test_what_flies_looks_like_what_rests(browser: Browser, theme: str) -> None:
+    """The canvas sets out with the very picture of the chip, whatever it does."""
+    source = ScriptedSource()
+    source.engine(ONE)
+    source.engine(TWO)
+    for number, is_active in enumerate((True, False)):
+        source.session(f"s_{number:016x}", ONE, active=is_active)
+    for number in (2, 3):
+        source.session(f"s_{number:016x}", None)
+    async with served(source) as port, tab(browser, url(port), init_script=FRAMES) as (page, _):
+        await page.emulate_media(color_scheme=theme)  # type: ignore[arg-type]
+        await until(page, "document.querySelectorAll('.chip').length === 4")
+        for now_ms in (0, 1_000):
+            await page.evaluate(f"drawFrame({now_ms})")
+        boxes = [await chip.bounding_box() for chip in (await page.locator(".chip").all())[:3]]
+
+        async def look() -> list[np.ndarray]:
+            shot = await page.screenshot(caret="initial")
+            with av.open(io.BytesIO(shot), "r") as png:
+                image = next(png.decode(video=0)).to_ndarray(format="rgb24").astype(int)
+            spots = [(round(box["x"]), round(box["y"]), round(box["width"])) for box in boxes if box]
+            return [image[y : y + side, x : x + side] for x, y, side in spots]
+
+        rests = await look()
+        for number in range(3):
+            source.session(f"s_{number:016x}", TWO)
+        await until(page, "turboserve.moves === 2")
+        await page.evaluate("drawFrame(5_000)")
+        for rest, flies in zip(rests, await look(), strict=True):
+            assert rest.std() > 0
+            assert np.abs(rest - flies).mean() < 4
+
+
+async def test_all_can_move_at_once_and_again_on_their_way(browser: Browser) -> None:
+    """Each element is where it belongs before a frame is drawn, no lane grows for it; in the end all rest."""
+    source = ScriptedSource()
+    engines = [EngineId(f"e_{number:08x}") for number in range(16)]
+    sessions = [f"s_{number:016x}" for number in range(128)]
+    for engine in engines:
+        source.engine(engine)
+
+    def place(shift: int) -> dict[str, str]:
+        seats = {id: engines[(number * 5 + shift) % 16] for number, id in enumerate(sessions)}
+        for id, engine in seats.items():
+            source.session(id, engine)
+        return dict(seats)
+
+    lanes = "[...document.querySelectorAll('.lane')].map(({ style }) => [style.transform, style.height])"
+    seats = place(0)
+    async with served(source) as port, tab(browser, url(port), init_script=FRAMES) as (page, complaints):
+        await until(page, "turboserve.flying === 128")
+        await page.evaluate("drawFrame(0)")
+        await page.evaluate("drawFrame(1_000)")
+        assert await page.evaluate("turboserve.flying") == 0
+        before = await page.evaluate(lanes)
+        for turn, shift in enumerate((3, 6), 1):
+            seats = place(shift)
+            await until(page, f"turboserve.moves === {128 * turn}")
+            assert await page.evaluate(LANES) == seats
+            assert await page.evaluate(lanes) == before
+            assert await page.evaluate("turboserve.flying") == 128
+            await page.evaluate(f"drawFrame({5_000 + 500 * turn})")
+        for now_ms in (7_500, 8_500):
+            await page.evaluate(f"drawFrame({now_ms})")
+        assert await page.evaluate("turboserve.flying") == 0
+        assert await page.locator(".chip[data-flying]").count() == 0
+        assert not await page.is_visible(".flights")
+        assert [text for text in complaints if "getImageData" not in text] == []
+
+
+async def test_who_asks_for_less_motion_sees_who_has_moved(browser: Browser) -> None:
+    """Nothing flies; the chip is at its place at once, larger and with a halo for a while."""
+    source = ScriptedSource()
+    source.engine(ONE)
+    source.engine(TWO)
+    source.session("s_0000000000000001", ONE)
+    async with served(source) as port, tab(browser, url(port)) as (page, _):
+        await page.emulate_media(reduced_motion="reduce")
+        await until_in(page, "s_0000000000000001", ONE)
+        await until(page, "turboserve.flying === 0")
+        await page.evaluate("window.requestAnimationFrame = () => { throw new Error('a frame') }; null")
+        source.session("s_0000000000000001", TWO)
+        await until(page, "document.querySelector('.chip[data-moving]') !== null")
+        assert (await page.evaluate(LANES))["s_0000000000000001"] == TWO
+        assert await page.evaluate("turboserve.flying") == 0
+        assert await page.evaluate(FILL) == "visible"
+        await until(page, "document.querySelector('.chip[data-moving]') === null")
+
+
+async def test_a_page_that_is_left_lands_what_flies(browser: Browser) -> None:
+    """No frame comes to it in the background: each chip shows itself where it is."""
+    source = ScriptedSource()
+    source.engine(ONE)
+    async with served(source) as port, tab(browser, url(port), init_script=HIDEABLE) as (page, complaints):
+        await until(page, "document.querySelector('.lane') !== null")
+        await page.evaluate("window.requestAnimationFrame = () => {}; null")
+        source.session("s_0000000000000001", ONE)
+        await until(page, "turboserve.flying === 1")
+        await page.evaluate("setHidden(true)")
+        assert await page.evaluate("turboserve.flying") == 0
+        assert await page.evaluate(FILL) == "visible"
         assert complaints == []
 
 
