@@ -51,8 +51,10 @@ async def _play(assignment: Assignment, begin_s: float, sink: BinaryIO) -> None:
     measuring = asyncio.create_task(_measure_lag(begin_s, samples))
     while not playing.done():
         await asyncio.wait((playing,), timeout=FLUSH_S)
-        _write(sink, *_drain(samples))
+        # On a thread: a parent that is slow to read must not keep the clients waiting.
+        await asyncio.to_thread(_write, sink, *_drain(samples))
     measuring.cancel()
+    _write(sink, *_drain(samples))
     await playing
 
 
