@@ -33,6 +33,7 @@ from launch.evaluation.grid import (
     BASELINES,
     CUTS,
     OURS,
+    REACH,
     WATCHED_WORLDS,
     WORLDS,
     Case,
@@ -59,6 +60,8 @@ from scheduler.sim.profile import PROFILES
 __all__ = ["main"]
 
 T = TypeVar("T")
+MAX_ENGINES = 4_096
+"""Of a simulation."""
 GOES_ON = "goes on with what is missing"
 
 
@@ -146,17 +149,7 @@ def main(arguments: Sequence[str]) -> int:
         StartError: a file can't be written.
     """
     options = _parser().parse_args(arguments)
-    for name in options.traces:
-        if name not in FAMILIES:
-            raise SettingsError(f"trace {name!r} does not exist; available: {', '.join(FAMILIES)}")
-    if not options.traces and not options.trace:
-        raise SettingsError("there is no trace: name a family with --traces, or a file with --trace")
-    if 0 not in options.cuts or min(options.cuts) < 0:
-        raise SettingsError("cuts must not be negative, and 0 must be among them")
-    if options.first_seed < 0:
-        raise SettingsError(f"first-seed must not be negative, got {options.first_seed}")
-    if min(*options.sizes, options.seeds, options.workers) < 1 or not MIN_S <= options.duration_s <= MAX_S:
-        raise SettingsError("sizes, seeds and workers must be at least 1, and duration-s 10 to 86400")
+    _check(options)
     folder = Path(options.dir)
     kinds = {kind.name: kind for kind in map(load_profile, options.profiles)}
     grid = cases(
@@ -187,6 +180,23 @@ def main(arguments: Sequence[str]) -> int:
     print(report.markdown(tables[:4]))
     print(f"{len(runs.results)} simulations; everything is in {folder}/evaluation.html and .md")
     return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raises SettingsError."""
+    for name in options.traces:
+        if name not in FAMILIES:
+            raise SettingsError(f"trace {name!r} does not exist; available: {', '.join(FAMILIES)}")
+    if not options.traces and not options.trace:
+        raise SettingsError("there is no trace: name a family with --traces, or a file with --trace")
+    if 0 not in options.cuts or min(options.cuts) < 0:
+        raise SettingsError("cuts must not be negative, and 0 must be among them")
+    if options.first_seed < 0:
+        raise SettingsError(f"first-seed must not be negative, got {options.first_seed}")
+    if min(*options.sizes, options.seeds, options.workers) < 1 or not MIN_S <= options.duration_s <= MAX_S:
+        raise SettingsError("sizes, seeds and workers must be at least 1, and duration-s 10 to 86400")
+    if max(options.sizes) * REACH > MAX_ENGINES:
+        raise SettingsError(f"sizes must be at most {MAX_ENGINES // REACH}, as twice that is tried")
 
 
 @contextlib.contextmanager

@@ -119,6 +119,7 @@ def test_traces_are_described_and_scaled(
             "is not a profile that `turboserve profile` wrote",
         ),
         (["evaluate", "--dir", "d", "--duration-s", "inf"], "duration-s 10 to 86400"),
+        (["evaluate", "--dir", "d", "--sizes", "8", "2049"], "sizes must be at most 2048"),
         (["evaluate", "--dir", "d", "--first-seed", "-1"], "first-seed must not be negative"),
         (["evaluate", "--dir", "d", "--profiles", "{short}.json"], "can't be read: Extra data"),
         (["simulate", "--trace", "{trace}", "--profile", "{short}.json"], "can't be read: Extra data"),
