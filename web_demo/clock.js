@@ -10,9 +10,9 @@ export class PlaybackClock {
   #playedMs = 0;
   #stalledMs = 0;
   #settledMs = 0; // wall time up to which the two are counted
-  #anchorMediaMs = null;
+  /** @type {number | null} */ #anchorMediaMs = null;
   #anchorNowMs = 0;
-  #heldSinceMs = null; // set while the clock stands still
+  /** @type {number | null} */ #heldSinceMs = null; // set while the clock stands still
   #heldForData = false;
 
   get started() {
@@ -23,20 +23,20 @@ export class PlaybackClock {
     return this.started && this.#heldSinceMs === null;
   }
 
-  /** Media time now; null before the first frame. */
+  /** Media time now; null before the first frame. @param {number} nowMs @returns {number | null} */
   mediaMs(nowMs) {
-    if (!this.started) return null;
+    if (this.#anchorMediaMs === null) return null;
     const untilMs = this.#heldSinceMs ?? nowMs;
     return this.#anchorMediaMs + (untilMs - this.#anchorNowMs) * this.rate;
   }
 
-  /** {playedMs, stalledMs} up to now. */
+  /** Up to now. @param {number} nowMs */
   totals(nowMs) {
     this.#settle(nowMs);
     return { playedMs: this.#playedMs, stalledMs: this.#stalledMs };
   }
 
-  /** Put the playhead at mediaMs and let it run. */
+  /** Put the playhead at mediaMs and let it run. @param {number} mediaMs @param {number} nowMs */
   anchor(mediaMs, nowMs) {
     this.#settle(nowMs);
     this.#anchorMediaMs = mediaMs;
@@ -44,7 +44,10 @@ export class PlaybackClock {
     this.#heldSinceMs = null;
   }
 
-  /** Stand still at mediaMs. `forData` says that the picture should be moving, so the pause is a stall. */
+  /**
+   * Stand still at mediaMs. `forData` says that the picture should be moving, so the pause is a stall.
+   * @param {number} mediaMs @param {number} nowMs @param {boolean} forData
+   */
   hold(mediaMs, nowMs, forData) {
     this.anchor(mediaMs, nowMs);
     this.#heldSinceMs = nowMs;
@@ -52,7 +55,7 @@ export class PlaybackClock {
     if (forData) this.stalls += 1;
   }
 
-  /** Forget everything but the counters: the next frame starts a new life. */
+  /** Forget everything but the counters: the next frame starts a new life. @param {number} nowMs */
   clear(nowMs) {
     this.#settle(nowMs);
     this.#anchorMediaMs = null;
@@ -63,15 +66,18 @@ export class PlaybackClock {
   /**
    * Called when a chunk has arrived, with what was left to play just before. Slows down a little when the
    * source is slower than real time: the server paces itself by our acks, so one step at a time is enough.
+   * @param {number} leftMs @param {number} nowMs
    */
   steer(leftMs, nowMs) {
     const wanted = leftMs >= TARGET_LOW_MS ? 1 : SLOWEST_RATE + (1 - SLOWEST_RATE) * (leftMs / TARGET_LOW_MS);
     const step = Math.max(-RATE_STEP * 2, Math.min(RATE_STEP, wanted - this.rate));
     if (step === 0) return;
-    if (this.running) this.anchor(this.mediaMs(nowMs), nowMs);
+    const mediaMs = this.mediaMs(nowMs);
+    if (this.running && mediaMs !== null) this.anchor(mediaMs, nowMs);
     this.rate += step;
   }
 
+  /** @param {number} nowMs */
   #settle(nowMs) {
     const elapsedMs = Math.max(0, nowMs - this.#settledMs);
     this.#settledMs = nowMs;

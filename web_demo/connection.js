@@ -10,6 +10,19 @@
 import { FINAL_CLOSE, IDLE, NO_CAPACITY, ProtocolError, RATE_LIMITED, TokenError, UNAUTHORISED, parseMedia } from "./protocol.js";
 import { Silence } from "./silence.js";
 
+/**
+ * @import { ClientMessage, ErrorMessage, Media, ServerMessage, SessionMessage } from "./protocol.js"
+ * @typedef {{session: string, resume?: string}} Identity
+ * @typedef {{code: number | null, sentence: string, retryAfterMs?: number | null}} Ending
+ * @typedef {object} Handlers
+ * @property {(message: ServerMessage) => void} message
+ * @property {(media: Media) => void} media
+ * @property {(attempt: number) => void} lost
+ * @property {(sentence: string) => void} waiting  when the server asks to try again in a moment (done here)
+ * @property {(ending: Required<Ending>) => void} ended
+ * @property {() => number} nextSeq  the chunk to continue from
+ */
+
 const FIRST_DELAY_MS = 50;
 const LONGEST_DELAY_MS = 2000;
 const RATE_DELAY_MS = 2000;
@@ -34,50 +47,50 @@ let idCount = 0;
 export const newId = () => `${idPrefix}-${++idCount}`;
 
 export class Connection {
-  roundTripMs = null;
+  /** @type {number | null} */ roundTripMs = null;
   #openSocket;
   #handlers;
-  #socket = null;
-  #opening = null; // () -> the message to begin with on connect
-  #asked = null; // the opening on its way: sent on this socket, refused by nobody
+  /** @type {WebSocket | null} */ #socket = null;
+  /** @type {(() => ClientMessage) | null} */ #opening = null; // () -> the message to begin with on connect
+  /** @type {ClientMessage | null} */ #asked = null; // the opening on its way: sent on this socket, refused by nobody
   #isGranted = false; // was it answered with `session`?
-  #identity = null; // {session, resume}
+  /** @type {Identity | null} */ #identity = null;
   #isViewer = false;
-  #unaccepted = new Map(); // id -> message
-  #wanted = null; // the newest of pause and resume, sent again after an attach
-  #stopping = null; // the `stop` that is still to be accepted; nobody listens any more
+  /** @type {Map<string | undefined, ClientMessage>} by id */ #unaccepted = new Map();
+  /** @type {ClientMessage | null} */ #wanted = null; // the newest of pause and resume, sent again after an attach
+  /** @type {ClientMessage | null} */ #stopping = null; // the `stop` that is still to be accepted; nobody listens any more
   #attempt = 0;
   #shortLived = 0; // connections in a row that were let in and lost at once
-  #grantedMs = null; // when this one was let in
+  /** @type {number | null} */ #grantedMs = null; // when this one was let in
   #retryTimer = 0;
   #pingTimer = 0;
   #stopTimer = 0;
   #silence = new Silence(PING_EVERY_MS, SILENT_AFTER_MS);
   #wasOpen = false;
-  #refusal = null; // the error that explains the close that follows it
+  /** @type {ErrorMessage | null} */ #refusal = null; // the error that explains the close that follows it
   #attachment = () => ({ type: "attach", id: newId(), ...this.#identity, next_seq: this.#handlers.nextSeq() });
 
   /**
    * openSocket() -> a promise of a new WebSocket; a TokenError ends the connection, any other error is a failed attempt.
-   * Handlers: message(object), media({header, units}), lost(attempt), waiting(sentence) when the server asks to try
-   * again in a moment (done here), ended({code, sentence, retryAfterMs}), nextSeq() -> the chunk to continue from.
+   * @param {() => Promise<WebSocket>} openSocket @param {Handlers} handlers
    */
   constructor(openSocket, handlers) {
     this.#openSocket = openSocket;
     this.#handlers = handlers;
   }
 
-  /** message() -> the `start`, asked for when the socket is open. */
+  /** The `start`, asked for when the socket is open. @param {() => ClientMessage} message */
   start(message) {
     this.#open(message);
   }
 
+  /** @param {Identity} identity */
   attach(identity) {
     this.#identity = identity;
     this.#open(this.#attachment);
   }
 
-  /** A viewer has no identity: it asks again from the next chunk on. */
+  /** A viewer has no identity: it asks again from the next chunk on. @param {{session: string, token?: string}} target */
   watch(target) {
     this.#isViewer = true;
     this.#open(() => ({ type: "watch", ...target }));
@@ -86,6 +99,7 @@ export class Connection {
   /**
    * Send a control message now. Without a session on the connection, prompts, resets and the newest of pause and resume
    * wait for it, and all others are dropped. False if too many wait.
+   * @param {ClientMessage} message @returns {boolean}
    */
   send(message) {
     if (NEEDS_ACCEPT.has(message.type)) {
@@ -101,6 +115,7 @@ export class Connection {
   /**
    * End the session, then leave; nothing is heard of this connection from now on. If it is down it goes on trying until
    * the server has accepted the stop, but not for ever: a session that nobody stops counts against its subject's quota.
+   * @param {ClientMessage} message
    */
   stop(message) {
     const nextSeq = this.#handlers.nextSeq();
@@ -135,6 +150,7 @@ export class Connection {
     return this.#identity !== null || this.#asked !== null;
   }
 
+  /** @param {() => ClientMessage} opening */
   #open(opening) {
     this.#opening = opening;
     this.#connect();
@@ -142,14 +158,14 @@ export class Connection {
 
   async #connect() {
     const opening = this.#opening;
-    let socket;
+    /** @type {WebSocket} */ let socket;
     try {
       socket = await this.#openSocket();
     } catch (error) {
       if (opening !== this.#opening || opening === null) return;
       this.#refusal = null;
       if (error instanceof TokenError) this.#end({ code: UNAUTHORISED, sentence: error.message });
-      else this.#closed(NO_CODE, `No token could be had: ${error.message}`);
+      else this.#closed(NO_CODE, `No token could be had: ${/** @type {Error} */ (error).message}`);
       return;
     }
     if (opening !== this.#opening || opening === null) { // left, or begun anew, in the meantime
@@ -160,6 +176,7 @@ export class Connection {
     this.#socket = socket;
     this.#silence.begin(performance.now());
     this.#refusal = null;
+    /** @template [Event=void] @param {(event: Event) => void} action @returns {(event: Event) => void} */
     const ifCurrent = (action) => (event) => {
       if (socket === this.#socket) action(event);
     };
@@ -171,14 +188,16 @@ export class Connection {
   }
 
   #ask() {
-    this.#asked = this.#opening();
+    this.#asked = /** @type {() => ClientMessage} */ (this.#opening)(); // without one there is no socket
     this.#transmit(this.#asked);
   }
 
+  /** @param {ClientMessage} message */
   #transmit(message) {
     if (this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify(message));
   }
 
+  /** @param {string | ArrayBuffer} data */
   #receive(data) {
     this.#silence.heard(performance.now());
     try {
@@ -190,6 +209,7 @@ export class Connection {
     }
   }
 
+  /** @param {ServerMessage} message */
   #control(message) {
     switch (message.type) {
       case "session":
@@ -213,11 +233,15 @@ export class Connection {
     if (this.#stopping !== null && (message.id === this.#stopping.id || message.type === "closed")) this.close();
   }
 
-  /** An error without an id is about the opening as long as that has no answer: nothing else was sent. */
+  /**
+   * An error without an id is about the opening as long as that has no answer: nothing else was sent.
+   * @param {ErrorMessage} error
+   */
   #isAboutOpening({ id }) {
     return id === undefined ? this.#asked !== null && !this.#isGranted : id === this.#asked?.id;
   }
 
+  /** @param {ErrorMessage} error */
   #openingRefused({ code, message, retry_after_ms }) {
     this.#asked = null;
     this.#isGranted = false;
@@ -232,7 +256,7 @@ export class Connection {
     }
   }
 
-  /** What waited for the session is sent; what was sent before and not accepted is sent again. */
+  /** What waited for the session is sent; what was sent before and not accepted is sent again. @param {SessionMessage} message */
   #granted({ session, resume }) {
     this.#isGranted = this.#wasOpen = true;
     this.#attempt = 0;
@@ -250,16 +274,17 @@ export class Connection {
     if (this.#silence.look(performance.now())) {
       const socket = this.#socket;
       this.#closed(NO_CODE, "");
-      socket.close();
+      socket?.close();
       return;
     }
     this.#transmit({ type: "ping", t: performance.now() });
   }
 
+  /** @param {number} code @param {string} reason */
   #closed(code, reason) {
     this.#disconnect();
     const wasGranted = this.#grantedMs !== null;
-    if (wasGranted) this.#shortLived = performance.now() - this.#grantedMs < STEADY_MS ? this.#shortLived + 1 : 0;
+    if (this.#grantedMs !== null) this.#shortLived = performance.now() - this.#grantedMs < STEADY_MS ? this.#shortLived + 1 : 0;
     this.#grantedMs = null;
     if (this.#stopping !== null && !this.#hasSession) {
       this.close();
@@ -277,11 +302,13 @@ export class Connection {
     this.#end({ code: isFinal ? code : NO_CODE, sentence, retryAfterMs: code === NO_CAPACITY ? refusal?.retry_after_ms : null });
   }
 
+  /** @param {Ending} ending */
   #end({ code, sentence, retryAfterMs = null }) {
     this.close();
     this.#handlers.ended({ code, sentence, retryAfterMs });
   }
 
+  /** @param {number} code */
   #retry(code) {
     const ceilingMs = Math.min(LONGEST_DELAY_MS, FIRST_DELAY_MS * 2 ** (this.#attempt + this.#shortLived));
     const delayMs = code === RATE_LIMITED ? RATE_DELAY_MS : ceilingMs * (0.5 + Math.random() / 2);

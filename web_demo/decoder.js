@@ -6,28 +6,42 @@
 
 import { codecString } from "./protocol.js";
 
+/**
+ * @import { Bytes } from "./protocol.js"
+ * @import { Picture } from "./turboserve.js"
+ * @typedef {VideoFrame | ImageBitmap} Frame
+ * @typedef {Picture & {life: number}} Tag
+ * @typedef {{frame: (frame: Frame, tag: Tag) => void, lost: (tag: Tag) => void, failed: () => void}} Handlers
+ * @typedef {{VideoDecoder?: typeof VideoDecoder, createImageBitmap?: unknown, isSecureContext: boolean,
+ *   location: {port: string}}} Scope
+ */
+
 const STUCK_FRAMES = 3;
 const STUCK_MS = 300;
 const MAX_FAILURES = 5;
 const MAX_BAD_PICTURES = 64; // in a row: a chunk or two may be damaged, but not all of them
 const TICK_US = 1000; // the decoder's timestamp only carries a ticket
 
-/** Codec -> what WebCodecs calls it when its bits are not there to say more; the one that is liked best first. */
+/**
+ * Codec -> what WebCodecs calls it when its bits are not there to say more; the one that is liked best first.
+ * @type {Record<string, string>}
+ */
 const CODECS = { h264: "avc1.42C01E", vp9: "vp09.00.10.08", av1: "av01.0.00M.08" };
 
-let known = null;
+/** @type {Promise<string[]> | null} */ let known = null;
 
-/** What this browser decodes, the best first. @returns {Promise<string[]>} */
+/** What this browser decodes, the best first. @param {Scope} scope @returns {Promise<string[]>} */
 export function supportedCodecs(scope = globalThis) {
   known ??= findCodecs(scope);
   return known;
 }
 
+/** @param {Scope} scope */
 async function findCodecs(scope) {
-  const found = [];
+  /** @type {string[]} */ const found = [];
   for (const [name, codec] of "VideoDecoder" in scope ? Object.entries(CODECS) : []) {
     try {
-      if ((await scope.VideoDecoder.isConfigSupported({ codec })).supported) found.push(name);
+      if ((await scope.VideoDecoder?.isConfigSupported({ codec }))?.supported) found.push(name);
     } catch {
       // An answer in the form of an error is a no as well.
     }
@@ -35,7 +49,10 @@ async function findCodecs(scope) {
   return "createImageBitmap" in scope ? [...found, "mjpeg"] : found;
 }
 
-/** Whether this browser can show the stream; null, or a sentence that says why not and what to do. */
+/**
+ * Whether this browser can show the stream; null, or a sentence that says why not and what to do.
+ * @param {Scope} scope @returns {Promise<string | null>}
+ */
 export async function whyUnsupported(scope = globalThis) {
   if ((await supportedCodecs(scope)).length > 0) return null;
   if (!("VideoDecoder" in scope)) {
@@ -52,6 +69,7 @@ export async function whyUnsupported(scope = globalThis) {
 /**
  * The decoder for a session's codec. Handlers: frame(picture, tag), which owns the picture and must close it; lost(tag) for a
  * unit that gives no picture, for whatever reason; failed() when decoding fails for good.
+ * @param {string} codec @param {Handlers} handlers
  */
 export function makeDecoder(codec, handlers) {
   return codec === "mjpeg" ? new PictureDecoder(handlers) : new Decoder(codec, handlers);
@@ -64,10 +82,12 @@ class PictureDecoder {
   #bad = 0; // in a row
   #life = 0;
 
+  /** @param {Handlers} handlers */
   constructor(handlers) {
     this.#handlers = handlers;
   }
 
+  /** @param {Bytes} unit @param {boolean} _isKey @param {Tag} tag */
   decode(unit, _isKey, tag) {
     const life = this.#life;
     const picture = createImageBitmap(new Blob([unit], { type: "image/jpeg" }));
@@ -78,6 +98,7 @@ class PictureDecoder {
     ).catch((error) => reportError(error)); // whoever takes the pictures has failed, not the picture
   }
 
+  /** @param {ImageBitmap} frame @param {Tag} tag @param {number} life */
   #decoded(frame, tag, life) {
     if (life !== this.#life) {
       frame.close();
@@ -87,7 +108,10 @@ class PictureDecoder {
     this.#handlers.frame(frame, tag);
   }
 
-  /** A picture that is no picture: the one before stays a little longer. */
+  /**
+   * A picture that is no picture: the one before stays a little longer.
+   * @param {Error} error @param {Tag} tag @param {number} life
+   */
   #skip(error, tag, life) {
     console.warn("picture decoder:", error.message);
     if (life !== this.#life) return;
@@ -106,21 +130,25 @@ class PictureDecoder {
 class Decoder {
   #name; // as the protocol has it
   #handlers;
-  #decoder = null;
-  #codec = null;
+  /** @type {VideoDecoder | null} */ #decoder = null;
+  /** @type {string | null} */ #codec = null;
   #waitingForKey = true;
-  #pending = new Map(); // ticket -> {tag, fedMs}
+  /** @type {Map<number, {tag: Tag, fedMs: number}>} by ticket */ #pending = new Map();
   #gaveMs = 0; // when the newest frame came out
   #nextTicket = 1;
   #failures = 0;
   #preferSoftware = false;
 
+  /** @param {string} name @param {Handlers} handlers */
   constructor(name, handlers) {
     this.#name = name;
     this.#handlers = handlers;
   }
 
-  /** Decode one access unit; its frame comes back with `tag`. */
+  /**
+   * Decode one access unit; its frame comes back with `tag`.
+   * @param {Bytes} unit @param {boolean} isKey @param {Tag} tag @param {number} nowMs
+   */
   decode(unit, isKey, tag, nowMs) {
     if (isKey) this.#prepare(unit, nowMs);
     else if (this.#waitingForKey) {
@@ -129,12 +157,13 @@ class Decoder {
     }
     const ticket = this.#nextTicket++;
     this.#pending.set(ticket, { tag, fedMs: nowMs });
+    const decoder = /** @type {VideoDecoder} */ (this.#decoder); // without one it waits for a key
     try {
-      this.#decoder.decode(
+      decoder.decode(
         new EncodedVideoChunk({ type: isKey ? "key" : "delta", timestamp: ticket * TICK_US, data: unit }),
       );
     } catch (error) {
-      this.#fail(this.#decoder, error);
+      this.#fail(decoder, /** @type {Error} */ (error));
     }
   }
 
@@ -150,6 +179,7 @@ class Decoder {
     this.#waitingForKey = true;
   }
 
+  /** @param {Bytes} unit @param {number} nowMs */
   #prepare(unit, nowMs) {
     const codec = (this.#name === "h264" && codecString(unit)) || (this.#codec ?? CODECS[this.#name] ?? this.#name);
     if (this.#isStuck(nowMs)) {
@@ -158,7 +188,7 @@ class Decoder {
     }
     this.#waitingForKey = false;
     if (this.#decoder !== null && codec === this.#codec) return;
-    if (this.#decoder === null) this.#create();
+    this.#decoder ??= this.#create();
     this.#codec = codec;
     this.#decoder.configure({
       codec,
@@ -168,13 +198,15 @@ class Decoder {
   }
 
   #create() {
+    /** @type {VideoDecoder} */
     const decoder = new VideoDecoder({
       output: (frame) => this.#output(decoder, frame),
       error: (error) => this.#fail(decoder, error),
     });
-    this.#decoder = decoder;
+    return decoder;
   }
 
+  /** @param {VideoDecoder} decoder @param {VideoFrame} frame */
   #output(decoder, frame) {
     const ticket = frame.timestamp / TICK_US;
     const entry = this.#pending.get(ticket);
@@ -188,6 +220,7 @@ class Decoder {
     this.#handlers.frame(frame, entry.tag);
   }
 
+  /** @param {VideoDecoder} decoder @param {Error} error */
   #fail(decoder, error) {
     if (decoder !== this.#decoder) return;
     console.warn("video decoder:", error.message);
@@ -202,10 +235,10 @@ class Decoder {
     this.close();
   }
 
-  /** Whether it keeps frames to itself; one that still gives some, however late, is only slow. */
+  /** Whether it keeps frames to itself; one that still gives some, however late, is only slow. @param {number} nowMs */
   #isStuck(nowMs) {
     if (this.#preferSoftware || this.#pending.size <= STUCK_FRAMES) return false;
-    const oldest = this.#pending.values().next().value;
+    const [oldest] = this.#pending.values();
     return nowMs - Math.max(oldest.fedMs, this.#gaveMs) > STUCK_MS;
   }
 }

@@ -2,13 +2,23 @@
 //
 // Sample entry avc3: parameter sets are also in the stream, so a chunk by another encoder (after a move) plays too.
 
+/**
+ * @import { Bytes, Media } from "./protocol.js"
+ * @typedef {{nals: Bytes[], isKey: boolean}} Sample
+ * @typedef {{sps: Bytes, pps: Bytes}} Config
+ */
+
 const MAX_BYTES = 256 * 1024 * 1024;
 const TIMESCALE = 90_000;
 
+/** @param {string} text */
 const ascii = (text) => [...text].map((letter) => letter.charCodeAt(0));
+/** @param {number} value */
 const u16 = (value) => [(value >>> 8) & 255, value & 255];
+/** @param {number} value */
 const u32 = (value) => [(value >>> 24) & 255, (value >>> 16) & 255, (value >>> 8) & 255, value & 255];
 
+/** @param {string} name @param {...ArrayLike<number>} parts */
 function box(name, ...parts) {
   const length = 8 + parts.reduce((sum, part) => sum + part.length, 0);
   const bytes = new Uint8Array(length);
@@ -21,7 +31,7 @@ function box(name, ...parts) {
   return bytes;
 }
 
-/** The NAL units of an Annex-B access unit, without start codes. */
+/** The NAL units of an Annex-B access unit, without start codes. @param {Bytes} unit */
 export function nalUnits(unit) {
   const found = [];
   let begin = -1;
@@ -35,15 +45,22 @@ export function nalUnits(unit) {
   return found.filter((nal) => nal.length > 0);
 }
 
+/** @param {Bytes} nal */
 const typeOf = (nal) => nal[0] & 0x1f;
 const SPS = 7;
 const PPS = 8;
 
+/** The parameter sets among these, or null. @param {Bytes[]} nals @returns {Config | null} */
+function configOf(nals) {
+  const [sps, pps] = [SPS, PPS].map((type) => nals.find((nal) => typeOf(nal) === type));
+  return sps && pps ? { sps, pps } : null;
+}
+
 export class Recorder {
   #video;
-  #samples = []; // {nals, isKey}
-  #config = null; // {sps, pps}
-  #open = null; // the samples of the chunk that is being received
+  /** @type {Sample[]} */ #samples = [];
+  /** @type {Config | null} */ #config = null;
+  /** @type {Sample[] | null} */ #open = null; // the samples of the chunk that is being received
   bytes = 0;
 
   /** @param {{width: number, height: number, fps: number}} video */
@@ -59,15 +76,15 @@ export class Recorder {
     return this.bytes > MAX_BYTES;
   }
 
-  /** Take one media message that is new; a chunk counts when it is complete. */
+  /** Take one media message that is new; a chunk counts when it is complete. @param {Media} media */
   part({ header, units }) {
     if (header.part === 0) this.#open = [];
-    if (this.#open === null || this.isFull) return; // the middle of a chunk: its beginning is not here
-    units.forEach((unit, index) => this.#open.push({ nals: nalUnits(unit), isKey: index === 0 && header.key === true }));
+    const open = this.#open;
+    if (open === null || this.isFull) return; // the middle of a chunk: its beginning is not here
+    units.forEach((unit, index) => open.push({ nals: nalUnits(unit), isKey: index === 0 && header.key === true }));
     if (header.part < header.parts - 1) return;
-    const find = (type) => this.#open[0].nals.find((nal) => typeOf(nal) === type);
-    this.#config ??= find(SPS) && find(PPS) ? { sps: find(SPS), pps: find(PPS) } : null;
-    for (const sample of this.#open) {
+    this.#config ??= configOf(open[0].nals);
+    for (const sample of open) {
       this.#samples.push(sample);
       this.bytes += sample.nals.reduce((sum, nal) => sum + 4 + nal.length, 0);
     }
@@ -85,13 +102,14 @@ export class Recorder {
     return new Blob([ftyp, this.#moov(offset), mdat, ...data], { type: "video/mp4" });
   }
 
+  /** @param {number} offset */
   #moov(offset) {
     const { width, height, fps } = this.#video;
     const count = this.#samples.length;
     const frame = Math.round(TIMESCALE / fps);
     const duration = u32(count * frame);
     const unity = [...u32(0x10000), ...u32(0), ...u32(0), ...u32(0), ...u32(0x10000), ...u32(0), ...u32(0), ...u32(0), ...u32(0x40000000)];
-    const zeros = (length) => new Array(length).fill(0);
+    const zeros = (/** @type {number} */ length) => new Array(length).fill(0);
     const mvhd = box("mvhd", zeros(12), u32(TIMESCALE), duration, u32(0x10000), u16(0x100), zeros(10), unity, zeros(24), u32(2));
     const tkhd = box("tkhd", u32(7), zeros(8), u32(1), zeros(4), duration, zeros(16), unity, u32(width << 16), u32(height << 16));
     const mdhd = box("mdhd", zeros(12), u32(TIMESCALE), duration, u16(0x55c4), zeros(2));
@@ -112,9 +130,9 @@ export class Recorder {
 
   #sampleEntry() {
     const { width, height } = this.#video;
-    const { sps, pps } = this.#config;
+    const { sps, pps } = /** @type {Config} */ (this.#config); // `file` has seen to it
     const config = box("avcC", [1, sps[1], sps[2], sps[3], 0xff, 0xe1], u16(sps.length), sps, [1], u16(pps.length), pps);
-    const zeros = (length) => new Array(length).fill(0);
+    const zeros = (/** @type {number} */ length) => new Array(length).fill(0);
     return box("avc3", zeros(6), u16(1), zeros(16), u16(width), u16(height), u32(0x480000), u32(0x480000), zeros(4), u16(1), zeros(32),
       u16(24), u16(0xffff), config);
   }

@@ -8,6 +8,18 @@ import { PlaybackClock } from "./clock.js";
 import { makeDecoder } from "./decoder.js";
 import { ChunkSequence } from "./protocol.js";
 
+/**
+ * @import { Frame, Tag } from "./decoder.js"
+ * @import { Media, SessionMessage } from "./protocol.js"
+ * @import { ChunkHeader, Picture } from "./turboserve.js"
+ * @typedef {Tag & {frame: Frame}} Item  decoded, not yet shown
+ * @typedef {object} Handlers
+ * @property {(header: ChunkHeader) => void} complete  after each complete chunk
+ * @property {(info: Picture) => void} drawn  after each picture (in a hidden page as it comes due, and again for the one that is
+ *   drawn when the page is seen)
+ * @property {() => void} failed  when this browser cannot decode the video
+ */
+
 const MAX_QUEUED_FRAMES = 256;
 const KEEP_FRAMES_AT_CUT = 3;
 const GEN_MEMORY = 4;
@@ -20,45 +32,45 @@ export class Player {
   chunks = 0;
   gaps = 0;
   chunkMs = 750; // what a chunk plays
-  drawn = null; // {seq, rev, ptsMs, endMs} of the picture on the canvas
+  /** @type {Picture | null} on the canvas */ drawn = null;
   #canvas;
   #context;
   #handlers;
-  #decoder = null; // the codec is the session's
+  /** @type {ReturnType<typeof makeDecoder> | null} */ #decoder = null; // the codec is the session's
   #sequence = new ChunkSequence(0);
-  #queue = []; // decoded, not yet shown: {frame, seq, rev, ptsMs, endMs, life}
+  /** @type {Item[]} */ #queue = [];
   #life = 0; // grows when a chunk is sent again; frames of its first life are dropped
-  #begunSeq = null;
+  /** @type {number | null} */ #begunSeq = null;
   #frameMs = 62.5;
-  #firstMs = null; // media time where this player came in
-  #newestEndMs = null; // media time at the end of the newest complete chunk
+  /** @type {number | null} */ #firstMs = null; // media time where this player came in
+  /** @type {number | null} */ #newestEndMs = null; // media time at the end of the newest complete chunk
   #lostEndMs = 0; // media time up to which something came that can't be shown
-  #chunkEndMs = null; // where the next part of the chunk being received goes on
-  #cutRev = null;
-  #blendRev = null; // a revision that the picture turns into slowly: nothing is cut for it
-  #genMs = []; // what the last chunks took to make
+  #chunkEndMs = 0; // where the next part of the chunk being received goes on
+  /** @type {number | null} */ #cutRev = null;
+  /** @type {number | null} */ #blendRev = null; // a revision that the picture turns into slowly: nothing is cut for it
+  /** @type {number[]} */ #genMs = []; // what the last chunks took to make
   #paused = false;
   #loop = 0;
-  #drawTimes = [];
-  #unseen = null; // the newest picture that came due while nobody could see it
+  /** @type {number[]} */ #drawTimes = [];
+  /** @type {Frame | null} */ #unseen = null; // the newest picture that came due while nobody could see it
   #seen = () => { // the page came to the front, or went to the back
     const nowMs = performance.now();
     this.tick(nowMs);
-    if (!document.hidden && this.#catchUp(nowMs)) this.#handlers.drawn(this.drawn);
+    if (!document.hidden && this.#catchUp(nowMs) && this.drawn !== null) this.#handlers.drawn(this.drawn);
   };
 
-  /**
-   * Handlers: complete(header) after each complete chunk, drawn(info) after each picture (in a hidden page as it comes due, and
-   * again for the one that is drawn when the page is seen), failed() when this browser cannot decode the video.
-   */
+  /** @param {HTMLCanvasElement} canvas @param {Handlers} handlers */
   constructor(canvas, handlers) {
     this.#canvas = canvas;
-    this.#context = canvas.getContext("2d", { alpha: false });
+    this.#context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d", { alpha: false }));
     this.#handlers = handlers;
     document.addEventListener("visibilitychange", this.#seen);
   }
 
-  /** Begin a session (or join a running one) whose first wanted chunk is nextSeq. */
+  /**
+   * Begin a session (or join a running one) whose first wanted chunk is nextSeq.
+   * @param {SessionMessage} session @param {number} nextSeq
+   */
   open(session, nextSeq) {
     this.close();
     this.#decoder = makeDecoder(session.codec ?? "h264", {
@@ -120,24 +132,27 @@ export class Player {
   /**
    * Media time from the playhead to the end of the newest complete chunk. What can't be shown is as good as played: the server
    * sends no more as long as enough is buffered, and who waits for a picture that can be decoded would wait for ever.
+   * @param {number} nowMs @returns {number}
    */
   bufferMs(nowMs) {
     if (this.#newestEndMs === null) return 0;
-    const playhead = this.clock.mediaMs(nowMs) ?? this.#firstMs;
+    const playhead = this.clock.mediaMs(nowMs) ?? this.#firstMs ?? 0;
     return Math.max(0, this.#newestEndMs - Math.max(playhead, this.#lostEndMs));
   }
 
+  /** @param {boolean} paused */
   setPaused(paused) {
     if (paused === this.#paused) return;
     this.#paused = paused;
     if (!paused) this.#run(); // a pause ends the loop, also one before the first picture
     const nowMs = performance.now();
-    if (!this.clock.started) return;
-    if (paused) this.clock.hold(this.clock.mediaMs(nowMs), nowMs, false);
-    else this.clock.anchor(this.clock.mediaMs(nowMs), nowMs);
+    const mediaMs = this.clock.mediaMs(nowMs);
+    if (mediaMs === null) return;
+    if (paused) this.clock.hold(mediaMs, nowMs, false);
+    else this.clock.anchor(mediaMs, nowMs);
   }
 
-  /** Take one media message. False if it is a repeat. */
+  /** Take one media message. False if it is a repeat. @param {Media} media @returns {boolean} */
   part({ header, units }) {
     const nowMs = performance.now();
     const verdict = this.#sequence.accept(header);
@@ -146,11 +161,12 @@ export class Player {
     this.tick(nowMs);
     const isComplete = header.part === header.parts - 1;
     if (isComplete) this.#measure(header, nowMs);
+    const decoder = this.#opened();
     units.forEach((unit, index) => {
       const ptsMs = this.#chunkEndMs;
       this.#chunkEndMs += this.#frameMs;
       const tag = { seq: header.seq, rev: header.rev, ptsMs, endMs: this.#chunkEndMs, life: this.#life };
-      this.#decoder.decode(unit, index === 0 && header.key === true, tag, nowMs);
+      decoder.decode(unit, index === 0 && header.key === true, tag, nowMs);
     });
     if (!isComplete) return true;
     this.chunks += 1;
@@ -159,42 +175,50 @@ export class Player {
     return true;
   }
 
-  /** The chunks from this revision on go over from what is shown: play all that is queued. */
+  /** The chunks from this revision on go over from what is shown: play all that is queued. @param {number} rev */
   blendInto(rev) {
     this.#blendRev = rev;
   }
 
-  /** The server will not send chunks up to toSeq. */
+  /** The server will not send chunks up to toSeq. @param {number} toSeq */
   gap(toSeq) {
     this.gaps += 1;
     this.#sequence.gap(toSeq);
-    this.#decoder.waitForKey();
+    this.#opened().waitForKey();
   }
 
-  /** Show what is due. Runs on every animation frame, and on arrivals while the page is hidden. */
+  /** Show what is due. Runs on every animation frame, and on arrivals while the page is hidden. @param {number} nowMs */
   tick(nowMs) {
-    if (this.#paused || !this.clock.started) return;
+    if (this.#paused) return;
     this.#skipHole(nowMs);
     const mediaMs = this.clock.mediaMs(nowMs);
-    let due = null;
+    if (mediaMs === null) return;
+    /** @type {Item | undefined} */ let due;
     while (this.#queue.length > 0 && this.#queue[0].ptsMs <= mediaMs) {
-      if (due !== null) this.#drop(due);
+      if (due !== undefined) this.#drop(due);
       due = this.#queue.shift();
     }
-    if (due !== null) this.#show(due, nowMs);
-    const isDry = this.#queue.length === 0 && this.drawn !== null && mediaMs >= this.drawn.endMs;
-    if (isDry && this.clock.running) this.clock.hold(this.drawn.endMs, nowMs, true);
+    if (due !== undefined) this.#show(due, nowMs);
+    const { drawn } = this;
+    const isDry = this.#queue.length === 0 && drawn !== null && mediaMs >= drawn.endMs;
+    if (isDry && this.clock.running) this.clock.hold(drawn.endMs, nowMs, true);
+  }
+
+  /** The decoder: video comes after `open`. */
+  #opened() {
+    return /** @type {ReturnType<typeof makeDecoder>} */ (this.#decoder);
   }
 
   #run() {
     if (this.#loop !== 0) return;
-    const step = (nowMs) => {
+    const step = (/** @type {number} */ nowMs) => {
       this.#loop = this.#paused ? 0 : requestAnimationFrame(step);
       this.tick(nowMs);
     };
     this.#loop = requestAnimationFrame(step);
   }
 
+  /** @param {ChunkHeader} header */
   #begin(header) {
     if (header.seq === this.#begunSeq) {
       // Sent again whole: it replaces what is held of its first, incomplete life.
@@ -207,6 +231,7 @@ export class Player {
     this.#chunkEndMs = header.pts_ms;
   }
 
+  /** @param {ChunkHeader} header @param {number} nowMs */
   #measure(header, nowMs) {
     if (this.clock.started) this.clock.steer(this.bufferMs(nowMs), nowMs);
     if (typeof header.gen_ms !== "number") return;
@@ -214,6 +239,7 @@ export class Player {
     if (this.#genMs.length > GEN_MEMORY) this.#genMs.shift();
   }
 
+  /** @param {Frame} frame @param {Tag} tag */
   #decoded(frame, tag) {
     const isOutdated = tag.seq === this.#begunSeq && tag.life !== this.#life;
     const isShown = this.drawn !== null && tag.ptsMs <= this.drawn.ptsMs;
@@ -223,12 +249,12 @@ export class Player {
     }
     this.#cutTo(tag);
     this.#queue.push({ frame, ...tag });
-    if (this.#queue.length > MAX_QUEUED_FRAMES) this.#drop(this.#queue.shift());
+    if (this.#queue.length > MAX_QUEUED_FRAMES) this.#drop(/** @type {Item} */ (this.#queue.shift()));
     this.#wake(tag);
     if (document.hidden) this.tick(performance.now());
   }
 
-  /** Start the clock with the first frame, and again with the first frame after it ran dry. */
+  /** Start the clock with the first frame, and again with the first frame after it ran dry. @param {Tag} tag */
   #wake(tag) {
     if (this.clock.running) return;
     const nowMs = performance.now();
@@ -236,13 +262,14 @@ export class Player {
       this.clock.anchor(tag.ptsMs, nowMs);
     } else if (!this.clock.started) {
       this.clock.hold(tag.ptsMs, nowMs, false); // joined a paused session: show one still picture
-      this.#show(this.#queue.shift(), nowMs);
+      this.#show(/** @type {Item} */ (this.#queue.shift()), nowMs);
     }
   }
 
   /**
    * A new prompt should be seen soon: of the older pictures still queued keep only as many as the next
    * chunk needs to arrive in time.
+   * @param {Tag} tag
    */
   #cutTo(tag) {
     const playingRev = this.drawn?.rev ?? tag.rev;
@@ -254,15 +281,16 @@ export class Player {
     for (const item of this.#queue.splice(keep)) this.#drop(item);
   }
 
-  /** Where media time jumps (a cut, a gap), jump with it as soon as the picture before has had its time. */
+  /** Where media time jumps (a cut, a gap), jump with it as soon as the picture before has had its time. @param {number} nowMs */
   #skipHole(nowMs) {
     if (this.#queue.length === 0 || this.drawn === null || !this.clock.running) return;
     const next = this.#queue[0];
     const mediaMs = this.clock.mediaMs(nowMs);
     const isHole = next.ptsMs > this.drawn.endMs + this.#frameMs / 2;
-    if (isHole && mediaMs >= this.drawn.endMs) this.clock.anchor(next.ptsMs, nowMs);
+    if (isHole && mediaMs !== null && mediaMs >= this.drawn.endMs) this.clock.anchor(next.ptsMs, nowMs);
   }
 
+  /** @param {Item} item @param {number} nowMs */
   #show(item, nowMs) {
     const { frame, ...info } = item;
     if (this.#unseen !== null) this.#drop({ frame: this.#unseen });
@@ -272,7 +300,7 @@ export class Player {
     this.#handlers.drawn(info);
   }
 
-  /** Put the newest picture on the canvas if it is not there. Was it not? */
+  /** Put the newest picture on the canvas if it is not there. Was it not? @param {number} nowMs */
   #catchUp(nowMs) {
     const frame = this.#unseen;
     if (frame === null) return false;
@@ -285,11 +313,13 @@ export class Player {
     return true;
   }
 
+  /** @param {{frame: Frame}} item */
   #drop(item) {
     item.frame.close();
     this.framesSkipped += 1;
   }
 
+  /** @param {number} width @param {number} height */
   #resize(width, height) {
     const scale = Math.max(1, Math.floor(LONGEST_SIDE_PX / Math.max(width, height)));
     if (this.#canvas.width === width * scale && this.#canvas.height === height * scale) return;

@@ -1,6 +1,22 @@
 // The public protocol v1, JSON flavour, as the page needs it. Pure: no sockets, no clocks, no DOM.
 // The full description is docs/protocol.md.
 
+/**
+ * @import { ChunkHeader } from "./turboserve.js"
+ * @typedef {Uint8Array<ArrayBuffer>} Bytes
+ * @typedef {{header: ChunkHeader, units: Bytes[]}} Media
+ * @typedef {{type: "session", session: string, resume?: string, model: string, width: number, height: number, fps: number,
+ *   chunk_frames: number, codec?: string, controls?: boolean}} SessionMessage
+ * @typedef {{type: "queued", position: number, eta_ms: number}} QueuedMessage
+ * @typedef {{type: "state", state: "queued" | "active" | "idle" | "closed", engine?: string | null, reason?: string}} StateMessage
+ * @typedef {{type: "error", code: string, message: string, id?: string, retry_after_ms?: number}} ErrorMessage
+ * @typedef {{type: "applied", rev: number, seq: number, id?: string}} AppliedMessage
+ * @typedef {{id?: string} & (SessionMessage | QueuedMessage | StateMessage | ErrorMessage | AppliedMessage
+ *   | {type: "accepted", id: string} | {type: "stats", latency_ms: number} | {type: "gap", to_seq: number}
+ *   | {type: "pong", t: number} | {type: "closed", reason: string})} ServerMessage  what is read of it here
+ * @typedef {{type: string, id?: string, [field: string]: unknown}} ClientMessage
+ */
+
 export const SUBPROTOCOL = "turboserve.v1+json";
 export const TOKEN_SUBPROTOCOL_PREFIX = "turboserve.token.";
 export const PATH = "/v1/stream";
@@ -44,6 +60,7 @@ export function promptFault(text) {
   return count > MAX_PROMPT_CHARS ? `A prompt has at most ${MAX_PROMPT_CHARS} characters; this one has ${count}.` : null;
 }
 
+/** @param {string} text */
 export const isToken = (text) => text.length <= MAX_TOKEN_CHARS && /^[\w.-]+$/.test(text);
 
 /**
@@ -55,9 +72,12 @@ export function readToken(text) {
   return isToken(token) ? token : null;
 }
 
+/** @param {any} value */
 const isCount = (value) => Number.isSafeInteger(value) && value >= 0;
+/** @param {any} value */
 const isTime = (value) => typeof value === "number" && Number.isFinite(value);
 
+/** @param {any} header @param {number} payloadBytes @throws {ProtocolError} */
 function checkHeader(header, payloadBytes) {
   if (header === null || typeof header !== "object" || header.type !== "chunk") {
     throw new ProtocolError("a media message must have a chunk header");
@@ -72,14 +92,15 @@ function checkHeader(header, payloadBytes) {
   if (!Array.isArray(sizes) || sizes.length !== frames || !sizes.every(isCount)) {
     throw new ProtocolError("a chunk header has wrong sizes");
   }
-  if (sizes.reduce((sum, size) => sum + size, 0) !== payloadBytes) {
+  if (sizes.reduce((/** @type {number} */ sum, /** @type {number} */ size) => sum + size, 0) !== payloadBytes) {
     throw new ProtocolError("the sizes of a chunk part do not sum to its payload");
   }
 }
 
 /**
  * Split one binary message: 4-byte big-endian header length, JSON header, H.264 access units.
- * Returns {header, units}; the units are views into the buffer, not copies.
+ * The units are views into the buffer, not copies.
+ * @param {ArrayBuffer} buffer @returns {Media} @throws {ProtocolError}
  */
 export function parseMedia(buffer) {
   if (buffer.byteLength < 4) throw new ProtocolError("a media message is too short");
@@ -87,7 +108,7 @@ export function parseMedia(buffer) {
   if (headerBytes > MAX_HEADER_BYTES || 4 + headerBytes > buffer.byteLength) {
     throw new ProtocolError("a media message has a wrong header length");
   }
-  let header;
+  /** @type {ChunkHeader} */ let header;
   try {
     header = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(new Uint8Array(buffer, 4, headerBytes)));
   } catch (error) {
@@ -109,12 +130,14 @@ export function parseMedia(buffer) {
  * also when an incomplete one is sent again: what is held of it must go), "continue".
  */
 export class ChunkSequence {
+  /** @param {number} nextSeq */
   constructor(nextSeq) {
     this.nextSeq = nextSeq; // the chunk that is not yet complete
     this.nextPart = 0;
     this.missing = 0; // chunks jumped over without a gap message
   }
 
+  /** @param {ChunkHeader} header @returns {"skip" | "begin" | "continue"} */
   accept(header) {
     if (header.seq < this.nextSeq) return "skip";
     if (header.part === 0) {
@@ -128,7 +151,7 @@ export class ChunkSequence {
     return "continue";
   }
 
-  /** The server said that it will not send these chunks. */
+  /** The server said that it will not send these chunks. @param {number} toSeq */
   gap(toSeq) {
     if (toSeq < this.nextSeq) return;
     this.nextSeq = toSeq + 1;
@@ -139,6 +162,7 @@ export class ChunkSequence {
     return this.nextSeq - 1;
   }
 
+  /** @param {ChunkHeader} header */
   #advance(header) {
     this.nextPart = header.part + 1;
     if (this.nextPart < header.parts) return;
@@ -147,12 +171,12 @@ export class ChunkSequence {
   }
 }
 
-/** WebCodecs codec string from the SPS of an Annex-B access unit, or null if it has none. */
+/** WebCodecs codec string from the SPS of an Annex-B access unit, or null if it has none. @param {Uint8Array} unit */
 export function codecString(unit) {
   for (let i = 0; i + 6 < unit.length; i++) {
     const isStart = unit[i] === 0 && unit[i + 1] === 0 && unit[i + 2] === 1;
     if (!isStart || (unit[i + 3] & 0x1f) !== 7) continue;
-    const hex = (byte) => byte.toString(16).padStart(2, "0").toUpperCase();
+    const hex = (/** @type {number} */ byte) => byte.toString(16).padStart(2, "0").toUpperCase();
     return `avc1.${hex(unit[i + 4])}${hex(unit[i + 5])}${hex(unit[i + 6])}`;
   }
   return null;

@@ -11,22 +11,26 @@ export class Silence {
   #lookedMs = 0;
   #excusedMs = 0; // the newest late look that judged nothing
 
-  /** Looked at every `everyMs` where timers are on time; dead after `afterMs` without a word. */
+  /**
+   * Looked at every `everyMs` where timers are on time; dead after `afterMs` without a word.
+   * @param {number} everyMs @param {number} afterMs
+   */
   constructor(everyMs, afterMs) {
     this.#everyMs = everyMs;
     this.#afterMs = afterMs;
   }
 
-  /** A new line. */
+  /** A new line. @param {number} nowMs */
   begin(nowMs) {
     this.#heardMs = this.#lookedMs = this.#excusedMs = nowMs;
   }
 
+  /** @param {number} nowMs */
   heard(nowMs) {
     this.#heardMs = nowMs;
   }
 
-  /** A look at the line: is it dead? */
+  /** A look at the line: is it dead? @param {number} nowMs @returns {boolean} */
   look(nowMs) {
     const isLate = nowMs - this.#lookedMs > 2 * this.#everyMs;
     this.#lookedMs = nowMs;

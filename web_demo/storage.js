@@ -1,18 +1,33 @@
 // What a reload needs to go on with the running session, and the access token, kept in this tab's sessionStorage.
 
+/**
+ * @import { Entry } from "./history.js"
+ * @import { Mark } from "./turboserve.js"
+ * @typedef {object} Saved
+ * @property {string} session
+ * @property {string} resume
+ * @property {number} [seq]
+ * @property {number | null} [seed]
+ * @property {boolean} [paused]
+ * @property {Mark[]} [marks]
+ * @property {Entry[]} [history]
+ */
+
 const KEY = "turboserve.session";
 const TOKEN_KEY = "turboserve.token";
-let token = null; // where storage is forbidden
+/** @type {string | null} */ let token = null; // where storage is forbidden
 
+/** @returns {Saved | null} */
 export function load() {
   try {
-    const saved = JSON.parse(sessionStorage.getItem(KEY));
+    const saved = JSON.parse(sessionStorage.getItem(KEY) ?? "null");
     return typeof saved?.session === "string" && typeof saved.resume === "string" ? saved : null;
   } catch {
     return null;
   }
 }
 
+/** @param {Saved} record */
 export function save(record) {
   try {
     sessionStorage.setItem(KEY, JSON.stringify(record));
@@ -29,6 +44,7 @@ export function clear() {
   }
 }
 
+/** @returns {string | null} */
 export function loadToken() {
   try {
     return sessionStorage.getItem(TOKEN_KEY) ?? token;
@@ -37,6 +53,7 @@ export function loadToken() {
   }
 }
 
+/** @param {string} value */
 export function saveToken(value) {
   token = value;
   try {

@@ -19,35 +19,12 @@ import * as storage from "./storage.js";
 export { MAX_PROMPT_CHARS, promptFault, readToken, whyUnsupported };
 
 /**
- * @typedef {string | (() => string | null | Promise<string | null>) | null} TokenSource
- *   A token, or a function that is asked for one before each connection (short-lived tokens).
- * @typedef {"ready" | "connecting" | "queued" | "preparing" | "generating" | "stalled" | "paused" | "lost" | "taken"
- *   | "full" | "locked" | "ended" | "failed"} Phase
- * @typedef {object} PromptEntry
- * @property {string} id
- * @property {string} text
- * @property {"sent" | "accepted" | "applied" | "shown" | "unseen" | "refused"} state
- * @property {number} blendChunks  0 for a cut
- * @property {number | null} seq  the first chunk made with it
- * @property {number | null} rev
- * @property {number | null} ptsMs  media time of the first picture made with it
- * @property {number | null} latencyMs  from `prompt()` to that picture
- * @typedef {{kind: "moved" | "recovered" | "paused" | "restarted" | "gap", ptsMs: number, text: string}} Mark
- * @typedef {object} Stats
- * @property {number} fps  pictures drawn per second, over the last two
- * @property {number | null} ttfcMs  from `start()` to the first part of the first chunk
- * @property {number | null} steerMs  from the newest prompt to the first picture made with it
- * @property {number} bufferMs  received and not yet shown
- * @property {number | null} chunkMs  latency of the newest chunk at the engine
- * @property {number[]} chunkLatenciesMs  of the newest 60, oldest first
- * @property {number | null} roundTripMs
- * @property {string | null} codec
- * @property {string | null} engine
- * @property {number} lengthMs  media time shown
- * @property {number} stalls
- * @property {number | null} playRatio  played / (played + stalled)
- * @property {number} receivedBytes
- * @property {{width: number, height: number, fps: number, model: string} | null} video
+ * The types that pages see are in turboserve.d.ts, and editors and compilers take them from there.
+ * @typedef {import("./turboserve.js").Stream} Declared  this class as pages see it
+ * @import { ChunkHeader, Mark, Phase, Picture, PromptEntry, Recording, Stats } from "./turboserve.js"
+ * @import { StreamEvents, StreamOptions, TokenSource } from "./turboserve.js"
+ * @import { Entry } from "./history.js"
+ * @import { AppliedMessage, Media, QueuedMessage, ServerMessage, SessionMessage, StateMessage } from "./protocol.js"
  */
 
 // One chunk is 0.75 s of video. With a second of lead a chunk may take that long to make before the picture
@@ -59,6 +36,7 @@ const LATENCIES = 60;
 const MAX_MARKS = 60;
 const SHARE_S = 24 * 3600; // as long as a gateway allows
 
+/** @type {Map<number | null, Phase>} */
 const ENDINGS = new Map([[1000, "ended"], [IDLE, "ended"], [TAKEN_OVER, "taken"], [NO_CAPACITY, "full"], [UNAUTHORISED, "locked"]]);
 
 /** The token that a source gives now, or null. @param {TokenSource} source @returns {Promise<string | null>} @throws {TokenError} */
@@ -85,12 +63,12 @@ export async function openSocket(url, token = null) {
 
 /**
  * The one place that asks over HTTP.
- * @param {string} path @param {{token?: TokenSource, method?: string, body?: object, signal?: AbortSignal}} [options]
+ * @param {string | URL} path @param {{token?: TokenSource, method?: string, body?: object, signal?: AbortSignal}} [options]
  * @returns {Promise<Response>}
  */
 export async function request(path, { token = null, method = "GET", body, signal } = {}) {
   const jwt = await tokenOf(token);
-  const headers = {};
+  /** @type {Record<string, string>} */ const headers = {};
   if (jwt !== null) headers.Authorization = `Bearer ${jwt}`;
   if (body !== undefined) headers["Content-Type"] = "application/json";
   return fetch(path, { method, headers, signal, body: body === undefined ? undefined : JSON.stringify(body) });
@@ -104,6 +82,7 @@ export async function request(path, { token = null, method = "GET", body, signal
  * `chunk` (the header of each complete chunk), `size` ({width, height}), `mark` (a Mark), `restarted` (after
  * `reset` the new beginning is on the canvas), `refused` ({code, message, id}: the server's error), `gone` (the
  * remembered session no longer exists). An error in a handler is reported as the page's own; the session goes on.
+ * @implements {Declared}
  */
 export class Stream {
   history = new PromptHistory();
@@ -114,44 +93,38 @@ export class Stream {
   /** @type {Mark[]} what else happened, by media time */ marks = [];
   /** Has this page no say in the session? */ isViewer = false;
   /** Does the model follow held keys? */ takesControls = false;
-  /** @type {{position: number, eta_ms: number} | null} */ queue = null;
+  /** @type {QueuedMessage | null} */ queue = null;
   /** Why it is idle or queued again, in the server's word. */ reason = "";
   /** @type {string | null} why the server can't take the session yet */ waiting = null;
   /** @type {{kind: Phase, sentence: string} | null} */ end = null;
   /** Connection attempts since the last one that worked. */ attempts = 0;
-  #link = "none"; // none, connecting, open, lost
-  #serverState = null; // queued, active, idle
-  #video = null; // the server's `session` message
-  #resume = null;
-  #viewToken = null; // what `watch` was given
+  /** @type {"none" | "connecting" | "open" | "lost"} */ #link = "none";
+  /** @type {"queued" | "active" | "idle" | null} */ #serverState = null;
+  /** @type {SessionMessage | null} */ #video = null;
+  /** @type {string | null} */ #resume = null;
+  /** @type {string | null} */ #viewToken = null; // what `watch` was given
   #url;
   #token;
   #remembers;
   #accept = ["h264"]; // what this browser decodes
-  #connection = null;
+  /** @type {Connection | null} */ #connection = null;
   #player;
-  #recorder = null;
-  #handlers = new Map();
+  /** @type {Recorder | null} */ #recorder = null;
+  /** @type {Map<string, Set<(detail: any) => void>>} */ #handlers = new Map();
   #ackTimer = 0;
-  #wantsPause = null; // null: whatever the server says
-  #dryMs = null;
-  #phase = "ready";
-  #savedSeq = null;
-  #startedMs = null;
-  #ttfcMs = null;
-  #steerMs = null;
-  #latencies = [];
+  /** @type {boolean | null} */ #wantsPause = null; // null: whatever the server says
+  /** @type {number | null} */ #dryMs = null;
+  /** @type {Phase} */ #phase = "ready";
+  /** @type {number | null} */ #savedSeq = null;
+  /** @type {number | null} */ #startedMs = null;
+  /** @type {number | null} */ #ttfcMs = null;
+  /** @type {number | null} */ #steerMs = null;
+  /** @type {number[]} */ #latencies = [];
   #bytes = 0;
   #lengthMs = 0;
   /** @type {string[]} */ #keys = []; // held now, whether there is somebody to tell or not
 
-  /**
-   * @param {object} options
-   * @param {HTMLCanvasElement} options.canvas  where to draw; its width and height are set here
-   * @param {string} [options.url]  of the gateway, http(s) or ws(s); default: where the page came from
-   * @param {TokenSource} [options.token]
-   * @param {boolean} [options.remember]  keep the session's key in sessionStorage, for `continue()` after a reload
-   */
+  /** @param {StreamOptions} options */
   constructor({ canvas, url = location.href, token = null, remember = false }) {
     const stream = new URL(PATH, url);
     stream.protocol = ["https:", "wss:"].includes(stream.protocol) ? "wss:" : "ws:";
@@ -165,13 +138,21 @@ export class Stream {
     });
   }
 
-  /** Call `handler` at each event of that name. Returns a function that ends it. */
+  /**
+   * Call `handler` at each event of that name. Returns a function that ends it.
+   * @template {keyof StreamEvents} Name
+   * @param {Name} name @param {(detail: StreamEvents[Name]) => void} handler @returns {() => void}
+   */
   on(name, handler) {
     const handlers = this.#handlers.get(name) ?? new Set();
     this.#handlers.set(name, handlers.add(handler));
     return () => handlers.delete(handler);
   }
 
+  /**
+   * @template {keyof StreamEvents} Name
+   * @param {Name} name @param {StreamEvents[Name]} [detail]
+   */
   #emit(name, detail) {
     for (const handler of this.#handlers.get(name) ?? []) {
       try {
@@ -265,8 +246,7 @@ export class Stream {
     const id = newId();
     this.#asked(this.history.add(id, prompt, performance.now()));
     this.#startedMs = performance.now();
-    this.#begin();
-    this.#connection.start(() => ({ type: "start", id, prompt, seed, model, lead_ms: leadMs, accept: this.#accept }));
+    this.#begin().start(() => ({ type: "start", id, prompt, seed, model, lead_ms: leadMs, accept: this.#accept }));
     this.#notify();
   }
 
@@ -280,9 +260,9 @@ export class Stream {
     // Their times are those of the page before the reload.
     this.history.entries = (saved.history ?? []).map((entry) => ({ ...entry, sentMs: null }));
     this.#wantsPause = saved.paused ? true : null;
-    this.#begin(Math.max(0, saved.seq ?? 0));
-    this.#connection.attach({ session: saved.session, resume: saved.resume });
-    if (saved.paused) this.#connection.send({ type: "pause", id: newId() }); // perhaps it was not heard before the reload
+    const connection = this.#begin(Math.max(0, saved.seq ?? 0));
+    connection.attach({ session: saved.session, resume: saved.resume });
+    if (saved.paused) connection.send({ type: "pause", id: newId() }); // perhaps it was not heard before the reload
     this.#notify();
     return true;
   }
@@ -293,8 +273,7 @@ export class Stream {
     this.history.clear();
     this.isViewer = true;
     this.#viewToken = token ?? null;
-    this.#begin();
-    this.#connection.watch({ session, token });
+    this.#begin().watch({ session, token });
     this.#notify();
   }
 
@@ -322,7 +301,7 @@ export class Stream {
   /**
    * Which keys are held now. A state, not an event: it is said again with each connection, whose server may have another one, or
    * one of the page before a reload.
-   * @param {string[]} keys
+   * @param {readonly string[]} keys
    */
   control(keys) {
     this.#keys = [...keys];
@@ -338,7 +317,7 @@ export class Stream {
     if (!this.isLive || this.isViewer) return;
     this.#wantsPause = paused;
     this.#player.setPaused(paused);
-    this.#connection.send({ type: paused ? "pause" : "resume", id: newId() });
+    this.#connection?.send({ type: paused ? "pause" : "resume", id: newId() });
     if (paused) this.#mark("paused", "paused");
     this.#save();
     this.#notify();
@@ -348,7 +327,7 @@ export class Stream {
   reset({ seed } = {}) {
     if (!this.isLive) return;
     if (seed !== undefined) this.seed = seed;
-    this.#connection.send({ type: "reset", id: newId(), seed });
+    this.#connection?.send({ type: "reset", id: newId(), seed });
   }
 
   /**
@@ -361,7 +340,7 @@ export class Stream {
       this.#finish("ended", "You stopped watching.");
       return;
     }
-    this.#connection.stop({ type: "stop", id: newId() });
+    this.#connection?.stop({ type: "stop", id: newId() });
     this.#connection = null; // it closes by itself once the server has heard it
     this.#finish("ended", "You stopped it.");
   }
@@ -409,6 +388,7 @@ export class Stream {
    */
   async share({ ttlS = SHARE_S } = {}) {
     if (this.isViewer) throw new Error("Only who steers a session can share it.");
+    const session = /** @type {string} */ (this.id); // `#ask` throws where there is none; by its answer it may be another
     const answer = await this.#ask("watch", this.#token, { method: "POST", body: { resume: this.#resume, ttl_s: ttlS } });
     if (!answer.ok) {
       const { code, message } = await faultOf(answer);
@@ -416,10 +396,13 @@ export class Stream {
       throw new Error([404, 405].includes(answer.status) ? "This server does not take viewers." : message);
     }
     const said = await answer.json();
-    return { session: this.id, token: said.token ?? null, expiresInS: said.expires_in_s ?? ttlS };
+    return { session, token: said.token ?? null, expiresInS: said.expires_in_s ?? ttlS };
   }
 
-  /** Ask the gateway for something of this session. @param {string} what @param {TokenSource} source @returns {Promise<Response>} */
+  /**
+   * Ask the gateway for something of this session.
+   * @param {string} what @param {TokenSource} source @param {{method?: string, body?: object}} [options] @returns {Promise<Response>}
+   */
   async #ask(what, source, options = {}) {
     if (this.id === null) throw new Error("There is no session.");
     const path = new URL(`/v1/sessions/${this.id}/${what}`, this.#url.replace(/^ws/, "http"));
@@ -435,7 +418,7 @@ export class Stream {
     this.#notify();
   }
 
-  /** {durationMs, bytes, isFull} of the recording under way, or null. A full one takes no more: save it by `stopRecording`. */
+  /** The recording under way, or null. A full one takes no more: save it by `stopRecording`. @returns {Recording | null} */
   get recording() {
     return this.#recorder;
   }
@@ -448,13 +431,14 @@ export class Stream {
     return recorder === null ? null : recorder.file();
   }
 
+  /** @returns {Connection} */
   #begin(nextSeq = 0) {
     let isOpened = false; // the player keeps its pictures when only the connection was lost
     const open = async () => {
       this.#accept = await supportedCodecs();
       return openSocket(this.#url, this.#token);
     };
-    this.#connection = new Connection(open, {
+    const connection = new Connection(open, {
       nextSeq: () => (isOpened ? this.#player.nextSeq : nextSeq),
       message: (message) => {
         if (message.type === "session" && !isOpened) {
@@ -477,10 +461,13 @@ export class Stream {
       },
       ended: (ending) => this.#disconnected(ending),
     });
+    this.#connection = connection;
     this.#link = "connecting";
     this.#ackTimer = setInterval(() => this.#ack(), ACK_EVERY_MS);
+    return connection;
   }
 
+  /** @param {Media} media */
   #received(media) {
     if (this.#startedMs !== null) {
       this.#ttfcMs = performance.now() - this.#startedMs;
@@ -493,6 +480,7 @@ export class Stream {
     if (this.#recorder.isFull) this.#notify();
   }
 
+  /** @param {ServerMessage} message */
   #heard(message) {
     switch (message.type) {
       case "session":
@@ -540,6 +528,7 @@ export class Stream {
     this.#notify();
   }
 
+  /** @param {StateMessage} message */
   #stateChanged({ state, engine, reason }) {
     if (state === "closed") return; // `closed` follows, with the reason
     const wasLost = this.#serverState === "queued" && this.reason !== "";
@@ -557,6 +546,7 @@ export class Stream {
     this.#player.setPaused(this.isPaused);
   }
 
+  /** @param {AppliedMessage} message */
   #applied({ id, rev, seq }) {
     if (id === undefined) return; // keys that were held: the picture says it
     this.history.applied(id, rev, seq);
@@ -566,10 +556,12 @@ export class Stream {
     this.#save();
   }
 
+  /** @param {Entry | null} entry */
   #asked(entry) {
     if (entry !== null) this.#emit("prompt", { entry, isFirst: this.rev === null });
   }
 
+  /** @param {Mark["kind"]} kind @param {string} text */
   #mark(kind, text) {
     const mark = { kind, text, ptsMs: this.#lengthMs };
     this.marks.push(mark);
@@ -577,6 +569,7 @@ export class Stream {
     this.#emit("mark", mark);
   }
 
+  /** @param {ChunkHeader} header */
   #completed(header) {
     const first = this.history.entries[0];
     if (first !== undefined && first.rev === null && ["sent", "accepted"].includes(first.state)) {
@@ -587,6 +580,7 @@ export class Stream {
     this.#emit("chunk", header);
   }
 
+  /** @param {Picture} info */
   #drew(info) {
     const isNewChunk = this.#savedSeq !== info.seq;
     this.#lengthMs = info.endMs;
@@ -595,6 +589,7 @@ export class Stream {
     this.#emit("frame", info);
   }
 
+  /** @param {Picture} info */
   #revisionShown({ rev, ptsMs }) {
     const isFirst = this.rev === null;
     const entry = this.history.drawn(rev, performance.now(), ptsMs);
@@ -608,6 +603,7 @@ export class Stream {
     this.#notify();
   }
 
+  /** @param {{code: number | null, sentence: string, retryAfterMs: number | null}} ending */
   #disconnected({ code, sentence, retryAfterMs }) {
     const kind = ENDINGS.get(code) ?? "failed";
     if (code === NO_SUCH_SESSION && this.id === null && this.#remembers && !this.isViewer && storage.load() !== null) {
@@ -622,6 +618,7 @@ export class Stream {
     this.#finish(kind, sentence + wait);
   }
 
+  /** @param {Phase} kind @param {string} sentence */
   #finish(kind, sentence) {
     if (this.end !== null) return;
     const connection = this.#connection;
@@ -670,7 +667,9 @@ async function faultOf(answer) {
   return { message: `The server answered ${answer.status}.`, ...said?.error };
 }
 
+/** @param {string} reason */
 function sentenceFor(reason) {
+  /** @type {Record<string, string>} */
   const known = {
     stopped: "It was stopped.",
     idle: "It was paused for a long time.",
