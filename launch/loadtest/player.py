@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -136,15 +137,22 @@ class Player:
     # --- what it does ---------------------------------------------------------------------------------
 
     async def _act(self, session: Session) -> None:
-        for step in self._script.steps[1:]:
-            await self._until(step.at_s)
-            try:
-                async with asyncio.timeout(ANSWER_S):
-                    await self._do(session, step)
-            except ClientError as exc:
-                self._refused(step.do, exc)
-            except TimeoutError:
-                self._refused(step.do, ClientError(f"not answered for {ANSWER_S:g} s"))
+        *steps, stop = self._script.steps[1:]
+        with suppress(TimeoutError):  # who waits for an answer leaves when it wants to all the same
+            async with asyncio.timeout_at(self._begin_s + stop.at_s):
+                for step in steps:
+                    await self._take_step(session, step)
+        await self._take_step(session, stop)
+
+    async def _take_step(self, session: Session, step: Step) -> None:
+        await self._until(step.at_s)
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                await self._do(session, step)
+        except ClientError as exc:
+            self._refused(step.do, exc)
+        except TimeoutError:
+            self._refused(step.do, ClientError(f"not answered for {ANSWER_S:g} s"))
 
     async def _do(self, session: Session, step: Step) -> None:
         match step.do:

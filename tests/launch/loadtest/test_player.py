@@ -213,7 +213,7 @@ async def test_a_pause_without_an_answer_is_not_waited_for_for_ever(
     """It is told, and the script goes on to its stop."""
     monkeypatch.setattr(player, "ANSWER_S", 0.5)
     server.faults.ignore_pauses = True
-    watched = Watched(server.url, (0.0, Do.START), (0.1, Do.PAUSE), (0.2, Do.STOP))
+    watched = Watched(server.url, (0.0, Do.START), (0.1, Do.PAUSE), (2.5, Do.STOP))
     assert (await watched.run()).outcome is Outcome.DONE
     (refused,) = watched.of(Refused)
     assert isinstance(refused, Refused) and (refused.what, refused.code) == (
@@ -276,3 +276,10 @@ async def test_a_prompt_that_never_reaches_the_picture_is_told(
     assert waited_ms > 0 and not watched.of(Edited)
     steps = ((0.0, Do.START), (0.3, Do.PAUSE), (0.5, Do.PROMPT), (1.5, Do.STOP))
     assert (await Watched(server.url, *steps).run()).prompts_ms == ()
+
+
+async def test_who_waits_for_an_answer_leaves_when_it_wants_to(server: StreamServer) -> None:
+    """Time after that is nobody's stall."""
+    server.faults.ignore_pauses = True
+    watched = Watched(server.url, (0.0, Do.START), (0.1, Do.PAUSE), (1.0, Do.STOP))
+    assert (await watched.run()).outcome is Outcome.DONE and not watched.of(Refused)
