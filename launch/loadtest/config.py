@@ -98,8 +98,8 @@ class LoadtestConfig:
     or 2 s where that is unset. Unset: 0 where anything else must hold."""
 
     def __post_init__(self) -> None:
-        if not self.json or self.html == "":
-            raise ValueError("json and html must name files")
+        if not self.json or self.html in ("", self.json):
+            raise ValueError("json and html must name files, and not the same one")
         try:
             http_address(self.url)
         except ValueError:

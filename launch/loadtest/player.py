@@ -188,7 +188,7 @@ class Player:
         try:
             edit.applied = await session.prompt(text)
         except ClientError as exc:
-            if not isinstance(exc, SessionEnded) and edit in self._edits:
+            if isinstance(exc, ServerError) and edit in self._edits:
                 self._edits.remove(edit)
             self._refused(Do.PROMPT, exc)
 

@@ -129,6 +129,7 @@ def test_a_token_that_is_not_enough_is_named(
     [
         (["loadtest"], 2, "json is not set"),
         (["loadtest", "--json", "x", "--trace", "/nowhere"], 2, "trace /nowhere can't be used"),
+        (["loadtest", "--json", "x", "--html", "x"], 2, "not the same one"),
         (["loadtest", "--json", "x", "--viewers", "0"], 2, "viewers must be between"),
         (["loadtest", "--json", "x", "--shape", "round"], 2, "shape must be steady or step, got 'round'"),
         (["loadtest", "--json", "x", "--url", "http://127.0.0.1:9"], 1, "no cluster answers"),

@@ -283,3 +283,17 @@ async def test_who_waits_for_an_answer_leaves_when_it_wants_to(server: StreamSer
     server.faults.ignore_pauses = True
     watched = Watched(server.url, (0.0, Do.START), (0.1, Do.PAUSE), (1.0, Do.STOP))
     assert (await watched.run()).outcome is Outcome.DONE and not watched.of(Refused)
+
+
+async def test_a_prompt_that_a_lost_session_leaves_without_an_answer_is_in_vain(
+    server: StreamServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was not refused."""
+    monkeypatch.setattr(player, "GIVE_UP_S", 3.0)
+    watched = Watched(server.url, (0.0, Do.START), (1.5, Do.PROMPT), (60.0, Do.STOP))
+    running = asyncio.create_task(watched.run())
+    await watched.until(ChunkSeen)
+    server.faults.refuse_connections = True
+    server.abort_all()
+    ended = await running
+    assert ended.outcome is Outcome.LOST and len(ended.prompts_ms) == 1
