@@ -4,7 +4,7 @@ import { follow } from "./feed.js";
 import { Floor } from "./floor.js";
 import { sparkPaths } from "./spark.js";
 import * as storage from "./storage.js";
-import { request } from "./turboserve.js";
+import { readToken, request } from "./turboserve.js";
 
 const WINDOW_MS = 600_000;
 const SAMPLE_MS = 5_000;
@@ -12,16 +12,22 @@ const SLOTS = WINDOW_MS / SAMPLE_MS;
 const CHART = { width: 240, height: 52, slots: SLOTS };
 const MOST_LIT = 8; // new decisions that light up: of more at once nobody sees which
 const STREAM = "/v1/cluster/stream";
+const TOKEN_KEY = "turboserve.admin"; // the studio in this tab keeps its own
+const NO_TOKEN = "That is no access token: it has letters, digits, dots, - and _ only";
 
 const byId = (id) => document.getElementById(id);
 const floor = new Floor(byId("lanes"), { chosen: showHint, move });
-let samples = []; // {t_ms, budget, load, chunk_ms}, oldest first, one per SAMPLE_MS
+let samples = []; // {t_ms, budget, load, worst_ms}, oldest first, one per SAMPLE_MS
 let newest = null;
 let current = null; // what the charts show of it
 let newestDecision = null;
 let renderMs = 0;
+let unlock = () => {}; // ends the wait for a token
 
-follow(STREAM, storage.loadToken, {
+if (location.hash.startsWith("#token=")) readLink();
+window.addEventListener("hashchange", readLink);
+
+follow(STREAM, adminToken, {
   event: (name, data) => {
     if (name === "history") samples = data.samples.map((row) => Object.fromEntries(data.columns.map((column, i) => [column, row[i]])));
     if (name === "cluster") show(data);
@@ -30,6 +36,51 @@ follow(STREAM, storage.loadToken, {
     document.body.dataset.feed = "lost";
     status(sentence, "busy");
   },
+  locked: (sentence) => {
+    document.body.dataset.feed = "locked";
+    askForToken(sentence);
+    return new Promise((done) => (unlock = done));
+  },
+});
+
+/** A token of its own, or the studio's, which may do for both. */
+function adminToken() {
+  return storage.loadToken(TOKEN_KEY) ?? storage.loadToken();
+}
+
+/** #token=… is kept and leaves the address; behind the # it is in nobody's log. */
+function readLink() {
+  const parts = new URLSearchParams(location.hash.slice(1));
+  if (!parts.has("token")) return;
+  history.replaceState(null, "", location.pathname);
+  useToken(readToken(parts.get("token")));
+}
+
+/** null: what was given is none. */
+function useToken(token) {
+  if (token === null) {
+    askForToken(NO_TOKEN);
+    byId("token").setAttribute("aria-invalid", "true");
+    byId("token").select();
+    return;
+  }
+  storage.saveToken(token, TOKEN_KEY);
+  byId("token-form").hidden = true;
+  byId("token").value = "";
+  byId("token").setAttribute("aria-invalid", "false");
+  status("Connecting…", "busy");
+  unlock();
+}
+
+function askForToken(sentence) {
+  byId("token-why").textContent = sentence;
+  byId("token-form").hidden = false;
+  status("Locked", "bad");
+}
+
+byId("token-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  useToken(readToken(byId("token").value));
 });
 
 function show(cluster) {
@@ -38,8 +89,8 @@ function show(cluster) {
   status("Live", "good");
   const running = cluster.engines.filter(({ state }) => state !== "starting");
   const load = running.length > 0 ? running.reduce((sum, engine) => sum + engine.load, 0) / running.length : 0;
-  const chunkMs = Math.max(0, ...running.filter(({ sessions }) => sessions > 0).map(({ chunk_ms }) => chunk_ms));
-  current = { t_ms: cluster.t_ms, budget: cluster.budget, load, chunk_ms: chunkMs };
+  const worstMs = Math.max(0, ...running.filter(({ sessions }) => sessions > 0).map(({ worst_ms }) => worst_ms));
+  current = { t_ms: cluster.t_ms, budget: cluster.budget, load, worst_ms: worstMs };
   if (samples.length === 0 || cluster.t_ms - samples.at(-1).t_ms >= SAMPLE_MS) samples.push(current);
   samples = samples.filter(({ t_ms }) => t_ms > cluster.t_ms - WINDOW_MS).slice(-SLOTS);
   render();
@@ -81,8 +132,8 @@ function charts(cluster) {
   const others = [["starting", states("starting")], ["draining", states("draining")]].filter(([, count]) => count > 0);
   figure("budget", column("budget"), cluster.budget, cluster.budget === 1 ? "engine" : "engines", others.map(([word, count]) => `${count} ${word}`).join(", "));
   figure("load", column("load"), Math.round(current.load * 100), "%", `${plural(cluster.num_sessions, "session")}${waiting}`, 1);
-  const peak = Math.max(...column("chunk_ms"));
-  figure("latency", column("chunk_ms"), Math.round(current.chunk_ms), "ms", peak > 0 ? `peak ${Math.round(peak)} ms` : "");
+  const peak = Math.max(...column("worst_ms"));
+  figure("latency", column("worst_ms"), Math.round(current.worst_ms), "ms", peak > 0 ? `peak ${Math.round(peak)} ms` : "");
   let engineMs = 0;
   const cost = series.map((sample, i) => (engineMs += i === 0 ? 0 : series[i - 1].budget * Math.max(0, sample.t_ms - series[i - 1].t_ms)) / 60_000);
   figure("cost", cost, cost.at(-1).toFixed(1), "engine-min", "last 10 min");
@@ -150,7 +201,7 @@ function showHint(session) {
 }
 
 async function move(session, engine) {
-  const answer = await request("/v1/admin/migrate", { token: storage.loadToken, method: "POST", body: { session, engine } }).catch(() => null);
+  const answer = await request("/v1/admin/migrate", { token: adminToken, method: "POST", body: { session, engine } }).catch(() => null);
   const said = answer === null || answer.ok ? {} : await answer.json().catch(() => ({}));
   const hint = byId("hint");
   hint.dataset.tone = answer?.ok ? "good" : "bad";

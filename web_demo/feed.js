@@ -7,6 +7,10 @@ const FIRST_DELAY_MS = 300;
 const LONGEST_DELAY_MS = 5000;
 const LOOK_EVERY_MS = 5000; // as often as the server says something, if only that it is there
 const SILENT_AFTER_MS = 12000;
+const REFUSALS = new Map([
+  [401, "An access token with the scope admin is needed to see the cluster"],
+  [403, "This access token may not see the cluster: it needs the scope admin"],
+]);
 
 /** Split a text of server-sent events: {events: [{name, data}], rest} with what is not complete yet. Pure. */
 export function parseEvents(text) {
@@ -55,14 +59,17 @@ function watched() {
 
 /**
  * Follow a stream for ever, over lost connections.
- * Handlers: event(name, data), lost(sentence) when it broke and is tried again.
+ * Handlers: event(name, data), lost(sentence) when it broke and is tried again, locked(sentence) where another token is
+ * needed: a promise of there being one.
  */
 export async function follow(path, token, handlers) {
   for (let attempt = 0; ; attempt++) {
     const line = watched();
+    let refusal = null;
     try {
       const answer = await request(path, { token, signal: line.signal });
-      if (!answer.ok) throw new Error(answer.status === 401 || answer.status === 403 ? "An admin token is needed to see the cluster" : `The server answered ${answer.status}`);
+      refusal = REFUSALS.get(answer.status) ?? null;
+      if (!answer.ok) throw new Error(refusal ?? `The server answered ${answer.status}`);
       for await (const { name, data } of eventsOf(answer, line.heard)) {
         handlers.event(name, data);
         attempt = 0;
@@ -72,6 +79,11 @@ export async function follow(path, token, handlers) {
       handlers.lost(error instanceof TypeError || line.signal.aborted ? "No connection, retrying…" : error.message);
     } finally {
       line.end();
+    }
+    if (refusal !== null) {
+      await handlers.locked(refusal);
+      attempt = -1;
+      continue;
     }
     await new Promise((done) => setTimeout(done, Math.min(LONGEST_DELAY_MS, FIRST_DELAY_MS * 2 ** attempt)));
   }

@@ -15,7 +15,7 @@
 
 const KEY = "turboserve.session";
 const TOKEN_KEY = "turboserve.token";
-/** @type {string | null} */ let token = null; // where storage is forbidden
+/** @type {Map<string, string>} */ const tokens = new Map(); // where storage is forbidden
 
 /** @returns {Saved | null} */
 export function load() {
@@ -44,20 +44,26 @@ export function clear() {
   }
 }
 
-/** @returns {string | null} */
-export function loadToken() {
+/**
+ * @param {string} [key] another one than the page's that everybody sees
+ * @returns {string | null}
+ */
+export function loadToken(key = TOKEN_KEY) {
   try {
-    return sessionStorage.getItem(TOKEN_KEY) ?? token;
+    return sessionStorage.getItem(key) ?? tokens.get(key) ?? null;
   } catch {
-    return token;
+    return tokens.get(key) ?? null;
   }
 }
 
-/** @param {string} value */
-export function saveToken(value) {
-  token = value;
+/**
+ * @param {string} value
+ * @param {string} [key]
+ */
+export function saveToken(value, key = TOKEN_KEY) {
+  tokens.set(key, value);
   try {
-    sessionStorage.setItem(TOKEN_KEY, value);
+    sessionStorage.setItem(key, value);
   } catch {
     // See save().
   }

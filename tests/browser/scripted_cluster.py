@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+from gateway.http import Request, Response, text_response
 from gateway.listener import Listener
+from gateway.routes import WATCH_CLUSTER_PATH
 from launch.simulate_serve import ClusterOnly
 from scheduler.domain import EngineId, EngineRecord, EngineState, Phase, SessionId
 from scheduler.sim.profile import find_profile
@@ -32,10 +34,10 @@ class ScriptedSource:
         state: EngineState = EngineState.READY,
         *,
         load: float = 0.5,
-        chunk_ms: float = 300.0,
+        worst_ms: float = 300.0,
     ) -> None:
         record = new_engine(id, find_profile("paper"), 0)
-        self.engines[id] = replace(record, state=state, load=load, chunk_ms=chunk_ms)
+        self.engines[id] = replace(record, state=state, load=load, worst_ms=worst_ms)
 
     def session(self, id: str, engine: EngineId | None, *, active: bool = True) -> None:
         phase = Phase.QUEUED if engine is None else Phase.PLACED
@@ -67,10 +69,29 @@ class ScriptedSource:
         return self.said[:count]
 
 
+class Guarded(ClusterOnly):
+    """As a gateway with auth answers: 401 to a token that it does not know, 403 to one that may not."""
+
+    tokens: Mapping[str, bool] = {}
+    """Those that it knows; may they see the cluster?"""
+
+    async def respond(self, request: Request) -> Response:
+        if request.path == WATCH_CLUSTER_PATH:
+            token = (request.header("authorization") or "").removeprefix("Bearer ")
+            if not self.tokens.get(token):
+                return text_response(403 if token in self.tokens else 401, "refused")
+        return await super().respond(request)
+
+
 @asynccontextmanager
-async def served(source: ScriptedSource, port: int = 0) -> AsyncIterator[int]:
-    """The page on this source; yields the port."""
+async def served(
+    source: ScriptedSource, port: int = 0, *, tokens: Mapping[str, bool] | None = None
+) -> AsyncIterator[int]:
+    """The page on this source, to everybody or with `tokens`; yields the port."""
     application = ClusterOnly(source)
+    if tokens is not None:
+        application = Guarded(source)
+        application.tokens = tokens
     listener = Listener(application)
     bound = await listener.start("127.0.0.1", port)
     feed = asyncio.get_running_loop().create_task(application.feed.run())

@@ -489,13 +489,13 @@ FIGURES = """() => [turboserve.cluster.t_ms, Object.fromEntries(
 
 
 async def test_the_figures_are_the_feeds(browser: Browser) -> None:
-    """Mean load of the engines that run; the longest mean latency of those that serve somebody, called so,
-    with its peak; the engine time of the budget, adding up."""
+    """Mean load of the engines that run; the worst chunk of those that serve somebody, with its peak; the
+    engine time of the budget, adding up."""
     source = ScriptedSource(step_ms=15_000)
-    source.engine(ONE, load=0.25, chunk_ms=180.0)
-    source.engine(TWO, load=0.65, chunk_ms=421.6)
-    source.engine(EngineId("e_00000003"), EngineState.STARTING, load=0.0, chunk_ms=9_000.0)
-    source.engine(EngineId("e_00000004"), load=0.3, chunk_ms=5_000.0)  # of sessions that have left
+    source.engine(ONE, load=0.25, worst_ms=180.0)
+    source.engine(TWO, load=0.65, worst_ms=421.6)
+    source.engine(EngineId("e_00000003"), EngineState.STARTING, load=0.0, worst_ms=9_000.0)
+    source.engine(EngineId("e_00000004"), load=0.3, worst_ms=5_000.0)  # of sessions that have left
     source.session("s_0000000000000001", ONE)
     source.session("s_0000000000000002", TWO)
     began_ms = source.clock_ms + 15_000  # the first look
@@ -509,10 +509,37 @@ async def test_the_figures_are_the_feeds(browser: Browser) -> None:
             "cost": [f"{4 * (t_ms - began_ms) / 60_000:.1f} engine-min", "last 10 min"],
         }
         latency = page.locator("#figure-latency")
-        assert await latency.locator("h2").text_content() == "Slowest engine"
-        assert (await latency.get_attribute("title") or "").startswith("Mean chunk latency")
-        source.engine(TWO, load=0.05, chunk_ms=100.0)
+        assert await latency.locator("h2").text_content() == "Worst chunk"
+        assert (await latency.get_attribute("title") or "").startswith("Longest chunk latency")
+        source.engine(TWO, load=0.05, worst_ms=100.0)
         await until(page, "document.querySelector('#figure-load .value').textContent === '20 %'")
         _, figures = await page.evaluate(FIGURES)
         assert figures["latency"] == ["180 ms", "peak 422 ms"]
         assert complaints == []
+
+
+async def test_a_gateway_with_auth_is_told_an_admin_token_here(browser: Browser) -> None:
+    """Asked for where none, or one that may not, was brought; kept apart from the studio's; or by a link."""
+    source = ScriptedSource()
+    source.engine(ONE)
+    tokens = {"admin": True, "user": False}
+    async with served(source, tokens=tokens) as port, tab(browser, url(port)) as (page, _):
+        why, field = page.locator("#token-why"), page.locator("#token")
+        await why.filter(has_text="An access token with the scope admin is needed").wait_for()
+        for wrong, sentence in (
+            ("two words", "That is no access token"),
+            ("user", "may not see the cluster"),
+        ):
+            await field.fill(wrong)
+            await field.press("Enter")
+            await why.filter(has_text=sentence).wait_for()
+        await field.fill(" Bearer admin ")
+        await page.locator("#token-form button").click()
+        await until(page, "turboserve.feed === 'live'")
+        assert await page.locator("#token-form").is_hidden()
+        assert await page.evaluate("sessionStorage['turboserve.token']") is None
+        await page.reload()
+        await until(page, "window.turboserve?.feed === 'live'")
+    async with served(source, tokens=tokens) as port, tab(browser, url(port) + "#token=admin") as (page, _):
+        await until(page, "turboserve.feed === 'live'")
+        assert page.url == url(port)
