@@ -32,6 +32,7 @@ from launch.evaluation.grid import (
     ABLATIONS,
     BASELINES,
     CUTS,
+    FILL,
     OURS,
     REACH,
     WATCHED_WORLDS,
@@ -54,7 +55,7 @@ from launch.evaluation.page import page
 from launch.evaluation.sources import digest_of
 from launch.settings import SettingsError
 from launch.supervisor import StartError
-from scheduler.sim.generate import FAMILIES
+from scheduler.sim.generate import FAMILIES, MAX_SESSIONS, describe
 from scheduler.sim.profile import PROFILES
 
 __all__ = ["main"]
@@ -150,18 +151,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     options = _parser().parse_args(arguments)
     _check(options)
-    folder = Path(options.dir)
-    kinds = {kind.name: kind for kind in map(load_profile, options.profiles)}
-    grid = cases(
-        options.traces,
-        options.sizes,
-        list(kinds),
-        options.first_seed,
-        options.seeds,
-        options.duration_s,
-        given=dict(map(load_trace, options.trace)),
-        kinds=kinds,
-    )
+    folder, grid = Path(options.dir), _grid(options)
     try:
         kept = _folder_of_runs(folder / "runs")
         with _workers(options.workers) as pool:
@@ -197,6 +187,31 @@ def _check(options: argparse.Namespace) -> None:
         raise SettingsError("sizes, seeds and workers must be at least 1, and duration-s 10 to 86400")
     if max(options.sizes) * REACH > MAX_ENGINES:
         raise SettingsError(f"sizes must be at most {MAX_ENGINES // REACH}, as twice that is tried")
+
+
+def _grid(options: argparse.Namespace) -> list[Case]:
+    """Raises SettingsError: a file can't be used."""
+    kinds = {kind.name: kind for kind in map(load_profile, options.profiles)}
+    given = dict(map(load_trace, options.trace))
+    slots = FILL * max(options.sizes) * max(kind.capacity for kind in kinds.values())
+    for name, trace in given.items():
+        found = describe(trace)
+        if not found["peak_active"]:
+            raise SettingsError(f"the trace {name} can't be used: nobody in it is active")
+        if (number := found["sessions"] * slots / found["peak_active"]) > MAX_SESSIONS:
+            raise SettingsError(
+                f"the trace {name} can't be used: it would take {number:,.0f} sessions to fill that size"
+            )
+    return cases(
+        options.traces,
+        options.sizes,
+        list(kinds),
+        options.first_seed,
+        options.seeds,
+        options.duration_s,
+        given=given,
+        kinds=kinds,
+    )
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 
 from scheduler.trace import MAX_SESSION_CHARS, EventKind, Trace, TraceEvent
 
-__all__ = ["FAMILIES", "Shape", "describe", "generate", "resize"]
+__all__ = ["FAMILIES", "MAX_SESSIONS", "Shape", "describe", "generate", "resize"]
 
 MAX_SESSIONS: Final = 1_000_000
 

@@ -50,6 +50,8 @@ def import_trace(format: str, lines: Iterable[str], *, tokens_per_s: float = TOK
     counted = _Counted(lines)
     try:
         requests = sorted(read(counted), key=lambda request: request.t)
+    except UnicodeDecodeError as exc:
+        raise TraceError(f"this is no {format} trace: {exc}") from exc
     except (ValueError, TypeError, OverflowError, RecursionError, csv.Error) as exc:
         raise TraceError(f"this is no {format} trace: line {counted.number}: {exc}") from exc
     if not requests:

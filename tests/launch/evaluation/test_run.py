@@ -300,3 +300,29 @@ def test_a_trace_with_nobody_in_it_is_said(tmp_path: Path, capsys: pytest.Captur
     flags = ("--traces", "demo", "--sizes", "1", "--duration-s", "10", "--first-seed", "12", "--workers", "1")
     assert cli.main(["evaluate", "--dir", str(tmp_path), *flags]) == 2
     assert "there is nobody in demo_1_paper_12_10" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("active_s", "size", "words"),
+    [(0.0, 2, "nobody in it is active"), (1.0, 2048, "it would take 737,280 sessions")],
+)
+def test_traces_that_can_not_fill_a_cluster_are_refused(
+    active_s: float,
+    size: int,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Before their sessions are repeated for ever: here a hundred, one after another."""
+    monkeypatch.setattr(run, "MAX_SESSIONS", 700_000)
+    path, kinds = tmp_path / "t.jsonl", {"arrive": 0.0, "idle": active_s, "depart": active_s}
+    lines = [
+        json.dumps({"t": 10.0 * n + later_s, "session": f"s{n}", "event": kind})
+        for n in range(100)
+        for kind, later_s in kinds.items()
+    ]
+    path.write_text("\n".join(lines))
+    command = ["evaluate", "--dir", str(tmp_path), "--traces", "--trace", str(path), "--sizes", str(size)]
+    assert cli.main(command) == 2
+    assert words in capsys.readouterr().err
