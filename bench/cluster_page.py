@@ -80,9 +80,12 @@ class Crowd:
     def go_on(self) -> None:
         """A second of everything but moves."""
         self._second += 1
+        engines = self.source.engines
         for number, engine in enumerate(self._engines):
             wave = (number * 5 + self._second * 3) % 16
-            self.source.engine(engine, load=0.3 + wave / 32, chunk_ms=200.0 + 10 * wave)
+            took_ms = 200.0 + 10 * wave
+            record = engines[engine]
+            engines[engine] = replace(record, load=0.3 + wave / 32, chunk_ms=took_ms, worst_ms=took_ms)
         sessions = self.source.sessions
         for number, (id, outline) in enumerate(sessions.items()):
             turns = number % (SESSIONS // PAUSES) == self._second % (SESSIONS // PAUSES)
