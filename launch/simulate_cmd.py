@@ -49,6 +49,8 @@ SHOWN = (
     "planning_ms.p99",
 )
 MAX_DEATHS = 1_000_000
+MAX_SPEED = 1_000.0
+"""Faster, and a pass may take no time at all, as floats go: nothing would ever be done."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -127,6 +129,8 @@ def _check(options: argparse.Namespace) -> None:
     for flag, value in positive:
         if not 0 < value < math.inf:
             raise SettingsError(f"{flag} must be above 0, got {value:g}")
+    if max(options.speeds) > MAX_SPEED:
+        raise SettingsError(f"--speeds must be at most {MAX_SPEED:g}, got {max(options.speeds):g}")
     if options.start_s is not None and not 0 <= options.start_s < math.inf:
         raise SettingsError(f"--start-s must not be negative, got {options.start_s:g}")
     if options.serve is not None and not 0 <= options.serve <= 65_535:

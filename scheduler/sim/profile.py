@@ -15,6 +15,8 @@ __all__ = ["PROFILES", "Profile", "find_profile", "read_profile", "scaled"]
 MIB: Final = 1 << 20
 CLEAN_PASSES: Final = 1
 """Of an engine's chunks: the pass that writes their K/V, after the frames have left."""
+MIN_PASS_MS: Final = 0.001
+"""Of a file: less might be no time at all beside the time of day."""
 MIN_GAIN: Final = 0.02
 """As in the engine's planner: a larger batch must make a row cheaper by this share."""
 
@@ -142,8 +144,10 @@ def _flaw(model: ModelInfo, costs: EngineCosts, *counts: object) -> str:
         return "fps, chunk_frames and bytes_per_ms must be above 0"
     if min(costs.decode_ms, costs.move_ms, *(ms for table in costs.pass_ms for ms in table)) < 0:
         return "times must not be negative"
-    if not costs.pass_ms or min(costs.pass_ms[-1][:1], default=0.0) <= 0:
-        return "a pass over the full window must be measured"
+    if not costs.pass_ms or min(costs.pass_ms[-1][:1], default=0.0) < MIN_PASS_MS:
+        return f"a pass over the full window must take {MIN_PASS_MS:g} ms or longer"
+    if any(0 < ms < MIN_PASS_MS for table in costs.pass_ms for ms in table):
+        return f"passes must take {MIN_PASS_MS:g} ms or longer"
     if len(costs.buckets) != len(costs.pass_ms) or list(costs.buckets) != sorted({0, *costs.buckets})[1:]:
         return "buckets must rise, each with its passes"
     if not all(isinstance(count, int) and count >= 0 for count in counts):
