@@ -176,3 +176,18 @@ def test_settings_fit_together() -> None:
     """Names shared by several roles mean the same; every setting says what it is."""
     configs = dict.fromkeys(config for command in cli.COMMANDS.values() for config in command.configs)
     assert [setting.name for setting in catalogue(*configs).values() if not setting.help] == []
+
+
+def test_ctrl_c_is_no_error_while_it_is_imported() -> None:
+    """No traceback, and the status that Ctrl-C has later."""
+    program = (
+        "import os, signal, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'launch.cli': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "from launch.__main__ import main\n"
+        "raise SystemExit(main())"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (ended.returncode, ended.stderr) == (130, b"")
