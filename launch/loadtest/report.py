@@ -245,6 +245,7 @@ def _client_plots(result: Mapping[str, Any], limits: Mapping[str, float]) -> lis
             ],
             x_label="seconds",
             x_max=result["load"]["seconds"],
+            note="Of more than 2,000 the longest of each few neighbours.",
         ),
         plot(
             "Continuous play ratio, sessions from worst to best",

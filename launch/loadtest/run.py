@@ -12,7 +12,7 @@ import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -285,18 +285,23 @@ def _result(config: LoadtestConfig, trace: Trace, clients: int, tally: Tally) ->
         "cluster_series": tally.cluster_series(end_ms=end_ms),
         "points": {
             "chunk_ms": max((start.chunk_ms for start in started), default=0.0),
-            "ttfc": [[round(s.at_ms / 1000, 2), round(s.ttfc_ms)] for s in tally.first_parts][:MAX_POINTS],
-            "prompt": [[round(s.at_ms / 1000, 2), round(s.picture_ms)] for s in tally.fast_edits()][
-                :MAX_POINTS
-            ],
-            "unserved": [
-                [round(end.at_ms / 1000, 2), round(end.waited_ms)]
-                for end in tally.unserved()
-                if end.waited_ms is not None
-            ][:MAX_POINTS],
+            "ttfc": _cloud((s.at_ms, s.ttfc_ms) for s in tally.first_parts),
+            "prompt": _cloud((s.at_ms, s.picture_ms) for s in tally.fast_edits()),
+            "unserved": _cloud(
+                (end.at_ms, end.waited_ms) for end in tally.unserved() if end.waited_ms is not None
+            ),
             "cpr": [round(value, 4) for value in sorted(tally.cprs())],
         },
     }
+
+
+def _cloud(points: Iterable[tuple[float, float]]) -> list[list[float]]:
+    """[s, ms] of each, in order of time; of so many neighbours that MAX_POINTS are left the longest one."""
+    ordered = sorted(points)
+    size = max(1, -(-len(ordered) // MAX_POINTS))
+    groups = (ordered[at : at + size] for at in range(0, len(ordered), size))
+    longest = (max(group, key=lambda point: point[1]) for group in groups)
+    return [[round(at_ms / 1000, 2), round(ms)] for at_ms, ms in longest]
 
 
 def _phases(config: LoadtestConfig) -> tuple[Phase, ...]:

@@ -17,8 +17,10 @@ from gateway.auth import Identity, Scope, mint_token
 from launch import cli
 from launch.loadtest import run
 from launch.loadtest.config import LoadtestConfig
+from launch.loadtest.samples import FirstPart
 from launch.loadtest.tally import Tally
 from launch.supervisor import StartError
+from scheduler.trace import EventKind, Trace, TraceEvent
 from tests.cluster import Cluster, running_cluster
 
 pytestmark = pytest.mark.cluster
@@ -203,3 +205,15 @@ def test_clients_that_are_late_themselves_are_said(
     result = {"objectives": [], "problems": [], "client_lag_ms": {"p99": lag_ms}}
     run._conclude(LoadtestConfig(json="x"), result, Tally(), 1_000.0)
     assert ("the clients themselves were late, by 51 ms" in capsys.readouterr().out) is is_said
+
+
+def test_the_reports_points_are_of_all_of_the_time() -> None:
+    """Those that are too many for a page are left out everywhere alike, and not the longest."""
+    tally = Tally()
+    for number in range(9_000):
+        ttfc_ms = 5_000.0 if number == 8_321 else 50.0
+        tally.add(FirstPart(client=number, at_ms=100.0 * number, ttfc_ms=ttfc_ms))
+    trace = Trace((TraceEvent(t=900.0, session="a", event=EventKind.ARRIVE),))
+    points = run._result(LoadtestConfig(json="x"), trace, 9_000, tally)["points"]["ttfc"]
+    assert len(points) <= run.MAX_POINTS and points[-1][0] > 899.0
+    assert [832.1, 5_000] in points and points == sorted(points)
