@@ -113,8 +113,10 @@ async def _reach(config: ProvisionerConfig) -> client.Configuration:
             access.load_incluster_config(client_configuration=reach)
         else:
             await access.load_kube_config(config.kubeconfig, client_configuration=reach, persist_config=False)
-    except (access.ConfigException, OSError) as exc:
+    except (access.ConfigException, OSError, ValueError, yaml.YAMLError) as exc:
         raise SettingsError(f"kubeconfig: the way to the Kubernetes API is not known: {exc}") from exc
+    except (AttributeError, KeyError, TypeError) as exc:  # a list where a mapping should be, and the like
+        raise SettingsError(f"kubeconfig {config.kubeconfig}: it is not shaped like one: {exc!r}") from exc
     return reach
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launch import cli
 from launch.provision_cmd import load_template
 from launch.settings import SettingsError
 from scheduler.store import Store
@@ -51,6 +52,31 @@ async def test_it_makes_pods_and_leaves_them(redis_url: str, tmp_path: Path) -> 
         assert await process.wait() == 0
         assert len(api.pods) == 2
     await store.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"", "not shaped like one"),
+        (b"[1]", "not shaped like one"),
+        (b"{", "while parsing"),
+        (b"\xff\xfe", "can't decode"),
+        (b"apiVersion: v1", "Expected key current-context"),
+        (None, "is not known"),
+    ],
+)
+def test_bad_ways_to_the_api_are_sentences(
+    tmp_path: Path, text: bytes | None, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Status 2, as for any setting; Redis is not even asked."""
+    (tmp_path / "pod.yaml").write_text(yaml.safe_dump(TEMPLATE))
+    path = tmp_path / "kubeconfig"
+    if text is not None:
+        path.write_bytes(text)
+    flags = ["--pod-template", str(tmp_path / "pod.yaml"), "--kubeconfig", str(path)]
+    assert cli.main(["provisioner", "--redis", "unix:///none", *flags]) == 2
+    said = capsys.readouterr().err
+    assert "turboserve provisioner: kubeconfig" in said and says in said
 
 
 @pytest.mark.parametrize(
