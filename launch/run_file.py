@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -48,7 +49,6 @@ class RunFile:
 
     def __init__(self, path: Path, *, url: str, redis: str) -> None:
         self._path: Final = path
-        self._fresh: Final = path.with_suffix(".json.new")
         self._url = url
         self._redis = redis
         self._processes: dict[str, int] = {}
@@ -68,7 +68,6 @@ class RunFile:
     def delete(self) -> None:
         """Nothing runs any more."""
         try:
-            self._fresh.unlink(missing_ok=True)  # of a write that failed
             self._path.unlink(missing_ok=True)
         except OSError as exc:
             log.warning("%s can't be removed: %s", self._path, exc.strerror or exc)
@@ -82,7 +81,13 @@ class RunFile:
     def _write(self) -> None:
         processes = [{"name": name, "pid": pid} for name, pid in sorted(self._processes.items())]
         content = {"url": self._url, "redis": self._redis, "processes": processes}
-        descriptor = os.open(self._fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(descriptor, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-        self._fresh.replace(self._path)
+        fresh = self._path.with_suffix(".json.new")
+        try:
+            descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with open(descriptor, "w", encoding="utf-8") as file:
+                json.dump(content, file, indent=1)
+            fresh.replace(self._path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                fresh.unlink()
+            raise

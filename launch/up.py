@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import secrets
 import shutil
@@ -10,6 +11,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from engine.config import EngineConfig
 from gateway.config import GatewayConfig
@@ -30,6 +32,8 @@ __all__ = ["build_roles", "run"]
 
 _ANY_ENGINE = "e_00000000"
 _NO_REDIS_YET = "unix:///not-started"
+_MIN_DISK_BYTES: Final = 16 * 2**20
+"""For logs and Redis to begin with; `doctor` asks for more."""
 
 
 def run(values: Mapping[str, Value], console: Console) -> int:
@@ -67,10 +71,18 @@ def _claim(directory: Path) -> DirectoryLock:
             shutil.rmtree(previous, ignore_errors=True)
             logs.rename(previous)
         logs.mkdir()
+        _check_room(directory)
     except OSError as exc:
         lock.release()
         raise _unusable(directory, exc) from exc
     return lock
+
+
+def _check_room(directory: Path) -> None:
+    """On a full disk the first process that fails could not even say why. Raises OSError."""
+    disk = shutil.disk_usage(directory)
+    if disk.total and disk.free < _MIN_DISK_BYTES:
+        raise OSError(errno.ENOSPC, f"only {disk.free // 1024} KiB are free there")
 
 
 def _unusable(directory: Path, exc: OSError) -> StartError:

@@ -60,14 +60,20 @@ def test_delete_is_idempotent(tmp_path: Path) -> None:
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The disk was full to the end."""
-    run_file = RunFile(tmp_path / "run.json", url="u", redis="r")
+    """The disk was full, at the start or later."""
 
     def fail(*arguments: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
+    with monkeypatch.context() as patch:
+        patch.setattr(json, "dump", fail)
+        with pytest.raises(OSError, match="No space left"):
+            RunFile(tmp_path / "run.json", url="u", redis="r")
+    assert list(tmp_path.iterdir()) == []
+    run_file = RunFile(tmp_path / "run.json", url="u", redis="r")
     monkeypatch.setattr(json, "dump", fail)
     run_file.add("redis", 5)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
     run_file.delete()
     assert list(tmp_path.iterdir()) == []
 

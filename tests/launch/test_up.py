@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import cli
+from launch import cli, up
 from launch.run_file import DirectoryLock
 from tests.cluster import SCALE, Cluster, command_of, descendants, is_running, wait_for
 from tests.scheduler.store.test_pools import guarded_server
@@ -131,6 +132,16 @@ def test_a_folder_that_cannot_be_made_ours_is_a_sentence(
     assert said.startswith(f"turboserve up: the folder {directory} can't be used: ")
     assert said.endswith(f"({directory}/{name})\n")
     DirectoryLock(directory).release()
+
+
+def test_a_disk_that_is_all_but_full_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is started, whose log would not tell why it failed."""
+    monkeypatch.setattr(up, "_MIN_DISK_BYTES", 2**62)
+    assert cli.main(["up", "--dir", str(tmp_path / "run")]) == 1
+    assert re.search(r"run can't be used: only \d+ KiB are free there\n$", capsys.readouterr().err)
+    DirectoryLock(tmp_path / "run").release()
 
 
 def test_a_disk_without_room_is_a_sentence(
