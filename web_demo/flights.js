@@ -187,7 +187,7 @@ export class Flights {
 
   /** Is everything shown where it is, at once? */
   get areNone() {
-    return this.#calm.matches || this.#brush === null || document.hidden;
+    return this.#calm.matches || document.hidden || this.#brush === null || !("OffscreenCanvas" in window); // Safari before 16.4
   }
 
   /** The chips have this side from now on. */

@@ -467,6 +467,18 @@ async def test_who_asks_for_less_motion_sees_who_has_moved(browser: Browser) -> 
         await until(page, "document.querySelector('.chip[data-moving]') === null")
 
 
+async def test_a_browser_that_cannot_draw_the_way_shows_the_place(browser: Browser) -> None:
+    """No chip waits unseen for a picture that never comes."""
+    source = ScriptedSource()
+    source.engine(ONE)
+    source.session("s_0000000000000001", ONE)
+    without = "delete window.OffscreenCanvas"
+    async with served(source) as port, tab(browser, url(port), init_script=without) as (page, complaints):
+        await until_in(page, "s_0000000000000001", ONE)
+        assert await page.evaluate(FILL) == "visible"
+        assert complaints == []
+
+
 async def test_a_page_that_is_left_lands_what_flies(browser: Browser) -> None:
     """No frame comes to it in the background: each chip shows itself where it is."""
     source = ScriptedSource()
