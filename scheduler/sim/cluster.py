@@ -178,9 +178,11 @@ class SimCluster:
             session.wants_rest = True
         elif kind == OFFLOADED:
             self._detach(session)
-            assert session.home is not None
-            session.home.holders.discard(session)
-            session.record.residence = Residence.OFFLOADED
+            if session.home is not None:
+                session.home.holders.discard(session)
+                session.record.residence = Residence.OFFLOADED
+            else:  # it waits in the queue, and became idle there
+                session.record.residence = Residence.STORED
             self._put(session)
         elif kind == RESTORED:
             session.restoring = False

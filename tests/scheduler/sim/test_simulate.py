@@ -303,3 +303,12 @@ def test_looking_on_the_way_changes_nothing() -> None:
     stepped, whole = simulation.finish(), simulate(events, scenario)
     assert latencies(stepped) == latencies(whole) != []
     assert stepped.results() == whole.results()
+
+
+def test_who_becomes_idle_after_its_engine_died_goes_on_with_the_next() -> None:
+    """It has no slot to give back, however long it rests in the queue."""
+    slow = replace(PROFILE, start_ms=60_000.0)
+    rests = trace((0, "a", "arrive"), (10, "a", "idle"), (50, "a", "active"), (90, "a", "depart"))
+    result = run(rests, "fixed", (1, 1), slow, failures_s=((5.0, 0),))
+    assert (result.deaths, result.rebuilds, result.unserved) == (1, 1, 0)
+    assert result.stalled_s > 0 and result.figures.delivered > 25
