@@ -147,12 +147,13 @@ def run_token(values: Values) -> int:
 
 def run_doctor(values: Values) -> int:
     """Is everything here that a cluster needs? Settings that `up` would refuse are refused."""
-    from launch import doctor, up
+    from launch import doctor
     from launch.config import CheckedModel
+    from launch.role_configs import build_roles
 
     _check_policy(values)
     _check_urls(values)
-    config, gateway, *_ = up.build_roles(values)
+    config, gateway, *_ = build_roles(values)
     tls = (gateway.tls_cert, gateway.tls_key) if gateway.tls_cert and gateway.tls_key else None
     return doctor.run(config, build(CheckedModel, values), tls=tls)
 
@@ -164,6 +165,8 @@ def _become(command: list[str], environment: dict[str, str]) -> int:
 
 
 def _check_policy(values: Values) -> None:
+    if "policy" not in values:
+        return
     from scheduler.policy.registry import find_policy
 
     _check_choice(values, "policy", find_policy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import re
 import subprocess
 import sys
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_redis_config", "check_redis_version", "run"]
 
+_ROLES: Final = ("launch.cluster", "scheduler.loop", "gateway.server", "engine.engine")
 _MIN_REDIS: Final = (6, 2)
 _MIN_REDIS_MIB: Final = 512
 _PROBE_TIMEOUT_S: Final = 5.0
@@ -81,6 +83,12 @@ def _checks(
 
 
 def _check_python() -> str:
+    """With the libraries that each role loads."""
+    for module in _ROLES:
+        try:
+            importlib.import_module(module)
+        except Exception as exc:  # whatever a library that does not fit raises
+            raise Problem(f"{module} can't be loaded ({exc}): install turboserve again") from exc
     return f"{sys.version.split()[0]} at {sys.executable}"
 
 

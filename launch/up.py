@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import secrets
 import shutil
 import signal
 from collections.abc import Mapping
@@ -13,25 +12,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from engine.config import EngineConfig
-from gateway.config import GatewayConfig
 from launch import redis_server
 from launch.cluster import Cluster, Plan
-from launch.config import UpConfig
 from launch.console import Console
 from launch.gpus import visible_gpus, why_no_gpu
 from launch.ports import PortRefused, try_port
 from launch.processes import adopt_orphans
+from launch.role_configs import build_roles
 from launch.run_file import DirectoryLock, DirectoryTaken, RunFile
-from launch.settings import SettingsError, Value, build
+from launch.settings import SettingsError, Value
 from launch.supervisor import StartError
 from scheduler.address import mask_password
-from scheduler.config import SchedulerConfig
 
-__all__ = ["build_roles", "run"]
+__all__ = ["run"]
 
-_ANY_ENGINE = "e_00000000"
-_NO_REDIS_YET = "unix:///not-started"
 _MIN_DISK_BYTES: Final = 16 * 2**20
 """For logs and Redis to begin with; `doctor` asks for more."""
 
@@ -98,22 +92,6 @@ def _check_port(host: str, port: int) -> None:
         try_port(host, port)
     except PortRefused as exc:
         raise StartError(str(exc)) from exc
-
-
-def build_roles(
-    values: Mapping[str, Value],
-) -> tuple[UpConfig, GatewayConfig, SchedulerConfig, EngineConfig]:
-    """Check every role's settings, so that a bad one stops us before anything is touched."""
-    config = build(UpConfig, values)
-    secret = None if "link_secret" in values else secrets.token_urlsafe(32)
-    redis = config.redis or _NO_REDIS_YET
-    recordings = None if "recordings" in values else str(Path(config.dir).absolute() / "recordings")
-    return (
-        config,
-        build(GatewayConfig, values, redis=redis, link_secret=secret, recordings=recordings),
-        build(SchedulerConfig, values, redis=redis),
-        build(EngineConfig, values, engine_id=_ANY_ENGINE, redis=redis, link_secret=secret),
-    )
 
 
 def _make_plan(values: Mapping[str, Value]) -> Plan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -31,7 +32,7 @@ from launch.doctor_machine import (
     trouble_explained,
 )
 from launch.doctor_problem import Advice, Problem
-from tests.cluster import wait_for
+from tests.cluster import SCALE, wait_for
 from tests.gateway.gateway_fixtures import make_certificate
 from tests.launch.test_up import turboserve
 from tests.scheduler.store.test_pools import guarded_server, server
@@ -135,6 +136,24 @@ def test_a_check_that_breaks_is_a_problem_and_the_next_is_made(
     (failed,) = (line for line in lines if line.startswith("FAIL"))
     assert failed.startswith("FAIL  codecs   can't be checked, ModuleNotFoundError: import of av halted")
     assert lines[-1].split()[:2] == ["ok", "port"]
+
+
+@pytest.mark.parametrize("library", ["h11", "numpy", "redis", "torch", "uvloop"])
+def test_a_library_that_does_not_load_is_a_problem(library: str, unused_port: int) -> None:
+    """Whichever it is, none of them ends the doctor."""
+    program = (
+        "import sys\n"
+        "sys.modules[sys.argv[1]] = None\n"
+        "from launch.__main__ import main\n"
+        "sys.argv[1:] = ['doctor', '--port', sys.argv[2]]\n"
+        "raise SystemExit(main())"
+    )
+    command = [sys.executable, "-c", program, library, str(unused_port)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60 * SCALE, check=False)
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    lines = ended.stdout.splitlines()
+    assert tuple(line.split()[1] for line in lines) == CHECKS
+    assert lines[0].startswith("FAIL  python ") and "can't be loaded" in lines[0] and library in lines[0]
 
 
 @pytest.mark.parametrize(
