@@ -196,10 +196,10 @@ class Tally:
         """Prompt changes of the clients that read as fast as they can."""
         return [edit for edit in self.edits if not self._log(edit.client).is_slow]
 
-    def _prompts_in_vain(self, fair_wait_ms: float) -> int:
-        """Prompts that had not reached the picture after so long, when their client left."""
+    def _prompts_in_vain(self) -> int:
+        """Prompts that had not reached the picture after a fair wait, when their client left."""
         logs = (log for log in self.clients.values() if log.ended is not None and not log.is_slow)
-        return sum(ms >= fair_wait_ms for log in logs if log.ended is not None for ms in log.ended.prompts_ms)
+        return sum(ms >= FAIR_WAIT_MS for log in logs if log.ended is not None for ms in log.ended.prompts_ms)
 
     def figures(self, *, end_ms: float, fair_wait_ms: float = FAIR_WAIT_MS) -> dict[str, object]:
         """The results up to a moment; names shared with the simulator as in scheduler/results.py."""
@@ -224,7 +224,7 @@ class Tally:
         return common | {
             "ttfc_ms": spread([sample.ttfc_ms for sample in self.first_parts], "p50", "p95", "p99", "max"),
             "prompt_to_chunk_ms": spread([edit.chunk_ms for edit in edits], "p50", "p95", "p99", "max"),
-            "prompts_in_vain": self._prompts_in_vain(fair_wait_ms),
+            "prompts_in_vain": self._prompts_in_vain(),
             "prompt_to_picture_ms": spread([edit.picture_ms for edit in edits], "p50", "p95", "p99", "max"),
             "stalls": {
                 "count": len(stalls),
