@@ -7,6 +7,8 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -40,8 +42,9 @@ async def run(config: EngineConfig, *, claim: bool) -> int:
     store = await connect(config.redis, cluster=config.cluster)
     try:
         try:
-            config = await _claim(store, config) if claim else config
-            end, is_asked = await _run_job(config)
+            with _folder() as logs:
+                config = await _claim(store, config) if claim else config
+                end, is_asked = await _run_job(config, logs)
             with contextlib.suppress(StoreError):  # missing heartbeats tell it as well, only later
                 await store.report_exit(EngineId(config.engine_id), end.how, crashed=end.crashed)
         finally:
@@ -78,7 +81,18 @@ async def _first_desired(store: Store) -> None:
         after = events[-1][0] if events else after
 
 
-async def _run_job(config: EngineConfig) -> tuple[EngineEnd, bool]:
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    """For what torchrun keeps of ranks, and would leave among temporary files for ever. Raises StartError."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="turboserve-engine-", ignore_cleanup_errors=True)
+    except OSError as exc:
+        raise StartError(f"torchrun needs a folder for temporary files: {exc.strerror or exc}") from exc
+    with folder as name:
+        yield Path(name)
+
+
+async def _run_job(config: EngineConfig, logs: Path) -> tuple[EngineEnd, bool]:
     """The job from start to end; the first signal asks it to end, a second one or time ends it.
 
     Returns also whether it was asked to.
@@ -86,7 +100,7 @@ async def _run_job(config: EngineConfig) -> tuple[EngineEnd, bool]:
     adopt_orphans()
     spec = ProcessSpec(
         name=f"engine-{config.engine_id}",
-        command=engine_command(ranks=config.ranks),
+        command=engine_command(ranks=config.ranks, log_dir=logs),
         log=_OUTPUT,
         environment=engine_environment(config, threads=config.threads),
     )

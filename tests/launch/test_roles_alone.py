@@ -89,11 +89,12 @@ def test_a_killed_engine_command_leaves_nothing(redis_url: str, tmp_path: Path) 
         wait_for("the end of the job", lambda: not any(is_running(pid) for pid in below))
 
 
-def test_an_engine_may_write_to_a_socket(redis_url: str) -> None:
-    """Its standard error is one under systemd; how it ended is told there as well."""
+def test_an_engine_may_write_to_a_socket(redis_url: str, tmp_path: Path) -> None:
+    """Its standard error is one under systemd; how it ended is told there as well. It leaves no files."""
     settings = {"redis": redis_url, "cluster": "socket", "link_secret": "hush", "engine_id": "e_0000000b"}
     settings["weights"] = "/none.safetensors"
     environment = os.environ | {f"TURBOSERVE_{key.upper()}": value for key, value in settings.items()}
+    environment["TMPDIR"] = str(tmp_path)
     ours, its = socket.socketpair()
     command = [sys.executable, "-m", "launch", "engine"]
     with ours, subprocess.Popen(command, env=environment, stdout=its, stderr=its) as engine:
@@ -102,3 +103,20 @@ def test_an_engine_may_write_to_a_socket(redis_url: str) -> None:
         assert engine.wait(timeout=30 * SCALE) == 1
     assert b"/none.safetensors" in written
     assert written.endswith(b"turboserve engine: e_0000000b exited with status 2\n")
+    assert not os.listdir(tmp_path)
+
+
+def test_an_engine_without_a_temporary_folder_says_so(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where the disk is full."""
+    settings = {"REDIS": redis_url, "CLUSTER": "full", "LINK_SECRET": "hush", "ENGINE_ID": "e_0000000c"}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"TURBOSERVE_{name}", value)
+
+    def fail(*arguments: object, **options: object) -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.mkdtemp", fail)
+    assert cli.main(["engine"]) == 1
+    assert "needs a folder for temporary files: No usable temporary" in capsys.readouterr().err
