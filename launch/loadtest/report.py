@@ -97,6 +97,8 @@ def figure_rows(result: Mapping[str, Any]) -> list[tuple[str, str, float | None]
     rows: list[tuple[str, str, float | None]] = []
     for key, name in _NAMES.items():
         value = result.get(key)
+        if key == "refused" and "plans" in result:
+            continue  # of a simulation: actions, no sessions
         if isinstance(value, Mapping):
             rows += [(name, part, number) for part, number in value.items()]
         elif key in result:
