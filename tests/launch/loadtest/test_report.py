@@ -148,9 +148,10 @@ def test_a_comparison_shows_both_and_the_change() -> None:
     assert cost == ["engine-seconds", "6", "3", "-50.0", "%"]
     (planning,) = (line.split() for line in lines if line.startswith("planning"))
     assert planning == ["planning,", "ms", "p50", "–", "0.1"]
-    simulated = text_table(RESULT, after | {"plans": 100, "refused": 7}, ("a", "b")).splitlines()
-    (refused,) = (line.split() for line in simulated if line.startswith("refused sessions"))
-    assert refused[-1] == "–"  # a simulation calls actions so that came too late
+    simulated = after | {"plans": 100, "refused": 7}
+    lines = text_table(RESULT | {"refused": 2}, simulated, ("a", "b")).splitlines()
+    (refused,) = (line.split() for line in lines if line.startswith("refused sessions"))
+    assert refused == ["refused", "sessions", "2", "–"]  # a simulation calls actions so that came too late
     page = comparison(RESULT, after, ("a", "b"))
     assert "-50.0 %" in page and len(figures(page)) == 6
 
