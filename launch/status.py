@@ -30,6 +30,10 @@ _LINES_AROUND: Final = 3
 _SESSION_COLUMNS: Final = ("id", "state", "engine", "epoch", "seq", "slack_ms")
 
 
+class _RefusedError(OSError):
+    """An answer, but not the one: a token is missing, or the gateway itself gets none from Redis."""
+
+
 async def run(config: StatusConfig) -> int:
     """Print the tables, once or live until Ctrl-C. Returns 0, or 1 when the cluster does not answer."""
     if config.every_s:
@@ -77,7 +81,7 @@ async def _ask(config: StatusConfig) -> Mapping[str, Any]:
     """Raises OSError: it does not answer; ValueError: not with a cluster's state."""
     status, body = await get(_address(config), timeout_s=_TIMEOUT_S, token=config.token or None)
     if status != 200:
-        raise ConnectionError(f"HTTP status {status}: {body[:200].decode(errors='replace').strip()}")
+        raise _RefusedError(f"HTTP status {status}: {body[:200].decode(errors='replace').strip()}")
     cluster = json.loads(body)
     if not isinstance(cluster, dict) or not cluster.keys() >= _KEYS:
         raise ValueError("what answers there is no gateway of TurboServe")
@@ -89,6 +93,8 @@ def _address(config: StatusConfig) -> str:
 
 
 def _explain(config: StatusConfig, exc: Exception) -> str:
+    if isinstance(exc, _RefusedError):
+        return f"{_address(config)} answers with {exc}"
     return f"no cluster answers at {_address(config)}: {str(exc) or f'nothing came in {_TIMEOUT_S:g} s'}"
 
 

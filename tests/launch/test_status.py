@@ -113,14 +113,14 @@ def test_a_token_with_a_line_end_is_refused() -> None:
 
 
 @asynccontextmanager
-async def answering(port: int, body: bytes | None) -> AsyncIterator[None]:
+async def answering(port: int, body: bytes | None, status: bytes = b"200 OK") -> AsyncIterator[None]:
     """An HTTP server that is asked once and has one answer, or None: that does not answer."""
     is_left = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         if body is not None:
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            writer.write(b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n" % (status, len(body)) + body)
         await reader.read()
         writer.close()
         await writer.wait_closed()
@@ -139,6 +139,15 @@ async def test_what_is_no_gateway_is_an_error(
     async with answering(unused_port, body):
         assert await run(StatusConfig(url=f"127.0.0.1:{unused_port}")) == 1
     assert "no cluster answers at http://127.0.0.1:" in capsys.readouterr().err
+
+
+async def test_a_refusal_is_an_answer(unused_port: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """There is a cluster, which wants a token."""
+    async with answering(unused_port, b'{"message": "bring a token"}', b"401 Unauthorized"):
+        assert await run(StatusConfig(url=f"127.0.0.1:{unused_port}")) == 1
+    said = capsys.readouterr().err
+    assert "no cluster" not in said
+    assert said.endswith('/v1/cluster answers with HTTP status 401: {"message": "bring a token"}\n')
 
 
 async def test_silence_is_named(
