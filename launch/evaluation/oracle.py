@@ -10,14 +10,16 @@ best spread evenly, ⌈n/m⌉ on the fullest, and only the number of engines is 
               for engines in time, pays for start-up and stop, and nobody ever waits
 
 With engines ready at once and gone at once there is nothing to foresee, and both are the same. Each λ gives
-a pair (mean latency, engine-seconds); the lower hull of these pairs bounds the cost of any policy in this
-model with a given mean latency (exactly at its corners). Against that a policy's samples are held.
+a pair (mean latency, engine-seconds) than which no other has less of both together, weighed by λ. So of the
+one that knows the future each λ bounds the cost of any policy in this model that has a given mean latency,
+and the highest of these bounds counts. The one that knows the present is a policy itself: mixtures of its
+pairs, for different λ, are what another is held against.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +37,8 @@ Point = tuple[float, float]
 """(mean latency in ms over the moments with demand, engine-seconds)"""
 WEIGHTS = tuple(2.0 ** (n / 2) for n in range(-12, 15))
 """λ: engines that a chunk's play time of latency is worth."""
+CHEAPEST = 1e-9
+"""λ where latency is worth next to nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,22 +126,30 @@ def present(task: Task, weight: float) -> Point:
 
 
 def gap(task: Task, oracle: Callable[[Task, float], Point], mean_ms: float, engine_s: float) -> float | None:
-    """By what share a policy with that mean latency costs more than the oracle's hull there; None if the
+    """By what share a policy with that mean latency costs more than the oracle has to there; None if the
     oracle can't have so low a latency."""
-    points = sorted({oracle(task, weight) for weight in WEIGHTS})
-    least_s = _hull_at(points, mean_ms)
-    return None if least_s is None else engine_s / least_s - 1.0
+    found = {weight: oracle(task, weight) for weight in (CHEAPEST, *WEIGHTS)}
+    if min(latency_ms for latency_ms, _ in found.values()) > mean_ms:
+        return None
+    knows_all = oracle is future or not (task.profile.start_ms or task.profile.stop_ms)
+    least_s = _bound_at(task, found, mean_ms) if knows_all else _hull_at(sorted(set(found.values())), mean_ms)
+    return engine_s / least_s - 1.0
+
+
+def _bound_at(task: Task, found: Mapping[float, Point], mean_ms: float) -> float:
+    """What each weight's best leaves to any policy with that mean latency; the most of it."""
+    ms_costs_s = _busy(task) * task.step_s / task.profile.play_ms
+    return max(spent_s + weight * ms_costs_s * (ms - mean_ms) for weight, (ms, spent_s) in found.items())
 
 
 def _busy(task: Task) -> int:
     return max(1, sum(demand > 0 for demand in task.demand))
 
 
-def _hull_at(points: Sequence[Point], at: float) -> float | None:
-    """Height of the lower hull of points, sorted, at an abscissa; beyond the last corner it is level."""
+def _hull_at(points: Sequence[Point], at: float) -> float:
+    """Height of the lower hull of points, sorted, at an abscissa that is not before the first of them; beyond
+    the last corner it is level."""
     within = [point for point in points if point[0] <= at]
-    if not within:
-        return None
     best = min(height for _, height in within)
     for x, height in within:
         for far_x, far_height in points:

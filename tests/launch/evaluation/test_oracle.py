@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import pairwise, product
 
@@ -11,7 +12,7 @@ from launch.evaluation import oracle
 from launch.evaluation.oracle import Task, demand_at, future, gap, present
 from scheduler.domain import EngineId
 from scheduler.latency import round_ms
-from scheduler.sim.profile import PROFILES
+from scheduler.sim.profile import PROFILES, Profile
 from scheduler.sim.record import new_engine
 from scheduler.trace import EventKind, Trace, TraceEvent
 
@@ -78,8 +79,27 @@ def test_gaps() -> None:
     mean_ms, engine_s = future(task, 1.0)
     assert gap(task, future, mean_ms, engine_s) == pytest.approx(0.0)
     assert gap(task, future, mean_ms, 1.1 * engine_s) == pytest.approx(0.1)
-    assert gap(task, future, 9_999.0, 1 + 1 + 3 + 1 + 2 + 1) == pytest.approx(0.0)
+    assert gap(task, future, 9_999.0, 1 + 1 + 3 + 1 + 2 + 1) == pytest.approx(0.0, abs=1e-6)
     assert gap(task, future, 700.0, 9.0) is None
+
+
+@pytest.mark.parametrize("profile", [AT_ONCE, SLOW])
+def test_a_gap_is_never_told_too_small(profile: Profile) -> None:
+    """Also between two corners of the hull: each of the 729 sequences is at least as dear as what it is held
+    against."""
+    task = replace(TASK, profile=profile)
+    latency_ms, busy = task.latency_ms(), sum(demand > 0 for demand in task.demand)
+    found = 0
+    for engines in product((1, 2, 3), repeat=len(task.demand)):
+        felt_ms = sum(latency_ms[moment, number - 1] for moment, number in enumerate(engines))
+        steps = list(pairwise((task.least, *engines)))
+        change_s = sum(max(0, b - a) * profile.start_ms for a, b in steps) / 1000
+        change_s += sum(max(0, a - b) * profile.stop_ms for a, b in steps) / 1000
+        if math.isfinite(felt_ms):
+            above = gap(task, future, felt_ms / busy, sum(engines) * task.step_s + change_s)
+            assert above is None or above >= -1e-9
+            found += above is not None
+    assert found > 20
 
 
 def test_demand_is_counted_at_moments() -> None:
