@@ -96,7 +96,8 @@ class Runs:
                     found[name] = json.loads((self._folder / f"{name}{suffix}").read_bytes())
             if name not in found:
                 missing.append(job)
-        futures = {self._pool.submit(run, job): job for job in missing}
+        with _undisturbed():
+            futures = {self._pool.submit(run, job): job for job in missing}
         done = as_completed(futures)
         for future in track(done, what, len(missing), console=self._console, disable=not missing):
             name = futures[future].name
@@ -225,6 +226,16 @@ def _workers(number: int) -> Iterator[ProcessPoolExecutor]:
             for process in multiprocessing.active_children():
                 process.kill()
             raise
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C waits: half a pool could not be ended. Processes and threads that begin here never get one."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin_worker(parent: int) -> None:
