@@ -19,7 +19,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo 'Python 3.11 or newer is needed: apt-get install python3 python3-venv, or make PYTHON=/path/to/python3'; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); } || \
 	  { rm -rf $(VENV); echo 'The environment could not be made: apt-get install python3-venv'; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile $(PIP_ARGS) \
 	  -c constraints.txt -e '.[server,kubernetes,dev]'
@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	@$(BIN)/turboserve up --engines $(ENGINES) --device $(DEVICE) --port $(PORT) --dir $(DIR)
+	@$(BIN)/turboserve up --engines $(ENGINES) --device $(DEVICE) --port $(PORT) --dir '$(DIR)'
 
 # More at a time than a small machine has processors, a file each: the slow tests mostly wait for other processes.
 test: $(STAMP) browser

@@ -77,6 +77,8 @@ def parse_address(url: str) -> RedisAddress:
         options = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
     except ValueError:
         raise ValueError("redis is not a valid URL") from None
+    if parts.scheme == "unix" and (parts.netloc.rpartition("@")[2] or not parts.path.strip("/")):
+        raise ValueError("redis must name its socket by the whole path: unix:///path/of/socket")
     _check_options(parts.scheme, options)
     user_info, _, places = parts.netloc.rpartition("@")
     username, _, password = user_info.partition(":")

@@ -53,6 +53,8 @@ def test_good_urls(url: str, address: RedisAddress) -> None:
         ("rediss://me:secret@h?ssl_keyfile=/x", "without ssl_certfile"),
         ("redis+sentinel://me:secret@h", "no service"),
         ("redis://me:secret@h?db", "not a valid URL"),
+        ("unix://", "the whole path: unix:///path/of/socket"),
+        ("unix://run/secret.sock", "the whole path: unix:///path/of/socket"),
     ],
 )
 def test_bad_urls(url: str, says: str) -> None:

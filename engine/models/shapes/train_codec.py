@@ -60,7 +60,7 @@ def _train(what: str, job: Job) -> Path:
     )
     generator = torch.Generator().manual_seed(job.seed + int(time.time()) + peers.rank)
     progress = Progress(what, job.minutes)
-    while (fraction := peers.agree(progress.fraction())) < 1.0:
+    while (fraction := peers.agree(progress.fraction())) < 1.0 or not progress.steps:
         optimizer.set_lr(_PEAK_LR * ease(fraction, progress.steps, warmup=60))
         loss, mse = _loss(pair, *_crops(job, generator))
         optimizer.zero_grad()

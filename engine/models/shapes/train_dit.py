@@ -55,7 +55,7 @@ def train_dit(job: Job) -> Path:
     torch.manual_seed(job.seed + 7919 * run.steps + peers.rank)
     common = torch.Generator().manual_seed(job.seed + run.steps)  # choices that all processes make alike
     progress = Progress("dit", job.minutes)
-    while (fraction := peers.agree(progress.fraction())) < 1.0:
+    while (fraction := peers.agree(progress.fraction())) < 1.0 or not progress.steps:
         run.set_lr(ease(fraction, progress.steps, warmup=60))
         from_start, from_self = torch.rand(2, generator=common).tolist()
         batch = _draw(clips, job, draws, first_noisy=0 if from_start < _START_SHARE else 1)
