@@ -21,6 +21,7 @@ import asyncio
 import inspect
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -259,9 +260,12 @@ async def record(
     target = Path(path)
     partial = _partial(target)
     try:
-        async with connect(url, token) as client:
+        async with AsyncExitStack() as stack:
             stop = stop or asyncio.Event()
-            session = await _unless(stop, client.start(prompt, seed=seed, mode="recorder"))
+            client = await _unless(stop, stack.enter_async_context(connect(url, token)))
+            session = None
+            if client is not None:
+                session = await _unless(stop, client.start(prompt, seed=seed, mode="recorder"))
             if session is None:
                 return Recording(path=target, num_frames=0, num_chunks=0, duration_s=0.0, session="")
             recording = await _record(session, seconds, partial, target, stop)

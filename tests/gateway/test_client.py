@@ -528,6 +528,23 @@ async def test_record_keeps_the_fewest_whole_chunks(
     assert names(tmp_path) == ["out.mp4"]
 
 
+async def test_a_recording_is_stopped_while_its_server_says_nothing(tmp_path: Path) -> None:
+    """At once, not when it is given up: whoever presses Ctrl-C waits for no server."""
+    stop, silent = asyncio.Event(), asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        stop.set()
+        await silent.wait()
+        writer.close()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        made = await record(url, RED_ON_BLUE, 1.0, 1, tmp_path / "x.mp4", stop=stop)
+        silent.set()
+    assert made.num_chunks == 0 and names(tmp_path) == []
+
+
 async def test_failed_recording_leaves_nothing(server: StreamServer, tmp_path: Path) -> None:
     """When the server ends the session in the middle, no broken file is left."""
     server.faults.gen_s = 0.2
