@@ -29,6 +29,7 @@ __all__ = [
     "StatusConfig",
     "TokenConfig",
     "UpConfig",
+    "check_url",
     "http_address",
 ]
 
@@ -53,7 +54,8 @@ def http_address(url: str) -> str:
     return urlunsplit((scheme, parts.netloc, path, "", ""))
 
 
-def _check_url(url: str) -> None:
+def check_url(url: str) -> None:
+    """Raises ValueError: the setting `url` is no address of a gateway."""
     try:
         http_address(url)
     except ValueError:
@@ -206,7 +208,7 @@ class StatusConfig:
     """Show it again and again, in place, so often; 0: once."""
 
     def __post_init__(self) -> None:
-        _check_url(self.url)
+        check_url(self.url)
         _check_token(self.token)
         if not 0 <= self.every_s <= 3_600:
             raise ValueError(f"every_s must be between 0 and 3600, got {self.every_s}")
@@ -289,7 +291,7 @@ class ClientConfig:
     def __post_init__(self) -> None:
         if not self.prompt:
             raise ValueError("prompt must not be empty")
-        _check_url(self.url)
+        check_url(self.url)
         _check_token(self.token)
         if not 0 < self.seconds <= 3_600:
             raise ValueError(f"seconds must be above 0 and at most 3600, got {self.seconds:g}")

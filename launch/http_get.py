@@ -1,18 +1,28 @@
-"""The one HTTP request that the launcher makes: GET from a gateway."""
+"""The one HTTP request that the launcher makes, GET from a gateway, and what it reads most."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
-from typing import Final
+from collections.abc import Set
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import h11
 
-__all__ = ["get"]
+__all__ = ["get", "read_cluster"]
 
 _READ_BYTES: Final = 64 * 1024
 _MAX_BODY_BYTES: Final = 16 * 1024 * 1024
+
+
+def read_cluster(body: bytes, wanted: Set[str]) -> dict[str, Any]:
+    """The answer of `/v1/cluster`, in which these must be. Raises ValueError: it is none."""
+    cluster = json.loads(body)
+    if not isinstance(cluster, dict) or not cluster.keys() >= wanted:
+        raise ValueError("what answers there is no gateway of TurboServe")
+    return cluster
 
 
 async def get(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from launch import simulate_serve
 from launch.outputs import check_writable
+from launch.profile_file import read_json
 from launch.settings import SettingsError
 from launch.supervisor import StartError
 from launch.trace_file import load_trace
@@ -155,10 +156,7 @@ def load_profile(name: str) -> Profile:
     """A named profile, or a file that `turboserve profile` wrote. Raises SettingsError, ValueError."""
     if not name.endswith(".json"):
         return find_profile(name)
-    try:
-        data = json.loads(Path(name).read_bytes())
-    except (OSError, ValueError, RecursionError) as exc:
-        raise SettingsError(f"the profile {name} can't be read: {exc}") from exc
+    _, data = read_json(name)
     return read_profile(Path(name).stem, data)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import signal
 import sys
 from collections import Counter
@@ -17,7 +16,7 @@ from rich.live import Live
 from rich.text import Text
 
 from launch.config import StatusConfig, http_address
-from launch.http_get import get
+from launch.http_get import get, read_cluster
 
 __all__ = ["render", "run"]
 
@@ -82,10 +81,7 @@ async def _ask(config: StatusConfig) -> Mapping[str, Any]:
     status, body = await get(_address(config), timeout_s=_TIMEOUT_S, token=config.token or None)
     if status != 200:
         raise _RefusedError(f"HTTP status {status}: {body[:200].decode(errors='replace').strip()}")
-    cluster = json.loads(body)
-    if not isinstance(cluster, dict) or not cluster.keys() >= _KEYS:
-        raise ValueError("what answers there is no gateway of TurboServe")
-    return cluster
+    return read_cluster(body, _KEYS)
 
 
 def _address(config: StatusConfig) -> str:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import re
 from pathlib import Path
-from typing import Any
 
+from launch.profile_file import read_json
 from launch.settings import SettingsError
 from scheduler.sim.profile import Profile, find_profile, read_profile
 from scheduler.trace import Trace, TraceError, read_trace
@@ -28,18 +27,10 @@ def load_profile(name: str) -> Profile:
     try:
         if not name.endswith(".json"):
             return find_profile(name)
-        content, data = _read_json(name)
+        content, data = read_json(name)
         return read_profile(_named(name, content), data)
     except ValueError as exc:
         raise SettingsError(str(exc)) from exc
-
-
-def _read_json(path: str) -> tuple[bytes, Any]:
-    try:
-        content = Path(path).read_bytes()
-        return content, json.loads(content)
-    except (OSError, ValueError, RecursionError) as exc:
-        raise SettingsError(f"the profile {path} can't be read: {exc}") from exc
 
 
 def load_trace(path: str) -> tuple[str, Trace]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from launch.config import DEFAULT_URL, http_address
+from launch.config import DEFAULT_URL, check_url
 
 __all__ = ["DEFAULT_SECONDS", "SHAPES", "CompareConfig", "LoadtestConfig"]
 
@@ -100,10 +100,7 @@ class LoadtestConfig:
     def __post_init__(self) -> None:
         if not self.json or self.html in ("", self.json):
             raise ValueError("json and html must name files, and not the same one")
-        try:
-            http_address(self.url)
-        except ValueError:
-            raise ValueError(f"url must be an address like {DEFAULT_URL}, got {self.url!r}") from None
+        check_url(self.url)
         if self.shape not in SHAPES:
             raise ValueError(f"shape must be {' or '.join(SHAPES)}, got {self.shape!r}")
         for name, (low, high) in _BOUNDS.items():

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from launch.config import http_address
-from launch.http_get import get
+from launch.http_get import get, read_cluster
 from launch.loadtest.config import DEFAULT_SECONDS, LoadtestConfig
 from launch.loadtest.live import LiveTable, summary
 from launch.loadtest.load import Script, clip, invent, make_scripts, share_out
@@ -236,10 +236,7 @@ class _ClusterWatch:
             raise PermissionError(f"HTTP status {status}")
         if status != 200:
             raise ConnectionError(f"HTTP status {status}")
-        answer = json.loads(body)
-        if not isinstance(answer, dict) or not answer.keys() >= _ASKED:
-            raise ValueError("what answers there is no gateway of TurboServe")
-        return answer
+        return read_cluster(body, _ASKED)
 
 
 def _cpu_times() -> tuple[int, int]:
