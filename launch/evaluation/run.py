@@ -218,7 +218,7 @@ def _grid(options: argparse.Namespace) -> list[Case]:
 @contextlib.contextmanager
 def _workers(number: int) -> Iterator[ProcessPoolExecutor]:
     """Processes to simulate in. None is left, however this one ends."""
-    with ProcessPoolExecutor(number, initializer=_begin_worker, initargs=(os.getpid(),)) as pool:
+    with ProcessPoolExecutor(number, initializer=die_with, initargs=(os.getpid(),)) as pool:
         try:
             yield pool
         except BaseException:
@@ -236,11 +236,6 @@ def _undisturbed() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _begin_worker(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the parent, which ends us
-    die_with(parent)
 
 
 def _folder_of_runs(runs: Path) -> Path:
