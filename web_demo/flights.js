@@ -4,14 +4,13 @@
 // So the elements rest. Each is where it belongs at once, with its name, for pointer and keyboard; it shows itself when the
 // canvas has brought its picture there.
 
-import { Sprites } from "./sprites.js";
+import { LARGER, Sprites } from "./sprites.js";
 
 const FADE_MS = 600; // from one look to another, in and out
 const GROW_MS = 400;
 const RIDE_MS = 600; // along with its lane
 const MOVE_MS = 1100; // to another lane
 const LIFTED_MS = 1300; // how long one that moves is larger and has a halo
-const LARGER = 1.25;
 const SMALLEST = 0.3;
 const SHARPEST = 2; // device pixels to one of CSS; nobody sees more in motion
 

@@ -28,8 +28,7 @@ if id ~= '' then
     local entry, rev, seq = string.match(known, '^(%S+) ?(%S*) ?(%S*)$')
     return {entry, 1, rev, seq}
   end
-end
-if id == '' and write ~= '' then
+elseif write ~= '' then
   local newest, entry = string.match(redis.call('HGET', ids, '') or '', '^(%S+) (%S+)$')
   if newest == write then
     return {entry, 1, '', ''}
