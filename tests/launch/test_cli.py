@@ -182,6 +182,7 @@ def test_ctrl_c_is_no_error_while_it_is_imported() -> None:
     """No traceback, and the status that Ctrl-C has later."""
     program = (
         "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # whoever runs the tests may ignore it
         "class Interrupt:\n"
         "    def find_spec(self, name, *rest):\n"
         "        if name == 'launch.cli': os.kill(os.getpid(), signal.SIGINT)\n"
