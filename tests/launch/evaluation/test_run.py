@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,13 @@ def test_an_interrupted_evaluation_ends_at_once(tmp_path: Path) -> None:
     """By a terminal's Ctrl-C, which all its processes get: what has not been begun is not run first."""
     long = ("--traces", "steady", "--sizes", "16", "--duration-s", "20000", "--workers", "2")
     command = [sys.executable, "-m", "launch", "evaluate", "--dir", str(tmp_path), *long]
-    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True) as evaluation:
+    with subprocess.Popen(
+        command,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # who runs the tests may ignore it
+    ) as evaluation:
         try:
             wait_for("both processes", lambda: len(_group(evaluation.pid)) == 3)
             os.killpg(evaluation.pid, signal.SIGINT)
