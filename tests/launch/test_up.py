@@ -201,12 +201,14 @@ def test_redis_is_as_promised(cluster: Cluster) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_ends_in_order(number: signal.Signals, small_cluster: Cluster) -> None:
     """Status 0, every process gone, run.json gone, the URL printed once."""
+    ready = f"TurboServe is ready: {small_cluster.url}"
+    wait_for("the line that says it is ready", lambda: ready in small_cluster.printed())
     below = descendants(small_cluster.process.pid)
     assert len(below) >= 5
     assert small_cluster.stop(number) == 0
     assert not any(is_running(pid) for pid in below)
     assert not (small_cluster.dir / "run.json").exists()
-    assert small_cluster.printed().count(f"TurboServe is ready: {small_cluster.url}") == 1
+    assert small_cluster.printed().count(ready) == 1
 
 
 @pytest.mark.cluster
