@@ -277,7 +277,8 @@ class CallQueue:
                 self._faults.note("call", f"{call.session}: {type(call).__name__} failed", exc)
                 return Failure(kind=FailureKind.INTERNAL, message=INTERNAL)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(over.wait(), backoff_s)
+                async with asyncio.timeout(backoff_s):
+                    await over.wait()
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
 
 

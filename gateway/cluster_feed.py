@@ -107,7 +107,8 @@ class ClusterFeed:
     async def _await_watcher(self, seconds: float) -> None:
         self._watched.clear()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._watched.wait(), max(0.0, seconds))
+            async with asyncio.timeout(max(0.0, seconds)):
+                await self._watched.wait()
 
     def sample_age_s(self) -> float:
         """Time since the newest sample; infinite before the first."""
@@ -144,7 +145,8 @@ class ClusterFeed:
                 news = self._news
                 if seen == self._version:
                     try:
-                        await asyncio.wait_for(news.wait(), QUIET_S)
+                        async with asyncio.timeout(QUIET_S):
+                            await news.wait()
                     except TimeoutError:
                         yield b": still here\n\n"
                         continue

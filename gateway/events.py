@@ -115,7 +115,8 @@ class QueueWatcher:
         while True:
             is_awaited = any(connection.machine.is_queued() for connection in self._hub.connections)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._poked.wait(), ETAS_EVERY_S if is_awaited else None)
+                async with asyncio.timeout(ETAS_EVERY_S if is_awaited else None):
+                    await self._poked.wait()
             self._poked.clear()
             try:
                 await self._tell_positions()

@@ -207,7 +207,8 @@ class EngineLink:
             return True
         self._changed.clear()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), LINGER_S)
+            async with asyncio.timeout(LINGER_S):
+                await self._changed.wait()
         return self.is_used()
 
     async def _serve_once(self, url: str) -> bool:
@@ -247,7 +248,8 @@ class EngineLink:
 
     async def _hang_up(self, connection: ClientConnection) -> None:
         with contextlib.suppress(TimeoutError, WebSocketException):
-            await asyncio.wait_for(connection.close(), CLOSE_TIMEOUT_S)
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await connection.close()
 
     async def _watch_use(self) -> None:
         """Ends when nobody followed for LINGER_S, which ends the link."""

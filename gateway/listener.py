@@ -271,6 +271,7 @@ class HttpConnection(asyncio.Protocol):
             self._websocket.release()
         if self.task is not None:
             self.task.cancel()
+            self.task = None  # how it ended has frames with us in it
 
     def pause_writing(self) -> None:
         self._writable.clear()
@@ -400,7 +401,7 @@ class HttpConnection(asyncio.Protocol):
             response = self._listener.application.fail(request, exc)
         try:
             await self._send_response(response, head=request.method == "HEAD")
-            await asyncio.wait_for(self._writable.wait(), self._limits.stall_timeout_s)
+            await self._written()
         except (h11.LocalProtocolError, OSError, TimeoutError) as exc:
             logger.info("response cut off: %s %.200r: %s", request.method, request.path, exc)
             self.transport.abort()
@@ -444,8 +445,13 @@ class HttpConnection(asyncio.Protocol):
             if not head:
                 async for piece in body:
                     self._send(h11.Data(data=piece))
-                    await asyncio.wait_for(self._writable.wait(), self._limits.stall_timeout_s)
+                    await self._written()
         self._send(h11.EndOfMessage())
+
+    async def _written(self) -> None:
+        """Wait until the peer has taken most of it. Raises TimeoutError."""
+        async with asyncio.timeout(self._limits.stall_timeout_s):  # `wait_for` could miss our cancelling
+            await self._writable.wait()
 
     def _refuse(self, response: Response, *, head: bool = False) -> None:
         """Answer before the request is complete, then close: the rest of it is not worth reading."""

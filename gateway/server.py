@@ -98,7 +98,8 @@ class Gateway:
         calls = [task for connection in connections for task in connection.calls_tasks]
         await finish_calls(calls, within_s=GOODBYE_S)
         with contextlib.suppress(TimeoutError):  # a session may have begun whose client is gone
-            await asyncio.wait_for(self.hub.forgetter.drained(), GOODBYE_S)
+            async with asyncio.timeout(GOODBYE_S):
+                await self.hub.forgetter.drained()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -178,7 +179,8 @@ async def _start(config: GatewayConfig, stop: asyncio.Event) -> Gateway | None:
         except StoreUnavailable as exc:
             logger.warning("waiting for Redis: %s", exc)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), RETRY_S)
+            async with asyncio.timeout(RETRY_S):
+                await stop.wait()
     if gateway is not None:
         await gateway.hub.store.close()
     return None
