@@ -10,7 +10,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-__all__ = ["Player", "acknowledged", "delivered", "dry_ms", "start_ms", "subscribed", "unplayed_ms"]
+__all__ = [
+    "Player",
+    "acknowledged",
+    "delivered",
+    "dry_ms",
+    "full_since_ms",
+    "start_ms",
+    "subscribed",
+    "unplayed_ms",
+]
 
 MAX_UNACKED_CHUNKS = 8
 """What a client gets that never acks, and at least what one gets that stops."""
@@ -20,6 +29,8 @@ MAX_UNDELIVERED_CHUNKS = 14
 """Chunks nobody has taken yet; below the replay window, so that none is lost before its first subscriber."""
 FIRST_CHUNK_MS = 500.0
 """A player that has nothing yet gets its chunk within this time, as far as planning goes."""
+STILL_MS = 1.0
+"""A playhead that acks move by no more stands still: a player that rounds what it tells."""
 ALWAYS = -math.inf
 
 
@@ -42,6 +53,8 @@ class Player:
     acked_seq: int = 0
     """First chunk not acknowledged; at subscription, the first one asked for."""
     has_acked: bool = False
+    still_ms: float | None = None
+    """Since when no ack told of progress, and nothing was delivered; None: not acked since a delivery."""
 
     def playhead_ms(self, now_ms: float) -> float:
         """Media position of the playhead."""
@@ -71,6 +84,7 @@ def subscribed(player: Player, *, seq: int, media_ms: float) -> Player:
         delivered_seq=seq,
         acked_seq=seq,
         has_acked=False,
+        still_ms=None,
     )
 
 
@@ -84,6 +98,7 @@ def delivered(player: Player, *, seq: int, end_media_ms: float, now_ms: float) -
         anchor_ms=now_ms,
         delivered_media_ms=max(end_media_ms, player.delivered_media_ms),
         delivered_seq=seq + 1,
+        still_ms=None,
     )
 
 
@@ -98,12 +113,14 @@ def acknowledged(player: Player, *, seq: int, end_media_ms: float, buffer_ms: fl
     if player.anchor_ms is not None and playhead >= player.delivered_media_ms <= player.playhead_ms(now_ms):
         return replace(player, acked_seq=seq + 1, has_acked=True)  # it was dry and is: keep since when
     started = player.anchor_ms is not None or seq >= player.acked_seq
+    is_still = player.still_ms is not None and playhead <= player.anchor_media_ms + STILL_MS
     return replace(
         player,
         anchor_media_ms=playhead if started else player.anchor_media_ms,
         anchor_ms=now_ms if started else None,
         acked_seq=seq + 1,
         has_acked=True,
+        still_ms=player.still_ms if is_still else now_ms,
     )
 
 
@@ -134,6 +151,20 @@ def start_ms(player: Player, *, next_seq: int, made_ms: float) -> float | None:
         return None
     # One millisecond beyond: unplayed media must be less than the limit, not equal.
     return player.anchor_ms + (wanted_media_ms - player.anchor_media_ms) + 1.0
+
+
+def full_since_ms(
+    player: Player, *, next_seq: int, made_ms: float, now_ms: float, before_ms: float | None
+) -> float | None:
+    """Since when the player takes no more chunks: it acks none, or its playhead stands while it holds enough.
+
+    Args:
+        before_ms: the answer of before.
+    """
+    start = start_ms(player, next_seq=next_seq, made_ms=made_ms)
+    if start is None:
+        return before_ms if before_ms is not None else now_ms
+    return player.still_ms if start > now_ms else None
 
 
 def dry_ms(player: Player, *, made_ms: float, due_ms: float, now_ms: float) -> float:

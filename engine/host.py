@@ -27,7 +27,7 @@ from engine.compute_messages import (
     SessionFailed,
     Wish,
 )
-from engine.credit import Player, acknowledged, start_ms, subscribed
+from engine.credit import Player, acknowledged, full_since_ms, subscribed
 from engine.emission import Emitter, RecentLatency
 from engine.handover import Arrival, HostFacts, facts_of, player_of
 from engine.hosted import Hosted, LogTail, Place
@@ -480,7 +480,8 @@ class Host:
         self._refresh(hosted)
 
     def _resume(self, hosted: Hosted, id: MessageId | None) -> None:
-        hosted.life = replace(hosted.life, paused_ms=None)
+        hosted.life = replace(hosted.life, paused_ms=None, full_ms=None)
+        hosted.player = replace(hosted.player, still_ms=None)  # it may have stood because of the pause
         self._accept(hosted, id)
         self._refresh(hosted)
 
@@ -537,13 +538,11 @@ class Host:
         self._ledger.changed()
 
     def _full_since(self, hosted: Hosted, now_ms: float) -> float | None:
-        """Since when only an ack or a delivery could let the next chunk start."""
-        if hosted.link is None or not hosted.at_compute:
+        """Since when its player takes no more chunks."""
+        if hosted.link is None:
             return None
-        replay = hosted.replay
-        if start_ms(hosted.player, next_seq=replay.next_seq, made_ms=replay.end_ms) is not None:
-            return None
-        return hosted.life.full_ms if hosted.life.full_ms is not None else now_ms
+        seq, made_ms, before_ms = hosted.replay.next_seq, hosted.replay.end_ms, hosted.life.full_ms
+        return full_since_ms(hosted.player, next_seq=seq, made_ms=made_ms, now_ms=now_ms, before_ms=before_ms)
 
     async def watch(self) -> None:
         """Judge each session again when its time comes. Runs until cancelled."""

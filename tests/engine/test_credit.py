@@ -14,6 +14,7 @@ from engine.credit import (
     acknowledged,
     delivered,
     dry_ms,
+    full_since_ms,
     start_ms,
     subscribed,
     unplayed_ms,
@@ -188,3 +189,31 @@ def test_a_recorder_is_not_more_urgent_than_its_rate() -> None:
     """It acks each chunk with nothing unplayed: its next deadline is one chunk after the chunk was due."""
     player = ack(deliver(fresh(), 0, now_ms=100.0), 0, buffer_ms=0.0, now_ms=100.0)
     assert dry_ms(player, made_ms=CHUNK, due_ms=100.0, now_ms=110.0) == 100.0 + CHUNK
+
+
+def full_since(player: Player, seq: int, now_ms: float, before_ms: float | None = None) -> float | None:
+    """Since when it takes no more, all before `seq` being made."""
+    made_ms = seq * CHUNK
+    return full_since_ms(player, next_seq=seq, made_ms=made_ms, now_ms=now_ms, before_ms=before_ms)
+
+
+def test_a_player_that_stands_with_a_full_buffer_is_full_since_it_stood() -> None:
+    """Its acks go on and tell the same; one that plays, or could take a chunk, is not full."""
+    player = deliver(deliver(deliver(fresh(), 0, 0.0), 1, 0.0), 2, 0.0)
+    for now in range(1_000, 5_000, 500):
+        player = ack(player, 2, 2200.0 + now % 1_000 / 1e3, float(now))
+    assert full_since(player, 3, 5_000.0) == 1_000.0
+    assert full_since(player, 3, 6_000.0) is None  # no ack for so long: it plays, and the chunk is due
+    moved = ack(player, 2, 2100.0, 5_000.0)
+    assert full_since(moved, 3, 5_000.0) == 5_000.0
+    assert full_since(deliver(moved, 3, 5_100.0), 4, 5_100.0) is None
+    assert full_since(ack(player, 2, 0.0, 5_000.0), 3, 5_000.0) is None
+
+
+def test_a_player_that_acks_nothing_is_full_since_its_last_chunk() -> None:
+    """Nothing but an ack lets it go on, so the first moment counts."""
+    player = fresh()
+    for seq in range(MAX_UNACKED_CHUNKS):
+        player = deliver(player, seq, 0.0)
+    assert full_since(player, MAX_UNACKED_CHUNKS, 7_000.0) == 7_000.0
+    assert full_since(player, MAX_UNACKED_CHUNKS, 9_000.0, before_ms=7_000.0) == 7_000.0

@@ -508,6 +508,48 @@ async def test_a_player_that_takes_no_more_makes_the_session_idle_until_it_acks(
     assert hosted.active and world.wishes[-1].running
 
 
+async def test_a_player_that_stands_with_a_full_buffer_makes_the_session_idle_until_it_plays(
+    world: World,
+) -> None:
+    """Who stops the picture and goes away, with a player that goes on acking, holds no slot for ever."""
+    world.open()
+    world.subscribe()
+    for seq in range(3):
+        await world.make(seq)
+    hosted = world.host.sessions[S1]
+
+    def stand_until(end_ms: float) -> None:
+        while world.now_ms < end_ms:
+            world.now_ms += 500.0
+            world.ask(Credit(session=S1, controller_epoch=1, seq=2, buffer_ms=2_000.0))
+
+    stand_until(2_000.0)
+    assert hosted.active
+    stand_until(2_500.0)
+    assert (hosted.active, hosted.reason) == (False, "player_full")
+    stand_until(2_500.0 + OFFLOAD_MS)
+    assert isinstance(world.commands[-1], Offload)
+    world.host.receive_event(resided(Residence.STORED, 3))
+    stand_until(10_000.0)
+    assert not hosted.active and world.asked == []
+    world.ask(Credit(session=S1, controller_epoch=1, seq=2, buffer_ms=1_900.0))
+    assert hosted.active and world.asked == [S1]
+
+
+async def test_a_resumed_session_is_not_idle_for_a_player_that_stood_in_the_pause(world: World) -> None:
+    """What it told while paused says nothing of what it wants now."""
+    world.open()
+    world.subscribe()
+    for seq in range(3):
+        await world.make(seq)
+    world.ask(Pause(session=S1, controller_epoch=1))
+    for _ in range(10):
+        world.now_ms += 500.0
+        world.ask(Credit(session=S1, controller_epoch=1, seq=2, buffer_ms=2_000.0))
+    world.ask(Resume(session=S1, controller_epoch=1))
+    assert world.host.sessions[S1].active
+
+
 async def test_a_released_session_says_where_it_is(world: World) -> None:
     """Moved with the new owner, and the slot is freed; a stale release does nothing."""
     world.open(epoch=2)
