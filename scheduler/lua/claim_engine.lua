@@ -19,7 +19,8 @@ for _, wanted in ipairs(cjson.decode(engines)) do
     if e.claimed_by == claimer then
       return wanted.id
     end
-    if not e.claimed_by then
+    -- One that beats is being started, though Redis has lost for whom: two processes would have one id.
+    if not e.claimed_by and e.phase == 'wanted' then
       local now = now_ms()
       -- The start's time limit runs from here: until now nobody was starting it.
       redis.call('HSET', record, 'claimed_by', claimer, 'started_ms', now, 'heartbeat_ms', now)

@@ -137,7 +137,11 @@ class LeaderStore(StoreReader):
         await self._redis.run("stop_engine", self._key("engine", engine), engine, term)
 
     async def write_desired(self, term: int, engines: Sequence[DesiredEngine]) -> None:
-        """Say which engines should exist. New ids get a starting record; dropped ones that start are gone."""
+        """Say which engines should exist. New ids get a starting record; dropped ones that start are gone.
+
+        Raises:
+            PlacementRefused: one that is not among them is ready: it must be drained first.
+        """
         pairs = [item for e in engines for item in (e.id, e.model)]
         await self._redis.run(
             "write_desired", self._key("desired"), term, records.desired_json(engines), *pairs

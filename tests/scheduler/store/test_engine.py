@@ -30,7 +30,20 @@ from scheduler.store import (
     StaleEpoch,
     Store,
 )
-from tests.scheduler.conftest import E1, E2, E3, MODEL, S1, S2, create, lead, placed, ready
+from tests.scheduler.conftest import (
+    E1,
+    E2,
+    E3,
+    MODEL,
+    S1,
+    S2,
+    create,
+    lead,
+    placed,
+    ready,
+    restore,
+    snapshot,
+)
 
 
 async def test_register_makes_a_wanted_engine_ready(store: Store) -> None:
@@ -412,3 +425,14 @@ async def test_a_claim_of_one_engine(store: Store) -> None:
     assert await store.claim_engine("p_1", E3) is None
     await ready(store, E2)
     assert await store.claim_engine("p_1", E2) is None
+
+
+async def test_a_claim_that_redis_lost(store: Store) -> None:
+    """The engine that somebody starts is heard: nobody else starts one of the same id."""
+    term = await lead(store)
+    await store.write_desired(term, [DesiredEngine(id=E1, model="shapes")])
+    older = await snapshot(store)
+    assert await store.claim_engine("p_1") == E1
+    await restore(store, older)
+    await store.heartbeat_engine(E1, load=0, chunk_ms=0, phase="starting", deadline_ms=None)
+    assert await store.claim_engine("p_2") is None and await store.claim_engine("p_2", E1) is None

@@ -293,15 +293,28 @@ async def test_drain_then_stop(store: Store) -> None:
 
 
 async def test_desired_set_makes_and_drops_starting_engines(store: Store) -> None:
-    """New ids get a record; a dropped one that still starts is gone, a ready one stays."""
+    """New ids get a record; a dropped one that still starts is gone, one that drains goes by itself."""
     term = await lead(store)
     await store.write_desired(term, [WANTED, DesiredEngine(id=E2, model="shapes")])
     assert await store.read_desired() == (term, (WANTED, DesiredEngine(id=E2, model="shapes")))
     await ready(store, E1)
+    await store.drain_engine(E1, term=term, reason="")
     await store.write_desired(term, [])
-    assert [(e.id, e.state) for e in await store.list_engines()] == [(E1, EngineState.READY)]
+    assert [(e.id, e.state) for e in await store.list_engines()] == [(E1, EngineState.DRAINING)]
     with pytest.raises(EngineGone):
         await ready(store, E2)
+
+
+async def test_an_engine_that_has_got_ready_is_not_dropped(store: Store) -> None:
+    """The plan saw it starting, and wants fewer: provisioners would end it, with whoever is placed there."""
+    term = await lead(store)
+    both = (WANTED, DesiredEngine(id=E2, model="shapes"))
+    await store.write_desired(term, both)
+    await ready(store, E1)
+    with pytest.raises(PlacementRefused, match="drained before"):
+        await store.write_desired(term, [])
+    assert await store.read_desired() == (term, both)
+    assert len(await store.list_engines()) == 2
 
 
 async def test_memory_survives_a_change_of_leader(store: Store) -> None:
