@@ -56,8 +56,16 @@ class Flow:
     """See the module's docstring."""
 
     def __init__(
-        self, *, session: SessionId, controller_epoch: int, next_seq: int, next_frame: int | None, fps: int
+        self,
+        *,
+        session: SessionId,
+        controller_epoch: int,
+        next_seq: int,
+        next_frame: int | None,
+        fps: int,
+        kept_seq: int = 0,
     ) -> None:
+        """`kept_seq`: no chunk before it is kept anywhere, and no owner can be asked for one."""
         self.session = session
         self.controller_epoch = controller_epoch
         self.state = FlowState.WAITING
@@ -65,6 +73,7 @@ class Flow:
         self.epoch = 0
         self.next_seq = next_seq
         """First chunk that was not relayed completely."""
+        self._kept_seq = kept_seq
         self._next_part = 0
         self._next_frame = next_frame
         self._chunk_frames = 0
@@ -148,7 +157,7 @@ class Flow:
             session=self.session,
             epoch=self.epoch,
             controller_epoch=self.controller_epoch,
-            next_seq=self.next_seq,
+            next_seq=max(self.next_seq, self._kept_seq),
             next_frame=self._next_frame,
         )
 

@@ -15,6 +15,7 @@ from gateway.session_follow import FollowRules
 from gateway.steps import CreateSession, Failure, FailureKind, Forget, TakeControl, Taken
 from scheduler import messages as link
 from scheduler.messages import (
+    REPLAY_CHUNKS,
     ErrorCode,
     ModelInfo,
     SessionId,
@@ -189,6 +190,7 @@ class EntryRules(FollowRules):
             next_seq=next_seq,
             next_frame=next_frame,
             fps=info.fps,
+            kept_seq=record.next_seq - REPLAY_CHUNKS,
         )
         self._move(Cause.GRANTED)
         self._had_session = True

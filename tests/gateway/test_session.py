@@ -278,6 +278,22 @@ def test_attach_is_answered_by_session_state_gap_chunks() -> None:
     assert only(feed(machine, 2, 4), SendChunk).header.seq == 4
 
 
+@pytest.mark.parametrize("waits_first", [False, True])
+def test_attach_from_the_beginning_is_a_gap_at_a_new_owner_too(waits_first: bool) -> None:
+    """An owner that has taken over refuses who asks for more than it could make again."""
+    waiting = replace(RECORD, epoch=1, reason="engine_lost", next_seq=100, next_frame=1200)
+    placed = replace(waiting, phase=Phase.PLACED, epoch=2, engine=E1, opened=True)
+    machine, _ = attach(waiting if waits_first else placed, replace(ATTACH, next_seq=0))
+    if waits_first:
+        machine.receive_event(link.SessionOpened(session=S, engine=E1, epoch=2), 0)
+    request = only(machine.receive_link_up(E1), Ask).request
+    assert isinstance(request, link.Subscribe)
+    assert (request.next_seq, request.next_frame) == (100 - link.REPLAY_CHUNKS, None)
+    messages = sent(machine.receive_link(subscribed(2, 90), 0))
+    assert messages[-1] == wire.Gap(from_seq=0, to_seq=89)
+    assert only(feed(machine, 2, 90), SendChunk).header.seq == 90
+
+
 def test_answers_to_another_connection_at_this_gateway_are_not_its_own() -> None:
     """One that asked for the same session a moment ago: its window lost chunks that this one still gets."""
     machine, _ = attach(PLACED)
