@@ -34,7 +34,7 @@ from engine.hosted import Hosted, LogTail, Place
 from engine.lifecycle import Life, LifeLimits, judge
 from engine.link import Link
 from engine.models.base import ModelSpec
-from engine.recovery import Opening, Past, plan_opening
+from engine.recovery import Past, plan_opening
 from engine.replay import Replay
 from engine.residency import Admission, Residency
 from engine.state_format import ExportedState
@@ -410,15 +410,15 @@ class Host:
         hosted.chosen.pop(link, None)
         hosted.subscription += 1
         hosted.life = replace(hosted.life, left_ms=None)
-        if hosted.opening is not None and hosted.is_recovered:
-            self._align(hosted, hosted.opening, request)
+        if hosted.is_recovered:
+            self._align(hosted, request)
         self._checkpoints.acknowledge(hosted.id, hosted.epoch, request.next_seq)
         self._send_replay(hosted, link, request.next_seq)
         self._refresh(hosted)
 
-    def _align(self, hosted: Hosted, opening: Opening, request: Subscribe) -> None:
+    def _align(self, hosted: Hosted, request: Subscribe) -> None:
         """Go on with the first chunk that the subscriber lacks, or the first that can still be made."""
-        seq = max(request.next_seq, opening.earliest_seq)
+        seq = max(request.next_seq, hosted.first_makeable)
         ahead = (seq - request.next_seq) * self._spec.chunk_frames
         hosted.next_frame = self._frame_at(hosted, request) + ahead
         hosted.goes_on = Place(seq=seq, frame=hosted.next_frame)

@@ -32,7 +32,11 @@ from scheduler.messages import (
 from scheduler.store import AppliedRecord, CheckpointPointer
 from scheduler.store.values import SessionProgress
 
-__all__ = ["Hosted", "Kept", "LogTail", "Place"]
+__all__ = ["MAX_UNPUBLISHED_CHUNKS", "Hosted", "Kept", "LogTail", "Place"]
+
+MAX_UNPUBLISHED_CHUNKS = 256
+"""What an earlier owner may have sent beyond what Redis knows of: it goes on while Redis is away, and for a
+recorder it makes chunks as fast as it can. They are made again, and not sent, before the first that is."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -228,11 +232,17 @@ class Hosted:
     def subscribable(self) -> tuple[int, int]:
         """Lowest and highest next_seq that can be served."""
         known = self.record.next_seq
-        if self.is_recovered:
-            return max(0, known - REPLAY_CHUNKS), known + REPLAY_CHUNKS
+        if self.opening is not None:  # it was written when the client had every chunk before it
+            known = max(known, self.opening.earliest_seq)
         # An earlier owner may have sent more than it last published; the gateway waits until we are there.
-        earlier = known + REPLAY_CHUNKS if self.epoch > 1 else 0
+        earlier = known + MAX_UNPUBLISHED_CHUNKS if self.is_recovered or self.epoch > 1 else 0
         return 0, max(self.replay.next_seq, earlier)
+
+    @property
+    def first_makeable(self) -> int:
+        """Of a recovered session: chunks before this one are not made again."""
+        earliest = 0 if self.opening is None else self.opening.earliest_seq
+        return max(earliest, self.record.next_seq - REPLAY_CHUNKS)
 
     @property
     def id(self) -> SessionId:

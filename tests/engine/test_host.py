@@ -25,7 +25,7 @@ from engine.compute_messages import (
 )
 from engine.credit import start_ms
 from engine.host import Host
-from engine.hosted import Hosted
+from engine.hosted import MAX_UNPUBLISHED_CHUNKS, Hosted
 from engine.lifecycle import LifeLimits
 from engine.link import Link
 from engine.recovery import Past
@@ -329,14 +329,40 @@ async def test_recovery_waits_for_the_first_subscriber_and_goes_on_from_its_seq(
     assert cast(Subscribed, world.link.sent[0]).start_seq == 41
 
 
-@pytest.mark.parametrize(("next_seq", "served"), [(24, True), (56, True), (23, False), (57, False)])
-async def test_recovery_goes_on_near_the_published_seq_only(
-    world: World, next_seq: int, served: bool
+@pytest.mark.parametrize(("next_seq", "start"), [(56, 56), (24, 24), (23, 24), (0, 24)])
+async def test_recovery_goes_on_with_what_the_client_lacks_or_leaves_a_gap(
+    world: World, next_seq: int, start: int
 ) -> None:
-    """Within the replay window of what the last owner published."""
+    """As from the replay window of an owner that is still there: who asks for older chunks is told where it
+    goes on."""
     world.open(epoch=2, next_seq=40, next_frame=480)
     world.subscribe(next_seq, epoch=2)
-    assert isinstance(world.link.sent[0], Subscribed if served else Refused)
+    (subscribed,) = world.link.of(Subscribed)
+    assert isinstance(subscribed, Subscribed) and subscribed.start_seq == start
+    command = world.commands[0]
+    assert isinstance(command, Open) and (command.seq, command.frame) == (start, start * SPEC.chunk_frames)
+
+
+@pytest.mark.parametrize("published", [0, 40])
+async def test_recovery_goes_on_after_chunks_that_redis_never_heard_of(world: World, published: int) -> None:
+    """The last owner sent them while Redis was away, or faster than it published."""
+    last = published + MAX_UNPUBLISHED_CHUNKS
+    world.open(epoch=2, next_seq=published, next_frame=published * SPEC.chunk_frames)
+    world.subscribe(last + 1, epoch=2)
+    world.subscribe(last, epoch=2)
+    refused, subscribed = world.link.sent[0], world.link.sent[1]
+    assert isinstance(refused, Refused) and refused.code is ErrorCode.BAD_STATE
+    assert isinstance(subscribed, Subscribed) and subscribed.start_seq == last
+
+
+async def test_a_checkpoint_says_what_the_client_had_at_least(world: World) -> None:
+    """It is newer than what was published: a client is not refused for having more than that."""
+    record = replace(RECORD, epoch=2, next_seq=40, next_frame=480)
+    seq = 40 + 2 * MAX_UNPUBLISHED_CHUNKS
+    world.host.open(Past(record=record, log=LOG, checkpoint=made_checkpoint(seq=seq)))
+    world.subscribe(seq + 1, epoch=2)
+    command = world.commands[-1]
+    assert isinstance(command, Open) and command.seq == seq + 1
 
 
 async def test_without_the_gateways_frame_count_it_is_estimated(world: World) -> None:
