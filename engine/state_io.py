@@ -5,7 +5,8 @@ Shape letters: as in `engine/models/base.py`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -67,6 +68,9 @@ def snapshot(spec: ModelSpec, state: SessionState, decoder: Tensor) -> ExportedS
     `seq` and `frame` must be past that chunk. It is the state after the clean pass, which may still be ahead:
     K/V are a cache of what is here. Without checksums: `describe` it again, with checks, for bytes.
 
+    Many of a session may wait for an acknowledgement, also when its client has left for long: they share
+    latents and embeddings, which are put together when a buffer is read, on any thread.
+
     Args:
         decoder: [decoder_state_numel] of the session's slot; part of the snapshot only when the model's
             decoder state can't be made from the newest latents.
@@ -75,11 +79,12 @@ def snapshot(spec: ModelSpec, state: SessionState, decoder: Tensor) -> ExportedS
     assert is_made or state.stage is Stage.BOUNDARY, f"a snapshot in stage {state.stage}"
     table = _EmbedsTable()
     scalars = _scalars(state, table, index=state.index + is_made)
-    buffers = _latents_buffers(spec, state.history, table)
+    buffers = _Unstacked(_stacks(spec, state.history, table))
     if spec.decoder_tail_frames is None:
-        buffers["decoder"] = decoder.clone()
+        buffers.stacks["decoder"] = _Stack((), decoder.clone())
     header = StateHeader(model=model_key(spec), session=state.session, epoch=state.epoch, scalars=scalars)
-    return describe(header, buffers, checked=False)
+    likeness = {name: stack.likeness() for name, stack in buffers.stacks.items()}
+    return ExportedState(header=describe(header, likeness, checked=False).header, buffers=buffers)
 
 
 def export_state(
@@ -104,7 +109,7 @@ def export_state(
     scalars = None
     if Part.LATENTS in parts:
         scalars = _scalars(state, table, index=state.index)
-        buffers |= _latents_buffers(model.spec, state.history, table)
+        buffers |= _Unstacked(_stacks(model.spec, state.history, table))
     header = StateHeader(
         model=model_key(model.spec), session=state.session, epoch=state.epoch, scalars=scalars
     )
@@ -162,22 +167,50 @@ def _scalars(state: SessionState, table: _EmbedsTable, *, index: int) -> StateSc
     )
 
 
-def _latents_buffers(
-    spec: ModelSpec, history: Sequence[ChunkRecord], table: _EmbedsTable
-) -> dict[str, Tensor]:
+@dataclass(frozen=True, slots=True)
+class _Stack:
+    """A buffer of tensors of one shape, or `whole` where there are none."""
+
+    tensors: Sequence[Tensor]
+    whole: Tensor
+
+    def make(self) -> Tensor:
+        return torch.stack(list(self.tensors)) if self.tensors else self.whole
+
+    def likeness(self) -> Tensor:
+        """A tensor of its shape and type that takes no memory."""
+        first = self.tensors[0] if self.tensors else self.whole
+        shape = (len(self.tensors), *first.shape) if self.tensors else first.shape
+        return torch.empty(shape, dtype=first.dtype, device="meta")
+
+
+class _Unstacked(Mapping[str, Tensor]):
+    """Buffers that are made when they are read: before, they take no memory of their own."""
+
+    def __init__(self, stacks: dict[str, _Stack]) -> None:
+        self.stacks = stacks
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.stacks[name].make()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stacks)
+
+    def __len__(self) -> int:
+        return len(self.stacks)
+
+
+def _stacks(spec: ModelSpec, history: Sequence[ChunkRecord], table: _EmbedsTable) -> dict[str, _Stack]:
     shape = (spec.chunk_latent_frames, *spec.latent_shape)
-    buffers = {
-        "latents": _stack([record.latents for record in history], (0, *shape)),
-        "embeds": _stack([embeds[0] for embeds in table.tensors], (0, *spec.text_shape)),
+    stacks = {
+        "latents": _Stack([record.latents for record in history], torch.empty(0, *shape)),
+        "embeds": _Stack([embeds[0] for embeds in table.tensors], torch.empty(0, *spec.text_shape)),
     }
     if spec.action_dim:
         actions = [record.actions for record in history if record.actions is not None]
-        buffers["actions"] = _stack(actions, (0, spec.chunk_latent_frames, spec.action_dim))
-    return buffers
-
-
-def _stack(tensors: Sequence[Tensor], empty: tuple[int, ...]) -> Tensor:
-    return torch.stack(list(tensors)) if tensors else torch.empty(empty)
+        nothing = torch.empty(0, spec.chunk_latent_frames, spec.action_dim)
+        stacks["actions"] = _Stack(actions, nothing)
+    return stacks
 
 
 # --- in -------------------------------------------------------------------------------------------------

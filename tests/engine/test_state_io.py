@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from engine.kv_pool import SlabPool
 from engine.models.shapes.model import TINY, ShapesModel
 from engine.session_state import SessionState, Stage
 from engine.state_format import ExportedState, Part, StateFormatError, describe, pack, unpack
-from engine.state_io import export_kv_frames, export_state, import_kv_frames, import_state
+from engine.state_io import export_kv_frames, export_state, import_kv_frames, import_state, snapshot
 from tests.engine.harness import BATCHING_COSTS, Bench
 from tests.engine.test_continuity import STEERED, play
 
@@ -139,3 +143,35 @@ def test_references_to_embeddings_that_are_not_there_are_refused(
     pool = SlabPool(bench.model, slots=1)
     with pytest.raises(StateFormatError, match="does not have"):
         import_state(bench.model, pool, replace(exported, header=wrong), epoch=1)
+
+
+class NewMemory(TorchDispatchMode):
+    """Counts the bytes of what is made meanwhile, views of what was there left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_bytes = 0
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = {t.untyped_storage().data_ptr() for t in tree_leaves(args) if isinstance(t, Tensor)}
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and not tensor.is_meta:
+                storage = tensor.untyped_storage()
+                self.num_bytes += 0 if storage.data_ptr() in given else storage.nbytes()
+        return made
+
+
+def test_a_checkpoint_takes_no_memory_until_it_is_written(source: tuple[Bench, SessionState]) -> None:
+    """Eight of a session wait for an acknowledgement when its client has left: copies would be a hundred
+    megabytes of a GPU."""
+    bench, state = source
+    with NewMemory() as new:
+        kept = snapshot(bench.model.spec, state, bench.pool.decoder[state.slot])
+    assert new.num_bytes == 0
+    exported = export_state(bench.model, bench.pool, state, {Part.LATENTS})
+    written = through_bytes(describe(kept.header, kept.buffers, checked=True))
+    assert written.header == exported.header
+    assert all(torch.equal(written.buffers[name], exported.buffers[name]) for name in exported.buffers)
