@@ -38,8 +38,10 @@ class Scenario:
     policy: Policy
     profile: Profile
     min_engines: int
-    """Ready when the trace begins; a fixed budget if it equals max_engines."""
+    """A fixed budget if it equals max_engines."""
     max_engines: int
+    first_engines: int = 0
+    """Ready when the trace begins, if they are more than min_engines."""
     speeds: tuple[float, ...] = (1.0,)
     """Of engines in the order of their start, again and again."""
     failures_s: tuple[tuple[float, int], ...] = ()
@@ -172,7 +174,7 @@ class Simulation:
         self._seen = 0
         """Delivered chunks up to the last tick."""
         self._result = Result(figures=cluster.figures, duration_s=trace.duration_s)
-        first = [self._take_id() for _ in range(scenario.min_engines)]
+        first = [self._take_id() for _ in range(max(scenario.min_engines, scenario.first_engines))]
         cluster.table.desired = tuple(DesiredEngine(id=id, model=scenario.profile.model.name) for id in first)
         for id in first:
             cluster.start(id, start_ms=0.0)

@@ -305,6 +305,23 @@ def test_looking_on_the_way_changes_nothing() -> None:
     assert stepped.results() == whole.results()
 
 
+@pytest.mark.parametrize(("first", "ready"), [(0, 1), (1, 1), (3, 3)])
+def test_engines_ready_when_it_begins(first: int, ready: int) -> None:
+    """Never fewer than the least."""
+    slow = replace(PROFILE, start_ms=60_000.0)
+    events = trace((0, "a", "arrive"), (0, "b", "arrive"), (0, "c", "arrive"), (9, "a", "depart"))
+    scenario = Scenario(
+        policy=ALL["slack"],
+        profile=replace(slow, capacity=1),
+        min_engines=1,
+        max_engines=3,
+        first_engines=first,
+    )
+    result = simulate(events, scenario)
+    assert [number for at_s, number in result.budget if at_s == 0.0] == list(range(1, ready + 1))
+    assert len(result.vain_ms) == 3 - ready
+
+
 def test_who_becomes_idle_after_its_engine_died_goes_on_with_the_next() -> None:
     """It has no slot to give back, however long it rests in the queue."""
     slow = replace(PROFILE, start_ms=60_000.0)
