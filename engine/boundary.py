@@ -2,7 +2,8 @@
 
 Other threads of rank 0 tell it here; on an engine of several ranks every rank hears the same at the same
 boundary. The meeting at which ranks agree on a pass carries the news along, so a boundary costs one meeting;
-a second one only after a decode, which takes rank 0 long enough for more to have happened.
+a second one only after a decode, which takes rank 0 long enough for more to have happened. They meet as well
+where one of them may fail alone: when a session is opened, a chunk begun, a window written again.
 """
 
 from __future__ import annotations
@@ -158,7 +159,8 @@ class Boundary:
         return heard
 
     def agree(self, verdict: Verdict) -> Verdict:
-        """The verdict of all ranks on a pass; the same meeting brings the news. Raises RanksLost."""
+        """The verdict of all ranks on what they have done; the same meeting brings the news. Raises
+        RanksLost."""
         return verdict if self._ranks.size == 1 else self._meet(verdict)
 
     def _meet(self, verdict: Verdict) -> Verdict:
@@ -191,8 +193,8 @@ class Boundary:
 
     def rest(self, wait_ms: float | None) -> None:
         """Wait until somebody tells something, at most so long; None: until then."""
-        if self._ranks.rank > 0:
-            return  # the next meeting waits for rank 0
+        if self._ranks.rank > 0 or self._heard:
+            return  # the next meeting waits for rank 0; what was told meanwhile is to be heard first
         if self._ranks.size > 1:
             wait_ms = KEEP_MEETING_MS if wait_ms is None else min(wait_ms, KEEP_MEETING_MS)
         self._wake.wait(None if wait_ms is None else wait_ms / 1000.0)

@@ -151,6 +151,7 @@ class ComputeLoop:
             clock=clock,
             emit=emit,
             post=self._boundary.post,
+            agree=self._boundary.agree,
         )
         self._wishes: dict[tuple[SessionId, int], Wish] = {}
 
@@ -409,11 +410,12 @@ class ComputeLoop:
         resident = waiting[0]
         self._rebuilt_last = True
         self._progress.enter("rebuilding", limit_ms=LONG_OPERATION_MS)
-        self._guarded(resident.state, partial(self._rebuild, resident.state))
+        state = resident.state
+        if self._guarded(state, lambda: self._stepper.prepare_rebuild(state), together=True):
+            self._guarded(state, lambda: self._rebuild(state), together=True)
         return True
 
     def _rebuild(self, state: SessionState) -> None:
-        self._stepper.prepare_rebuild(state)
         (outcome,) = self._passes.run([state]).outcomes
         self.num_passes += 1
         if isinstance(outcome, PassFailed) and outcome.verdict is Verdict.NO_MEMORY:
@@ -433,7 +435,7 @@ class ComputeLoop:
         if state.stage is not Stage.BOUNDARY:
             return True
         self._progress.enter("beginning", limit_ms=LONG_OPERATION_MS)
-        return self._guarded(state, lambda: self._begin(state)) and not state.is_refreshing
+        return self._guarded(state, lambda: self._begin(state), together=True) and not state.is_refreshing
 
     def _begin(self, state: SessionState) -> None:
         now = self._boundary.now_ms
@@ -539,21 +541,27 @@ class ComputeLoop:
             width=spec.width, height=spec.height, fps=spec.fps, encoding=self._encoding, codec=codec
         )
 
-    def _guarded(self, state: SessionState, action: Callable[[], None]) -> bool:
-        """Do it; an error closes this session and nothing else.
+    def _guarded(self, state: SessionState, action: Callable[[], None], *, together: bool = False) -> bool:
+        """Do it; an error closes this session and nothing else. `together`: one rank may fail alone, and an
+        error of any closes it on all.
 
         Raises:
             RanksLost, DeviceLost: no session is to blame.
         """
+        error: Exception | None = None
         try:
             action()
         except (RanksLost, DeviceLost):
             raise
         except Exception as exc:
             check_device(self._model.device, exc)
-            self._fail(state, exc)
-            return False
-        return True
+            error = exc
+        verdict = Verdict.DONE if error is None else Verdict.FAILED
+        if together:
+            verdict = self._boundary.agree(verdict)
+        if verdict is not Verdict.DONE:
+            self._fail(state, error or PassFailed(verdict, None))
+        return verdict is Verdict.DONE
 
     def _fail(self, state: SessionState, error: Exception) -> None:
         self._residents.forget(state.session)

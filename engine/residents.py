@@ -34,6 +34,7 @@ from engine.kv_pool import SlabPool
 from engine.models.base import CausalVideoModel
 from engine.offload import Copier, HostPool, HostSlab
 from engine.precopy import Look
+from engine.ranks import Verdict
 from engine.session_state import SessionState, Stage
 from engine.state_format import ExportedState, Part
 from engine.state_io import export_state, load_scalars, load_slabs
@@ -125,12 +126,14 @@ class Residents:
         clock: Callable[[], float],
         emit: Callable[[ComputeEvent], None],
         post: Callable[[MoveDone], None],
+        agree: Callable[[Verdict], Verdict],
     ) -> None:
-        """`post` hands a MoveDone to the compute thread's inbox; it is called on the copier's thread."""
+        """`post` hands a MoveDone to the compute thread's inbox; it is called on the copier's thread. `agree`
+        turns this rank's verdict into that of all."""
         self._model, self._pool, self._stepper = model, pool, stepper
         self._host, self._copier = host, copier
         self._encoders, self._make_encoder = encoders, make_encoder
-        self._clock, self._emit, self._post = clock, emit, post
+        self._clock, self._emit, self._post, self._agree = clock, emit, post, agree
         self._reserved: dict[str, int | HostSlab] = {}
         """Migration → slot or slab of a session that is on its way here."""
         self._table: dict[SessionId, Resident] = {}
@@ -352,12 +355,19 @@ class Residents:
     # --- parts of the above ------------------------------------------------------------------------------
 
     def _enter(self, command: Open) -> None:
+        state: SessionState | None = None
+        error: Exception | None = None
         try:
             encoder = self._make_encoder(command.codec)
             state = self._stepper.open(command)
         except Exception as exc:
             check_device(self._model.device, exc)
-            _log.error("session %s cannot be opened", command.session, exc_info=exc)
+            error = exc
+        verdict = self._agree(Verdict.DONE if state is not None else Verdict.FAILED)
+        if state is None or verdict is not Verdict.DONE:
+            if state is not None:
+                self._stepper.close(state)
+            _log.error("session %s cannot be opened", command.session, exc_info=error)
             self._emit(SessionFailed(session=command.session, epoch=command.epoch, message=FAILURE_MESSAGE))
             return
         lane = self._encoders.open_lane(encoder)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,12 +19,14 @@ from engine.compute import ComputeLoop
 from engine.compute_messages import (
     ComputeDied,
     ComputeEvent,
+    Drop,
     Feed,
     Offload,
     Open,
     PartMade,
     Resided,
     Restore,
+    SessionFailed,
     Wish,
 )
 from engine.credit import MAX_UNENCODED_CHUNKS, Player
@@ -48,6 +50,11 @@ class Model(ShapesModel):
     """A tiny one that notes decoded latents and can fail inside a pass."""
 
     fail: Callable[[PassBatch], None] = staticmethod(lambda batch: None)  # type: ignore[assignment]
+    fail_prompts: Callable[[Sequence[str]], None] = staticmethod(lambda texts: None)  # type: ignore[assignment]
+
+    def encode_prompts(self, texts: Sequence[str]) -> Tensor:
+        self.fail_prompts(texts)
+        return super().encode_prompts(texts)
 
     def run_pass(self, batch: PassBatch) -> Tensor:
         self.fail(batch)
@@ -148,14 +155,21 @@ class Program:
         self.events.append(event)
         if isinstance(event, Resided) and event.residence is Residence.OFFLOADED:
             self.loop.submit(Restore(session=event.session, epoch=1))
+        if isinstance(event, SessionFailed) and self.ranks.rank == 0:
+            self.loop.submit(Drop(session=event.session, epoch=1))
+            self._end_if_made()
         if isinstance(event, PartMade) and self.ranks.rank == 0:
             self._steer(event)
             if self.moves:
                 self._offload(event)
             self._wish(event.session, event.seq + 1)
-            made = [e for e in self.events if isinstance(e, PartMade)]
-            if len(made) == CHUNKS * len(SESSIONS):
-                self.loop.stop()
+            self._end_if_made()
+
+    def _end_if_made(self) -> None:
+        failed = {e.session for e in self.events if isinstance(e, SessionFailed)}
+        made = [e for e in self.events if isinstance(e, PartMade) and e.session not in failed]
+        if len(made) == CHUNKS * (len(SESSIONS) - len(failed)):
+            self.loop.stop()
 
     def _steer(self, event: PartMade) -> None:
         """A prompt for one session and a reset for another, once their second chunk is there."""
@@ -176,6 +190,8 @@ class Program:
             "heads": self.pool.kv.shape[5],
             "regular": [run.is_regular for run in self.runs],
             "resided": [e.residence.value for e in self.events if isinstance(e, Resided)],
+            "failed": [e.session for e in self.events if isinstance(e, SessionFailed)],
+            "free": self.pool.num_free,
             "applied": [
                 (e.session, e.seq, e.rev) for e in self.events if isinstance(e, PartMade) and e.applied
             ],
@@ -218,6 +234,20 @@ def memory(ranks: Ranks) -> dict[str, object]:
     return program.found()
 
 
+def prompt(ranks: Ranks) -> dict[str, object]:
+    """Rank 1 alone can't encode the prompt that the first session is given."""
+    model = make_model()
+    program = Program(ranks, model)
+
+    def fail_prompts(texts: Sequence[str]) -> None:
+        if ranks.rank == 1 and "blue" in texts[0]:
+            raise torch.OutOfMemoryError("planted")
+
+    model.fail_prompts = fail_prompts  # type: ignore[method-assign]
+    program.run()
+    return program.found()
+
+
 def death(ranks: Ranks) -> dict[str, object]:
     """Rank 1 ends without a word in its 20th pass; the others must notice."""
     model, passes = make_model(), 0
@@ -237,7 +267,7 @@ def death(ranks: Ranks) -> dict[str, object]:
     return {}
 
 
-PROGRAMS = {program.__name__: program for program in (plain, offload, memory, death)}
+PROGRAMS = {program.__name__: program for program in (plain, offload, memory, prompt, death)}
 """The last one leaves too few ranks for any other."""
 
 

@@ -19,7 +19,7 @@ from engine.ranks import Alone, check_split
 from scheduler.messages import Credit, SessionId
 from tests.engine.link_client import LinkClient
 from tests.engine.process import EngineProcess, Engines, ended, place, torchrun
-from tests.engine.rank_program import CHUNKS, PROGRAMS, plain
+from tests.engine.rank_program import CHUNKS, PROGRAMS, SESSIONS, plain
 from tests.scheduler.conftest import RedisServer
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
@@ -87,6 +87,19 @@ def test_one_rank_out_of_memory_halves_the_batch_on_all(alone: Found, both: dict
     for rank in (0, 1):
         assert both["memory"][rank]["regular"].count(False) >= 1
         assert_equal_latents(both["memory"][rank], alone)
+
+
+def test_a_prompt_that_one_rank_can_not_encode_closes_its_session_alone(
+    alone: Found, both: dict[str, Ranks]
+) -> None:
+    """On both ranks, so that they go on with the same plan; the others' chunks are what they should be."""
+    first, second = both["prompt"][0], both["prompt"][1]
+    assert first["failed"] == second["failed"] == [SESSIONS[0]]
+    assert first["free"] == second["free"] == 2
+    for session in SESSIONS[1:]:
+        expected = {"latents": {session: alone["latents"][session]}}
+        assert_equal_latents(first, expected)
+        assert_equal_latents(second, expected)
 
 
 def test_a_dead_rank_is_noticed_by_the_other(both: dict[str, Ranks]) -> None:

@@ -72,6 +72,7 @@ class World:
             clock=lambda: 0.0,
             emit=self.events.append,
             post=self.done.append,
+            agree=lambda verdict: verdict,
         )
 
     def open(self, number: int, epoch: int = 1) -> SessionId:
