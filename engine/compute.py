@@ -407,7 +407,7 @@ class ComputeLoop:
         self._rebuilt_last = False
         if not waiting or others_first:
             return False
-        resident = waiting[0]
+        resident = min(waiting, key=lambda it: not it.state.is_refreshing)  # who streams goes first
         self._rebuilt_last = True
         self._progress.enter("rebuilding", limit_ms=LONG_OPERATION_MS)
         state = resident.state

@@ -18,7 +18,7 @@ from engine.session_state import Stage
 from engine.state_format import ExportedState
 from engine.steering import LogEntry, RecordedInput
 from scheduler.messages import ControlInput, Input, PromptInput, ResetInput, SessionId
-from tests.engine.harness import BATCHING_COSTS, Bench
+from tests.engine.harness import BATCHING_COSTS, Bench, RecordingModel
 
 CHUNKS = 8
 NOT_EVICTED = 4
@@ -262,6 +262,25 @@ def test_a_rebuild_lets_others_run_between_its_passes() -> None:
     rebuilds = [place for place, sigma in enumerate(sigmas) if sigma == 0.0]
     assert len(rebuilds) >= 4
     assert all(second - first >= 2 for first, second in zip(rebuilds[:3], rebuilds[1:4], strict=True))
+
+
+def test_a_window_that_is_written_for_a_new_prompt_does_not_wait_for_rebuilds() -> None:
+    """Somebody watches that session; who is rebuilt has been waiting anyway."""
+    _, checkpoints = undisturbed(PLAIN)
+    model = RecordingModel()
+    model.spec = replace(model.spec, recaches_prompts=True)
+    bench = Bench(model=model, costs=BATCHING_COSTS)
+    live = bench.open("s_z", seed=4)
+    play(bench, live, {}, range(2))
+    bench.to_boundary(live)
+    bench.feed(live, PromptInput(text="a blue square"))
+    bench.reopen("s_a", checkpoints[4], seq=4)
+    bench.run(live, True)
+    before = len(model.batches)
+    bench.step(4)
+    frames = [batch.x.shape[1] for batch in model.batches[before:]]
+    span = model.spec.chunk_latent_frames
+    assert frames[:2] == [span, 2 * span], "of a chunk of the one, of both chunks of the other"
 
 
 def test_a_decoder_tail_that_fails_closes_its_session_alone() -> None:
