@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
@@ -74,6 +75,7 @@ __all__ = [
 ]
 
 STREAM_PATH = "/v1/stream"
+_TOKEN = re.compile(r"[A-Za-z0-9_.-]+")
 Token: TypeAlias = "str | Callable[[], str | Awaitable[str]] | None"
 """Of the server; a function, async or not, is asked before each connection: tokens are short-lived."""
 
@@ -212,6 +214,8 @@ class Client:
         if inspect.isawaitable(token):
             token = await token
         if token is not None:
+            if not _TOKEN.fullmatch(token):  # the library would say so too, and show it
+                raise ValueError("the token has characters that no token has, a space or line break perhaps")
             subprotocols.append(Subprotocol(TOKEN_SUBPROTOCOL_PREFIX + token))
         return await connect_websocket(
             self._url,

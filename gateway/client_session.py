@@ -18,7 +18,7 @@ from websockets.asyncio.client import ClientConnection
 from gateway.client_chunks import ChunkAssembler
 from gateway.client_errors import ClientError, ConnectionLost, ServerError, SessionEnded
 from gateway.client_playback import Playhead
-from gateway.client_stream import Dial, OnPart, Stream, check_sendable, new_id, now_ms
+from gateway.client_stream import MAX_QUEUED_CHUNKS, Dial, OnPart, Stream, check_sendable, new_id, now_ms
 from gateway.protocol import (
     Accepted,
     Ack,
@@ -111,11 +111,19 @@ class Session(Stream):
     async def pause(self) -> None:
         """Make no more chunks for now."""
         self.playhead.pause(now_ms())
-        await self._submit(Pause(id=new_id()))
+        try:
+            await self._submit(Pause(id=new_id()))
+        except ClientError:  # it plays on, and what acks say must go on falling
+            self.playhead.resume(now_ms())
+            raise
 
     async def resume(self) -> None:
         """Go on after a pause."""
-        await self._submit(Resume(id=new_id()))
+        try:
+            await self._submit(Resume(id=new_id()))
+        except asyncio.CancelledError:  # nobody waits for it any more, but it is on its way
+            self.playhead.resume(now_ms())
+            raise
         self.playhead.resume(now_ms())
 
     async def stop(self) -> None:
@@ -156,6 +164,9 @@ class Session(Stream):
         for entry in self._open_inputs.values():
             _fail(entry, failure)
         self._open_inputs.clear()
+
+    def _waits_for_answer(self) -> bool:
+        return bool(self._open_inputs)
 
     def _take_answer(self, message: Accepted | Applied | Error) -> None:
         match message:
@@ -198,7 +209,7 @@ class Session(Stream):
         self.playhead.delivered(chunk.pts_ms, chunk.end_ms, now_ms())
         await self._ack()
         if not self._is_stopping:
-            await self._chunks.put(chunk)
+            await self._keep(chunk)
 
     # --- what we say ----------------------------------------------------------------------------------
 
@@ -213,6 +224,7 @@ class Session(Stream):
         entry = _OpenInput(message, loop.create_future(), loop.create_future())
         assert message.id is not None
         self._open_inputs[message.id] = entry
+        self._can_read.set()
         await self._send(message)
         await entry.accepted
         return entry.applied
@@ -229,7 +241,8 @@ class Session(Stream):
     def _buffer_ms(self) -> float:
         if self._mode == "viewer":
             return self.playhead.buffer_ms(now_ms())
-        if self._open_inputs:
+        is_in_log = any(entry.accepted.done() for entry in self._open_inputs.values())
+        if is_in_log or (self._open_inputs and self._chunks.qsize() < MAX_QUEUED_CHUNKS):
             # An input is applied where a chunk begins: without credit none would, for ever.
             return 0.0
         return self._chunks.qsize() * 1000 * self.info.chunk_frames / self.info.fps

@@ -75,7 +75,8 @@ Dial = Callable[[], Awaitable[ClientConnection]]
 OnPart = Callable[[ChunkHeader], Awaitable[None]]
 
 MAX_QUEUED_CHUNKS = 64
-"""Chunks waiting for the user; when full, nothing more is read from the connection."""
+"""Chunks waiting for the user; with so many nothing more is read from the connection, unless the user waits
+for an answer: it comes behind the next chunks, which perhaps nobody takes meanwhile."""
 MAX_QUEUED_EVENTS = 256
 """Events waiting for the user; when full, the oldest are dropped."""
 FIRST_DELAY_S = 0.05
@@ -119,7 +120,8 @@ class Stream(abc.ABC):
         self._give_up_s = give_up_s
         self._on_part = on_part
         self._assembler = assembler
-        self._chunks: asyncio.Queue[Chunk | None] = asyncio.Queue(MAX_QUEUED_CHUNKS)
+        self._chunks: asyncio.Queue[Chunk | None] = asyncio.Queue()
+        self._can_read = asyncio.Event()
         self._events: asyncio.Queue[Event] = asyncio.Queue(MAX_QUEUED_EVENTS)
         self._established: asyncio.Future[SessionInfo] = asyncio.get_running_loop().create_future()
         self._socket: ClientConnection | None = None
@@ -145,6 +147,17 @@ class Stream(abc.ABC):
     @abc.abstractmethod
     def _take_part(self, header: ChunkHeader, payload: memoryview) -> Awaitable[None]:
         """A part has arrived."""
+
+    def _waits_for_answer(self) -> bool:
+        """Does the user wait for something that the server has yet to say?"""
+        return False
+
+    async def _keep(self, chunk: Chunk) -> None:
+        """For the user to take. Returns when more may be read."""
+        self._chunks.put_nowait(chunk)
+        while self._chunks.qsize() >= MAX_QUEUED_CHUNKS and not self._waits_for_answer():
+            self._can_read.clear()
+            await self._can_read.wait()
 
     @abc.abstractmethod
     def _take_answer(self, message: Accepted | Applied | Error) -> None:
@@ -182,21 +195,24 @@ class Stream(abc.ABC):
 
     async def __anext__(self) -> Chunk:
         """The next chunk, contiguous but for a `gap`. Ends after our own `stop`, else raises why it ended."""
-        if not (self._is_over and self._chunks.empty()):
-            chunk = await self._chunks.get()
-            if chunk is not None:
-                return chunk
+        chunk = await self._chunks.get()
+        if chunk is not None:
+            self._can_read.set()
+            return chunk
+        self._chunks.put_nowait(None)  # the end is the end, for whoever asks
         if self._end is not None:
             raise self._end
         raise StopAsyncIteration
 
     async def events(self) -> AsyncIterator[Event]:
-        """What the server says beside the chunks, as it comes. Ends with `closed`."""
+        """What the server says beside the chunks, as it comes. Ends with `closed`, also if it has ended."""
         while True:
             event = await self._events.get()
-            yield event
             if isinstance(event, Closed):
+                self._events.put_nowait(event)
+                yield event
                 return
+            yield event
 
     async def close(self) -> None:
         """Leave without ending the session: within the server's linger time it can be attached to again."""
@@ -313,8 +329,7 @@ class Stream(abc.ABC):
         if not self._established.done():
             self._established.set_exception(failure)
         self._fail_open(failure)
-        if not self._chunks.full():  # when full, the reader sees _is_over instead
-            self._chunks.put_nowait(None)
+        self._chunks.put_nowait(None)
 
     # --- what the server says -------------------------------------------------------------------------
 

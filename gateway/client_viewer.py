@@ -40,4 +40,4 @@ class Viewer(Stream):
             self._assembler.skip(header.seq - 1)
         chunk = self._assembler.add(header, payload)
         if chunk is not None and not self._is_stopping:
-            await self._chunks.put(chunk)
+            await self._keep(chunk)

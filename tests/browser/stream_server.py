@@ -148,6 +148,8 @@ class Faults:
     """Errors that answer the next starts and attaches, one each; the connection stays open."""
     hold_start: asyncio.Event | None = None
     """Starts are not answered until it is set."""
+    hold_inputs: asyncio.Event | None = None
+    """Prompts and resets are not taken until it is set, as while the cluster's records are away."""
     stray_error: dict[str, Any] | None = None
     """An error about some other message, said once before a start or attach is answered."""
     overlap_chunks: int = 0
@@ -371,9 +373,9 @@ class StreamServer:
                 await say(socket, type="accepted", id=name)
                 await say_state(socket, session)
             case "prompt" | "reset":
-                session.inputs.append(message)
-                session.answers[name] = [{"type": "accepted", "id": name}]
-                await say(socket, type="accepted", id=name)
+                task = asyncio.create_task(self._take_input(session, socket, message))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
             case "control":
                 await say(socket, type="applied", rev=0, seq=len(session.chunks))
             case "stop":
@@ -381,6 +383,13 @@ class StreamServer:
                 await say(socket, type="closed", reason="stopped")
         session.changed.set()
         await self._tell()
+
+    async def _take_input(self, session: Session, socket: ServerConnection, message: dict[str, Any]) -> None:
+        if self.faults.hold_inputs is not None:
+            await self.faults.hold_inputs.wait()
+        session.inputs.append(message)
+        session.answers[message["id"]] = [{"type": "accepted", "id": message["id"]}]
+        await say(socket, type="accepted", id=message["id"])
 
     async def _generate(self, session: Session) -> None:
         if self.faults.queue is not None:
