@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import logging
 
 from gateway.access import Access, bearer_of
 from gateway.admission import RECORDING_PATH, UNAUTHORISED
@@ -12,6 +13,8 @@ from gateway.recorder import Recorder
 from gateway.session_entry import hash_resume
 from scheduler.messages import ErrorCode, SessionId, SessionRecord
 from scheduler.store import Store
+
+logger = logging.getLogger("gateway.recorder")
 
 MP4 = "video/mp4"
 RETRY_AFTER = ("Retry-After", "5")
@@ -35,7 +38,13 @@ async def send_recording(
     if recorder.is_busy(owner):
         text = "too many recordings are being fetched; try again in a moment"
         return error_response(503, ErrorCode.UNAVAILABLE, text, RETRY_AFTER)
-    if (download := await recorder.open(session, owner)) is None:
+    try:
+        download = await recorder.open(session, owner)
+    except OSError as exc:  # the disk is full, most likely
+        logger.warning("%s: its recording can't be sent: %s", session, exc)
+        text = "the recording can't be read right now; try again in a moment"
+        return error_response(503, ErrorCode.UNAVAILABLE, text, RETRY_AFTER)
+    if download is None:
         text = "nothing of this session is recorded here: it has no chunk yet, or its video lies elsewhere"
         return error_response(409, ErrorCode.BAD_STATE, text)
     return Response(

@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 from gateway.metrics import Metrics
 from gateway.protocol import ChunkHeader
-from gateway.segments import MADE, NOTHING, SegmentWriter, download_path, remove, take_stock
+from gateway.segments import FAILED, MADE, NOTHING, SegmentWriter, download_path, remove, take_stock
 from scheduler.messages import SessionId
 from scheduler.store import Store, StoreError
 
@@ -183,8 +183,10 @@ class Download:
             return
         try:
             status = await _run("-m", "gateway.segments", str(self._folder), str(path))
+            if status == FAILED:
+                raise OSError(f"{path} can't be made; why was told above")
             if status not in (MADE, NOTHING):
-                raise OSError(f"making {path} ended with status {status}")
+                raise RuntimeError(f"making {path} ended with status {status}")
             if status == MADE:
                 await asyncio.to_thread(self._open, path)
         finally:

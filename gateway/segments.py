@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from gateway.client_chunks import Chunk, ChunkDecoder
 
 __all__ = [
+    "FAILED",
     "MADE",
     "NOTHING",
     "SegmentWriter",

@@ -168,6 +168,24 @@ async def test_gateway_without_recordings_says_so(world: World, tmp_path: Path) 
     assert names(tmp_path) == []
 
 
+async def test_a_full_disk_is_no_fault_of_the_gateway(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no room for the file of a download: later there may be."""
+    full = tmp_path / ".download-full.mp4"
+    full.symlink_to("/dev/full")
+    monkeypatch.setattr("gateway.recorder.download_path", lambda _folder: full)
+    async with world.engine() as engine, world.gateway(recordings=str(tmp_path / "all")) as gateway:
+        async with client_of(gateway) as client:
+            session = await begin(client, engine)
+            await send(engine, session.session, (0,), Encoder())
+            await receive(client, (0,))
+            await written(gateway)
+        status, headers, body = await fetch(gateway, session.session, session.resume)
+        assert status == 503 and headers["retry-after"] and b'"unavailable"' in body
+        assert b"turboserve_gateway_faults_total{" not in (await ask(gateway, "/metrics"))[2]
+
+
 async def test_sweep_forgets_with_redis(world: World, tmp_path: Path) -> None:
     """A recording stays as long as its session is known, however long it rests, and for a while after its
     end; not while Redis may have lost its data."""
