@@ -220,6 +220,18 @@ def test_only_what_rank_0_measures_is_kept() -> None:
     assert together(2, work)[:2] == [(3, 0), (3, 0)]
 
 
+def test_nobody_rests_on_what_was_told_while_ranks_agreed() -> None:
+    """Where nothing is ready after that, nothing else would wake rank 0: it has been told already."""
+
+    def work(boundary: Boundary) -> object:
+        boundary.agree(Verdict.FAILED)
+        boundary._wake.wait = pytest.fail  # type: ignore[method-assign, assignment]
+        boundary.rest(None)
+        return [news.commands for news in boundary.hear()]
+
+    assert together(2, work)[:2] == [[(Drop(session=S1, epoch=3),)]] * 2
+
+
 def test_a_follower_never_rests_by_itself() -> None:
     """It waits for rank 0 in the next meeting; were it to sleep, nobody would wake it."""
     follower = Boundary(lambda: 0.0, ThreadRank(Table(size=2), rank=1))
