@@ -74,19 +74,27 @@ class Checkpoints:
                 engine, session, pointer, data=None, ttl_s=self._ttl_s
             )
         except StaleEpoch:
-            await self._objects.delete(name)
+            # Not where an earlier try, whose answer was lost, has moved the pointer: the next owner needs it.
+            named = await self._store.checkpoint_pointer(session)
+            if named is None or named.object_name(session) != name:
+                await self._objects.delete(name)
             raise
         if unneeded is not None:
             await self._objects.delete(unneeded)
 
     async def read(self, session: SessionId) -> tuple[CheckpointPointer, bytes | None] | None:
         """(pointer, bytes) of the newest checkpoint; without bytes, what the pointer says still holds."""
-        pointer = await self._store.checkpoint_pointer(session)
-        if pointer is None:
-            return None
-        name = pointer.object_name(session)
         get = self._store.checkpoint_data if self._objects is None else self._objects.get
-        return pointer, await get(name)
+        pointer = await self._store.checkpoint_pointer(session)
+        while pointer is not None:
+            data = await get(pointer.object_name(session))
+            if data is not None:
+                return pointer, data
+            before, pointer = pointer, await self._store.checkpoint_pointer(session)
+            if pointer == before:
+                return before, None
+            # Its owner has written a newer one in between, and dropped that one's bytes.
+        return None
 
     async def close(self) -> None:
         """Close what was opened besides the store."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,6 +70,51 @@ async def test_only_the_owner_writes(store: Store, kept: Checkpoints) -> None:
     newer = replace(POINTER, epoch=2, seq=3)
     await kept.write(E2, S1, newer, b"new owner")
     assert await kept.read(S1) == (newer, b"new owner")
+
+
+async def test_a_late_try_of_a_former_owner_drops_nothing(
+    store: Store, kept: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pointer had moved, though its answer was lost. The next owner, which has not read yet, needs it."""
+    term, _ = await placed(store)
+    await ready(store, E2)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "point_checkpoint", answer_lost(store.point_checkpoint))
+        with pytest.raises(StoreUnavailable):
+            await kept.write(E1, S1, POINTER, BYTES)
+    await store.place_session(S1, E2, expect_epoch=1, term=term)
+    with pytest.raises(StaleEpoch):
+        await kept.write(E1, S1, POINTER, BYTES)
+    assert await kept.read(S1) == (POINTER, BYTES)
+
+
+def answer_lost(call: Callable[..., Awaitable[object]]) -> Callable[..., Awaitable[object]]:
+    """It is done, and nobody is told."""
+
+    async def lose(*args: object, **named: object) -> object:
+        await call(*args, **named)
+        raise StoreUnavailable("planted")
+
+    return lose
+
+
+async def test_a_newer_one_comes_while_it_is_read(
+    store: Store, kept: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bytes that the pointer named are gone by then: those of the newer one count."""
+    await placed(store)
+    await kept.write(E1, S1, POINTER, BYTES)
+    newer, find, asked = replace(POINTER, seq=5), store.checkpoint_pointer, 0
+
+    async def find_and_write(session: SessionId) -> CheckpointPointer | None:
+        nonlocal asked
+        found, asked = await find(session), asked + 1
+        if asked == 1:
+            await kept.write(E1, S1, newer, b"newer")
+        return found
+
+    monkeypatch.setattr(store, "checkpoint_pointer", find_and_write)
+    assert await kept.read(S1) == (newer, b"newer")
 
 
 async def test_of_a_session_one_object_is_kept(store: Store, redis_url: str, cluster: str) -> None:
