@@ -18,6 +18,7 @@ const view = new View(submit);
 const { elements } = view;
 let link = null; // {session, token}: whose session is watched
 let isBadToken = false; // was what somebody pasted no token at all?
+let isBadPrompt = false; // is what stands in the field too long to be one?
 let unsupported = null;
 let thumbFor = null; // {id, frames}: the prompt whose picture is to be kept, and in how many frames
 let isFetching = false; // the recording, from the server
@@ -138,17 +139,23 @@ function readSeed() {
   return isGood ? (text === "" ? null : seed) : undefined;
 }
 
+/** Can it be a prompt? Says why not: nothing of what is typed or pasted is cut off in silence. */
+function checkPrompt(prompt) {
+  const fault = promptFault(prompt);
+  if (fault !== null) view.steering(fault, "bad");
+  else if (isBadPrompt) view.steering("");
+  isBadPrompt = fault !== null;
+  view.badPrompt(isBadPrompt);
+  return !isBadPrompt;
+}
+
 function submit(text) {
   const prompt = text.trim();
   if (prompt === "" || elements.send.disabled) {
     elements.prompt.focus();
     return;
   }
-  const fault = promptFault(prompt);
-  if (fault !== null) {
-    view.steering(fault, "bad");
-    return;
-  }
+  if (!checkPrompt(prompt)) return;
   elements.prompt.value = prompt;
   if (stream.isLive) {
     stream.prompt(prompt, { blendChunks: Number(elements.blend.value) });
@@ -177,8 +184,9 @@ function detail() {
     return "Its place was given to others meanwhile. The video goes on by itself as soon as one is free.";
   }
   if (phase === "queued" && stream.queue !== null) {
-    const eta = stream.queue.eta_ms > 0 ? `About ${Math.ceil(stream.queue.eta_ms / 1000)} s to go. ` : "";
-    return `${eta}The video starts by itself as soon as an engine is free.`;
+    const { position, eta_ms } = stream.queue;
+    const eta = eta_ms > 0 ? `, about ${Math.ceil(eta_ms / 1000)} s to go` : "";
+    return `Place ${position}${eta}. The video starts by itself as soon as an engine is free.`;
   }
   if (phase === "connecting" && stream.waiting !== null) return `${stream.waiting} (done for you)`;
   if (phase === "connecting" && stream.attempts > 0) return `${navigator.onLine ? "The server does not answer yet" : "This browser is offline"}. Trying again.`;
@@ -237,6 +245,7 @@ function listen() {
     event.preventDefault();
     submit(elements.prompt.value);
   });
+  elements.prompt.addEventListener("input", () => checkPrompt(elements.prompt.value.trim()));
   elements.seed.addEventListener("input", () => view.badSeed(false));
   elements.seed.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !stream.isLive) submit(elements.prompt.value);
@@ -252,6 +261,9 @@ function listen() {
     useToken(readToken(elements.token.value));
   });
   window.addEventListener("hashchange", followLink);
+  window.addEventListener("beforeunload", (event) => {
+    if (stream.isRecording) event.preventDefault(); // the browser asks first: it is nowhere but in this page
+  });
   listenToTransport();
 }
 
@@ -313,6 +325,7 @@ function toggleFullScreen() {
 function saveRecording(said) {
   const file = stream.stopRecording();
   if (file !== null) save(file, `turboserve-${stream.id}.mp4`, said);
+  else tell("No video came to be saved", "busy");
 }
 
 async function download() {
@@ -341,6 +354,7 @@ function save(file, name, said = "Saved as an MP4 file") {
 async function share() {
   const { shareDialog, shareLink, shareText, shareCopy } = elements;
   shareLink.value = "";
+  shareCopy.hidden = shareLink.hidden = true; // there is nothing to copy yet
   shareCopy.textContent = "Copy";
   shareText.textContent = "Asking the server…";
   shareDialog.showModal();
@@ -349,11 +363,12 @@ async function share() {
     const parts = new URLSearchParams({ watch: session, ...(token === null ? {} : { token }) });
     shareLink.value = new URL(`/#${parts}`, location.href).href;
     shareText.textContent = `Whoever has this link sees the video and can't steer it. It opens for ${spell(expiresInS)}.`;
+    shareCopy.hidden = shareLink.hidden = false;
+    shareLink.focus();
     shareLink.select();
   } catch (error) {
     shareText.textContent = error.message;
   }
-  shareCopy.hidden = shareLink.hidden = shareLink.value === "";
 }
 
 /** A time in whole hours, or minutes if it is short. */
@@ -362,13 +377,17 @@ function spell(seconds) {
 }
 
 async function copyLink() {
-  elements.shareLink.select();
+  const { shareLink, shareText, shareCopy } = elements;
+  shareLink.focus();
+  shareLink.select();
+  let isCopied = true;
   try {
-    await navigator.clipboard.writeText(elements.shareLink.value);
+    await navigator.clipboard.writeText(shareLink.value);
   } catch {
-    document.execCommand("copy"); // on addresses that are not secure
+    isCopied = document.execCommand("copy"); // on addresses that are not secure
   }
-  elements.shareCopy.textContent = "Copied";
+  if (isCopied) shareCopy.textContent = "Copied";
+  else shareText.textContent = "This browser does not let the page copy. The link is selected: copy it by hand.";
 }
 
 /** The button on the picture: start again, watch again, or take the session back from another window. */

@@ -71,7 +71,8 @@ export class Connection {
   #attachment = () => ({ type: "attach", id: newId(), ...this.#identity, next_seq: this.#handlers.nextSeq() });
 
   /**
-   * openSocket() -> a promise of a new WebSocket; a TokenError ends the connection, any other error is a failed attempt.
+   * openSocket() -> a promise of a new WebSocket; a TokenError ends the connection, any other error is a failed attempt whose
+   * message is a sentence.
    * @param {() => Promise<WebSocket>} openSocket @param {Handlers} handlers
    */
   constructor(openSocket, handlers) {
@@ -165,7 +166,7 @@ export class Connection {
       if (opening !== this.#opening || opening === null) return;
       this.#refusal = null;
       if (error instanceof TokenError) this.#end({ code: UNAUTHORISED, sentence: error.message });
-      else this.#closed(NO_CODE, `No token could be had: ${/** @type {Error} */ (error).message}`);
+      else this.#closed(NO_CODE, /** @type {Error} */ (error).message);
       return;
     }
     if (opening !== this.#opening || opening === null) { // left, or begun anew, in the meantime

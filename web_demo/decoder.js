@@ -226,6 +226,7 @@ class Decoder {
     console.warn("video decoder:", error.message);
     this.#giveUp();
     this.#failures += 1;
+    if (this.#failures > 1) this.#preferSoftware = true; // one may be damaged video; hardware may not take it at all
     if (this.#failures >= MAX_FAILURES) this.#handlers.failed();
   }
 

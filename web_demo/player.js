@@ -42,6 +42,7 @@ export class Player {
   #life = 0; // grows when a chunk is sent again; frames of its first life are dropped
   /** @type {number | null} */ #begunSeq = null;
   #frameMs = 62.5;
+  #mostQueued = MAX_QUEUED_FRAMES;
   /** @type {number | null} */ #firstMs = null; // media time where this player came in
   /** @type {number | null} */ #newestEndMs = null; // media time at the end of the newest complete chunk
   #lostEndMs = 0; // media time up to which something came that can't be shown
@@ -80,6 +81,7 @@ export class Player {
     });
     this.#frameMs = 1000 / session.fps;
     this.chunkMs = session.chunk_frames * this.#frameMs;
+    this.#mostQueued = Math.max(MAX_QUEUED_FRAMES, Math.ceil((session.lead_ms ?? 0) / this.#frameMs) + 2 * session.chunk_frames);
     this.#sequence = new ChunkSequence(nextSeq);
     this.#resize(session.width, session.height);
     this.#paused = false;
@@ -249,7 +251,7 @@ export class Player {
     }
     this.#cutTo(tag);
     this.#queue.push({ frame, ...tag });
-    if (this.#queue.length > MAX_QUEUED_FRAMES) this.#drop(/** @type {Item} */ (this.#queue.shift()));
+    if (this.#queue.length > this.#mostQueued) this.#drop(/** @type {Item} */ (this.#queue.shift()));
     this.#wake(tag);
     if (document.hidden) this.tick(performance.now());
   }

@@ -6,7 +6,7 @@
  * @typedef {Uint8Array<ArrayBuffer>} Bytes
  * @typedef {{header: ChunkHeader, units: Bytes[]}} Media
  * @typedef {{type: "session", session: string, resume?: string, model: string, width: number, height: number, fps: number,
- *   chunk_frames: number, codec?: string, controls?: boolean}} SessionMessage
+ *   chunk_frames: number, codec?: string, lead_ms?: number, controls?: boolean}} SessionMessage
  * @typedef {{type: "queued", position: number, eta_ms: number}} QueuedMessage
  * @typedef {{type: "state", state: "queued" | "active" | "idle" | "closed", engine?: string | null, reason?: string}} StateMessage
  * @typedef {{type: "error", code: string, message: string, id?: string, retry_after_ms?: number}} ErrorMessage

@@ -73,6 +73,7 @@ export class Timeline {
     node.title = `${clockTime(entry.ptsMs)}  ${entry.text}`;
     const text = document.createElement("span");
     text.textContent = entry.text;
+    text.dir = "auto";
     node.append(text);
     node.addEventListener("mousedown", (event) => event.preventDefault()); // the strip is hidden from who reads: the focus stays out of it
     node.addEventListener("click", () => this.#use(entry.text));

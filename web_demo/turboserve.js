@@ -24,7 +24,7 @@ export { MAX_PROMPT_CHARS, promptFault, readToken, whyUnsupported };
  * @import { ChunkHeader, Mark, Phase, Picture, PromptEntry, Recording, Stats } from "./turboserve.js"
  * @import { StreamEvents, StreamOptions, TokenSource } from "./turboserve.js"
  * @import { Entry } from "./history.js"
- * @import { AppliedMessage, Media, QueuedMessage, ServerMessage, SessionMessage, StateMessage } from "./protocol.js"
+ * @import { AppliedMessage, ClientMessage, Media, QueuedMessage, ServerMessage, SessionMessage, StateMessage } from "./protocol.js"
  */
 
 // One chunk is 0.75 s of video. With a second of lead a chunk may take that long to make before the picture
@@ -41,9 +41,19 @@ const ENDINGS = new Map([[1000, "ended"], [IDLE, "ended"], [TAKEN_OVER, "taken"]
 
 /** The token that a source gives now, or null. @param {TokenSource} source @returns {Promise<string | null>} @throws {TokenError} */
 async function tokenOf(source) {
-  const token = (typeof source === "function" ? await source() : source) || null;
+  const token = (typeof source === "function" ? await asked(source) : source) || null;
   if (token !== null && !isToken(token)) throw new TokenError("What is used as the access token has characters that no token has.");
   return token;
+}
+
+/** @param {() => string | null | Promise<string | null>} source @throws {Error} a sentence that says that it is about the token */
+async function asked(source) {
+  try {
+    return await source();
+  } catch (error) {
+    const { message = String(error) } = /** @type {Partial<Error>} */ (error ?? {});
+    throw new Error(`No token could be had: ${message}`, { cause: error });
+  }
 }
 
 /** @param {string} text @throws {RangeError} */
@@ -114,6 +124,7 @@ export class Stream {
   #ackTimer = 0;
   /** @type {boolean | null} */ #wantsPause = null; // null: whatever the server says
   /** @type {number | null} */ #dryMs = null;
+  /** @type {string | null} the id of `start`, whose prompt needs no other message */ #startId = null;
   /** @type {Phase} */ #phase = "ready";
   /** @type {number | null} */ #savedSeq = null;
   /** @type {number | null} */ #startedMs = null;
@@ -134,7 +145,10 @@ export class Stream {
     this.#player = new Player(canvas, {
       complete: (header) => this.#completed(header),
       drawn: (info) => this.#drew(info),
-      failed: () => this.#finish("failed", "This browser could not decode the video. Another browser may."),
+      failed: () => {
+        this.#abandon(); // else it would go on, and count against its subject's quota, for nobody
+        this.#finish("failed", "This browser could not decode the video. Another browser may.");
+      },
     });
   }
 
@@ -184,7 +198,7 @@ export class Stream {
 
   /** Can `startRecording` keep this session's video? The server's recording (`download`) is there for the others. */
   get isRecordable() {
-    return this.isLive && (this.#video === null || this.#video.codec === "h264");
+    return this.isLive && this.#video?.codec === "h264";
   }
 
   get isRecording() {
@@ -240,10 +254,11 @@ export class Stream {
    */
   start({ prompt, seed, model, leadMs = LEAD_MS }) {
     checkPrompt(prompt);
-    this.leave();
+    this.#drop();
     this.seed = seed ?? null;
     this.history.clear();
     const id = newId();
+    this.#startId = id;
     this.#asked(this.history.add(id, prompt, performance.now()));
     this.#startedMs = performance.now();
     this.#begin().start(() => ({ type: "start", id, prompt, seed, model, lead_ms: leadMs, accept: this.#accept }));
@@ -254,7 +269,7 @@ export class Stream {
   continue() {
     const saved = storage.load();
     if (saved === null) return false;
-    this.leave();
+    this.#drop();
     this.seed = saved.seed ?? null;
     this.marks = saved.marks ?? [];
     // Their times are those of the page before the reload.
@@ -262,14 +277,16 @@ export class Stream {
     this.#wantsPause = saved.paused ? true : null;
     const connection = this.#begin(Math.max(0, saved.seq ?? 0));
     connection.attach({ session: saved.session, resume: saved.resume });
-    if (saved.paused) connection.send({ type: "pause", id: newId() }); // perhaps it was not heard before the reload
+    // Perhaps they were not heard before the reload; the server does nothing twice.
+    for (const entry of this.history.entries) if (entry.state === "sent") connection.send(promptMessage(entry));
+    if (saved.paused) connection.send({ type: "pause", id: newId() });
     this.#notify();
     return true;
   }
 
   /** Look at somebody's session without a say in it. @param {{session: string, token?: string}} options */
   watch({ session, token }) {
-    this.leave();
+    this.#drop();
     this.history.clear();
     this.isViewer = true;
     this.#viewToken = token ?? null;
@@ -286,14 +303,14 @@ export class Stream {
   prompt(text, { blendChunks = 0 } = {}) {
     checkPrompt(text);
     const entry = this.history.add(newId(), text, performance.now(), blendChunks);
-    const how = blendChunks > 0 ? { transition: "blend", blend_chunks: blendChunks } : { transition: "cut" };
-    const isSent = this.#connection?.send({ type: "prompt", id: entry.id, text, ...how }) ?? false;
+    const isSent = this.#connection?.send(promptMessage(entry)) ?? false;
     if (!isSent) {
       this.history.refused(entry.id);
       const message = this.isLive ? "Too many prompts are waiting for the server. Try again in a moment." : "There is no session to steer.";
       this.#emit("refused", { code: this.isLive ? "unavailable" : "bad_state", message, id: entry.id });
     }
     this.#asked(entry);
+    this.#save();
     this.#notify();
     return entry;
   }
@@ -340,13 +357,24 @@ export class Stream {
       this.#finish("ended", "You stopped watching.");
       return;
     }
+    this.#abandon();
+    this.#finish("ended", "You stopped it.");
+  }
+
+  /** Have the server end the session, if it is one of our own. */
+  #abandon() {
+    if (this.isViewer) return;
     this.#connection?.stop({ type: "stop", id: newId() });
     this.#connection = null; // it closes by itself once the server has heard it
-    this.#finish("ended", "You stopped it.");
   }
 
   /** Drop connection, playback and recording without ending the session on the server. */
   leave() {
+    this.#drop();
+    this.#notify();
+  }
+
+  #drop() {
     clearInterval(this.#ackTimer);
     this.#connection?.close();
     this.#connection = null;
@@ -356,7 +384,7 @@ export class Stream {
     Object.assign(this, { takesControls: false, isViewer: false });
     this.#keys = [];
     this.#serverState = this.#wantsPause = this.#dryMs = this.#video = this.#recorder = this.#resume = this.#viewToken = null;
-    this.#startedMs = this.#ttfcMs = this.#steerMs = null;
+    this.#startId = this.#startedMs = this.#ttfcMs = this.#steerMs = null;
     this.#latencies = [];
     this.#bytes = this.#lengthMs = 0;
   }
@@ -366,7 +394,7 @@ export class Stream {
    * after `leave()`; `stop()` first to end it, which is seen through. The object is not to be used afterwards.
    */
   destroy() {
-    this.leave();
+    this.#drop();
     this.#player.destroy();
     this.#handlers.clear();
   }
@@ -378,7 +406,9 @@ export class Stream {
   async download() {
     const answer = await this.#ask("recording.mp4", this.#resume || this.#viewToken || this.#token);
     if (!answer.ok) throw new Error((await faultOf(answer)).message);
-    return answer.blob();
+    return answer.blob().catch((error) => {
+      throw new Error("The connection broke before the whole recording was here. Try again.", { cause: error });
+    });
   }
 
   /**
@@ -607,7 +637,7 @@ export class Stream {
   #disconnected({ code, sentence, retryAfterMs }) {
     const kind = ENDINGS.get(code) ?? "failed";
     if (code === NO_SUCH_SESSION && this.id === null && this.#remembers && !this.isViewer && storage.load() !== null) {
-      this.leave(); // the session of before the reload is gone: nothing to alarm anybody about
+      this.#drop(); // the session of before the reload is gone: nothing to alarm anybody about
       storage.clear();
       this.history.clear();
       this.#emit("gone");
@@ -656,9 +686,15 @@ export class Stream {
       seed: this.seed,
       paused: this.#wantsPause === true,
       marks: this.marks,
-      history: this.history.entries.filter(({ state }) => state !== "sent"),
+      history: this.history.entries.filter(({ id, state }) => state !== "sent" || id !== this.#startId),
     });
   }
+}
+
+/** @param {Entry} entry @returns {ClientMessage} */
+function promptMessage({ id, text, blendChunks }) {
+  const how = blendChunks > 0 ? { transition: "blend", blend_chunks: blendChunks } : { transition: "cut" };
+  return { type: "prompt", id, text, ...how };
 }
 
 /** What an answer that is no success says. @param {Response} answer @returns {Promise<{code?: string, message: string}>} */

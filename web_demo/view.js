@@ -128,6 +128,10 @@ export class View {
     this.elements.seed.setAttribute("aria-invalid", String(isBad));
   }
 
+  badPrompt(isBad) {
+    this.elements.prompt.setAttribute("aria-invalid", String(isBad));
+  }
+
   badToken(isBad) {
     this.elements.token.setAttribute("aria-invalid", String(isBad));
   }
@@ -215,6 +219,7 @@ export class View {
     const key = JSON.stringify(history.entries.map(({ id, state, seq }) => [id, state, seq, this.#thumbs.has(id)]));
     if (key === this.#historyKey) return;
     this.#historyKey = key;
+    for (const id of this.#thumbs.keys()) if (history.find(id) === null) this.#thumbs.delete(id);
     const list = this.elements.history;
     const focused = list.contains(document.activeElement) ? document.activeElement.dataset.id : null;
     const rows = history.entries.map((entry) => this.#row(entry, entry === history.current)).reverse();
@@ -234,6 +239,7 @@ export class View {
     thumb.setAttribute("aria-hidden", "true");
     const text = document.createElement("span");
     text.className = "text";
+    text.dir = "auto";
     text.textContent = entry.text;
     const when = document.createElement("span");
     when.className = "when";

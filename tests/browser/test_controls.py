@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -151,3 +152,43 @@ async def test_a_full_recording_is_saved_and_says_so(browser: Browser, server: S
         await until(page, "document.getElementById('badge').textContent.includes('was full')")
         assert await page.get_attribute("#record", "aria-pressed") == "false"
         assert await page.text_content("#record-label") == "Record"
+
+
+async def test_who_leaves_amid_a_recording_is_asked_first(browser: Browser, server: StreamServer) -> None:
+    """It is nowhere but in the page. Without one nobody is asked."""
+    leave = "window.dispatchEvent(new Event('beforeunload', { cancelable: true }))"
+    async with tab(browser, server.url) as (page, _):
+        await begin(page, frames=1)
+        assert await page.evaluate(leave)
+        await page.click("#record")
+        await until(page, "document.getElementById('badge').textContent === 'Recording'")
+        assert not await page.evaluate(leave)
+
+
+COPY_FORBIDDEN = """
+    Object.defineProperty(navigator, "clipboard", { value: undefined });
+    document.execCommand = () => false;
+"""
+"""As on an address that is not secure, in a browser that lets no page copy."""
+
+
+async def test_a_link_that_was_not_copied_is_not_said_to_be(browser: Browser, server: StreamServer) -> None:
+    """It is selected, to be copied by hand. As long as there is none there is nothing to copy."""
+    is_asked, is_granted = asyncio.Event(), asyncio.Event()
+
+    async def grant(route: Route) -> None:
+        is_asked.set()
+        await is_granted.wait()
+        await route.fulfill(json={"token": "view.er", "expires_in_s": 600})
+
+    async with tab(browser, server.url, init_script=COPY_FORBIDDEN) as (page, _):
+        await page.route("**/v1/sessions/*/watch", grant)
+        await begin(page, frames=1)
+        await page.click("#share")
+        await is_asked.wait()
+        assert not await page.is_visible("#share-copy") and not await page.is_visible("#share-link")
+        is_granted.set()
+        await page.click("#share-copy")
+        await until(page, "document.getElementById('share-text').textContent.includes('by hand')")
+        assert await page.text_content("#share-copy") == "Copy"
+        assert await page.evaluate("getSelection().toString()") == await page.input_value("#share-link")
