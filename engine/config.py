@@ -34,7 +34,7 @@ class EngineConfig:
     capacity: int = 4
     """Sessions that are resident at once, at most: fewer where memory has room for fewer."""
     link_host: str = "127.0.0.1"
-    """Address that the link for gateways binds to and is published with."""
+    """Address that the link for gateways binds to and is published with: where they find it, not 0.0.0.0."""
     link_port: int = 0
     """0: any free port."""
     link_secret: str
@@ -77,6 +77,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if not self.link_secret:
             raise ValueError("link_secret must not be empty")
+        self._check_names()
         check_log_format(self.log_format)
         at_least_one = ("ranks", "threads", "capacity", "encoder_threads", "heartbeat_ms", "publish_ms")
         for name in at_least_one:
@@ -93,6 +94,12 @@ class EngineConfig:
         if not 0 <= self.link_port <= 65_535:
             raise ValueError(f"link_port must be between 0 and 65535, got {self.link_port}")
         self._check_device()
+
+    def _check_names(self) -> None:
+        if not re.fullmatch(r"e_[0-9a-f]{8}", self.engine_id):
+            raise ValueError(f"engine_id must be e_ and 8 hex digits, got {self.engine_id!r}")
+        if self.link_host in ("", "0.0.0.0", "::", "[::]"):  # gateways would look for it on their machine
+            raise ValueError(f"link_host must be where gateways find the engine, got {self.link_host!r}")
 
     def _check_device(self) -> None:
         if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", self.device):

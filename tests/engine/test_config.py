@@ -31,6 +31,7 @@ def test_the_limits_of_a_session_are_those_that_were_set() -> None:
     [
         ("capacity", 0), ("threads", 0), ("crf", 52), ("link_port", 70_000), ("device", "tpu"),
         ("device", "cuda:x"), ("device", "cuda:"),
+        ("engine_id", "zz"), ("engine_id", "e_0000000G"), ("link_host", "0.0.0.0"), ("link_host", "::"),
         ("linger_s", -1.0), ("link_secret", ""), ("collective_timeout_s", 0.0),
     ],
 )  # fmt: skip
