@@ -11,7 +11,8 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +27,10 @@ from scheduler.store.pools import make_pool
 from scheduler.store.values import CheckpointPointer
 
 __all__ = ["Checkpoints", "open_checkpoints"]
+
+KEPT_S = 3.0
+"""How long the bytes before the newest ones are kept: a control Redis that comes back older names them. It
+has lost less than that."""
 
 _OBJECT = re.compile(r"s_[0-9a-f]{16}:[0-9]{1,18}:[0-9]{1,18}")
 _SWEEP_INTERVAL_S = 60.0
@@ -51,14 +56,24 @@ class Checkpoints:
     Every method raises StoreUnavailable; CheckpointsUnavailable where only the bytes are out of reach.
     """
 
-    def __init__(self, store: EngineStore, objects: _Objects | None, *, ttl_s: int) -> None:
-        """`objects`: None keeps the bytes in the control Redis."""
-        self._store, self._objects, self._ttl_s = store, objects, ttl_s
+    def __init__(
+        self,
+        store: EngineStore,
+        objects: _Objects | None,
+        *,
+        ttl_s: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`objects`: None keeps the bytes in the control Redis. `clock` gives monotonic seconds."""
+        self._store, self._objects, self._ttl_s, self._clock = store, objects, ttl_s, clock
+        self._superseded: dict[SessionId, deque[tuple[float, str]]] = {}
+        """Since when objects of a session are not needed any more; who was written last comes last."""
 
     async def write(
         self, engine: EngineId, session: SessionId, pointer: CheckpointPointer, data: bytes
     ) -> None:
-        """Keep a checkpoint; it counts from when the pointer has moved to it, and the one before is dropped.
+        """Keep a checkpoint; it counts from when the pointer has moved to it. Those before are dropped: in
+        the control Redis at once, elsewhere with later ones of the session.
 
         Raises:
             StaleEpoch
@@ -79,8 +94,8 @@ class Checkpoints:
             if named is None or named.object_name(session) != name:
                 await self._objects.delete(name)
             raise
-        if unneeded is not None:
-            await self._objects.delete(unneeded)
+        for old in self._supersede(session, unneeded):
+            await self._objects.delete(old)
 
     async def read(self, session: SessionId) -> tuple[CheckpointPointer, bytes | None] | None:
         """(pointer, bytes) of the newest checkpoint; without bytes, what the pointer says still holds."""
@@ -96,23 +111,40 @@ class Checkpoints:
             # Its owner has written a newer one in between, and dropped that one's bytes.
         return None
 
+    def _supersede(self, session: SessionId, name: str | None) -> list[str]:
+        """The pointer has just moved on, from `name` if that is known. Returns what may be dropped by now."""
+        now_s = self._clock()
+        kept = self._superseded.pop(session, deque())
+        if name is not None:
+            kept.append((now_s, name))
+        due = [kept.popleft()[1] for since_s, _ in tuple(kept) if since_s <= now_s - KEPT_S]
+        if kept:
+            self._superseded[session] = kept
+        oldest = next(iter(self._superseded), session)
+        if oldest != session and self._superseded[oldest][-1][0] < now_s - self._ttl_s:
+            del self._superseded[oldest]  # it has ended; the bytes go by their age
+        return due
+
     async def close(self) -> None:
         """Close what was opened besides the store."""
         if self._objects is not None:
             await self._objects.close()
 
 
-def open_checkpoints(store: EngineStore, where: str | None, *, ttl_s: int) -> Checkpoints:
-    """`where`: None, the URL of a second Redis, or a directory, which is made.
+def open_checkpoints(
+    store: EngineStore, where: str | None, *, ttl_s: int, clock: Callable[[], float] = time.monotonic
+) -> Checkpoints:
+    """`where`: None, the URL of a second Redis, or a directory, which is made. `clock`: see Checkpoints.
 
     Raises:
         ValueError: the URL can't be used, or the directory can't be made or written to.
     """
-    if where is None:
-        return Checkpoints(store, None, ttl_s=ttl_s)
-    if is_redis_url(where):
-        return Checkpoints(store, _SecondRedis(where, prefix=store.prefix, ttl_s=ttl_s), ttl_s=ttl_s)
-    return Checkpoints(store, _Directory(Path(where), ttl_s=ttl_s), ttl_s=ttl_s)
+    objects: _Objects | None = None
+    if where is not None and is_redis_url(where):
+        objects = _SecondRedis(where, prefix=store.prefix, ttl_s=ttl_s)
+    elif where is not None:
+        objects = _Directory(Path(where), ttl_s=ttl_s)
+    return Checkpoints(store, objects, ttl_s=ttl_s, clock=clock)
 
 
 class _SecondRedis:
