@@ -168,9 +168,10 @@ function submit(text) {
   stream.start({ prompt, seed: seed ?? Math.floor(Math.random() * RANDOM_SEEDS) });
 }
 
-/** The phase as the page words it: waiting to go on is not waiting to begin. */
+/** The phase as the page words it: waiting to go on is not waiting to begin, and who comes amid a pause has no picture. */
 function shownPhase() {
   if (unsupported !== null) return "unsupported";
+  if (stream.phase === "paused" && stream.isViewer && stream.player.drawn === null) return "unseen";
   return stream.phase === "queued" && stream.reason !== "" ? "returning" : stream.phase;
 }
 
@@ -188,6 +189,7 @@ function detail() {
     const eta = eta_ms > 0 ? `, about ${Math.ceil(eta_ms / 1000)} s to go` : "";
     return `Place ${position}${eta}. The video starts by itself as soon as an engine is free.`;
   }
+  if (phase === "paused") return `${isAlone() ? "Who steers it is away. " : ""}The video comes as soon as it goes on.`;
   if (phase === "connecting" && stream.waiting !== null) return `${stream.waiting} (done for you)`;
   if (phase === "connecting" && stream.attempts > 0) return `${navigator.onLine ? "The server does not answer yet" : "This browser is offline"}. Trying again.`;
   if (phase === "ended" && stream.isViewer) return `${stream.end.sentence} Studio, at the top, is for a video of your own.`;
@@ -201,13 +203,18 @@ function statusText() {
   return null;
 }
 
+/** Does it pause because nobody who steers it is there? */
+function isAlone() {
+  return stream.isViewer && stream.reason === "disconnected";
+}
+
 function badge() {
   const nowMs = performance.now();
   if (news !== null && news.untilMs > nowMs) return [news.text, news.tone];
   if (stream.isRecording) return ["Recording", "rec"];
   if (stream.phase === "lost") return ["Reconnecting…", "busy"];
   if (stream.phase === "stalled") return ["Catching up…", "busy"];
-  if (stream.phase === "paused") return ["Paused", "quiet"];
+  if (stream.phase === "paused") return [isAlone() ? "Who steers it is away" : "Paused", "quiet"];
   if (stream.isViewer && stream.phase === "generating") return ["Watching live", "quiet"];
   return [null];
 }

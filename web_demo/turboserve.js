@@ -193,7 +193,8 @@ export class Stream {
   }
 
   get isPaused() {
-    return this.#wantsPause ?? (this.#serverState === "idle" && this.reason === "paused");
+    // For a viewer nothing comes whyever it is idle; who steers it brings it back by being there.
+    return this.#wantsPause ?? (this.#serverState === "idle" && (this.reason === "paused" || this.isViewer));
   }
 
   /** Can `startRecording` keep this session's video? The server's recording (`download`) is there for the others. */

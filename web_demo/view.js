@@ -27,6 +27,7 @@ const PHASES = {
   generating: { tone: "good", status: "Generating", veil: "none", live: true },
   stalled: { tone: "busy", status: "Catching up…", veil: "none", live: true },
   paused: { tone: "quiet", status: "Paused", veil: "none", live: true },
+  unseen: { tone: "quiet", status: "Paused", veil: "over", title: "It is paused", live: true },
   lost: { tone: "busy", status: "Connection lost, retrying…", veil: "none", live: true },
   taken: { tone: "quiet", status: "Open in another window", veil: "over", title: "This session moved to another window",
     action: "Continue here" },

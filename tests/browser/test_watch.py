@@ -6,7 +6,7 @@ import pytest
 from playwright.async_api import Browser
 
 from tests.browser.driver import ask, stats, tab, until
-from tests.browser.stream_server import StreamServer
+from tests.browser.stream_server import StreamServer, say, say_state
 from tests.browser.test_page import GREEN_ON_BLACK, begin
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
@@ -68,3 +68,36 @@ async def test_a_viewer_is_not_told_of_a_start_that_was_none(browser: Browser, s
             await until(other, "turboserve.rev === 1")
             assert (await stats(other))["marks"] == []
             assert await other.text_content("#steering") == ""
+
+
+async def test_a_viewer_is_told_that_who_steers_is_away(browser: Browser, server: StreamServer) -> None:
+    """Nothing comes, and there is nothing to catch up with; it goes on by itself."""
+    idle = {"type": "state", "state": "idle", "engine": "e_test", "reason": "disconnected"}
+    async with tab(browser, server.url) as (page, _):
+        await begin(page)
+        async with tab(browser, f"{server.url}/#watch={server.only.id}") as (other, _):
+            await until(other, "turboserve.framesDrawn >= 1")
+            (viewer,) = server.only.viewers
+            await say(viewer, **idle)
+            await until(other, "turboserve.state === 'paused'")
+            await until(other, "document.getElementById('badge').textContent === 'Who steers it is away'")
+            drawn = (await stats(other))["framesDrawn"]
+            await say_state(viewer, server.only)
+            await until(other, f"turboserve.framesDrawn >= {drawn + 20}")
+            assert (await stats(other))["state"] == "generating"
+
+
+async def test_who_comes_amid_a_pause_is_told(browser: Browser, server: StreamServer) -> None:
+    """Instead of a black picture; when it goes on the video is there."""
+    async with tab(browser, server.url) as (page, _):
+        await begin(page)
+        await page.click("#pause")
+        await server.until(lambda: server.only.paused)
+        async with tab(browser, f"{server.url}/#watch={server.only.id}") as (other, _):
+            await other.wait_for_selector("#veil-title >> text=It is paused")
+            assert await other.text_content("#veil-text") == "The video comes as soon as it goes on."
+            await page.click("#pause")
+            (viewer,) = server.only.viewers
+            await say_state(viewer, server.only)
+            await until(other, "turboserve.framesDrawn >= 1")
+            await other.wait_for_selector("#veil", state="hidden")
