@@ -132,10 +132,13 @@ class Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop the session and disconnect."""
+        """Stop the session and disconnect. An error that ends the block comes out of it, stop or not."""
         try:
             if self._session is not None:
                 await self._session.stop()
+        except ClientError:
+            if error is None:
+                raise
         finally:
             if self._first is not None:
                 await self._first.close()

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gateway import client_session, client_stream
-from gateway.client import Client, ClientError, SessionEnded, connect
+from gateway.client import Client, ClientError, ServerError, Session, SessionEnded, connect
 from gateway.protocol import Closed
 from tests.browser.stream_server import StreamServer, stream_server
 from tests.gateway.test_client import GREEN_ON_BLACK, RED_ON_BLUE, seqs, take
@@ -132,3 +132,21 @@ async def test_what_is_no_token_is_not_shown(server: StreamServer) -> None:
         async with connect(server.url, "secret.words\n"):
             pass
     assert "secret" not in str(caught.value)
+
+
+async def test_a_refused_stop_hides_no_error(server: StreamServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the block that ends: its own error comes out of it. Without one the refusal does."""
+
+    async def refuse(_: Session) -> None:
+        raise ServerError("rate", "too many messages")
+
+    monkeypatch.setattr(Session, "stop", refuse)
+    with pytest.raises(KeyError, match="mine"):
+        async with connect(server.url) as client:
+            session = await client.start(RED_ON_BLUE)
+            raise KeyError("mine")
+    await session.close()
+    with pytest.raises(ServerError, match="too many"):
+        async with connect(server.url) as client:
+            session = await client.start(RED_ON_BLUE)
+    await session.close()
