@@ -135,7 +135,7 @@ function readSeed() {
   const seed = Number(text);
   const isGood = text === "" || (/^\d+$/.test(text) && seed <= LARGEST_SEED);
   view.badSeed(!isGood);
-  if (!isGood) view.steering(`A seed is a whole number with at most 15 digits, or nothing for a random one.`, "bad");
+  if (!isGood) view.steering(`A seed is a whole number up to ${LARGEST_SEED}, or nothing for a random one.`, "bad");
   return isGood ? (text === "" ? null : seed) : undefined;
 }
 

@@ -722,12 +722,23 @@ async def test_a_stop_is_not_tried_for_ever(browser: Browser, server: StreamServ
         assert (server.attaches, has_stop(server)) == (0, False)
 
 
+PASTE = """([name, text]) => {
+    document.getElementById(name).select();
+    document.execCommand("insertText", false, text);
+}"""
+
+
 async def test_seed_field_is_sent_and_checked(browser: Browser, server: StreamServer) -> None:
     """A whole number goes out with start; anything else is refused with a sentence and nothing is sent."""
     async with tab(browser, server.url) as (page, _):
         await page.fill("#seed", "12x")
         await ask(page, RED_ON_BLUE)
         assert "seed" in (await page.text_content("#steering") or "")
+        assert server.sessions == {}
+        await page.fill("#seed", "")
+        await page.evaluate(PASTE, ["seed", "1234567890123456789"])  # of the Python client; all of it or none
+        await ask(page, RED_ON_BLUE)
+        assert "up to 9007199254740991" in (await page.text_content("#steering") or "")
         assert server.sessions == {}
         await page.fill("#seed", "1234")
         await begin(page, frames=1)

@@ -7,16 +7,11 @@ from playwright.async_api import Browser
 
 from tests.browser.driver import ask, tab, until
 from tests.browser.stream_server import StreamServer
-from tests.browser.test_page import GREEN_ON_BLACK, RED_ON_BLUE, begin
+from tests.browser.test_page import GREEN_ON_BLACK, PASTE, RED_ON_BLUE, begin
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
 STEERING = "document.getElementById('steering').textContent"
-PASTE = """(text) => {
-    const field = document.getElementById("prompt");
-    field.select();
-    document.execCommand("insertText", false, text);
-}"""
 LONGEST = "🙂" * 2000
 
 
@@ -26,13 +21,13 @@ async def test_what_is_pasted_is_all_there_or_said_to_be_too_long(
     """As it is pasted, not only when it is sent; nothing is cut off. Emoji count once, as at the server."""
     async with tab(browser, server.url) as (page, _):
         field = page.locator("#prompt")
-        await page.evaluate(PASTE, "x" * 10_000)
+        await page.evaluate(PASTE, ["prompt", "x" * 10_000])
         sentence = "A prompt has at most 2000 characters; this one has 10000."
         assert (await page.evaluate(STEERING), len(await field.input_value())) == (sentence, 10_000)
         assert await field.get_attribute("aria-invalid") == "true"
         await field.press("Enter")
         assert (len(server.sessions), await page.evaluate("turboserve.state")) == (0, "ready")
-        await page.evaluate(PASTE, LONGEST)
+        await page.evaluate(PASTE, ["prompt", LONGEST])
         assert (await page.evaluate(STEERING), await field.get_attribute("aria-invalid")) == ("", "false")
         await field.press("Enter")
         await until(page, "turboserve.framesDrawn >= 1")
@@ -42,7 +37,7 @@ async def test_what_is_pasted_is_all_there_or_said_to_be_too_long(
 async def test_a_sentence_about_a_fault_is_whole_on_a_phone(browser: Browser, server: StreamServer) -> None:
     """What to do is at its end."""
     async with tab(browser, server.url, (320, 568)) as (page, _):
-        await page.evaluate(PASTE, "x" * 10_000)
+        await page.evaluate(PASTE, ["prompt", "x" * 10_000])
         look = "(({ scrollWidth, clientWidth }) => scrollWidth <= clientWidth)"
         assert await page.evaluate(f"{look}(document.getElementById('steering'))")
 
