@@ -101,7 +101,7 @@ class EntryRules(FollowRules):
         model = catalog.pick(name)
         if model in catalog.models:
             return model
-        if model is None or model in catalog.expected:
+        if model is None or model in catalog.expected or not catalog.names():
             text = "no engine is ready yet; try again in a moment"
             self._error(ErrorCode.UNAVAILABLE, text, id=id, retry_after_ms=RETRY_AFTER_MS)
             return None

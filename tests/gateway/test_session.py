@@ -71,6 +71,7 @@ RECORD = SessionRecord(
     active_ms=0,
     reason="",
 )
+DRAW = Draw(session=S, resume="secret", seed=7)
 UNAVAILABLE = Failure(kind=FailureKind.UNAVAILABLE, message="away", retry_after_ms=2000)
 
 
@@ -175,6 +176,14 @@ def test_refusals_without_a_session(start: wire.ClientMessage, code: ErrorCode) 
     machine = make_machine()
     assert error_of(machine.receive_message(replace(start, id="i"), 0)).code is code
     assert machine.stage is Stage.FRESH
+
+
+@pytest.mark.parametrize("model", [None, "shapes"])
+def test_a_start_before_anything_is_known_of_the_cluster_may_be_tried_again(model: str | None) -> None:
+    """The scheduler has not said yet what it wants: nobody can tell that a model is not served."""
+    machine = SessionMachine(catalog=lambda: Catalog(default="shapes"), draw=lambda: DRAW)
+    error = error_of(machine.receive_message(wire.Start(prompt="x", model=model), 0))
+    assert error.code is ErrorCode.UNAVAILABLE and error.retry_after_ms is not None
 
 
 def test_one_session_per_connection_at_a_time() -> None:
