@@ -15,13 +15,21 @@ from scheduler.config import SchedulerConfig
 from scheduler.feed import Delta, Feed
 from scheduler.keys import MAX_DECISIONS
 from scheduler.lease import Lease
-from scheduler.messages import EngineId, EngineState
+from scheduler.messages import DesiredEngine, EngineId, EngineState
 from scheduler.policy.base import Changes, Memory, decode_memory, encode_memory
 from scheduler.policy.fleet import fleet
 from scheduler.policy.moves import special_moves
 from scheduler.policy.registry import find_policy
 from scheduler.policy.upkeep import find_lost_gateways, release_wait_ms, settling_ms
-from scheduler.store import EventsLost, StaleTerm, Store, StoreError, StoreUnavailable, draw_id
+from scheduler.store import (
+    EventsLost,
+    PlacementRefused,
+    StaleTerm,
+    Store,
+    StoreError,
+    StoreUnavailable,
+    draw_id,
+)
 
 log = logging.getLogger("scheduler")
 
@@ -210,12 +218,23 @@ class Scheduler:
         assert self._lease.term is not None
         if self._clock() < self._settles_s:
             return False
+        await self._want_who_is_here(self._lease.term)
         await self._feed.rebuild()
         await self._store.mark_settled(self._lease.term)
         self._settles_s = None
         view = self._feed.view
         log.info("%d engines and %d sessions are here", len(view.engines), len(view.sessions))
         return True
+
+    async def _want_who_is_here(self, term: int) -> None:
+        """What was wanted is forgotten: engines that are here stay until a plan gives them up. It takes one
+        that drains and is not wanted for one that was told to end."""
+        engines = [e for e in await self._store.list_engines() if e.state is not EngineState.GONE]
+        _, desired = await self._store.read_desired()
+        if engines and not desired:
+            here = [DesiredEngine(id=engine.id, model=engine.model_name) for engine in engines]
+            with suppress(PlacementRefused):  # one more has come: the plan is about to see to it
+                await self._store.write_desired(term, here)
 
     # --- read
 

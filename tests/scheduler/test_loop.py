@@ -428,6 +428,34 @@ async def test_after_a_loss_under_the_same_term_engines_may_speak_first(
         assert {engine.id for engine in await store.list_engines()} >= {E1, E2}
 
 
+async def test_after_a_loss_of_data_a_drain_goes_on(store: Store, config: SchedulerConfig) -> None:
+    """The engine is not given up with the session that has no other place, but stays until it is empty."""
+    config = replace(config, engines=1, heartbeat_ms=200, heartbeat_timeout_ms=1_000)
+    await ready(store, E1, capacity=1)
+    async with beating(store, E1), scheduling(store, config):
+        await create(store)
+        await wait_for(store, is_placed(S1, E1))
+        await store.order_drain(E1)
+        await wait_until(store, lambda: is_in(store, E1, EngineState.DRAINING))
+        older = await snapshot(store)
+        await create(store, S2)
+        await restore(store, older)
+        while await store.is_settled():  # noqa: ASYNC110 - until it waits
+            await asyncio.sleep(0.02)
+        while len(desired := (await store.read_desired())[1]) < 2:
+            assert not desired or [engine.id for engine in desired] == [E1]
+            await asyncio.sleep(0.02)
+        assert E1 in [engine.id for engine in desired]
+        record = await store.get_session(S1)
+        assert record is not None and (record.engine, record.epoch) == (E1, 1)
+
+
+async def is_in(store: Store, engine: EngineId, state: EngineState) -> bool:
+    """Is it there, and in that state?"""
+    record = await store.get_engine(engine)
+    return record is not None and record.state is state
+
+
 async def freeze(server: RedisServer, outage_s: float) -> None:
     """The process stops answering, its connections stay."""
     assert server.process is not None
