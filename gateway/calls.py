@@ -49,6 +49,9 @@ logger = logging.getLogger("gateway.calls")
 
 FIRST_BACKOFF_S = 0.05
 MAX_BACKOFF_S = 1.0
+BEHIND_S = 5.0
+"""So long a record may be behind what its owner has sent once Redis is back: the owner tries every 2 s, and a
+try may take as long."""
 INTERNAL = "internal error; the log of the gateway says more"
 MAX_FORGETS = 10_000
 """Beyond, the oldest is dropped: engines close abandoned sessions by themselves, and the scheduler those that
@@ -258,19 +261,17 @@ class CallQueue:
             return Failure(kind=FailureKind.UNAVAILABLE, message="its session is over")
         if self._hook is not None and (refusal := await self._judge(self._hook, call, over)) is not None:
             return refusal
-        backoff_s, missing_s = FIRST_BACKOFF_S, None
+        backoff_s, refused_s = FIRST_BACKOFF_S, None
         now_s = asyncio.get_running_loop().time
         while True:
             try:
                 result = await perform(self._store, self._gateway, self._queue_limit, call)
-                is_missing = isinstance(result, Failure) and result.kind is FailureKind.NO_SUCH_SESSION
-                missing_s = now_s() if missing_s is None else missing_s
+                refused_s = now_s() if refused_s is None else refused_s
                 # In its place, so that the order of inputs stays: the owner writes the session again soon.
-                is_final = not is_missing or now_s() - missing_s > LOST_AFTER_MS / 1000
-                if is_final or isinstance(call, CreateSession | TakeControl) or over.is_set():
+                if now_s() - refused_s >= _patience_s(call, result) or over.is_set():
                     return result
             except StoreUnavailable as exc:
-                missing_s = None
+                refused_s = None
                 if isinstance(call, CreateSession | TakeControl) or over.is_set():
                     return _to_failure(exc)
             except Exception as exc:
@@ -280,6 +281,21 @@ class CallQueue:
                 async with asyncio.timeout(backoff_s):
                     await over.wait()
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+
+
+def _patience_s(call: Call, result: object) -> float:
+    """For so long an answer may be wrong, because the session's owner writes the record again soon."""
+    match call, result:
+        case CreateSession(), _:
+            return 0.0
+        case TakeControl(), Failure(kind=FailureKind.BEYOND):
+            return BEHIND_S
+        case TakeControl(), _:
+            return 0.0
+        case _, Failure(kind=FailureKind.NO_SUCH_SESSION):
+            return LOST_AFTER_MS / 1000
+        case _:
+            return 0.0
 
 
 async def finish_calls(tasks: Collection[asyncio.Task[None]], *, within_s: float) -> None:

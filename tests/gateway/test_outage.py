@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import pytest
 
 from gateway import protocol as wire
 from gateway.session import MAX_HELD_INPUTS
-from scheduler.messages import Closed, ErrorCode, Pause, PromptInput, SessionId, Stop
-from scheduler.store import Store
+from scheduler.messages import (
+    Closed,
+    ErrorCode,
+    Pause,
+    PromptInput,
+    SessionId,
+    SessionRecord,
+    Stop,
+    Unsubscribe,
+)
+from scheduler.store import BeyondGenerated, Store
+from scheduler.store.values import SessionProgress
 from tests.gateway.gateway_fixtures import Client, World, begin, client_of, make_world
 from tests.scheduler.conftest import RedisServer, forget_everything, own_redis  # noqa: F401 - fixture
 
@@ -67,6 +80,54 @@ async def test_a_redis_outage(frail_world: World, own_redis: RedisServer) -> Non
             await client.send(wire.Stop())
             await engine.expect(Stop)
             own_redis.start()
+
+
+async def test_who_comes_back_before_the_record_does_is_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While Redis was away its client got 40 chunks more, and lost its connection. Redis is back, but the
+    engine has not yet told it how far it is."""
+    refused, take_control = asyncio.Event(), Store.take_control
+
+    async def take_control_and_tell(store: Store, *args: Any, **named: Any) -> SessionRecord:
+        try:
+            return await take_control(store, *args, **named)
+        except BeyondGenerated:
+            refused.set()
+            raise
+
+    monkeypatch.setattr(Store, "take_control", take_control_and_tell)
+    async with world.engine() as engine, world.gateway() as gateway:
+        async with client_of(gateway) as client:
+            session = await begin(client, engine)
+            id = SessionId(session.session)
+        await engine.expect(Unsubscribe)
+        async with client_of(gateway) as client:
+            await client.send(wire.Attach(session=id, resume=session.resume, next_seq=40, id="a"))
+            async with asyncio.timeout(10):
+                await refused.wait()
+            progress = SessionProgress(
+                session=id, epoch=1, active=True, next_seq=40, next_frame=480, rev=0, slack_ms=0
+            )
+            assert await world.store.publish_sessions(engine.id, [progress]) == []
+            await client.expect(wire.Session)
+            assert (await engine.accept(id)).next_seq == 40
+            assert await client.expect(wire.Accepted, skip=(wire.State,)) == wire.Accepted(id="a")
+
+
+async def test_who_wants_what_nobody_has_made_is_refused(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the time that a record may be behind."""
+    monkeypatch.setattr("gateway.calls.BEHIND_S", 0.2)
+    async with world.engine() as engine, world.gateway() as gateway:
+        async with client_of(gateway) as owner, client_of(gateway) as client:
+            session = await begin(owner, engine)
+            await client.send(
+                wire.Attach(session=session.session, resume=session.resume, next_seq=40, id="a")
+            )
+            error = await client.expect(wire.Error)
+            assert (error.code, error.id) == (ErrorCode.BAD_STATE, "a")
 
 
 @pytest.mark.parametrize("entry", [wire.Start(prompt="new", id="n"), ATTACH])
