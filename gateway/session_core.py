@@ -169,6 +169,10 @@ class Session:
     stop_ms: float | None = None
     attach: wire.Attach | None = None
     """Until the first subscription after an attach is answered."""
+    has_flowed: bool = False
+    """Has an engine served it on this connection?"""
+    num_denied: int = 0
+    """Owners have served it no chunk since the last that did: so often one has refused."""
 
 
 class SessionCore(abc.ABC):

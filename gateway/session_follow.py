@@ -8,7 +8,7 @@ from typing import assert_never
 from gateway import protocol as wire
 from gateway.flow import PartVerdict
 from gateway.session_core import Cause, Session, SessionCore, Stage
-from gateway.steps import Follow, Output, SendChunk, Unfollow
+from gateway.steps import Follow, Forget, Output, SendChunk, Unfollow
 from scheduler import messages as link
 from scheduler.messages import EngineId, ErrorCode, Phase, Rung, SessionRecord, SessionState
 
@@ -19,6 +19,8 @@ ETA_CHANGE = 0.2
 """What makes it another: more than both, the second as a share of what was told."""
 RELOAD_MS = 500
 """After an engine refused a subscription that the record says it serves."""
+MAX_DENIED = 3
+"""So often owners may refuse to go on where a client is."""
 
 
 class FollowRules(SessionCore):
@@ -191,6 +193,7 @@ class FollowRules(SessionCore):
         is_ours, gap = s.flow.receive_subscribed(reply)
         if not is_ours:
             return
+        s.has_flowed, s.num_denied = True, 0
         if s.attach is not None:
             self._accept(s.attach.id)
             s.attach = None
@@ -213,20 +216,38 @@ class FollowRules(SessionCore):
             self._error(reply.code, reply.message, id=reply.id)
         elif s.flow.is_flowing() or s.flow.is_waiting():
             return
-        elif reply.code is ErrorCode.BAD_STATE and reply.epoch == s.flow.epoch:
-            id = s.attach.id if s.attach is not None else None
-            s.attach = None
-            self._error(ErrorCode.BAD_STATE, reply.message, id=id)
-            if self._stage is Stage.STOPPING:
-                return  # its end is on its way to the store
-            for id in self._unanswered_ids():
-                self._error(ErrorCode.BAD_STATE, "the session was let go of before this was taken", id=id)
-            self._drop_session(s)
-            self._move(Cause.REFUSED)
-            self._release_backlog(now_ms)
-        else:
+        elif reply.code is not ErrorCode.BAD_STATE or reply.epoch != s.flow.epoch:
             self._stop_following(s)
             s.reload_ms = now_ms + RELOAD_MS
+        elif s.has_flowed:
+            self._receive_denied(s, now_ms)
+        else:
+            self._refuse_next_seq(s, reply.message, now_ms)
+
+    def _receive_denied(self, s: Session, now_ms: float) -> None:
+        """A new owner can't go on where the client is: when it took over, the record was too far behind.
+
+        Or it has answered what was asked of it under an earlier epoch, so it is asked again."""
+        s.num_denied += 1
+        self._stop_following(s)
+        if s.num_denied < MAX_DENIED or self._stage is Stage.STOPPING:
+            s.reload_ms = now_ms + RELOAD_MS
+            return
+        self._out.append(Forget(session=s.id, controller_epoch=s.controller_epoch, close="lost"))
+        self._end("lost", now_ms)
+
+    def _refuse_next_seq(self, s: Session, text: str, now_ms: float) -> None:
+        """An attach named a chunk that will not be made soon; another may be tried."""
+        id = s.attach.id if s.attach is not None else None
+        s.attach = None
+        self._error(ErrorCode.BAD_STATE, text, id=id)
+        if self._stage is Stage.STOPPING:
+            return  # its end is on its way to the store
+        for id in self._unanswered_ids():
+            self._error(ErrorCode.BAD_STATE, "the session was let go of before this was taken", id=id)
+        self._drop_session(s)
+        self._move(Cause.REFUSED)
+        self._release_backlog(now_ms)
 
     def _receive_moved(self, s: Session, reply: link.Moved) -> None:
         self._end_if_stopping(s)

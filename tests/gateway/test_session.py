@@ -16,7 +16,7 @@ from gateway.limits import MAX_MERGED_IDS, MESSAGE_BURST, MESSAGE_BYTES
 from gateway.session import MAX_BACKLOG, MAX_HELD_INPUTS, STOP_TIMEOUT_MS, Draw, SessionMachine, Stage
 from gateway.session_core import LOST_AFTER_MS, TRANSITIONS, Cause
 from gateway.session_entry import hash_resume
-from gateway.session_follow import RELOAD_MS
+from gateway.session_follow import MAX_DENIED, RELOAD_MS
 from gateway.steps import (
     AppendInput,
     Ask,
@@ -364,6 +364,26 @@ def test_attach_beyond_what_was_generated_is_an_error() -> None:
     outputs = machine.receive_link(refused, 0)
     assert error_of(outputs) == wire.Error(code=ErrorCode.BAD_STATE, message="too far", id="a")
     assert only(outputs, Forget).close is None and machine.stage is Stage.FRESH
+
+
+def test_a_session_that_no_owner_can_go_on_with_is_lost() -> None:
+    """Redis was away for longer than any window, and its engine died meanwhile: its client is not left
+    waiting for chunks that nobody makes. A single refusal may answer what was asked under an earlier epoch."""
+    machine = flowing()
+    machine.receive_message(wire.Control(keys=("a",), id="c"), 0)
+    refused = link.Refused(session=S, epoch=2, code=ErrorCode.BAD_STATE, message="too far")
+    placed = replace(RECORD, phase=Phase.PLACED, epoch=2, engine=E2, opened=True)
+    machine.receive_event(link.SessionOpened(session=S, engine=E2, epoch=2), 0)
+    for _ in range(MAX_DENIED - 1):
+        machine.receive_link_up(E2)
+        assert sent(machine.receive_link(refused, 0)) == []
+        load = only(machine.receive_tick(RELOAD_MS), LoadSession)
+        assert only(machine.receive_result(load, placed, 0), Follow).engine == E2
+    machine.receive_link_up(E2)
+    outputs = machine.receive_link(refused, 0)
+    assert [type(m) for m in sent(outputs)] == [wire.Error, wire.Closed]
+    assert error_of(outputs).id == "c" and sent(outputs)[-1] == wire.Closed(reason="lost")
+    assert only(outputs, Forget).close == "lost" and machine.stage is Stage.FRESH
 
 
 @pytest.mark.parametrize(
