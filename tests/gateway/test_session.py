@@ -368,7 +368,7 @@ def test_attach_beyond_what_was_generated_is_an_error() -> None:
 
 def test_a_session_that_no_owner_can_go_on_with_is_lost() -> None:
     """Redis was away for longer than any window, and its engine died meanwhile: its client is not left
-    waiting for chunks that nobody makes. A single refusal may answer what was asked under an earlier epoch."""
+    waiting for chunks that nobody makes. A single refusal may be of an earlier epoch."""
     machine = flowing()
     machine.receive_message(wire.Control(keys=("a",), id="c"), 0)
     refused = link.Refused(session=S, epoch=2, code=ErrorCode.BAD_STATE, message="too far")
