@@ -6,7 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import assert_never
 
-from scheduler.messages import EngineId
+from scheduler.messages import EngineId, EngineState
 from scheduler.policy.base import (
     Action,
     Activate,
@@ -97,8 +97,19 @@ async def _apply(store: Store, action: Action | LoseGateway, term: int) -> str:
             assert_never(action)
 
 
+async def _must_move(store: Store, action: Place | Migrate) -> bool:
+    """Be it from its checkpoint? A session that streams is not interrupted, nor does it lose its picture to
+    an engine with other weights, so that load is more even."""
+    if isinstance(action, Place):
+        return True
+    session, source = await store.get_session(action.session), await store.get_engine(action.source)
+    is_ordered = session is not None and session.move_to == action.target
+    stays = source is not None and source.state is EngineState.READY and not source.drain_ordered
+    return is_ordered or not stays
+
+
 async def _move(store: Store, action: Place | Migrate, engine: EngineId, term: int) -> str:
-    """With its state where there is any to move and the engines can; else from its checkpoint."""
+    """With its state where there is any to move and the engines can; else from its checkpoint, if it must."""
     session, epoch, id = action.session, action.expect_epoch, draw_id("m", 8)
     refusal = ""
     if epoch > 0:  # else nobody has had it
@@ -112,6 +123,8 @@ async def _move(store: Store, action: Place | Migrate, engine: EngineId, term: i
                 waiting_limit_ms=WAITING_LIMIT_MS,
             )
         except PlacementRefused as exc:
+            if not await _must_move(store, action):
+                raise
             refusal = f" ({exc})"
         else:
             return f"migrating {session} to {engine}, {id}: {action.why}"

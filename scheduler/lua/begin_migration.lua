@@ -13,17 +13,6 @@
 -- Errors   STALE_TERM, REFUSED
 -- Events   session_changed; commands: migrate to the source, receive to the target
 
--- Are two models, JSON ModelInfo, equal in all that both say? An engine of another version may say more.
-local function are_equal(one, other)
-  local theirs = cjson.decode(other)
-  for name, value in pairs(cjson.decode(one)) do
-    if theirs[name] ~= nil and theirs[name] ~= value then
-      return false
-    end
-  end
-  return true
-end
-
 local session, target, id = ARGV[1], ARGV[2], ARGV[5]
 local bad = check_term(ARGV[4])
 if bad then
@@ -50,7 +39,7 @@ local from, to = read_hash(key('engine', s.engine)), read_hash(key('engine', tar
 if not to or to.state ~= 'ready' then
   return fail('REFUSED', target .. ' is not ready')
 end
-if not from or not are_equal(from.model, to.model) then
+if not from or not have_equal_models(from, to) then
   return fail('REFUSED', target .. ' has another model, or other weights')
 end
 if (from.transfer or '') == '' or (to.transfer or '') == '' then

@@ -4,7 +4,7 @@
 -- ARGV[1]  session
 -- ARGV[2]  engine
 -- ARGV[3]  ttl_ms: the order is forgotten after so long, ms
--- Derived  engine:<id> (hash)
+-- Derived  engine:<id> (hash) of both engines
 -- Returns  1
 -- Errors   NO_SUCH_SESSION, SESSION_CLOSED, NO_SUCH_ENGINE, REFUSED
 -- Events   session_changed
@@ -34,6 +34,10 @@ if e.state ~= 'ready' then
 end
 if e.model_name ~= s.model then
   return fail('REFUSED', engine .. ' has model ' .. e.model_name .. ', the session needs ' .. s.model)
+end
+local from = read_hash(key('engine', s.engine))
+if from and not have_equal_models(from, e) then
+  return fail('REFUSED', engine .. ' has other weights: the picture would be lost')
 end
 if s.active == '1' and count_residents(engine) >= tonumber(e.capacity) then
   return fail('REFUSED', engine .. ' is full')

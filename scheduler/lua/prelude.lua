@@ -130,6 +130,21 @@ local function move_engine(engine, e, move)
   redis.call('HSET', key('engine', engine), 'state', e.state)
 end
 
+-- Have two engines models, JSON ModelInfo, that are equal in all that both say? An engine of another version may
+-- say more. Only then one can take a state from the other.
+local function have_equal_models(one, other)
+  if one.model == '' or other.model == '' then
+    return false
+  end
+  local theirs = cjson.decode(other.model)
+  for name, value in pairs(cjson.decode(one.model)) do
+    if theirs[name] ~= nil and theirs[name] ~= value then
+      return false
+    end
+  end
+  return true
+end
+
 local function count_placed(engine)
   redis.call('HSET', key('engine', engine), 'sessions', redis.call('SCARD', key('placed', engine)))
 end

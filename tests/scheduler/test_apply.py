@@ -7,8 +7,17 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from scheduler.apply import apply
-from scheduler.messages import DesiredEngine, EngineState
-from scheduler.policy.base import Action, Activate, DrainEngine, LoseEngine, Place, SetDesired, Suspend
+from scheduler.messages import DesiredEngine, EngineId, EngineState
+from scheduler.policy.base import (
+    Action,
+    Activate,
+    DrainEngine,
+    LoseEngine,
+    Migrate,
+    Place,
+    SetDesired,
+    Suspend,
+)
 from scheduler.store import StaleTerm, Store
 from tests.scheduler.conftest import E1, E2, E3, S1, S2, create, lead, placed, ready
 
@@ -101,6 +110,31 @@ async def test_a_session_that_nobody_had_is_placed_without_a_try_to_move_it(stor
     assert await apply(store, [place], term=term, may_act=yes)
     (decision,) = await store.decisions(1)
     assert decision.text == f"placed {S1} on {E1} at epoch 1: it is free"
+
+
+async def test_a_move_for_balance_is_no_rebuild(store: Store) -> None:
+    """What streams stays where its state can't go with it, until its engine goes, or somebody orders it."""
+    term, epoch = await placed(store)
+    await ready(store, E2)  # neither has an address for migrations
+    move = Migrate(session=S1, source=E1, target=E2, expect_epoch=epoch, why="it is slower there")
+    assert await apply(store, [move], term=term, may_act=yes)
+    assert await owner(store) == (E1, epoch)
+    await store.order_migration(S1, E2)
+    assert await apply(store, [move], term=term, may_act=yes)
+    assert await owner(store) == (E2, epoch + 1)
+    back = Migrate(session=S1, source=E2, target=E1, expect_epoch=epoch + 1, why="it goes")
+    assert await apply(store, [back], term=term, may_act=yes)
+    assert await owner(store) == (E2, epoch + 1)
+    await store.drain_engine(E2, term=term, reason="x")
+    assert await apply(store, [back], term=term, may_act=yes)
+    assert await owner(store) == (E1, epoch + 2)
+
+
+async def owner(store: Store) -> tuple[EngineId | None, int]:
+    """Of S1, and its epoch."""
+    record = await store.get_session(S1)
+    assert record is not None
+    return record.engine, record.epoch
 
 
 async def test_what_could_not_be_kept_is_kept_later(store: Store) -> None:

@@ -208,3 +208,16 @@ async def test_what_can_not_be_migrated(store: Store) -> None:
     await store.publish_session(E1, S1, epoch, active=False, **stored)  # type: ignore[arg-type]
     with pytest.raises(PlacementRefused, match="no state"):
         await begin(store, term, epoch)
+
+
+async def test_an_order_to_where_its_state_means_nothing_is_refused(store: Store) -> None:
+    """Who gives it is told; from a checkpoint the picture would be lost as well."""
+    await placed(store)
+    await enter(store, E1, transfer="h:1")
+    await enter(store, E2, model=replace(MODEL, weights_hash="01"))
+    with pytest.raises(PlacementRefused, match="other weights"):
+        await store.order_migration(S1, E2)
+    assert (await record(store)).move_to is None
+    await enter(store, E2)
+    await store.order_migration(S1, E2)
+    assert (await record(store)).move_to == E2
