@@ -16,6 +16,9 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import TypeVar
+
+import torch
 
 from engine.compute_messages import (
     Absent,
@@ -45,6 +48,7 @@ from scheduler.messages import Residence, SessionId
 __all__ = ["FAILURE_MESSAGE", "Resident", "Residents", "Where"]
 
 _log = logging.getLogger("turboserve.engine.residents")
+T = TypeVar("T")
 
 FAILURE_MESSAGE = "this session's video could not be generated"
 
@@ -235,11 +239,12 @@ class Residents:
         move = self._moves.pop(number)
         resident, state = move.resident, move.resident.state
         error = move.copied.exception()  # waits where another process told that it has ended
+        has_failed = self._agree(Verdict.FAILED if error is not None else Verdict.DONE) is not Verdict.DONE
         assert resident.slab is not None
         slab, is_here = resident.slab, self._table.get(state.session) is resident
         if error is not None:
             _log.error("session %s: copying its state failed", state.session, exc_info=error)
-        if error is not None or not is_here:
+        if has_failed or not is_here:
             self._pool.free(state.slot)
             self._host.free(slab)
             if is_here:
@@ -333,14 +338,16 @@ class Residents:
         in_slot = resident.where is Where.SLOT and resident.is_at_rest and resident.is_held
         if resident.frozen or not (in_slot or resident.where is Where.HOST):
             return
-        state = resident.state
+        state, exported = resident.state, resident.away
+        resident.frozen = True
         if in_slot:
             parts = {Part.LATENTS, Part.PROMPT_KV, Part.DECODER}
-            exported = export_state(self._model, self._pool, state, parts, checked=False)
-        else:
-            assert resident.away is not None
-            exported = resident.away
-        resident.frozen = True
+            exported = self._attempt(
+                lambda: export_state(self._model, self._pool, state, parts, checked=False)
+            )
+        if exported is None:
+            self._emit(Absent(session=state.session, epoch=state.epoch))
+            return
         self._emit(
             Frozen(
                 session=state.session,
@@ -375,20 +382,24 @@ class Residents:
 
     def _leave(self, resident: Resident) -> None:
         state = resident.state
-        slab = self._host.allocate() or self._take_oldest()
-        if slab is None:
+        slab, exported = self._host.allocate() or self._take_oldest(), None
+        if slab is not None:
+            exported = self._attempt(lambda: export_state(self._model, self._pool, state, checked=False))
+        if slab is None or exported is None:
+            if slab is not None:
+                self._host.free(slab)
             self.forget(state.session)
             self._tell(state, Residence.STORED)
             return
         if resident.lane is not None:
             self._encoders.close_lane(resident.lane)
         resident.where, resident.slab, resident.lane = Where.LEAVING, slab, None
-        exported = export_state(self._model, self._pool, state, checked=False)
-        away = resident.away = slab.place(exported)
+        buffers, away = exported.buffers, slab.place(exported)
+        resident.away = away
 
         def copy() -> None:
             for name, target in away.buffers.items():
-                target.copy_(exported.buffers[name], non_blocking=True)
+                target.copy_(buffers[name], non_blocking=True)
 
         self._begin_move(resident, copy)
 
@@ -406,11 +417,26 @@ class Residents:
         away, before = resident.away, resident.state
         assert away is not None
         slot = self._pool.allocate()
-        state = load_scalars(away, self._model.device, slot=slot, epoch=before.epoch)
+        state = self._attempt(lambda: load_scalars(away, self._model.device, slot=slot, epoch=before.epoch))
+        if state is None:
+            self._pool.free(slot)
+            self.forget(before.session)
+            self._tell(before, Residence.STORED)
+            return
         state.pending, state.recorded = before.pending, before.recorded
         state.emit_from, state.awaits_prompt = before.emit_from, before.awaits_prompt
         resident.state, resident.where = state, Where.RETURNING
         self._begin_move(resident, lambda: load_slabs(self._pool, away, slot))
+
+    def _attempt(self, action: Callable[[], T]) -> T | None:
+        """What it gives; None where a rank has no memory for it, which is no reason to end the engine."""
+        result, verdict = None, Verdict.DONE
+        try:
+            result = action()
+        except (MemoryError, torch.OutOfMemoryError) as exc:
+            _log.error("no memory to move a session's state: %s", exc)
+            verdict = Verdict.NO_MEMORY
+        return result if self._agree(verdict) is Verdict.DONE else None
 
     def _begin_move(self, resident: Resident, copy: Callable[[], None]) -> None:
         number = next(self._serial)

@@ -10,13 +10,22 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from engine.compute_messages import ComputeEvent, MoveDone, Open, Resided, SessionFailed, Surveyed
+from engine.compute_messages import (
+    Absent,
+    ComputeEvent,
+    MoveDone,
+    Open,
+    Resided,
+    SessionFailed,
+    Surveyed,
+)
 from engine.encoder import EncoderPool, SessionEncoder
 from engine.kv_pool import SlabPool
 from engine.models.shapes.model import TINY, ShapesModel
 from engine.offload import MAX_SLABS, Copier, HostPool, slab_bytes
 from engine.precopy import Look
-from engine.residents import Residents, Where
+from engine.ranks import Verdict
+from engine.residents import FAILURE_MESSAGE, Residents, Where
 from engine.session_state import Stage
 from engine.steering import LogEntry, Steering
 from engine.stepper import Stepper
@@ -227,6 +236,77 @@ def test_a_failed_copy_costs_the_copy_and_not_the_engine(world: World) -> None:
     world.finish(error=RuntimeError("no"))
     assert world.said(a) == [Residence.STORED] and world.table.find(a, 1) is None
     assert (world.pool.num_free, world.host.num_held) == (2, 0)
+
+
+@pytest.fixture
+def no_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Has the device no room for what this function of `residents` makes."""
+
+    def plant(name: str) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise torch.OutOfMemoryError("planted")
+
+        monkeypatch.setattr(f"engine.residents.{name}", fail)
+
+    return plant
+
+
+def test_without_memory_to_leave_or_return_a_session_is_stored(
+    world: World, no_memory: Callable[[str], None]
+) -> None:
+    """The engine goes on, and so does the session, from its checkpoint."""
+    a, b = world.open(1), world.open(2)
+    world.want(a, False)
+    world.finish()
+    no_memory("export_state")
+    no_memory("load_scalars")
+    world.want(b, False)
+    assert world.said(b) == [Residence.STORED]
+    world.want(a, True)
+    assert world.said(a) == [Residence.OFFLOADED, Residence.STORED]
+    assert (world.pool.num_free, world.host.num_held) == (2, 0)
+    world.check()
+
+
+def test_without_memory_a_session_that_shall_move_says_so(
+    world: World, no_memory: Callable[[str], None]
+) -> None:
+    """Once; it goes on here when it is told."""
+    a = world.open(1)
+    world.events.clear()
+    no_memory("export_state")
+    world.table.freeze(a, 1, on=True)
+    for _ in range(2):
+        world.table.settle()
+    assert world.events == [Absent(session=a, epoch=1)]
+    world.table.freeze(a, 1, on=False)
+    assert not world.table[a].is_held
+
+
+@pytest.mark.parametrize("failed", ["open", "leave", "return", "copy"])
+def test_what_fails_on_another_rank_alone_is_not_done_here_either(failed: str) -> None:
+    """All ranks keep the same books."""
+    world = World()
+    a = world.open(1)
+    if failed == "return":
+        world.want(a, False)
+        world.finish()
+    if failed == "copy":
+        world.want(a, False)
+    world.table._agree = lambda verdict: Verdict.FAILED
+    match failed:
+        case "open":
+            b = world.open(2)
+            assert world.table.find(b, 1) is None and world.pool.num_free == 1
+            assert SessionFailed(session=b, epoch=1, message=FAILURE_MESSAGE) in world.events
+        case "leave" | "return":
+            world.want(a, failed == "return")
+            assert world.said(a)[-1] is Residence.STORED and world.pool.num_free == 2
+        case "copy":
+            world.finish()
+            assert world.said(a) == [Residence.STORED] and world.pool.num_free == 2
+    assert world.host.num_held == 0
+    world.check()
 
 
 def test_when_host_memory_is_short_the_longest_away_is_stored(world: World) -> None:
