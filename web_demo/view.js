@@ -77,8 +77,8 @@ export class View {
     }
     this.action.hidden = phase.action === undefined;
     setText(this.action, hasLeft ? "Watch again" : (phase.action ?? ""));
-    setText(elements.send, isLive ? "Steer" : "Start");
-    elements.send.disabled = ["unsupported", "connecting", "taken", "locked"].includes(name);
+    setText(elements.send, isLive || name === "connecting" ? "Steer" : "Start"); // what is sent early waits for the connection
+    elements.send.disabled = ["unsupported", "taken", "locked"].includes(name);
     for (const button of [elements.pause, elements.reset, elements.share]) button.disabled = !isLive;
     elements.stop.disabled = !isLive && phase.stops !== true;
     for (const button of elements.edits.children) button.disabled = !isLive;

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from playwright.async_api import Browser
 
@@ -75,3 +77,27 @@ async def test_a_prompt_that_nobody_answered_before_a_reload_is_not_forgotten(
         again = [m for m in server.only.messages if m["type"] == "prompt"]
         assert again[0] == again[1]
         assert [m["prompt"] for m in server.only.messages if m["type"] == "start"] == [RED_ON_BLUE]
+
+
+async def test_a_prompt_into_a_connection_that_is_being_made_waits(
+    browser: Browser, server: StreamServer
+) -> None:
+    """Who is quick with a second thought is heard, in the order of typing, also after a reload."""
+    server.faults.hold_start = asyncio.Event()
+    async with tab(browser, server.url) as (page, complaints):
+        await ask(page, RED_ON_BLUE)
+        await server.until(lambda: len(server.sessions) == 1)
+        assert await page.evaluate("turboserve.state") == "connecting"
+        await ask(page, GREEN_ON_BLACK)
+        assert await page.locator("#history .text").all_text_contents() == [GREEN_ON_BLACK, RED_ON_BLUE]
+        server.faults.hold_start.set()
+        await until(page, "turboserve.rev === 1")
+        server.faults.refuse_connections = True
+        await page.reload()
+        await until(page, "window.turboserve?.state === 'connecting'")
+        await ask(page, RED_ON_BLUE)
+        server.faults.refuse_connections = False
+        await until(page, "turboserve.rev === 2")
+        texts = [m["text"] for m in server.only.messages if m["type"] == "prompt"]
+        assert (texts, server.out_of_place) == ([GREEN_ON_BLACK, RED_ON_BLUE], [])
+        assert [text for text in complaints if "pageerror" in text] == []
