@@ -286,6 +286,8 @@ async def record(
 def _partial(target: Path) -> Path:
     if not target.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {target.parent} to write {target.name} to")
+    if target.is_dir():  # else all would be recorded, and then lost
+        raise IsADirectoryError(f"{target} is a folder, not a file to write to")
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}")
 
 

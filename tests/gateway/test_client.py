@@ -556,6 +556,13 @@ async def test_failed_recording_leaves_nothing(server: StreamServer, tmp_path: P
     assert names(tmp_path) == []
 
 
+async def test_a_recording_that_could_not_be_kept_is_not_begun(server: StreamServer, tmp_path: Path) -> None:
+    """A folder is where a file was meant to be."""
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        await record(server.url, RED_ON_BLUE, 0.1, 1, tmp_path)
+    assert (server.sessions, names(tmp_path)) == ({}, [])
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
