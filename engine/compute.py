@@ -546,7 +546,7 @@ class ComputeLoop:
         error of any closes it on all.
 
         Raises:
-            RanksLost, DeviceLost: no session is to blame.
+            RanksLost, DeviceLost: no session is to blame, or the other ranks would go on with it.
         """
         error: Exception | None = None
         try:
@@ -559,6 +559,8 @@ class ComputeLoop:
         verdict = Verdict.DONE if error is None else Verdict.FAILED
         if together:
             verdict = self._boundary.agree(verdict)
+        elif error is not None and not self._is_alone:
+            raise RanksLost(f"this rank can't go on with {state.session}: {error}") from error
         if verdict is not Verdict.DONE:
             self._fail(state, error or PassFailed(verdict, None))
         return verdict is Verdict.DONE

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from engine.boundary import MAX_INBOX, InboxFull
 from engine.compute import RETRY_MEMORY_PASSES
-from engine.compute_messages import Drop, InputsTaken, PartMade
+from engine.compute_messages import ComputeDied, Drop, InputsTaken, PartMade
 from engine.cost_table import CostTable
 from engine.planner import Batch, ReadyRow
+from engine.ranks import RanksLost
 from engine.session_state import Stage
 from scheduler.messages import ControlInput, PromptInput, ResetInput, Rung, SessionId
 from tests.engine.harness import BATCHING_COSTS, BATCHING_PAYS, Bench
@@ -356,6 +357,21 @@ def test_latents_that_are_not_finite_close_the_session() -> None:
     state.x = torch.full_like(state.x, float("nan"))
     bench.chunks(good, 2)
     assert bench.failed() == [bad] and bench.parts(bad) == []
+
+
+def test_a_rank_that_fails_behind_a_pass_ends_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others have not: they would run other passes than this one, and mix up what they exchange."""
+    bench = Bench(costs=BATCHING_COSTS)
+    bench.open("s_a")
+    bench.loop._is_alone = False
+
+    def fail(*_: object) -> bool:
+        raise torch.OutOfMemoryError("planted")
+
+    monkeypatch.setattr(bench.loop._stepper, "advance", fail)
+    bench.loop.run()
+    (died,) = [event for event in bench.events if isinstance(event, ComputeDied)]
+    assert isinstance(died.error, RanksLost) and bench.failed() == []
 
 
 def test_a_session_without_a_prompt_in_its_log_fails_alone() -> None:
