@@ -215,6 +215,8 @@ class CallQueue:
         self._hook = hook
         self._faults = faults
         self._is_finished = False
+        self._has_given_up = False
+        """Was an input of who is gone not written?"""
         self._over = asyncio.Event()
         """Of the calls since the newest start or attach: set when nobody waits for them any more."""
         self._inputs, self._others = Lane(), Lane()
@@ -238,7 +240,11 @@ class CallQueue:
         on_result(call, await self._call(call, over))
 
     def finish(self) -> None:
-        """The client is gone: try what waits once more, but wait for nothing."""
+        """The client is gone: try what waits once more, but wait for nothing.
+
+        After an input that could not be written none is: it sends them all again when it is back, and what
+        was written before those ahead of it would stay there.
+        """
         self._is_finished = True
         self._over.set()
 
@@ -257,9 +263,11 @@ class CallQueue:
             ending.cancel()
 
     async def _call(self, call: Call, over: asyncio.Event) -> object:
-        if over.is_set() and not self._is_finished:
+        is_input = isinstance(call, AppendInput)
+        if over.is_set() and (not self._is_finished or (is_input and self._has_given_up)):
             return Failure(kind=FailureKind.UNAVAILABLE, message="its session is over")
         if self._hook is not None and (refusal := await self._judge(self._hook, call, over)) is not None:
+            self._has_given_up |= self._is_finished and refusal is UNJUDGED
             return refusal
         backoff_s, refused_s = FIRST_BACKOFF_S, None
         now_s = asyncio.get_running_loop().time
@@ -273,6 +281,7 @@ class CallQueue:
             except StoreUnavailable as exc:
                 refused_s = None
                 if isinstance(call, CreateSession | TakeControl) or over.is_set():
+                    self._has_given_up |= self._is_finished and is_input
                     return _to_failure(exc)
             except Exception as exc:
                 self._faults.note("call", f"{call.session}: {type(call).__name__} failed", exc)
