@@ -310,7 +310,7 @@ function listenToTransport() {
   elements.fullscreen.addEventListener("click", toggleFullScreen);
   document.addEventListener("keydown", (event) => {
     if (isTyping(event.target) || event.altKey || event.ctrlKey || event.metaKey) return;
-    if (event.key === "f" && !event.repeat) toggleFullScreen();
+    if (event.key.toLowerCase() === "f" && !event.repeat) toggleFullScreen(); // with Caps Lock, too
     if (event.key !== " " || !stream.isLive) return;
     event.preventDefault();
     if (!event.repeat) stream.setPaused(!stream.isPaused);

@@ -103,7 +103,8 @@ async def test_a_held_f_goes_to_full_screen_once(browser: Browser, server: Strea
         assert await page.evaluate("exits") == 0
         await page.keyboard.up("f")
         await page.keyboard.press("f")
-        assert await page.evaluate("exits") == 1
+        await page.keyboard.press("F")
+        assert await page.evaluate("exits") == 2
 
 
 NO_FULL_SCREEN = """
