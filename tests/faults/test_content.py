@@ -120,8 +120,8 @@ async def test_checkpoints_in_a_directory(tmp_path: Path) -> None:
             kill(cluster, first.engine)
             await viewer.take_until_engine(other_than=first.engine)
             await viewer.take(1)
-        # The newest one, and perhaps one that the killed engine had no time to remove.
-        assert 1 <= len(os.listdir(kept)) <= 2
+        # The newest one, those of the seconds before, and those that the killed engine had no time to remove.
+        assert 1 <= len(os.listdir(kept)) <= 16
     encoders = owners_from(viewer.taken)
     assert is_same(
         [shown(chunk) for chunk in viewer.taken], Reference(prompt=PROMPT, seed=14, encoders=encoders)
