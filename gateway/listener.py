@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import socket
 import ssl
@@ -38,6 +39,8 @@ TCP_NOTSENT_LOWAT = 25
 """Linux; not in every Python's socket module."""
 RETRY_AFTER = ("Retry-After", "1")
 BACKLOG = 512
+NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+"""An address that this machine does not have: localhost may be one of IPv6 too, where there is none."""
 UNREAD_BYTES, UNREAD_S = 1024 * 1024, 2.0
 """Of a request that was refused before its end: so much is still taken in, and for so long."""
 ACCEPT_AGAIN_S = 0.5
@@ -102,9 +105,17 @@ class Listener:
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         sockets: list[socket.socket] = []
+        missing: OSError | None = None
         try:
             for family, *_, address in found:
-                sockets.append(socket.create_server(address, family=family, backlog=BACKLOG))
+                try:
+                    sockets.append(socket.create_server(address, family=family, backlog=BACKLOG))
+                except OSError as exc:
+                    if exc.errno not in NOT_HERE:
+                        raise
+                    missing = exc
+            if missing is not None and not sockets:
+                raise missing
         except OSError:
             for listening in sockets:
                 listening.close()

@@ -1,9 +1,10 @@
-"""What a listener keeps of who leaves while an answer waits for it: nothing."""
+"""Where a listener listens, and what it keeps of who leaves while an answer waits for it: nothing."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 import weakref
 from collections.abc import AsyncGenerator, Callable
 
@@ -44,6 +45,28 @@ class App:
 
     def accept(self, request: Request) -> Receiver | Response:
         return text_response(404, "no")
+
+
+async def test_a_name_with_an_address_that_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As localhost in a container without IPv6: the others will do, but there must be one."""
+    found = [
+        (family, socket.SOCK_STREAM, 0, "", address)
+        for family, address in (
+            (socket.AF_INET6, ("2001:db8::1", 0, 0, 0)),
+            (socket.AF_INET, ("127.0.0.1", 0)),
+        )
+    ]
+
+    async def look_up(*_args: object, **_named: object) -> list[object]:
+        return list(found)
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", look_up)
+    listener = Listener(App())
+    assert await listener.start("localhost", 0) > 0
+    await listener.close()
+    del found[1]
+    with pytest.raises(OSError, match="2001:db8::1"):
+        await Listener(App()).start("localhost", 0)
 
 
 class FullSignal:
