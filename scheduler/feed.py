@@ -250,8 +250,9 @@ class Feed:
         if row is not None:
             state = ENGINE_STATES[self.view.engines["state"][row]]
             started_ms = int(self.view.engines["started_ms"][row])
-        elif record is not None:  # wanted and gone within one batch of events
-            state, started_ms = EngineState.STARTING, record.started_ms
+        elif record is not None:  # gone within one batch of events, or while everything was read
+            state = EngineState.STARTING if record.model is None else EngineState.READY
+            started_ms = record.started_ms
         else:
             return None
         return GoneEngine(id=engine, state=state, started_ms=started_ms)

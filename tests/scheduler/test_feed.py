@@ -131,6 +131,26 @@ async def test_who_comes_while_everything_is_read(
     assert view.engines.ids[view.sessions["engine"][view.sessions.rows[S2]]] == E3
 
 
+async def test_who_is_gone_while_everything_is_read(
+    store: Store, feed: Feed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that served is none that died at its start: those are replaced with pauses."""
+    real = store.session_ids
+
+    async def late() -> list[SessionId]:
+        for engine in (E1, E2):
+            await store.remove_engine(engine)
+        return await real()
+
+    monkeypatch.setattr(store, "session_ids", late)
+    await feed.rebuild()
+    gone = (await feed.follow(1_000)).gone
+    assert [(each.id, each.state) for each in gone] == [
+        (E1, EngineState.READY),
+        (E2, EngineState.STARTING),
+    ]
+
+
 async def test_a_rebuild_pauses(store: Store, feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
     """After each round trip, and while it takes in what it read."""
     monkeypatch.setattr("scheduler.store.connection.BATCH", 2)
