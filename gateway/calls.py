@@ -134,7 +134,8 @@ async def _take_control(store: Store, gateway: GatewayId, call: TakeControl) -> 
     except NoSuchSession:
         await _check_settled(store)
         raise
-    return Taken(record=record, pause_ids=await store.pause_ids(call.session))
+    pause_ids, input_ids = await store.remembered_ids(call.session)
+    return Taken(record=record, pause_ids=pause_ids, input_ids=frozenset(input_ids))
 
 
 async def _load(store: Store, session: SessionId) -> SessionRecord | None:

@@ -246,9 +246,9 @@ class SessionMachine(WatchRules):
     def _receive_control(self, s: Session, message: wire.Control, now_ms: float) -> None:
         if not s.info.controls:
             self._error(ErrorCode.UNSUPPORTED, f"model {s.info.name} takes no control input", id=message.id)
-        elif message.id is not None and any(message.id in ids for ids in s.merged_ids.values()):
+        elif message.id is not None and s.was_sent(message.id):
             control = link.ControlInput(keys=message.keys, axes=message.axes, id=message.id)
-            self._append(s, control, _ids(message.id))  # the log knows its answers
+            self._append(s, control, _ids(message.id))  # not merged: the log knows its answers
         elif not s.controls.push(message):
             self._error(ErrorCode.RATE, "too many controls wait", id=message.id, retry_after_ms=1000)
         else:

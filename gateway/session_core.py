@@ -147,6 +147,8 @@ class Session:
     told_applied: deque[wire.Applied]
     merged_ids: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Control in the log → controls that are merged into it, itself the last: it answers for all of them."""
+    earlier_ids: frozenset[str] = frozenset()
+    """Message ids of inputs that earlier connections sent: the log knows their answers."""
     copy: QueuedCopy | None = None
     """Of a session that this connection has started: Redis may lose it before an engine has it."""
     start_id: str | None = None
@@ -173,6 +175,10 @@ class Session:
     """Has an engine served it on this connection?"""
     num_denied: int = 0
     """Owners have served it no chunk since the last that did: so often one has refused."""
+
+    def was_sent(self, id: str) -> bool:
+        """Is it the id of a control before, or of any input of an earlier connection?"""
+        return id in self.earlier_ids or any(id in ids for ids in self.merged_ids.values())
 
 
 class SessionCore(abc.ABC):

@@ -168,8 +168,9 @@ class EntryRules(FollowRules):
             resume=attach.resume,
             next_seq=attach.next_seq,
             id=attach.id,
-            pause_ids=taken.pause_ids,
         )
+        s.pause_ids.extend(taken.pause_ids)
+        s.earlier_ids = taken.input_ids
         self._begin_work(s, now_ms)
 
     def _enter(
@@ -179,7 +180,6 @@ class EntryRules(FollowRules):
         resume: str,
         next_seq: int,
         id: str | None,
-        pause_ids: tuple[str, ...] = (),
     ) -> Session:
         """Control the session from here on. `_begin_work` follows."""
         info = self._catalog().models[record.model]
@@ -205,7 +205,6 @@ class EntryRules(FollowRules):
             is_paused=record.paused,
             told_applied=deque(maxlen=MAX_TOLD_APPLIED),
         )
-        s.pause_ids.extend(pause_ids)
         self._send(session_message(record, info, resume))
         self._follow_record(s, record)
         if attach is None or flow.is_waiting():

@@ -156,6 +156,8 @@ class Taken:
     record: SessionRecord
     pause_ids: tuple[str, ...] = ()
     """Ids of the pauses and resumes that earlier connections sent."""
+    input_ids: frozenset[str] = frozenset()
+    """Ids of the inputs that they sent."""
 
 
 class FailureKind(Enum):

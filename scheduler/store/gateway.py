@@ -152,7 +152,7 @@ class GatewayStore(StoreReader):
     ) -> None:
         """Record pause or resume: a copy of what went over the link, or the only record while queued.
 
-        `ids` are the messages it stands for; `pause_ids` tells them to a later connection.
+        `ids` are the messages it stands for; `remembered_ids` tells them to a later connection.
 
         Raises:
             NoSuchSession, SessionIsClosed, StaleController

@@ -121,13 +121,14 @@ class StoreReader:
         found = await self.get_sessions(await self.session_ids())
         return [record for record in found.values() if record is not None]
 
-    async def pause_ids(self, session: SessionId) -> tuple[MessageId, ...]:
-        """Which of the remembered message ids are pauses and resumes, oldest first."""
+    async def remembered_ids(self, session: SessionId) -> tuple[tuple[MessageId, ...], tuple[MessageId, ...]]:
+        """The remembered message ids, oldest first: those of pauses and resumes, and those of inputs."""
         async with mapped_errors():
             pipe = self._redis.pipeline()
             pipe.lrange(self._key("id_order", session), 0, -1).hgetall(self._key("ids", session))
             order, known = await pipe.execute()
-        return tuple(id for id in order if known.get(id) == PAUSE_ANSWER)
+        pauses = tuple(id for id in order if known.get(id) == PAUSE_ANSWER)
+        return pauses, tuple(id for id in order if known.get(id, PAUSE_ANSWER) != PAUSE_ANSWER)
 
     async def applied_history(self, session: SessionId) -> list[AppliedRecord]:
         """Where each input was applied, in log order."""

@@ -262,12 +262,17 @@ PLACED = replace(
 
 
 def attach(
-    record: SessionRecord | Failure, message: wire.Attach = ATTACH, pause_ids: tuple[str, ...] = ()
+    record: SessionRecord | Failure,
+    message: wire.Attach = ATTACH,
+    pause_ids: tuple[str, ...] = (),
+    input_ids: frozenset[str] = frozenset(),
 ) -> tuple[SessionMachine, list[Output]]:
     machine = make_machine()
     call = only(machine.receive_message(message, 0), TakeControl)
-    result = record if isinstance(record, Failure) else Taken(record=record, pause_ids=pause_ids)
-    return machine, machine.receive_result(call, result, 0)
+    if isinstance(record, Failure):
+        return machine, machine.receive_result(call, record, 0)
+    taken = Taken(record=record, pause_ids=pause_ids, input_ids=input_ids)
+    return machine, machine.receive_result(call, taken, 0)
 
 
 def test_attach_is_answered_by_session_state_gap_chunks() -> None:
@@ -626,6 +631,25 @@ def test_pause_and_resume_go_over_the_link(message: wire.ClientMessage, kind: ty
     assert copy.paused is (kind is link.Pause) and (copy.ids, copy.answers) == (("i",), ())
     assert sent(machine.receive_result(copy, None, 0)) == []
     assert sent(machine.receive_link(link.Accepted(session=S, id="i"), 0)) == [wire.Accepted(id="i")]
+
+
+def test_a_control_of_an_earlier_connection_is_merged_with_no_other() -> None:
+    """The log answers it as it did before, and what it held down then is not pressed again."""
+    machine, _ = attach(PLACED, input_ids=frozenset({"c1", "c2"}))
+    machine.receive_link_up(E1)
+    machine.receive_link(subscribed(2, 3), 0)
+    first = only(machine.receive_message(wire.Control(keys=("a",), id="c1"), 0), AppendInput)
+    second = only(machine.receive_message(wire.Control(keys=("b",), id="c2"), 1), AppendInput)
+    assert (first.ids, second.ids) == (("c1",), ("c2",))
+    assert machine.receive_message(wire.Control(keys=("c",), id="c3"), 2) == []
+    for number, call in enumerate((first, second), 1):
+        applied = AppliedRecord(entry=f"{number}-1", id=call.ids[0], rev=0, seq=number)
+        receipt = InputReceipt(entry=f"{number}-1", repeat=True, applied=applied)
+        outputs = machine.receive_result(call, receipt, 3)
+        assert sent(outputs)[1] == wire.Applied(rev=0, seq=number, id=call.ids[0])
+    merged = only(outputs, AppendInput)
+    assert isinstance(merged.message, link.ControlInput)
+    assert (merged.ids, merged.message.keys) == (("c3",), ("c",))
 
 
 def test_a_pause_of_an_earlier_connection_is_not_repeated() -> None:

@@ -270,12 +270,12 @@ async def test_pauses_are_remembered_among_the_other_ids(store: Store) -> None:
     await store.set_paused(S1, True, ids=["p1", "p2"], controller_epoch=1)
     await store.append_input(S1, PromptInput(text="x", id="n"), controller_epoch=1)
     await store.set_paused(S1, False, ids=["p3", "p1"], controller_epoch=1)
-    assert await store.pause_ids(S1) == ("p1", "p2", "p3")
+    assert await store.remembered_ids(S1) == (("p1", "p2", "p3"), ("n",))
     repeat = await store.append_input(S1, PromptInput(text="x", id="p2"), controller_epoch=1)
     assert repeat.repeat and repeat.applied is None
     many = [f"m{number}" for number in range(MAX_REMEMBERED_IDS)]
     await store.set_paused(S1, True, ids=many, controller_epoch=1)
-    assert await store.pause_ids(S1) == tuple(many)
+    assert await store.remembered_ids(S1) == (tuple(many), ())
 
 
 async def test_close_is_idempotent_and_tells_why(store: Store) -> None:
