@@ -79,6 +79,7 @@ class Session(Stream):
         self._opening: Start | Attach = opening
         self._mode = mode
         self._open_inputs: dict[str, _OpenInput] = {}
+        self._held: Control | None = None
 
     async def prompt(
         self, text: str, *, transition: Literal["cut", "blend"] = "cut", blend_chunks: int = 2
@@ -100,9 +101,13 @@ class Session(Stream):
     async def hold(self, keys: Sequence[str] = (), axes: Mapping[str, float] | None = None) -> None:
         """Say which keys and axes (in [−1, 1]) are held from now on; `hold()` lets go of all.
 
-        Not waited for and not sent again after a lost connection: it is a state, and the next one counts.
+        Not waited for: it is a state, and the newest counts. It is said again after a lost connection. Raises
+        ValueError for what cannot be sent.
         """
-        await self._send(Control(keys=tuple(keys), axes=None if axes is None else dict(axes)))
+        held = Control(keys=tuple(keys), axes=None if axes is None else dict(axes))
+        check_sendable(held)
+        self._held = held
+        await self._send(held)
 
     async def reset(self, seed: SupportsIndex | None = None) -> Applied:
         """Forget the past, keep the prompt. Returns the first chunk of the new beginning."""
@@ -159,6 +164,8 @@ class Session(Stream):
     async def _reopened(self) -> None:
         for entry in list(self._open_inputs.values()):
             await self._send(entry.message)
+        if self._held is not None:  # what was let go of meanwhile would be held for ever
+            await self._send(self._held)
 
     def _fail_open(self, failure: ClientError) -> None:
         for entry in self._open_inputs.values():

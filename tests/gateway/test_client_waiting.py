@@ -150,3 +150,23 @@ async def test_a_refused_stop_hides_no_error(server: StreamServer, monkeypatch: 
         async with connect(server.url) as client:
             session = await client.start(RED_ON_BLUE)
     await session.close()
+
+
+async def test_keys_let_go_without_a_connection_are_let_go(client: Client, server: StreamServer) -> None:
+    """The newest state is said again with each connection; what cannot be sent is no state."""
+
+    def held() -> list[list[str]]:
+        return [message["keys"] for message in server.only.messages if message["type"] == "control"]
+
+    session = await client.start(RED_ON_BLUE, mode="recorder", lead_ms=100)
+    await session.hold(["ArrowLeft"])
+    await server.until(lambda: held() == [["ArrowLeft"]])
+    server.faults.refuse_connections = True
+    server.abort_all()
+    await server.until(lambda: server.only.socket is None)
+    await session.hold()
+    with pytest.raises(ValueError, match="cannot be sent"):
+        await session.hold(["\ud800"])
+    server.faults.refuse_connections = False
+    async with asyncio.timeout(LIMIT_S):
+        await server.until(lambda: held() == [["ArrowLeft"], []])
