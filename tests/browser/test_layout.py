@@ -55,6 +55,12 @@ async def test_the_whole_picture_is_seen_in_its_shape(
             assert (size, found["isWhole"], found["outside"], found["sideways"]) == (size, True, 0, 0)
             assert (size, found["shape"]) == (size, pytest.approx(width / height, rel=0.01))
             assert found["share"] > 0.75, "it is much smaller than it could be"
+        await page.set_viewport_size({"width": 1366, "height": 650})
+        await page.click("#fullscreen")
+        await until(page, "document.fullscreenElement !== null")
+        found = await page.evaluate(MEASURE, [width, height])
+        assert (found["isWhole"], found["shape"]) == (True, pytest.approx(width / height, rel=0.01))
+        assert found["share"] > 0.9
 
 
 PAINTED = """(names) => names.filter((name) => {
