@@ -43,7 +43,6 @@ from engine.steering import Combine, LogEntry
 from scheduler.messages import (
     Accepted,
     ChooseRungs,
-    Closed,
     ControlInput,
     Credit,
     ErrorCode,
@@ -89,8 +88,8 @@ class Ledger(Admission, Protocol):
     async def record_applied(self, hosted: Hosted, entries: Sequence[AppliedRecord]) -> None:
         """Record inputs before the chunk that shows them; returns after a bounded wait at the latest."""
 
-    def ended(self, hosted: Hosted, reason: str) -> None:
-        """The engine closed a session that it owns."""
+    def ended(self, hosted: Hosted, reason: str, tell: Callable[[], None]) -> None:
+        """The engine closed a session that it owns; `tell` when Redis knows it, or after a bounded wait."""
 
     def log_wanted(self) -> None:
         """The set of input logs to read changed."""
@@ -324,13 +323,14 @@ class Host:
         """The session's record is closed: drop it and say why."""
         hosted = self.sessions.get(session)
         if hosted is not None:
-            hosted.announce(Closed(session=session, epoch=hosted.epoch, reason=reason))
+            hosted.farewell(reason)()
             self._remove(hosted)
 
     def _end(self, hosted: Hosted, reason: str) -> None:
-        """Close a session by this engine's own decision."""
-        self.close(hosted.id, reason)
-        self._ledger.ended(hosted, reason)
+        """Close a session by this engine's own decision. Whoever hears of it finds its record closed."""
+        tell = hosted.farewell(reason)
+        self._remove(hosted)
+        self._ledger.ended(hosted, reason, tell)
 
     def _remove(self, hosted: Hosted) -> None:
         del self.sessions[hosted.id]
@@ -419,18 +419,17 @@ class Host:
     def _align(self, hosted: Hosted, request: Subscribe) -> None:
         """Go on with the first chunk that the subscriber lacks, or the first that can still be made."""
         seq = max(request.next_seq, hosted.first_makeable)
-        ahead = (seq - request.next_seq) * self._spec.chunk_frames
-        hosted.next_frame = self._frame_at(hosted, request) + ahead
+        hosted.next_frame = self._frame_at(hosted, request, seq)
         hosted.goes_on = Place(seq=seq, frame=hosted.next_frame)
         media_ms = self._emitter.media_ms(hosted.next_frame)
         hosted.replay = Replay(next_seq=seq, start_ms=media_ms)
         hosted.player = replace(subscribed(hosted.player, seq=seq, media_ms=media_ms), emitted_seq=seq)
 
-    def _frame_at(self, hosted: Hosted, request: Subscribe) -> int:
+    def _frame_at(self, hosted: Hosted, request: Subscribe, seq: int) -> int:
+        known, frame = hosted.record.next_seq, hosted.record.next_frame
         if request.next_frame is not None:
-            return max(0, request.next_frame)
-        missing = request.next_seq - hosted.record.next_seq
-        return max(0, hosted.record.next_frame + missing * self._spec.chunk_frames)
+            known, frame = request.next_seq, request.next_frame
+        return max(0, frame + (seq - known) * self._spec.chunk_frames)
 
     def _send_replay(self, hosted: Hosted, link: Link, next_seq: int) -> None:
         replay = hosted.replay

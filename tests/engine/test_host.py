@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -109,6 +109,7 @@ class World:
         self.may_record = asyncio.Event()
         self.may_record.set()
         self.ends: list[str] = []
+        self.is_end_recorded = True
         self.fatal: list[BaseException] = []
         self.log_changes = 0
         self.offered: list[CheckpointMade] = []
@@ -139,8 +140,11 @@ class World:
         await self.may_record.wait()
         self.recorded.extend(entries)
 
-    def ended(self, hosted: Hosted, reason: str) -> None:
+    def ended(self, hosted: Hosted, reason: str, tell: Callable[[], None]) -> None:
         self.ends.append(reason)
+        self.tell_end = tell
+        if self.is_end_recorded:
+            tell()
 
     def changed(self) -> None:
         pass
@@ -334,13 +338,14 @@ async def test_recovery_goes_on_with_what_the_client_lacks_or_leaves_a_gap(
     world: World, next_seq: int, start: int
 ) -> None:
     """As from the replay window of an owner that is still there: who asks for older chunks is told where it
-    goes on."""
-    world.open(epoch=2, next_seq=40, next_frame=480)
+    goes on. The first chunk had three frames less."""
+    world.open(epoch=2, next_seq=40, next_frame=477)
     world.subscribe(next_seq, epoch=2)
     (subscribed,) = world.link.of(Subscribed)
     assert isinstance(subscribed, Subscribed) and subscribed.start_seq == start
     command = world.commands[0]
-    assert isinstance(command, Open) and (command.seq, command.frame) == (start, start * SPEC.chunk_frames)
+    assert isinstance(command, Open)
+    assert (command.seq, command.frame) == (start, start * SPEC.chunk_frames - 3)
 
 
 @pytest.mark.parametrize("published", [0, 40])
@@ -414,6 +419,20 @@ async def test_pause_resume_and_stop(world: World) -> None:
     assert cast(Closed, world.link.sent[-1]).reason == "stopped"
     assert world.ends == ["stopped"] and S1 not in world.host.sessions
     assert isinstance(world.commands[-1], Drop)
+
+
+async def test_the_end_is_told_when_it_is_recorded(world: World) -> None:
+    """To who listened, viewers too: who comes back or starts anew then finds the session closed."""
+    world.open()
+    world.subscribe()
+    viewer = RecordedLink()
+    world.ask(Watch(session=S1, epoch=1), viewer)
+    world.is_end_recorded = False
+    world.ask(Stop(session=S1, controller_epoch=1, id="3"))
+    assert world.ends == ["stopped"] and S1 not in world.host.sessions
+    assert "closed" not in (*kinds(world.link), *kinds(viewer))
+    world.tell_end()
+    assert kinds(world.link)[-1] == kinds(viewer)[-1] == "closed"
 
 
 async def test_a_session_paused_before_it_was_opened_starts_idle(world: World) -> None:
