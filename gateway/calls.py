@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
@@ -209,12 +210,15 @@ class CallQueue:
         hook: PromptHook | None = None,
         *,
         faults: Faults,
+        redis_up_s: Callable[[], float] = lambda: math.inf,
     ) -> None:
+        """redis_up_s: see `Hub.redis_up_s`."""
         self._store = store
         self._gateway = gateway
         self._queue_limit = queue_limit
         self._hook = hook
         self._faults = faults
+        self._redis_up_s = redis_up_s
         self._is_finished = False
         self._has_given_up = False
         """Was an input of who is gone not written?"""
@@ -277,7 +281,7 @@ class CallQueue:
                 result = await perform(self._store, self._gateway, self._queue_limit, call)
                 refused_s = now_s() if refused_s is None else refused_s
                 # In its place, so that the order of inputs stays: the owner writes the session again soon.
-                if now_s() - refused_s >= _patience_s(call, result) or over.is_set():
+                if over.is_set() or not self._may_be_wrong(call, result, now_s() - refused_s):
                     return result
             except StoreUnavailable as exc:
                 refused_s = None
@@ -292,20 +296,18 @@ class CallQueue:
                     await over.wait()
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
 
-
-def _patience_s(call: Call, result: object) -> float:
-    """For so long an answer may be wrong, because the session's owner writes the record again soon."""
-    match call, result:
-        case CreateSession(), _:
-            return 0.0
-        case TakeControl(), Failure(kind=FailureKind.BEYOND):
-            return BEHIND_S
-        case TakeControl(), _:
-            return 0.0
-        case _, Failure(kind=FailureKind.NO_SUCH_SESSION):
-            return LOST_AFTER_MS / 1000
-        case _:
-            return 0.0
+    def _may_be_wrong(self, call: Call, result: object, passed_s: float) -> bool:
+        """Has the session's owner perhaps not written the record again yet? `passed_s`: since the first such
+        answer."""
+        match call, result:
+            case TakeControl(), Failure(kind=FailureKind.BEYOND):
+                return max(passed_s, self._redis_up_s()) < BEHIND_S
+            case CreateSession() | TakeControl(), _:
+                return False
+            case _, Failure(kind=FailureKind.NO_SUCH_SESSION):
+                return passed_s <= LOST_AFTER_MS / 1000
+            case _:
+                return False
 
 
 async def finish_calls(tasks: Collection[asyncio.Task[None]], *, within_s: float) -> None:

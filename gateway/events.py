@@ -98,6 +98,7 @@ class EventReader:
     def _mark(self, is_up: bool, exc: Exception | None) -> None:
         if is_up != self._is_up:
             logger.warning("Redis %s", "answers" if is_up else f"does not answer: {exc}")
+            self._hub.redis_back_s = asyncio.get_running_loop().time() if is_up else None
         self._is_up = is_up
         self._hub.metrics.redis_up.set(int(is_up))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,7 +45,13 @@ class Hub:
         self.connections: set[ClientConnection] = set()
         self.queue_changed: Callable[[], None] = _do_nothing
         """Call it when queue positions may have changed; the queue watcher takes it over."""
+        self.redis_back_s: float | None = None
+        """When Redis began to answer, by the loop's clock; None while it does not."""
         self._by_session: dict[SessionId, set[ClientConnection]] = {}
+
+    def redis_up_s(self) -> float:
+        """For how long Redis has answered without a break, as far as this gateway has seen."""
+        return asyncio.get_running_loop().time() - self.redis_back_s if self.redis_back_s is not None else 0.0
 
     def register(self, session: SessionId, connection: ClientConnection) -> None:
         self._by_session.setdefault(session, set()).add(connection)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gateway import protocol as wire
+from gateway.hub import Hub
 from gateway.session import MAX_HELD_INPUTS
 from scheduler.messages import (
     Closed,
@@ -87,6 +88,7 @@ async def test_who_comes_back_before_the_record_does_is_waited_for(
 ) -> None:
     """While Redis was away its client got 40 chunks more, and lost its connection. Redis is back, but the
     engine has not yet told it how far it is."""
+    monkeypatch.setattr("gateway.calls.BEHIND_S", 3600.0)
     refused, take_control = asyncio.Event(), Store.take_control
 
     async def take_control_and_tell(store: Store, *args: Any, **named: Any) -> SessionRecord:
@@ -118,8 +120,9 @@ async def test_who_comes_back_before_the_record_does_is_waited_for(
 async def test_who_wants_what_nobody_has_made_is_refused(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After the time that a record may be behind."""
-    monkeypatch.setattr("gateway.calls.BEHIND_S", 0.2)
+    """At once: Redis has answered for so long that no record is behind."""
+    monkeypatch.setattr("gateway.calls.BEHIND_S", 3600.0)
+    monkeypatch.setattr(Hub, "redis_up_s", lambda _hub: 3600.0)
     async with world.engine() as engine, world.gateway() as gateway:
         async with client_of(gateway) as owner, client_of(gateway) as client:
             session = await begin(owner, engine)
