@@ -111,7 +111,7 @@ function savedToken() {
 /** What became of a prompt, in a sentence. */
 function told({ entry, isFirst }) {
   if (entry.state === "shown") thumbFor = { id: entry.id, frames: THUMB_AFTER_FRAMES };
-  if (isFirst && entry.state !== "shown") return;
+  if (isFirst && entry.state !== "shown" && entry === stream.history.entries[0]) return; // of what began the picture itself tells
   const isNewest = entry === stream.history.entries.at(-1);
   if (entry.state === "shown") {
     const seconds = entry.latencyMs === null ? "" : ` ${(entry.latencyMs / 1000).toFixed(1)} s after Enter`;

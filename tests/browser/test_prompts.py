@@ -90,6 +90,7 @@ async def test_a_prompt_into_a_connection_that_is_being_made_waits(
         assert await page.evaluate("turboserve.state") == "connecting"
         await ask(page, GREEN_ON_BLACK)
         assert await page.locator("#history .text").all_text_contents() == [GREEN_ON_BLACK, RED_ON_BLUE]
+        assert await page.evaluate(STEERING) == "Pending…"
         server.faults.hold_start.set()
         await until(page, "turboserve.rev === 1")
         server.faults.refuse_connections = True
