@@ -89,6 +89,8 @@ class Control:
         self.engine = EngineId(config.engine_id)
         self._ownership = Ownership(store, self)
         self._orders = Orders(self, stop=stop)
+        self._capacity = 0
+        """Slots of this engine, once it is registered."""
         self.registration: Callable[[], Awaitable[None]] | None = None
         """Makes this engine known; None before it has been."""
         self._online = True
@@ -114,10 +116,18 @@ class Control:
         except (TimeoutError, StoreUnavailable) as exc:
             self._went_offline(exc)
 
-    def ended(self, hosted: Hosted, reason: str) -> None:
-        """Have the session's record closed."""
-        self.endings.add(hosted.progress(0), reason)
+    def ended(self, hosted: Hosted, reason: str, tell: Callable[[], None] | None = None) -> None:
+        """Have the session's record closed; then `tell`, or when Redis does not answer in record_wait_ms."""
+        is_closed = self.endings.add(hosted.progress(0), reason)
         self._changed.set()
+        if tell is not None:
+            self.run_errand(self._tell_end(is_closed, tell), f"tell of the end of {hosted.id}")
+
+    async def _tell_end(self, is_closed: asyncio.Event, tell: Callable[[], None]) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._config.record_wait_ms / 1000.0 if self._online else 0.0):
+                await is_closed.wait()
+        tell()
 
     def changed(self) -> None:
         """Publish soon."""
@@ -131,6 +141,8 @@ class Control:
         """Ask Redis for a slot; the host is told when it is granted, at once or by the leader later."""
 
         async def ask() -> None:
+            if self.host.sessions.get(hosted.id) is not hosted or not hosted.asking:
+                return  # while Redis was away it has got one, or wants none any more
             try:
                 async with self._residences:
                     if await self._is_granted(hosted):
@@ -138,16 +150,24 @@ class Control:
                     else:
                         self.changed()  # the leader sees an active session without a slot
             except StaleEpoch:
-                await self._insist(lambda: self._ownership.disowned(hosted))
+                await self._ownership.disowned(hosted)
 
-        self.run_errand(ask(), f"ask a slot for {hosted.id}")
+        self.run_errand(self._insist(ask), f"ask a slot for {hosted.id}")
 
     async def _is_granted(self, hosted: Hosted) -> bool:
         try:
             return await self._store.admit_session(self.engine, hosted.id, hosted.epoch)
         except StoreUnavailable as exc:
+            if not self._has_free_slot():
+                raise  # or Redis would hear of more than there are, and the leader find no other
             self._went_offline(exc)
             return True  # nobody can give the slot to others meanwhile
+
+    def _has_free_slot(self) -> bool:
+        arriving = self.migrations.num_slots_held if self.migrations is not None else 0
+        held = (Residence.RESIDENT, Residence.LEAVING)
+        taken = sum(hosted.residence in held for hosted in self.host.sessions.values())
+        return arriving + taken < self._capacity
 
     def load(self, hosted: Hosted) -> None:
         """Read the past of a session whose state the compute thread gave up."""
@@ -274,7 +294,7 @@ class Control:
             )
 
         await self._insist(register)
-        self.registration = register
+        self.registration, self._capacity = register, capacity
 
     async def deregister(self) -> None:
         """Say that the engine ends; gives up when Redis is out of reach, then its heartbeats just stop."""

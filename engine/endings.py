@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from scheduler.messages import EngineId, SessionId
 from scheduler.store import SessionProgress, StaleEpoch, Store
@@ -24,6 +25,7 @@ class _End:
     reason: str
     told_s: float | None = None
     """When Redis took it."""
+    is_taken: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Endings:
@@ -37,9 +39,10 @@ class Endings:
         self._untold: dict[tuple[SessionId, int], _End] = {}
         self._told: dict[tuple[SessionId, int], _End] = {}
 
-    def add(self, last: SessionProgress, reason: str) -> None:
-        """Have the session's record closed; `last` is what was made of it."""
-        self._untold[last.session, last.epoch] = _End(last=last, reason=reason)
+    def add(self, last: SessionProgress, reason: str) -> asyncio.Event:
+        """Have the session's record closed; `last` is what was made of it. The event is set once it is."""
+        self._untold[last.session, last.epoch] = end = _End(last=last, reason=reason)
+        return end.is_taken
 
     def includes(self, session: SessionId, epoch: int) -> bool:
         """Was this ownership ended here?"""
@@ -58,6 +61,7 @@ class Endings:
                     told_s = end.told_s  # Redis has not lost it
                 else:
                     _log.info("%s had another owner when it was closed here", session)
+            end.is_taken.set()
             if self._untold.get(key) is end:  # not one that was added again meanwhile
                 del self._untold[key]
                 if told_s >= self._clock() - KEPT_S:

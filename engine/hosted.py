@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, assert_never
 
@@ -18,6 +19,7 @@ from scheduler.messages import (
     MAX_REMEMBERED_IDS,
     REPLAY_CHUNKS,
     ChooseRungs,
+    Closed,
     LinkReply,
     LinkRequest,
     Residence,
@@ -174,6 +176,17 @@ class Hosted:
         self.say(message)
         for link in self.watchers - {self.link}:
             link.send(message)
+
+    def farewell(self, reason: str) -> Callable[[], None]:
+        """Tells those who listen now, also when it is not here any more, that it is closed."""
+        closed = Closed(session=self.id, epoch=self.epoch, reason=reason)
+        links = self.watchers | ({self.link} if self.link is not None else set())
+
+        def tell() -> None:
+            for link in links:
+                link.send(closed)
+
+        return tell
 
     def receive_viewing(self, link: Link, request: Watch | Unwatch | ChooseRungs) -> None:
         """A gateway says whether it has viewers, or at what its clients watch."""

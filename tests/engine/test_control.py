@@ -241,6 +241,41 @@ async def test_no_slot_is_asked_for_while_a_residence_is_on_its_way(
     assert steps == ["published", "admitted"]
 
 
+@pytest.mark.parametrize("has_free_slot", [True, False])
+async def test_while_redis_is_away_only_a_slot_that_is_free_is_taken(
+    has_free_slot: bool, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else Redis is asked when it is back: it would count one slot too many, and the leader take the session
+    for one that needs none."""
+    _, link = await opened(world), RecordedLink()
+    subscribe(world, link)
+    hosted, is_away, asked = world.host.sessions[S1], asyncio.Event(), asyncio.Queue[bool]()
+    is_away.set()
+    admit = world.store.admit_session
+
+    async def admit_unless_away(engine: EngineId, session: SessionId, epoch: int) -> bool:
+        asked.put_nowait(is_away.is_set())
+        if is_away.is_set():
+            raise StoreUnavailable("planted")
+        return await admit(engine, session, epoch)
+
+    monkeypatch.setattr(world.store, "admit_session", admit_unless_away)
+    world.host.receive_request(cast(Link, link), Pause(session=S1, controller_epoch=1))
+    world.host.suspend(S1, 1)
+    world.host.receive_event(Resided(session=S1, epoch=1, residence=Residence.OFFLOADED))
+    world.control._capacity = int(has_free_slot)
+    world.host.receive_request(cast(Link, link), Resume(session=S1, controller_epoch=1))
+    assert await asked.get()
+    if has_free_slot:
+        await until(lambda: hosted.residence is Residence.RESIDENT)
+        return
+    assert await asked.get()
+    assert hosted.asking and hosted.residence is Residence.OFFLOADED
+    is_away.clear()
+    await until(lambda: hosted.residence is Residence.RESIDENT)
+    assert not hosted.asking
+
+
 async def test_what_is_unsaid_while_it_is_published_is_said_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,6 +308,45 @@ async def test_usage_is_counted_to_the_end(world: World) -> None:
     ((usage,), _) = await world.store.read_usage("0")
     assert (usage.reason, usage.chunks, usage.frames) == ("stopped", 3, 36)
     assert (usage.engine_ms, usage.media_bytes) == (301, 36)
+
+
+async def test_an_end_is_told_once_its_record_is_closed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that starts anew at once must not be refused for the session that it has just stopped."""
+    await opened(world)
+    phases: list[Phase] = []
+    end, told = world.store.end_session, asyncio.Event()
+
+    async def noted(*args: object) -> bool:
+        result = await end(*args)  # type: ignore[arg-type]
+        phases.append(Phase.CLOSED)
+        assert not told.is_set()
+        return result
+
+    monkeypatch.setattr(world.store, "end_session", noted)
+    hosted = world.host.sessions[S1]
+    world.host.close(S1, "stopped")
+    world.control.ended(hosted, "stopped", told.set)
+    await told.wait()
+    assert phases == [Phase.CLOSED]
+
+
+async def test_an_end_is_told_also_where_redis_does_not_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stop works while Redis is away."""
+    await opened(world)
+
+    async def silent(*_: object) -> bool:
+        await asyncio.Event().wait()
+        return True
+
+    monkeypatch.setattr(world.store, "end_session", silent)
+    told, hosted = asyncio.Event(), world.host.sessions[S1]
+    world.host.close(S1, "stopped")
+    world.control.ended(hosted, "stopped", told.set)
+    await told.wait()
 
 
 async def test_usage_is_counted_up_to_a_migration(world: World) -> None:
@@ -381,7 +455,7 @@ async def test_during_an_outage_chunks_leave_and_afterwards_all_is_written(
         assert await store.applied_history(S1) == [AppliedRecord(entry=entry, rev=0, seq=0)]
         own_redis.kill()
         world.host.receive_request(cast(Link, link), Stop(session=S1, controller_epoch=1))
-        assert isinstance(link.sent[-1], Closed)
+        await until(lambda: isinstance(link.sent[-1], Closed))
         own_redis.start()
         closed = await world.event(SessionClosed)
         assert closed == SessionClosed(session=S1, reason="stopped")
