@@ -31,6 +31,8 @@ __all__ = ["Checkpoints", "open_checkpoints"]
 KEPT_S = 3.0
 """How long the bytes before the newest ones are kept: a control Redis that comes back older names them. It
 has lost less than that."""
+MAX_KEPT = 3
+"""Of a session at most so many of them: checkpoints may be large."""
 
 _OBJECT = re.compile(r"s_[0-9a-f]{16}:[0-9]{1,18}:[0-9]{1,18}")
 _SWEEP_INTERVAL_S = 60.0
@@ -117,7 +119,9 @@ class Checkpoints:
         kept = self._superseded.pop(session, deque())
         if name is not None:
             kept.append((now_s, name))
-        due = [kept.popleft()[1] for since_s, _ in tuple(kept) if since_s <= now_s - KEPT_S]
+        due: list[str] = []
+        while kept and (len(kept) > MAX_KEPT or kept[0][0] <= now_s - KEPT_S):
+            due.append(kept.popleft()[1])
         if kept:
             self._superseded[session] = kept
         oldest = next(iter(self._superseded), session)

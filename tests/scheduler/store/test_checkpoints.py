@@ -158,17 +158,20 @@ async def test_of_a_session_one_object_is_kept(store: Store, redis_url: str, clu
     assert await total(store) == 0
 
 
-async def test_of_a_session_few_files_are_kept(store: Store, tmp_path: Path) -> None:
-    """The newest, and those before it for a while. Files of sessions that ended are swept when they are old;
-    others' files are left alone."""
+@pytest.mark.parametrize(("every_s", "seqs"), [(0.1, (5, 6, 7, 8)), (1.0, (5, 6, 7, 8)), (2.0, (7, 8))])
+async def test_of_a_session_few_files_are_kept(
+    store: Store, tmp_path: Path, every_s: float, seqs: tuple[int, ...]
+) -> None:
+    """The newest, and some of those before it for a while. Files of sessions that ended are swept when they
+    are old; others' files are left alone."""
     await placed(store)
     clock_s = 0.0
     kept = open_checkpoints(store, str(tmp_path), ttl_s=100, clock=lambda: clock_s)
     (tmp_path / "notes.txt").write_text("mine")
     for seq in range(1, 9):
-        clock_s = float(seq)
+        clock_s += every_s
         await kept.write(E1, S1, replace(POINTER, seq=seq), BYTES)
-    names = [f"{S1}_at_1_at_{seq}.state" for seq in (5, 6, 7, 8)]
+    names = [f"{S1}_at_1_at_{seq}.state" for seq in seqs]
     assert sorted(os.listdir(tmp_path)) == ["notes.txt", *names]
     for name in os.listdir(tmp_path):
         os.utime(tmp_path / name, (0, 0))
