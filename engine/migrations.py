@@ -101,6 +101,11 @@ class Migrations:
         """Where other engines' ranks meet those of this one, host:port."""
         return self._pairs.address
 
+    @property
+    def num_slots_held(self) -> int:
+        """For sessions that are on their way here."""
+        return sum(incoming.command.takes_slot for incoming in self._incoming.values())
+
     # --- from the scheduler --------------------------------------------------------------------------------
 
     def migrate(self, command: MigrateSession) -> None:
