@@ -53,6 +53,8 @@ MAX_BACKOFF_S = 1.0
 BEHIND_S = 5.0
 """So long a record may be behind what its owner has sent once Redis is back: the owner tries every 2 s, and a
 try may take as long."""
+LAG_S = 1.0
+"""So long a record may be behind anyway: of a recorder some engines make a hundred chunks a second."""
 INTERNAL = "internal error; the log of the gateway says more"
 MAX_FORGETS = 10_000
 """Beyond, the oldest is dropped: engines close abandoned sessions by themselves, and the scheduler those that
@@ -301,7 +303,7 @@ class CallQueue:
         answer."""
         match call, result:
             case TakeControl(), Failure(kind=FailureKind.BEYOND):
-                return max(passed_s, self._redis_up_s()) < BEHIND_S
+                return passed_s < (BEHIND_S if self._redis_up_s() < BEHIND_S else LAG_S)
             case CreateSession() | TakeControl(), _:
                 return False
             case _, Failure(kind=FailureKind.NO_SUCH_SESSION):

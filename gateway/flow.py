@@ -18,7 +18,7 @@ from enum import Enum
 
 from gateway.protocol import Gap
 from gateway.rungs import RungFilter
-from scheduler.messages import ChunkPart, EngineId, Rung, SessionId, Subscribe, Subscribed
+from scheduler.messages import REPLAY_CHUNKS, ChunkPart, EngineId, Rung, SessionId, Subscribe, Subscribed
 
 logger = logging.getLogger("gateway.flow")
 
@@ -74,6 +74,7 @@ class Flow:
         self.next_seq = next_seq
         """First chunk that was not relayed completely."""
         self._kept_seq = kept_seq
+        self._reach_seq: int | None = None
         self._next_part = 0
         self._next_frame = next_frame
         self._chunk_frames = 0
@@ -114,6 +115,16 @@ class Flow:
         if not self.is_waiting():
             self._move(FlowState.CONNECTING)
 
+    def receive_record(self, next_seq: int) -> None:
+        """An owner refused to go on at ours, because the record, which says this, is too far behind: it is
+        asked for the last chunk that it can be, and makes those between again, for nobody."""
+        self._reach_seq = next_seq + REPLAY_CHUNKS
+
+    def is_made_again(self, part: ChunkPart) -> bool:
+        """Does this part end a chunk that the client has, on the way to one that it lacks?"""
+        is_here = self.is_flowing() and part.epoch == self.epoch
+        return is_here and part.seq < self.next_seq and part.part + 1 == part.parts
+
     def receive_refused(self) -> None:
         """The engine does not own the session (any more): wait for news of another owner, or of this one."""
         self._move(FlowState.WAITING)
@@ -135,7 +146,7 @@ class Flow:
             return PartVerdict.DROP
         if part.seq != self.next_seq or part.part not in (0, self._next_part):
             return self._count_skip(part)
-        self._resubscribes = 0
+        self._resubscribes, self._reach_seq = 0, None
         self._chunk_frames = part.frames + (self._chunk_frames if part.part else 0)
         self._next_part = part.part + 1
         if self._next_part >= part.parts:
@@ -153,12 +164,13 @@ class Flow:
     def _subscribe(self) -> Subscribe:
         self._move(FlowState.SUBSCRIBING)
         self._next_part = 0
+        next_seq = self.next_seq if self._reach_seq is None else min(self.next_seq, self._reach_seq)
         return Subscribe(
             session=self.session,
             epoch=self.epoch,
             controller_epoch=self.controller_epoch,
-            next_seq=max(self.next_seq, self._kept_seq),
-            next_frame=self._next_frame,
+            next_seq=max(next_seq, self._kept_seq),
+            next_frame=self._next_frame if next_seq == self.next_seq else None,
         )
 
     def _give_up(self, next_seq: int) -> Gap:

@@ -270,15 +270,7 @@ class SessionMachine(WatchRules):
             self._error(ErrorCode.BAD_STATE, text, id=message.id)
             return
         if s.flow.is_flowing():
-            buffer_ms = max(0.0, message.buffer_ms)
-            self._ask(
-                link.Credit(
-                    session=s.id,
-                    controller_epoch=s.controller_epoch,
-                    seq=message.seq,
-                    buffer_ms=buffer_ms,
-                )
-            )
+            self._credit(s, message.seq, max(0.0, message.buffer_ms))
         self._accept(message.id)
 
     def _set_paused(self, s: Session, paused: bool, id: str | None) -> None:
@@ -424,6 +416,8 @@ class SessionMachine(WatchRules):
         elif record.controller_epoch > s.controller_epoch:
             self._lose_control()
         else:
+            if s.num_denied:
+                s.flow.receive_record(record.next_seq)
             self._follow_record(s, record)
             s.queue_reason = None
 

@@ -133,8 +133,13 @@ class FollowRules(SessionCore):
                 self._send(s.flow.skip_to(part))
                 return self.receive_chunk(part, payload, rung)
             case PartVerdict.DROP:
-                pass
+                if s.flow.is_made_again(part):
+                    self._credit(s, part.seq, 0.0)  # else it would wait for the client, who waits for it
         return self._take()
+
+    def _credit(self, s: Session, seq: int, buffer_ms: float) -> None:
+        epoch = s.controller_epoch
+        self._ask(link.Credit(session=s.id, controller_epoch=epoch, seq=seq, buffer_ms=buffer_ms))
 
     def receive_link(self, reply: link.LinkReply, now_ms: float) -> list[Output]:
         """Any other link message about this session."""
@@ -225,9 +230,8 @@ class FollowRules(SessionCore):
             self._refuse_next_seq(s, reply.message, now_ms)
 
     def _receive_denied(self, s: Session, now_ms: float) -> None:
-        """A new owner can't go on where the client is: when it took over, the record was too far behind.
-
-        Or it has answered what was asked of it under an earlier epoch, so it is asked again."""
+        """A new owner can't go on where the client is: when it took over, the record was too far behind. It
+        is asked for what it can (`Flow.receive_record`)."""
         s.num_denied += 1
         self._stop_following(s)
         if s.num_denied < MAX_DENIED or self._stage is Stage.STOPPING:

@@ -120,8 +120,9 @@ async def test_who_comes_back_before_the_record_does_is_waited_for(
 async def test_who_wants_what_nobody_has_made_is_refused(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At once: Redis has answered for so long that no record is behind."""
+    """Soon: Redis has answered for so long that no record is far behind."""
     monkeypatch.setattr("gateway.calls.BEHIND_S", 3600.0)
+    monkeypatch.setattr("gateway.calls.LAG_S", 0.1)
     monkeypatch.setattr(Hub, "redis_up_s", lambda _hub: 3600.0)
     async with world.engine() as engine, world.gateway() as gateway:
         async with client_of(gateway) as owner, client_of(gateway) as client:

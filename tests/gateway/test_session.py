@@ -371,6 +371,30 @@ def test_attach_beyond_what_was_generated_is_an_error() -> None:
     assert only(outputs, Forget).close is None and machine.stage is Stage.FRESH
 
 
+def test_an_owner_that_is_far_behind_is_let_come_to_where_the_client_is() -> None:
+    """It makes again what the client has, at once and for nobody, and goes on with the next chunk."""
+    machine = flowing()
+    for seq in range(40):
+        feed(machine, 1, seq)
+    machine.receive_event(link.SessionOpened(session=S, engine=E2, epoch=2), 0)
+    machine.receive_link_up(E2)
+    machine.receive_link(link.Refused(session=S, epoch=2, code=ErrorCode.BAD_STATE, message="too far"), 0)
+    load = only(machine.receive_tick(RELOAD_MS), LoadSession)
+    machine.receive_result(load, replace(PLACED, engine=E2, next_seq=10, controller_epoch=1), 0)
+    request = only(machine.receive_link_up(E2), Ask).request
+    assert isinstance(request, link.Subscribe)
+    assert (request.next_seq, request.next_frame) == (10 + link.REPLAY_CHUNKS, None)
+    assert sent(machine.receive_link(subscribed(2, 26), 0))[1:] == []
+    for seq in range(26, 40):
+        (ask,) = feed(machine, 2, seq)
+        assert isinstance(ask, Ask)
+        assert ask.request == link.Credit(session=S, controller_epoch=1, seq=seq, buffer_ms=0.0)
+    assert only(feed(machine, 2, 40), SendChunk).header.seq == 40
+    machine.receive_link_down(E2)
+    request = only(machine.receive_link_up(E2), Ask).request
+    assert isinstance(request, link.Subscribe) and (request.next_seq, request.next_frame) == (41, 41 * 12)
+
+
 def test_a_session_that_no_owner_can_go_on_with_is_lost() -> None:
     """Redis was away for longer than any window, and its engine died meanwhile: its client is not left
     waiting for chunks that nobody makes. A single refusal may be of an earlier epoch."""
