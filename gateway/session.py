@@ -25,7 +25,6 @@ from gateway.limits import MESSAGE_BYTES, MESSAGES_PER_S, Verdict
 from gateway.session_core import (
     LOST_AFTER_MS,
     MAX_HELD_INPUTS,
-    MAX_MERGED_CONTROLS,
     Cause,
     Draw,
     Session,
@@ -259,9 +258,7 @@ class SessionMachine(WatchRules):
         if s.held_inputs == 0 and (merged := s.controls.pop(now_ms)) is not None:
             message, ids = merged
             if message.id is not None:
-                s.merged_ids[message.id] = ids
-            if len(s.merged_ids) > MAX_MERGED_CONTROLS:
-                del s.merged_ids[next(iter(s.merged_ids))]
+                s.merge(ids)
             self._append(s, message, ids)
 
     def _receive_ack(self, s: Session, message: wire.Ack) -> None:
@@ -373,6 +370,8 @@ class SessionMachine(WatchRules):
             answer = wire.Applied(rev=receipt.applied.rev, seq=receipt.applied.seq, id=call.message.id)
             s.told_applied.append(answer)
             self._send(answer)
+        elif receipt.repeat and isinstance(call.message, link.ControlInput):
+            s.merge_repeat(call.message.id, receipt.entry)
         self._append_controls(s, now_ms)
 
     @staticmethod

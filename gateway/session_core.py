@@ -147,6 +147,8 @@ class Session:
     told_applied: deque[wire.Applied]
     merged_ids: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Control in the log → controls that are merged into it, itself the last: it answers for all of them."""
+    repeated_ids: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Entry of the log → controls of earlier connections that are merged in it, so far as repeated."""
     earlier_ids: frozenset[str] = frozenset()
     """Message ids of inputs that earlier connections sent: the log knows their answers."""
     copy: QueuedCopy | None = None
@@ -179,6 +181,23 @@ class Session:
     def was_sent(self, id: str) -> bool:
         """Is it the id of a control before, or of any input of an earlier connection?"""
         return id in self.earlier_ids or any(id in ids for ids in self.merged_ids.values())
+
+    def merge(self, ids: tuple[str, ...]) -> None:
+        """The last of these controls answers for all of them."""
+        self.merged_ids[ids[-1]] = ids
+        if len(self.merged_ids) > MAX_MERGED_CONTROLS:
+            del self.merged_ids[next(iter(self.merged_ids))]
+
+    def merge_repeat(self, id: str | None, entry: str) -> None:
+        """A repeated control of an earlier connection waits in this entry, whose answer names one of them."""
+        others = self.repeated_ids.get(entry, ())
+        if id is None or id in others or id not in self.earlier_ids:
+            return
+        self.repeated_ids[entry] = ids = (*others, id)
+        if len(self.repeated_ids) > MAX_MERGED_CONTROLS:
+            del self.repeated_ids[next(iter(self.repeated_ids))]
+        for each in ids:
+            self.merge((*(other for other in ids if other != each), each))
 
 
 class SessionCore(abc.ABC):

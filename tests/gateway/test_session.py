@@ -676,6 +676,21 @@ def test_a_control_of_an_earlier_connection_is_merged_with_no_other() -> None:
     assert (merged.ids, merged.message.keys) == (("c3",), ("c",))
 
 
+def test_merged_controls_of_an_earlier_connection_are_answered_each_too() -> None:
+    """They wait in one entry, whose `applied` names one of them."""
+    machine, _ = attach(PLACED, input_ids=frozenset({"c1", "c2", "c3"}))
+    machine.receive_link_up(E1)
+    machine.receive_link(subscribed(2, 3), 0)
+    for id, entry in (("c1", "1-1"), ("c2", "1-1"), ("c3", "2-1"), ("c1", "1-1")):
+        call = only(machine.receive_message(wire.Control(id=id), 0), AppendInput)
+        receipt = InputReceipt(entry=entry, repeat=True, applied=None)
+        assert sent(machine.receive_result(call, receipt, 0)) == [wire.Accepted(id=id)]
+    told = sent(machine.receive_link(link.Applied(session=S, epoch=2, rev=0, seq=4, id="c2"), 1))
+    assert sorted(str(m.id) for m in told if isinstance(m, wire.Applied)) == ["c1", "c2"]
+    told = sent(machine.receive_link(link.Applied(session=S, epoch=2, rev=0, seq=5, id="c3"), 1))
+    assert told == [wire.Applied(rev=0, seq=5, id="c3")]
+
+
 def test_a_pause_of_an_earlier_connection_is_not_repeated() -> None:
     """After an attach the remembered ids are answered and have no second effect; new ones have theirs."""
     machine, _ = attach(PLACED, pause_ids=("p", "r"))
