@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from scheduler.address import RedisAddress, parse_address
 __all__ = ["make_pool"]
 
 CONNECT_TIMEOUT_S = 2.0
+UNSENT_MS = 2_000
+"""What a server has not received by then, it never shall. A system goes on sending for minutes what was
+written to a connection that has been closed since: a command that counts as failed would be run long after."""
 
 
 class _SentinelPool(SentinelConnectionPool):
@@ -61,7 +65,7 @@ def make_pool(
     if address.service:
         sentinel_pool: Any = _SentinelPool if wait_s is None else _BlockingSentinelPool
         pool: ConnectionPool = sentinel_pool(
-            address.service, _sentinels(address), ssl=address.is_tls, **options, **_tls(address)
+            address.service, _sentinels(address), ssl=address.is_tls, **options, **_unsent(), **_tls(address)
         )
         return pool
     kind = ConnectionPool if wait_s is None else BlockingConnectionPool
@@ -72,8 +76,14 @@ def _endpoint(address: RedisAddress) -> dict[str, Any]:
     if address.path:
         return {"connection_class": UnixDomainSocketConnection, "path": address.path}
     host, port = address.hosts[0]
-    where = {"host": host, "port": port}
+    where = {"host": host, "port": port, **_unsent()}
     return where | {"connection_class": SSLConnection} | _tls(address) if address.is_tls else where
+
+
+def _unsent() -> dict[str, Any]:
+    if not hasattr(socket, "TCP_USER_TIMEOUT"):  # not Linux
+        return {}
+    return {"socket_keepalive": True, "socket_keepalive_options": {socket.TCP_USER_TIMEOUT: UNSENT_MS}}
 
 
 def _tls(address: RedisAddress) -> dict[str, Any]:

