@@ -24,7 +24,8 @@ __all__ = ["make_pool"]
 CONNECT_TIMEOUT_S = 2.0
 UNSENT_MS = 2_000
 """What a server has not received by then, it never shall. A system goes on sending for minutes what was
-written to a connection that has been closed since: a command that counts as failed would be run long after."""
+written to a connection that has been closed since, and a command that counts as failed would be run long
+after."""
 
 
 class _SentinelPool(SentinelConnectionPool):
