@@ -42,7 +42,7 @@ def test_each_start_of_an_engine_makes_room(tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     for n in range(120):
         write(logs, EngineId(f"e_{n:08x}"), n)
-    make_cluster(tmp_path)._engine_spec(DesiredEngine(id=EngineId("e_fresh"), model="shapes"))
+    make_cluster(tmp_path)._engine_spec(DesiredEngine(id=EngineId("e_f0000000"), model="shapes"))
     assert len(kept(logs)) == 100
 
 
