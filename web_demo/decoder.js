@@ -17,7 +17,8 @@ import { codecString } from "./protocol.js";
  */
 
 const STUCK_FRAMES = 3;
-const STUCK_MS = 300;
+const STUCK_MS = 1000; // a busy machine may take some hundred, and a decoder that is only slow loses a chunk by it
+const LONGEST_STEP_MS = 100; // if the page itself stood still, pictures wait behind what looks after them
 const MAX_FAILURES = 5;
 const MAX_BAD_PICTURES = 64; // in a row: a chunk or two may be damaged, but not all of them
 const TICK_US = 1000; // the decoder's timestamp only carries a ticket
@@ -120,6 +121,8 @@ class PictureDecoder {
     if (this.#bad >= MAX_BAD_PICTURES) this.#handlers.failed();
   }
 
+  check() {}
+
   waitForKey() {}
 
   close() {
@@ -133,8 +136,9 @@ class Decoder {
   /** @type {VideoDecoder | null} */ #decoder = null;
   /** @type {string | null} */ #codec = null;
   #waitingForKey = true;
-  /** @type {Map<number, {tag: Tag, fedMs: number}>} by ticket */ #pending = new Map();
-  #gaveMs = 0; // when the newest frame came out
+  /** @type {Map<number, Tag>} by ticket */ #pending = new Map();
+  #checkedMs = 0;
+  #silentMs = 0; // for so long it has had enough to give a picture, and gave none
   #nextTicket = 1;
   #failures = 0;
   #preferSoftware = false;
@@ -147,16 +151,16 @@ class Decoder {
 
   /**
    * Decode one access unit; its frame comes back with `tag`.
-   * @param {Bytes} unit @param {boolean} isKey @param {Tag} tag @param {number} nowMs
+   * @param {Bytes} unit @param {boolean} isKey @param {Tag} tag
    */
-  decode(unit, isKey, tag, nowMs) {
-    if (isKey) this.#prepare(unit, nowMs);
+  decode(unit, isKey, tag) {
+    if (isKey) this.#prepare(unit);
     else if (this.#waitingForKey) {
       this.#handlers.lost(tag);
       return;
     }
     const ticket = this.#nextTicket++;
-    this.#pending.set(ticket, { tag, fedMs: nowMs });
+    this.#pending.set(ticket, tag);
     const decoder = /** @type {VideoDecoder} */ (this.#decoder); // without one it waits for a key
     try {
       decoder.decode(
@@ -176,16 +180,29 @@ class Decoder {
     if (this.#decoder !== null && this.#decoder.state !== "closed") this.#decoder.close();
     this.#decoder = null;
     this.#pending.clear();
+    this.#silentMs = 0;
     this.#waitingForKey = true;
   }
 
-  /** @param {Bytes} unit @param {number} nowMs */
-  #prepare(unit, nowMs) {
+  /**
+   * To be called again and again: one that keeps pictures to itself, as some in hardware do, is given up. No more video may come
+   * before one is seen.
+   * @param {number} nowMs
+   */
+  check(nowMs) {
+    const passedMs = Math.min(nowMs - this.#checkedMs, LONGEST_STEP_MS);
+    this.#checkedMs = nowMs;
+    if (this.#preferSoftware || this.#pending.size <= STUCK_FRAMES) this.#silentMs = 0;
+    else this.#silentMs += passedMs;
+    if (this.#silentMs <= STUCK_MS) return;
+    console.warn("video decoder: it keeps pictures to itself, trying software");
+    this.#preferSoftware = true;
+    this.#giveUp();
+  }
+
+  /** @param {Bytes} unit */
+  #prepare(unit) {
     const codec = (this.#name === "h264" && codecString(unit)) || (this.#codec ?? CODECS[this.#name] ?? this.#name);
-    if (this.#isStuck(nowMs)) {
-      this.#preferSoftware = true; // some hardware decoders hold frames back
-      this.#giveUp();
-    }
     this.#waitingForKey = false;
     if (this.#decoder !== null && codec === this.#codec) return;
     this.#decoder ??= this.#create();
@@ -209,15 +226,14 @@ class Decoder {
   /** @param {VideoDecoder} decoder @param {VideoFrame} frame */
   #output(decoder, frame) {
     const ticket = frame.timestamp / TICK_US;
-    const entry = this.#pending.get(ticket);
+    const tag = this.#pending.get(ticket);
     this.#pending.delete(ticket);
-    if (decoder !== this.#decoder || entry === undefined) {
+    if (decoder !== this.#decoder || tag === undefined) {
       frame.close();
       return;
     }
-    this.#failures = 0;
-    this.#gaveMs = performance.now();
-    this.#handlers.frame(frame, entry.tag);
+    this.#failures = this.#silentMs = 0;
+    this.#handlers.frame(frame, tag);
   }
 
   /** @param {VideoDecoder} decoder @param {Error} error */
@@ -232,14 +248,7 @@ class Decoder {
 
   /** The decoder is made anew for the next key frame; what it still holds is lost. */
   #giveUp() {
-    for (const { tag } of this.#pending.values()) this.#handlers.lost(tag);
+    for (const tag of this.#pending.values()) this.#handlers.lost(tag);
     this.close();
-  }
-
-  /** Whether it keeps frames to itself; one that still gives some, however late, is only slow. @param {number} nowMs */
-  #isStuck(nowMs) {
-    if (this.#preferSoftware || this.#pending.size <= STUCK_FRAMES) return false;
-    const [oldest] = this.#pending.values();
-    return nowMs - Math.max(oldest.fedMs, this.#gaveMs) > STUCK_MS;
   }
 }

@@ -168,7 +168,7 @@ export class Player {
       const ptsMs = this.#chunkEndMs;
       this.#chunkEndMs += this.#frameMs;
       const tag = { seq: header.seq, rev: header.rev, ptsMs, endMs: this.#chunkEndMs, life: this.#life };
-      decoder.decode(unit, index === 0 && header.key === true, tag, nowMs);
+      decoder.decode(unit, index === 0 && header.key === true, tag);
     });
     if (!isComplete) return true;
     this.chunks += 1;
@@ -192,6 +192,7 @@ export class Player {
   /** Show what is due. Runs on every animation frame, and on arrivals while the page is hidden. @param {number} nowMs */
   tick(nowMs) {
     if (this.#paused) return;
+    this.#decoder?.check(nowMs); // none before `open`
     this.#skipHole(nowMs);
     const mediaMs = this.clock.mediaMs(nowMs);
     if (mediaMs === null) return;
