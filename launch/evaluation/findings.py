@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launch.evaluation.bounds import Fluid
 from launch.evaluation.grid import (
@@ -74,6 +74,18 @@ class Findings:
             fluids=fluids,
             gaps=gaps,
         )
+
+    def by_profile(self) -> list[Findings]:
+        """Apart, in the order of the cases: a mean over engines of different kinds says nothing."""
+        names = dict.fromkeys(case.profile for case in self.cases)
+        return [
+            replace(
+                self,
+                cases=[case for case in self.cases if case.profile == name],
+                verdicts=[verdict for verdict in self.verdicts if verdict.case.profile == name],
+            )
+            for name in names
+        ]
 
     def ours(self, case: Case, policy: str) -> Numbers:
         """The result of one of ours."""

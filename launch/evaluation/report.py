@@ -30,8 +30,8 @@ PAPER = {"latency": -0.375, "cost": -0.372, "oracle": 0.036}
 
 
 def tables(found: Findings) -> list[Table]:
-    """Everything that is shown, what matters most first."""
-    return [
+    """Everything that is shown of one profile, what matters most first."""
+    all_ = [
         _summary(found),
         _direct(found.cases, found.results),
         _bounds(found),
@@ -41,6 +41,8 @@ def tables(found: Findings) -> list[Table]:
         _ours(found.cases, found.results),
         *(_detail(ours, found) for ours in OURS),
     ]
+    profile = found.cases[0].profile
+    return [(f"{title}, profile {profile}", note, columns, rows) for title, note, columns, rows in all_]
 
 
 def markdown(tables: Sequence[Table]) -> str:
@@ -79,7 +81,8 @@ def _summary(found: Findings) -> Table:
         "Worst chunk latency at equal cost and engine-seconds at equal latency, against baselines with a "
         "fixed budget and their best setting; means over all traces and sizes. Least: the case where ours "
         "gains least. Bound: what no policy could have gained more than (fluid lower bound). Open: cases in "
-        "which no budget up to twice the size reached ours; there the change counts as against that."
+        "which no budget up to twice the size reached ours; there the change counts as against that. Traces "
+        "are named by family and seed."
     )
     columns = ("ours", "baseline", "latency", "least", "bound", "cost", "least", "bound", "open")
     return "Against the paper's baselines", note, columns, rows
@@ -108,7 +111,7 @@ def _bounds(found: Findings) -> Table:
             figures = (worst_ms, least_ms, engine_s, least_s, floor_s)
             rows.append(
                 [
-                    f"{case.family} {case.size}",
+                    f"{_trace(case)} {case.size}",
                     ours,
                     *map(_cell, figures),
                     *(_percent(share) for share in gap),
@@ -151,7 +154,7 @@ def _oracle(found: Findings) -> Table:
                 if gap is not None:
                     shares[ours].append((gap.placement, gap.present, gap.future))
                     mean = (_cell(gap.engine_s), _cell(gap.mean_ms))
-                    name = f"{case.family} {case.size} {world}".strip()
+                    name = f"{_trace(case)} {case.size} {world}".strip()
                     rows.append([name, ours, *mean, *map(_share, shares[ours][-1])])
         for ours in OURS:
             if shares[ours]:
@@ -211,7 +214,7 @@ def _direct(cases: Sequence[Case], results: Mapping[str, Numbers]) -> Table:
             _pair(old, new, name)
             for name in ("worst_chunk_ms", "cost_engine_s", "cpr.mean", "waited_ms.p99", "suffering")
         ]
-        rows.append([case.family, str(case.size), _percent(latency), _percent(cost), *cells])
+        rows.append([_trace(case), str(case.size), _percent(latency), _percent(cost), *cells])
     rows.append(["mean", "", *(_percent(fmean(values)) for values in zip(*pairs, strict=True)), *[""] * 5])
     columns = (
         *("trace", "size", "latency", "cost", "worst ms", "engine-s", "CPR mean"),
@@ -230,7 +233,7 @@ def _detail(ours: str, found: Findings) -> Table:
             bound_ms, bound_s = _bound_changes(found, v)
             rows.append(
                 [
-                    v.case.family,
+                    _trace(v.case),
                     str(v.case.size),
                     v.baseline,
                     f"{v.ours_ms:,.0f}",
@@ -262,7 +265,7 @@ def _ours(cases: Sequence[Case], results: Mapping[str, Numbers]) -> Table:
     for case in cases:
         for ours in OURS:
             numbers = results[ours_job(case, ours).name]
-            rows.append([f"{case.family} {case.size}", ours, *(_cell(numbers[name]) for name in names)])
+            rows.append([f"{_trace(case)} {case.size}", ours, *(_cell(numbers[name]) for name in names)])
     note = (
         "waited_ms: for the first chunk, with the waits of those who left without one after 2 s or more "
         "(left_waiting). floor_engine_s: what any policy pays that gives every active session a slot at once."
@@ -303,6 +306,10 @@ def _against(jobs: Sequence[Job], whole: str, results: Mapping[str, Numbers]) ->
         stalls.append((float(all_["stalled_s"] or 0), float(part["stalled_s"] or 0)))
     before, after = (fmean(values) for values in zip(*stalls, strict=True))
     return [*(_percent(fmean(found)) for found in changes.values()), f"{before:.0f} → {after:.0f}"]
+
+
+def _trace(case: Case) -> str:
+    return f"{case.family}.{case.seed}"
 
 
 def _ratio(new: Numbers, old: Numbers, name: str) -> float:

@@ -158,7 +158,8 @@ def main(arguments: Sequence[str]) -> int:
         with _workers(options.workers) as pool:
             runs = Runs(kept, pool)
             findings = evaluate(grid, runs, options.cuts, options.worlds)
-        tables = report.tables(findings)
+        parts = [report.tables(part) for part in findings.by_profile()]
+        tables = [table for part in parts for table in part]
         _replace(folder / "evaluation.md", report.markdown(tables))
         _replace(folder / "evaluation.html", page(findings, tables))
     except OSError as exc:
@@ -168,7 +169,7 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print(f"stopped; the same command {GOES_ON}", file=sys.stderr)
         raise
-    print(report.markdown(tables[:4]))
+    print(report.markdown([table for part in parts for table in part[:4]]))
     print(f"{len(runs.results)} simulations; everything is in {folder}/evaluation.html and .md")
     return 0
 
