@@ -7,8 +7,8 @@ which has to learn the traffic from itself and begins with one engine. Both agai
 `turboserve evaluate` does (launch/evaluation/grid.py); of `law` the best z in hindsight, for each question of
 each case on its own.
 
-Run: .venv/bin/python -m bench.law [--sizes 8] [--profiles wan-h200 paper-start] [--seeds 1 2] [--seconds 600]
-     [--workers 2]
+Run: .venv/bin/python -m bench.law [--sizes 8] [--profiles wan-h200 paper-start] [--first-seed 1]
+     [--seeds 2] [--seconds 600] [--workers 2]
 """
 
 from __future__ import annotations
@@ -24,7 +24,19 @@ from statistics import fmean
 import numpy as np
 
 from bench.stats import print_json, print_table
-from launch.evaluation.grid import Case, Job, cases, cuts_of, ours_job, profile_of, scenario_of, trace_of
+from launch.evaluation.grid import (
+    REACH,
+    Case,
+    Job,
+    Verdict,
+    cases,
+    cuts_of,
+    equal_cost_job,
+    ours_job,
+    profile_of,
+    scenario_of,
+    trace_of,
+)
 from launch.evaluation.oracle import demand_at
 from scheduler.config import SchedulerConfig
 from scheduler.policy.base import Memory
@@ -60,9 +72,8 @@ def usual_demand(case: Case) -> list[float]:
     """Active sessions on average, second by second."""
     draws = (replace(case, seed=FIRST_DRAW + number) for number in range(DRAWS))
     seconds = math.ceil(case.duration_s)
-    return [
-        float(mean) for mean in np.mean([demand_at(trace_of(draw), 1.0, seconds) for draw in draws], axis=0)
-    ]
+    means: list[float] = np.mean([demand_at(trace_of(draw), 1.0, seconds) for draw in draws], axis=0).tolist()
+    return means
 
 
 def law_scenario(case: Case, demand: Sequence[float], z: float) -> Scenario:
@@ -84,8 +95,8 @@ class Found:
     """What came of one case."""
 
     case: Case
-    fixed: tuple[Point, ...]
-    """With 1, 2 … engines, each the best of its settings."""
+    fixed: tuple[float, ...]
+    """Worst chunk latency with 1, 2 … engines in ms, each the best of its settings."""
     slack: Point
     law: tuple[Point, ...]
     """For each of MARGINS."""
@@ -93,9 +104,21 @@ class Found:
     def changes(self, point: Point) -> Point:
         """(worst chunk latency at equal cost, engine-seconds at equal latency), against `fixed`, − 1."""
         worst_ms, engine_s = point
-        rival_ms = next((ms for ms, s in self.fixed if s >= engine_s - 1e-6), self.fixed[-1][0])
-        rival_s = next((s for ms, s in self.fixed if ms <= worst_ms), self.fixed[-1][1])
-        return worst_ms / rival_ms - 1.0, engine_s / rival_s - 1.0
+        seconds = self.case.duration_s
+        ours = {"cost_engine_s": engine_s, "duration_s": seconds}
+        cost_n = min(equal_cost_job(self.case, "fixed", ours).low, len(self.fixed))
+        verdict = Verdict(
+            case=self.case,
+            ours="",
+            baseline="fixed",
+            ours_ms=worst_ms,
+            ours_s=engine_s,
+            cost_n=cost_n,
+            cost_ms=self.fixed[cost_n - 1],
+            latency_n=next((n for n, ms in enumerate(self.fixed, start=1) if ms <= worst_ms), None),
+            duration_s=seconds,
+        )
+        return verdict.latency_change, verdict.cost_change
 
     def best(self) -> Point:
         """Of `law`."""
@@ -104,18 +127,17 @@ class Found:
 
 
 def run_case(case: Case) -> Found:
-    budgets = range(1, 2 * case.size + 1)
-    fixed = (
+    fixed = tuple(
         min(
-            play(case, scenario_of(Job(case=case, policy="fixed", low=n, high=n, cut=cut)))
+            play(case, scenario_of(Job(case=case, policy="fixed", low=n, high=n, cut=cut)))[0]
             for cut in cuts_of(case)
         )
-        for n in budgets
+        for n in range(1, REACH * case.size + 1)
     )
     demand = usual_demand(case)
     return Found(
         case=case,
-        fixed=tuple(fixed),
+        fixed=fixed,
         slack=play(case, scenario_of(ours_job(case, "slack"))),
         law=tuple(play(case, law_scenario(case, demand, z)) for z in MARGINS),
     )
@@ -128,8 +150,8 @@ def lines(found: Sequence[Found]) -> list[list[object]]:
     for family, group in groupby(found, key=lambda of: of.case.family):
         each = [(*of.changes(of.slack), *of.best()) for of in group]
         changes.append(tuple(fmean(column) for column in zip(*each, strict=True)))
-        rows.append([family, *map(_percent, changes[-1])])
-    return [*rows, ["mean", *(_percent(fmean(column)) for column in zip(*changes, strict=True))]]
+        rows.append([family, *map("{:+.1%}".format, changes[-1])])
+    return [*rows, ["mean", *(f"{fmean(column):+.1%}" for column in zip(*changes, strict=True))]]
 
 
 def by_margin(found: Sequence[Found]) -> list[list[object]]:
@@ -137,12 +159,8 @@ def by_margin(found: Sequence[Found]) -> list[list[object]]:
     rows: list[list[object]] = []
     for number, z in enumerate(MARGINS):
         latency, cost = zip(*(of.changes(of.law[number]) for of in found), strict=True)
-        rows.append([z, _percent(fmean(latency)), _percent(fmean(cost))])
+        rows.append([z, f"{fmean(latency):+.1%}", f"{fmean(cost):+.1%}"])
     return rows
-
-
-def _percent(change: float) -> str:
-    return f"{100 * change:+.1f} %"
 
 
 def main() -> None:
@@ -151,19 +169,16 @@ def main() -> None:
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=[8])
     parser.add_argument("--profiles", nargs="+", choices=PROFILES, default=["wan-h200", "paper-start"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--first-seed", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    wanted = [
-        case
-        for seed in options.seeds
-        for case in cases(list(FAMILIES), options.sizes, options.profiles, seed, 1, options.seconds)
-    ]
+    wanted = cases(
+        list(FAMILIES), options.sizes, options.profiles, options.first_seed, options.seeds, options.seconds
+    )
     with ProcessPoolExecutor(options.workers) as pool:
-        found = sorted(
-            pool.map(run_case, wanted), key=lambda of: (of.case.profile, of.case.size, of.case.family)
-        )
+        found = list(pool.map(run_case, wanted))
     questions = ["worst chunk at equal cost", "cost at equal latency"]
     head = [
         *(f"`slack`: {question}" for question in questions),
@@ -171,17 +186,10 @@ def main() -> None:
     ]
     for (profile, size), group in groupby(found, key=lambda of: (of.case.profile, of.case.size)):
         members = list(group)
-        print_table([f"`{profile}`, size {size}", *head], lines(members))
+        rows = lines(members)
+        print_table([f"`{profile}`, size {size}", *head], rows)
         print_table(["`law`, z", *questions], by_margin(members))
-        print_json(
-            {
-                "bench": "law",
-                "profile": profile,
-                "size": size,
-                "seeds": options.seeds,
-                "lines": lines(members),
-            }
-        )
+        print_json({"bench": "law", "profile": profile, "size": size, "lines": rows})
 
 
 if __name__ == "__main__":
