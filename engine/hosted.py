@@ -173,18 +173,18 @@ class Hosted:
 
     def announce(self, message: LinkReply) -> None:
         """Tell the subscriber and the viewers' gateways."""
-        self.say(message)
-        for link in self.watchers - {self.link}:
-            link.send(message)
+        self._announcement(message)()
 
     def farewell(self, reason: str) -> Callable[[], None]:
         """Tells those who listen now, also when it is not here any more, that it is closed."""
-        closed = Closed(session=self.id, epoch=self.epoch, reason=reason)
-        links = self.watchers | ({self.link} if self.link is not None else set())
+        return self._announcement(Closed(session=self.id, epoch=self.epoch, reason=reason))
+
+    def _announcement(self, message: LinkReply) -> Callable[[], None]:
+        links = [link for link in (self.link, *(self.watchers - {self.link})) if link is not None]
 
         def tell() -> None:
             for link in links:
-                link.send(closed)
+                link.send(message)
 
         return tell
 
