@@ -30,17 +30,10 @@ from gateway.client import (
 )
 from gateway.protocol import JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL, ChunkHeader
 from scheduler.messages import MAX_PROMPT_CHARS, ErrorCode
-from tests.browser.stream_server import StreamServer, stream_server
+from tests.browser.stream_server import StreamServer
 
 RED_ON_BLUE = "a red ball bouncing on a blue background"
 GREEN_ON_BLACK = "a green ball bouncing on a black background"
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[StreamServer]:
-    async with stream_server() as instance:
-        instance.faults.gen_s = 0
-        yield instance
 
 
 @pytest.fixture

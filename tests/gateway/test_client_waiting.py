@@ -10,18 +10,11 @@ import pytest
 from gateway import client_session, client_stream
 from gateway.client import Client, ClientError, ServerError, Session, SessionEnded, connect
 from gateway.protocol import Closed
-from tests.browser.stream_server import StreamServer, stream_server
+from tests.browser.stream_server import StreamServer
 from tests.gateway.test_client import GREEN_ON_BLACK, RED_ON_BLUE, seqs, take
 
 FEW = 3
 LIMIT_S = 30
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[StreamServer]:
-    async with stream_server() as instance:
-        instance.faults.gen_s = 0
-        yield instance
 
 
 @pytest.fixture
