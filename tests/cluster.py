@@ -170,10 +170,12 @@ class Cluster:
         return [engine["id"] for engine in cluster["engines"] if engine["state"] == state]
 
     def wait_ready(self, num_engines: int) -> None:
-        """Return when so many engines take sessions."""
+        """Return when so many engines take sessions, and the gateway lets clients start."""
 
         def ready() -> bool:
-            return self.process.poll() is not None or len(self.engines()) >= num_engines
+            if self.process.poll() is not None:
+                return True
+            return len(self.engines()) >= num_engines and is_ready(self.port)
 
         try:
             wait_for(f"{num_engines} engines ready", ready, READY_TIMEOUT_S)
@@ -222,6 +224,7 @@ def running_cluster(*arguments: str, engines: int = 2) -> Iterator[Cluster]:
 
 def is_ready(port: int) -> bool:
     """Does the gateway there let clients start?"""
-    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz") as answer:
+    url = f"http://127.0.0.1:{port}/readyz"
+    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5 * SCALE) as answer:
         return bool(answer.status == 200)
     return False

@@ -53,12 +53,28 @@ async def killed(cluster: Cluster, name: str, number: signal.Signals = signal.SI
 
 
 async def back(cluster: Cluster, name: str, before: dict[str, int]) -> None:
-    """Return when a process of that name runs again; nothing else has been touched."""
+    """Return when a process of that name runs again, a Redis when it has read its file; nothing else has
+    been touched."""
     await until(lambda: cluster.pids(name).get(name, before[name]) != before[name])
     assert not is_running(before[name])
     now = cluster.pids("")
     assert now | {name: 0} == before | {name: 0}
     assert is_running(now[name])
+    if name == "redis":  # until then a gateway answers a start with `unavailable`
+        await wanted_engines(cluster)
+
+
+async def wanted_engines(cluster: Cluster) -> tuple[DesiredEngine, ...]:
+    """The engines that Redis says are wanted, as soon as it answers."""
+    async with asyncio.timeout(30 * SCALE):
+        while True:
+            with contextlib.suppress(StoreUnavailable):
+                store = await Store.connect(cluster.run_json()["redis"])
+                try:
+                    return (await store.read_desired())[1]
+                finally:
+                    await store.close()
+            await asyncio.sleep(0.05)
 
 
 class Balancer:
@@ -306,28 +322,12 @@ async def replaced(cluster: Cluster, engine: str, before: dict[str, int]) -> Non
     assert {n: cluster.pids("")[n] for n in unchanged} == {n: before[n] for n in unchanged}
 
 
-async def wanted_after_loading(url: str) -> tuple[DesiredEngine, ...]:
-    """The engines that a Redis says are wanted, which may have to read its file first."""
-    async with asyncio.timeout(30 * SCALE):
-        while True:
-            with contextlib.suppress(StoreUnavailable):
-                store = await Store.connect(url)
-                try:
-                    return (await store.read_desired())[1]
-                finally:
-                    await store.close()
-            await asyncio.sleep(0.05)
-
-
 async def test_what_redis_says_outlives_it(victim: Cluster) -> None:
     """The desired engines are the same after the restart: no engine was given up."""
-    url = victim.run_json()["redis"]
-    store = await Store.connect(url)
-    _, wanted = await store.read_desired()
-    await store.close()
+    engines = await wanted_engines(victim)
     before = await killed(victim, "redis")
     await back(victim, "redis", before)
-    assert await wanted_after_loading(url) == wanted
+    assert await wanted_engines(victim) == engines
 
 
 async def test_engine_drained(victim: Cluster) -> None:
