@@ -22,7 +22,7 @@ from launch.evaluation.inputs import load_trace
 from launch.evaluation.run import _folder_of_runs
 from scheduler.results import flat
 from scheduler.sim.profile import read_profile
-from tests.cluster import wait_for
+from tests.cluster import SCALE, wait_for
 
 COMMON = """
     sessions chunks chunk_latency_ms.p50 chunk_latency_ms.p95 chunk_latency_ms.p99 chunk_latency_ms.max
@@ -161,6 +161,26 @@ def test_an_evaluation_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert (tmp_path / "evaluation.html").read_text() == page
 
 
+DIES_AT_WORK = """
+import os, signal, sys
+from launch import cli
+from launch.evaluation import run
+
+replace, left = run._replace, 2
+
+def replace_and_die(*what):
+    global left
+    replace(*what)
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run._replace = replace_and_die
+raise SystemExit(cli.main(["evaluate", *sys.argv[1:]]))
+"""
+"""An evaluation that is killed when it has written two results: whoever watched it might come too late."""
+
+
 def test_a_killed_evaluation_goes_on(tmp_path: Path) -> None:
     """Killed while two processes simulate: what they had finished is not run again, and is whole."""
     cut, whole = tmp_path / "cut", tmp_path / "whole"
@@ -176,13 +196,12 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path) -> None:
         "--worlds",
         "failures",
     )
-    command = [sys.executable, "-m", "launch", "evaluate", "--dir", str(cut), *flags, "--workers", "2"]
+    command = [sys.executable, "-c", DIES_AT_WORK, "--dir", str(cut), *flags, "--workers", "2"]
     with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL) as evaluation:
-        wait_for("the first results", lambda: len([*cut.glob("runs/*/*.json")]) >= 2)
-        os.kill(evaluation.pid, signal.SIGKILL)
+        assert evaluation.wait(60 * SCALE) == -signal.SIGKILL
         wait_for("no process is left", lambda: not _group(evaluation.pid))
     kept = {path: path.stat().st_mtime_ns for path in cut.glob("runs/*/*.json")}
-    assert not (cut / "evaluation.md").exists()
+    assert len(kept) == 2 and not (cut / "evaluation.md").exists()
     for folder in (cut, whole):
         assert cli.main(["evaluate", "--dir", str(folder), *flags, "--workers", "2"]) == 0
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
@@ -203,7 +222,7 @@ def test_an_interrupted_evaluation_ends_at_once(tmp_path: Path) -> None:
         try:
             wait_for("both processes", lambda: len(_group(evaluation.pid)) == 3)
             os.killpg(evaluation.pid, signal.SIGINT)
-            _, said = evaluation.communicate(timeout=60)
+            _, said = evaluation.communicate(timeout=60 * SCALE)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(evaluation.pid, signal.SIGKILL)
