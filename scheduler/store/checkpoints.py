@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 
 from scheduler.address import is_redis_url
 from scheduler.messages import EngineId, SessionId
-from scheduler.store.connection import COMMAND_TIMEOUT_S, mapped_errors
+from scheduler.store.connection import COMMAND_TIMEOUT_S, close_client, mapped_errors
 from scheduler.store.engine import EngineStore
 from scheduler.store.errors import CheckpointsUnavailable, StaleEpoch, StoreUnavailable
 from scheduler.store.pools import make_pool
@@ -171,8 +171,7 @@ class _SecondRedis:
             await self._client.delete(self._key(name))
 
     async def close(self) -> None:
-        await self._client.aclose()
-        await self._client.connection_pool.disconnect()
+        await close_client(self._client)
 
     def _key(self, name: str) -> str:
         return f"{self._prefix}checkpoint:{name}"

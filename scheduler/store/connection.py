@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 import orjson
@@ -81,8 +81,7 @@ class Connection:
     async def close(self) -> None:
         """Close every connection. Blocking reads in flight end with StoreUnavailable."""
         for client in (self._commands, self._blocking):
-            await client.aclose()
-            await client.connection_pool.disconnect()
+            await close_client(client)
 
     @property
     def client(self) -> Any:
@@ -150,16 +149,25 @@ class Connection:
         return {key: [entry for entry in entries if entry[1]] for key, entries in reply or ()}
 
 
+async def close_client(client: Redis) -> None:
+    """All its connections. One whose end takes long, on a machine that stands still, is closed all the same:
+    that redis-py gives up waiting for it is nobody's error."""
+    for end in (client.aclose, client.connection_pool.disconnect):
+        with suppress(RedisTimeoutError):
+            await end()
+
+
 def batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
     """The same in order, at most BATCH at a time."""
     return (items[at : at + BATCH] for at in range(0, len(items), BATCH))
 
 
 @asynccontextmanager
-async def mapped_errors(timeout_s: float = COMMAND_TIMEOUT_S) -> AsyncIterator[None]:
-    """Limit what is inside to timeout_s, and turn redis-py's errors into the StoreError tree."""
+async def mapped_errors(timeout_s: float | None = None) -> AsyncIterator[None]:
+    """Limit what is inside to timeout_s, COMMAND_TIMEOUT_S unless given, and turn redis-py's errors into the
+    StoreError tree."""
     try:
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout(COMMAND_TIMEOUT_S if timeout_s is None else timeout_s):
             yield
     except (RedisError, OSError) as exc:  # TimeoutError, the builtin, is an OSError
         raise _store_error(exc) from exc

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from engine.models.shapes.model import SHAPES, ShapesNet
+from tests.patience import patient_redis  # noqa: F401 - fixture
 from tests.scheduler.conftest import (  # noqa: F401 - fixtures
     cluster,
     own_redis,

@@ -18,10 +18,10 @@ from scheduler.messages import (
     decode_json,
     unframe_media,
 )
+from tests.patience import PATIENCE_S
 
 S1 = SessionId("s_0000000000000001")
 SPEC = ShapesModel.random(0, config=TINY).spec
-PATIENCE_S = 20
 
 
 class RecordedLink:
@@ -78,7 +78,7 @@ def made(
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for something that nobody announces."""
-    for _ in range(PATIENCE_S * 100):
+    for _ in range(int(PATIENCE_S * 100)):
         if condition():
             return
         await asyncio.sleep(0.01)

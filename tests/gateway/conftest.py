@@ -8,6 +8,7 @@ import pytest
 
 from tests.browser.stream_server import StreamServer, stream_server
 from tests.gateway.gateway_fixtures import World, make_world
+from tests.patience import patient_redis  # noqa: F401 - fixture
 
 
 @pytest.fixture

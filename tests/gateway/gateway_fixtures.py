@@ -19,6 +19,7 @@ from gateway.server import Gateway
 from scheduler.messages import SessionId
 from scheduler.store import Store, draw_id
 from tests.gateway.scripted_engine import SECRET, ScriptedEngine, scripted_engine
+from tests.patience import PATIENCE_S
 
 M = TypeVar("M")
 
@@ -41,7 +42,7 @@ class Client:
             await self.ws.send(self.codec.encode_control(message))
 
     async def recv(self) -> wire.ServerMessage | wire.ChunkHeader:
-        data = await asyncio.wait_for(self.ws.recv(), 10)
+        data = await asyncio.wait_for(self.ws.recv(), PATIENCE_S)
         if self.codec.is_media(data):
             return self.codec.decode_media(data)[0]
         return self.codec.decode_control(wire.SERVER_MESSAGES, data)
@@ -58,7 +59,7 @@ class Client:
         """Read until the server closes."""
         try:
             while True:
-                await asyncio.wait_for(self.ws.recv(), 10)
+                await asyncio.wait_for(self.ws.recv(), PATIENCE_S)
         except ConnectionClosed as exc:
             return exc.rcvd.code if exc.rcvd is not None else None
 
@@ -122,7 +123,7 @@ async def make_certificate(folder: Path) -> tuple[Path, Path]:
     name = ("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1")
     new = ("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
     command = [*new, "-days", "2", "-keyout", str(key), "-out", str(cert), *name]
-    await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True, timeout=30)
+    await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True, timeout=PATIENCE_S)
     return cert, key
 
 

@@ -24,6 +24,7 @@ from scheduler.messages import (
     frame_media,
 )
 from scheduler.store import Store
+from tests.patience import PATIENCE_S
 
 SECRET = "link-secret"
 MODEL = ModelInfo(
@@ -75,7 +76,7 @@ class ScriptedEngine:
 
     async def expect(self, kind: type[LinkRequest]) -> LinkRequest:
         """The next request, which must be of this kind."""
-        request = await asyncio.wait_for(self.requests.get(), 10)
+        request = await asyncio.wait_for(self.requests.get(), PATIENCE_S)
         assert isinstance(request, kind), request
         return request
 

@@ -23,6 +23,7 @@ from scheduler.messages import (
 from scheduler.store import BeyondGenerated, Store
 from scheduler.store.values import SessionProgress
 from tests.gateway.gateway_fixtures import Client, World, begin, client_of, make_world
+from tests.patience import PATIENCE_S
 from tests.scheduler.conftest import RedisServer, forget_everything, own_redis  # noqa: F401 - fixture
 
 ATTACH = wire.Attach(session="s_0123456789abcdef", resume="secret", next_seq=0, id="n")
@@ -32,6 +33,8 @@ ATTACH = wire.Attach(session="s_0123456789abcdef", resume="secret", next_seq=0, 
 async def frail_world(own_redis: RedisServer):  # type: ignore[no-untyped-def]  # noqa: F811
     """A cluster whose Redis the test may kill."""
     async with make_world(own_redis.url) as world:
+        # What is lost is not left to chance: no engine here writes it again.
+        await world.store._redis.client.config_set("appendfsync", "always")
         yield world
 
 
@@ -106,7 +109,7 @@ async def test_who_comes_back_before_the_record_does_is_waited_for(
         await engine.expect(Unsubscribe)
         async with client_of(gateway) as client:
             await client.send(wire.Attach(session=id, resume=session.resume, next_seq=40, id="a"))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE_S):
                 await refused.wait()
             progress = SessionProgress(
                 session=id, epoch=1, active=True, next_seq=40, next_frame=480, rev=0, slack_ms=0
@@ -172,3 +175,14 @@ async def test_a_waiting_session_outlives_the_loss_of_everything(world: World) -
         assert await world.store.queue_position(id) == 1
         repeat = await world.store.append_input(id, PromptInput(text="before", id="b"), controller_epoch=1)
         assert repeat.repeat
+
+
+async def test_a_machine_that_stands_still_is_no_error_as_a_store_closes(redis_url: str) -> None:
+    """redis-py fails where the end of a connection takes two seconds, and the process would with it."""
+    store = await Store.connect(redis_url, cluster="closed")
+    connections = store._redis.client.connection_pool._available_connections
+    assert connections
+    for connection in connections:
+        connection.socket_connect_timeout = 0
+    await store.close()
+    assert not any(connection.is_connected for connection in connections)
