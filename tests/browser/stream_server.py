@@ -178,6 +178,8 @@ class StreamServer:
         self.faults = Faults()
         self.sessions: dict[str, Session] = {}
         self.attaches = 0
+        self.asked_from: list[int] = []
+        """The `next_seq` of each attach."""
         self.out_of_place: list[dict[str, Any]] = []
         """Messages that came without a session on their connection, and were refused."""
         self._server: Server | None = None
@@ -320,6 +322,7 @@ class StreamServer:
 
     async def _attach(self, socket: ServerConnection, message: dict[str, Any]) -> Session | None:
         self.attaches += 1
+        self.asked_from.append(message["next_seq"])
         session = self.sessions.get(message["session"])
         if session is None or session.resume != message["resume"]:
             await socket.close(4404)

@@ -13,8 +13,9 @@ from playwright.async_api import Browser, Page
 
 from scheduler.domain import EngineId, EngineState, SessionId
 from scheduler.store.values import Decision
-from tests.browser.driver import HIDEABLE, tab, until
+from tests.browser.driver import HIDEABLE, SCALE, tab, until
 from tests.browser.scripted_cluster import ScriptedSource, served, url
+from tests.cluster import free_port
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
@@ -39,7 +40,7 @@ LANES = """() => {
 
 async def until_seen(page: Page, wanted: dict[str, str]) -> None:
     """Wait until these sessions rest in these lanes."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(20 * SCALE):
         while not wanted.items() <= (await page.evaluate(LANES)).items():  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.05)
 
@@ -104,7 +105,7 @@ async def test_a_lost_feed_is_said_and_comes_back(browser: Browser) -> None:
     source = ScriptedSource()
     source.engine(ONE)
     source.session("s_0000000000000001", ONE)
-    async with served(source) as port:
+    async with served(source, free_port()) as port:  # nobody gets it in between
         context = await browser.new_context()
         page = await context.new_page()
         await page.goto(url(port))
@@ -448,6 +449,14 @@ async def test_all_can_move_at_once_and_again_on_their_way(browser: Browser) -> 
         assert [text for text in complaints if "getImageData" not in text] == []
 
 
+WHILE_AWAITED = """() => {
+    const [set, waiting] = [window.setTimeout.bind(window), []];
+    window.setTimeout = (done, ms, ...rest) => (ms === 1300 ? waiting.push(done) : set(done, ms, ...rest));
+    window.passTime = () => waiting.splice(0).forEach((done) => done());
+}"""
+"""For how long a chip is marked as moved is said by `passTime()`."""
+
+
 async def test_who_asks_for_less_motion_sees_who_has_moved(browser: Browser) -> None:
     """Nothing flies; the chip is at its place at once, larger and with a halo for a while."""
     source = ScriptedSource()
@@ -459,11 +468,13 @@ async def test_who_asks_for_less_motion_sees_who_has_moved(browser: Browser) -> 
         await until_in(page, "s_0000000000000001", ONE)
         await until(page, "turboserve.flying === 0")
         await page.evaluate("window.requestAnimationFrame = () => { throw new Error('a frame') }; null")
+        await page.evaluate(WHILE_AWAITED)
         source.session("s_0000000000000001", TWO)
         await until(page, "document.querySelector('.chip[data-moving]') !== null")
         assert (await page.evaluate(LANES))["s_0000000000000001"] == TWO
         assert await page.evaluate("turboserve.flying") == 0
         assert await page.evaluate(FILL) == "visible"
+        await page.evaluate("passTime()")
         await until(page, "document.querySelector('.chip[data-moving]') === null")
 
 
@@ -503,16 +514,16 @@ FIGURES = """() => [turboserve.cluster.t_ms, Object.fromEntries(
 async def test_the_figures_are_the_feeds(browser: Browser) -> None:
     """Mean load of the engines that run; the worst chunk of those that serve somebody, with its peak; the
     engine time of the budget, adding up."""
-    source = ScriptedSource(step_ms=15_000)
+    source = ScriptedSource(step_ms=5_000)
     source.engine(ONE, load=0.25, worst_ms=180.0)
     source.engine(TWO, load=0.65, worst_ms=421.6)
     source.engine(EngineId("e_00000003"), EngineState.STARTING, load=0.0, worst_ms=9_000.0)
     source.engine(EngineId("e_00000004"), load=0.3, worst_ms=5_000.0)  # of sessions that have left
     source.session("s_0000000000000001", ONE)
     source.session("s_0000000000000002", TWO)
-    began_ms = source.clock_ms + 15_000  # the first look
+    began_ms = source.clock_ms + 5_000  # the first look
     async with served(source) as port, tab(browser, url(port)) as (page, complaints):
-        await until(page, f"turboserve.cluster?.t_ms >= {began_ms + 60_000}")
+        await until(page, f"turboserve.cluster?.t_ms >= {began_ms + 20_000}")
         t_ms, figures = await page.evaluate(FIGURES)
         assert figures == {
             "budget": ["4 engines", "1 starting"],

@@ -45,8 +45,8 @@ async def test_the_studio_does_not_count_aloud(browser: Browser, server: StreamS
         await until(page, "document.getElementById('badge').textContent === 'Recording'")
         await until(page, "document.getElementById('steering').textContent.startsWith('First picture')")
         await page.evaluate(LISTEN)
-        await until(page, f"{LENGTH} === '0:04'")
-        assert await page.text_content("#record-label") != "Save 0:00"
+        await until(page, f"{LENGTH} >= '0:04'")
+        await until(page, "document.getElementById('record-label').textContent !== 'Save 0:00'")
         assert await page.get_by_role("button", name="Save", exact=True).count() == 1
         said = {region for region, _ in await page.evaluate("spoken")}
         assert said <= {"status"}  # where nothing else runs: nothing; a starved page says that it catches up

@@ -87,7 +87,7 @@ async def test_the_length_is_what_was_shown(browser: Browser, server: StreamServ
     async with tab(browser, server.url) as (page, _):
         assert await page.text_content("#length") == "0:00"
         await ask(page, RED_ON_BLUE)
-        await until(page, f"{LENGTH} === '0:02'")
+        await until(page, f"{LENGTH} >= '0:02'")
         await page.click("#pause")
         await until(page, "turboserve.state === 'paused'")
         paused_ms = await until_length_is_shown(page)
@@ -96,10 +96,12 @@ async def test_the_length_is_what_was_shown(browser: Browser, server: StreamServ
         await until(page, "window.turboserve !== undefined && turboserve.seq !== null")
         assert paused_ms - 750 < await until_length_is_shown(page) <= paused_ms  # where its chunk begins
         await page.click("#pause")
-        await until(page, f"{LENGTH} === '0:03'")
+        paused_at = await page.text_content("#length")
+        await until(page, f"{LENGTH} > '{paused_at}'")
+        played_to = await page.text_content("#length") or ""
         await page.click("#stop")
         await until(page, "turboserve.state === 'ended'")
-        assert await page.text_content("#length") in ("0:03", "0:04")
+        assert (await page.text_content("#length") or "") >= played_to
         server.faults.hold_chunks = asyncio.Event()
         await page.click("#veil-action")
         await until(page, "turboserve.state === 'preparing'")

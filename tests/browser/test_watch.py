@@ -84,7 +84,7 @@ async def test_a_viewer_is_told_that_who_steers_is_away(browser: Browser, server
             drawn = (await stats(other))["framesDrawn"]
             await say_state(viewer, server.only)
             await until(other, f"turboserve.framesDrawn >= {drawn + 20}")
-            assert (await stats(other))["state"] == "generating"
+            await until(other, "turboserve.state === 'generating'")
 
 
 async def test_who_comes_amid_a_pause_is_told(browser: Browser, server: StreamServer) -> None:
@@ -97,6 +97,7 @@ async def test_who_comes_amid_a_pause_is_told(browser: Browser, server: StreamSe
             await other.wait_for_selector("#veil-title >> text=It is paused")
             assert await other.text_content("#veil-text") == "The video comes as soon as it goes on."
             await page.click("#pause")
+            await server.until(lambda: not server.only.paused)
             (viewer,) = server.only.viewers
             await say_state(viewer, server.only)
             await until(other, "turboserve.framesDrawn >= 1")
