@@ -27,6 +27,7 @@ from launch.http_get import get
 from scheduler.messages import EngineRecord, ErrorCode, SessionId, Watch
 from tests.gateway.gateway_fixtures import World, begin, client_of, make_certificate
 from tests.gateway.test_routes import ask
+from tests.patience import PATIENCE_S, pass_time
 
 SECRET = "a secret of at least 32 characters"
 KEY = "the key of a shop"
@@ -98,14 +99,17 @@ async def test_refused_handshakes(world: World, caplog: pytest.LogCaptureFixture
     assert not any(expired in text for text in ours)
 
 
-async def test_bad_messages_keep_no_place_without_a_token(world: World) -> None:
+async def test_bad_messages_keep_no_place_without_a_token(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Who never says who it is is sent away in time, whatever else it says."""
     async with (
-        world.gateway(**SETTINGS, first_message_timeout_s=0.3) as gateway,
+        world.gateway(**SETTINGS, first_message_timeout_s=15.0) as gateway,
         client_of(gateway) as client,
     ):
         await client.ws.send("nonsense")
         assert (await client.expect(wire.Error)).code is ErrorCode.BAD_MESSAGE
+        pass_time(monkeypatch, 16)
         assert await client.close_code() == CloseCode.IDLE
 
 
@@ -276,13 +280,14 @@ async def test_tls(world: World, tmp_path: Path) -> None:
         session = await begin(client, engine)
         await engine.send_chunk(SessionId(session.session), 0)
         assert await client.expect(wire.ChunkHeader, skip=(wire.Queued, wire.Applied))
-        assert (await get(f"{gateway.url}/healthz", timeout_s=5, check_certificate=False))[0] == 200
+        assert (await get(f"{gateway.url}/healthz", timeout_s=PATIENCE_S, check_certificate=False))[0] == 200
         with pytest.raises(OSError, match="certificate"):
-            await get(f"{gateway.url}/healthz", timeout_s=5)
+            await get(f"{gateway.url}/healthz", timeout_s=PATIENCE_S)
 
 
-def test_addresses() -> None:
+def test_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     """An address has a budget; loopback has none; a proxy is believed only where it is said to be there."""
+    monkeypatch.setattr("gateway.access._now_ms", lambda: 0.0)
 
     def access(**settings: object) -> Access:
         values: dict[str, object] = {"redis": "unix:///x", "link_secret": "s", "address_requests_per_s": 1}
@@ -323,8 +328,9 @@ def test_whose_a_connection_is() -> None:
     assert behind.holder_of(peer, Request(method="GET", target="/", headers={}, peer=peer)) == peer
 
 
-async def test_too_many_requests_are_429(world: World) -> None:
+async def test_too_many_requests_are_429(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """With Retry-After, for requests and handshakes alike; refused tokens cost more."""
+    monkeypatch.setattr("gateway.access._now_ms", lambda: 0.0)
     settings = SETTINGS | {"trust_proxy": True, "address_requests_per_s": 3}
     forged = {"authorization": "Bearer x", "x_forwarded_for": "198.51.100.7"}
     async with world.gateway(**settings) as gateway:

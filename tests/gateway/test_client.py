@@ -31,6 +31,7 @@ from gateway.client import (
 from gateway.protocol import JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL, ChunkHeader
 from scheduler.messages import MAX_PROMPT_CHARS, ErrorCode
 from tests.browser.stream_server import StreamServer
+from tests.patience import PATIENCE_S
 
 RED_ON_BLUE = "a red ball bouncing on a blue background"
 GREEN_ON_BLACK = "a green ball bouncing on a black background"
@@ -38,7 +39,7 @@ GREEN_ON_BLACK = "a green ball bouncing on a black background"
 
 @pytest.fixture
 async def client(server: StreamServer) -> AsyncIterator[Client]:
-    async with connect(server.url, give_up_s=5) as instance:
+    async with connect(server.url, give_up_s=PATIENCE_S) as instance:
         yield instance
 
 
@@ -82,7 +83,7 @@ async def test_prompt_of_an_untaken_recorder_is_not_a_deadlock(client: Client) -
     """A recorder that takes no chunks while it waits for `applied` still gets it."""
     session = await client.start(RED_ON_BLUE, mode="recorder", lead_ms=100)
     await take(session, 1)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         for number in range(3):
             assert (await session.prompt(GREEN_ON_BLACK)).rev == number + 1
 
@@ -138,6 +139,7 @@ async def test_a_server_that_lets_in_and_cuts_at_once_is_asked_more_and_more_slo
         let_in.set()
 
     monkeypatch.setattr("gateway.client_stream._draw_delay_s", no_delay)
+    monkeypatch.setattr("gateway.client_stream.STEADY_S", 3600.0)
     monkeypatch.setattr(Session, "_reopened", tell)
     session = await client.start(RED_ON_BLUE, mode="recorder")
     for number in range(5):
@@ -145,7 +147,7 @@ async def test_a_server_that_lets_in_and_cuts_at_once_is_asked_more_and_more_slo
             monkeypatch.setattr("gateway.client_stream.STEADY_S", 0.0)
         let_in.clear()
         server.abort_all()
-        await asyncio.wait_for(let_in.wait(), 10)
+        await asyncio.wait_for(let_in.wait(), PATIENCE_S)
     assert attempts == [1, 2, 3]
     assert seqs(await take(session, 5)) == list(range(5))
 
@@ -173,7 +175,7 @@ async def test_parts_are_shown_before_they_are_put_together(client: Client, serv
 
     session = await client.start(RED_ON_BLUE, mode="recorder", on_part=on_part)
     await take(session, 1)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         await held.wait()
     assert seen == [(0, 0), (0, 1), (1, 0)] and session.next_seq == 1
     gate.set()
@@ -487,13 +489,20 @@ async def test_the_client_iterates_over_its_session(client: Client) -> None:
     assert chunk.seq == 1
 
 
-async def test_viewer_is_served_in_real_time(client: Client, server: StreamServer) -> None:
+async def test_viewer_is_served_in_real_time(
+    client: Client, server: StreamServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A viewer acknowledges what a screen would hold: the server stops at its lead and does not run ahead."""
+    now_ms = 0.0
+    monkeypatch.setattr("gateway.client_session.now_ms", lambda: now_ms)
     session = await client.start(RED_ON_BLUE, lead_ms=800)
     await take(session, 2)
     await server.until(lambda: server.only.acked_seq >= 1)
-    assert server.only.buffer_ms > 700
-    assert len(server.only.chunks) <= 3
+    assert (server.only.buffer_ms, len(server.only.chunks)) == (1500, 2)
+    now_ms = 750.0
+    await take(session, 1)
+    await server.until(lambda: server.only.acked_seq >= 2)
+    assert (server.only.buffer_ms, len(server.only.chunks)) == (1500, 3)
 
 
 async def test_pause_and_resume(client: Client, server: StreamServer) -> None:

@@ -12,6 +12,7 @@ from gateway.client import ServerError, SessionEnded, Viewer, connect
 from gateway.protocol import Gap
 from scheduler.messages import SessionId, Unsubscribe, Unwatch, Watch
 from tests.gateway.gateway_fixtures import World, begin, client_of
+from tests.patience import PATIENCE_S
 
 SECRET = "s" * 32
 
@@ -65,7 +66,7 @@ async def test_what_a_slow_viewer_missed_is_told(world: World) -> None:
 
 
 async def next_gap(viewer: Viewer) -> Gap:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         async for event in viewer.events():
             if isinstance(event, Gap):
                 return event

@@ -12,9 +12,10 @@ from gateway.client import Client, ClientError, ServerError, Session, SessionEnd
 from gateway.protocol import Closed
 from tests.browser.stream_server import StreamServer
 from tests.gateway.test_client import GREEN_ON_BLACK, RED_ON_BLUE, seqs, take
+from tests.patience import PATIENCE_S
 
 FEW = 3
-LIMIT_S = 30
+LIMIT_S = PATIENCE_S
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from websockets.exceptions import ConnectionClosed
 
 from gateway import protocol as wire
 from gateway.events import QueueWatcher
-from gateway.link import EngineLink
+from gateway.link import PING_TIMEOUT_S, EngineLink
 from gateway.server import Gateway
 from scheduler.messages import (
     Accepted,
@@ -32,8 +32,10 @@ from scheduler.messages import (
     Watch,
 )
 from scheduler.store.values import PRIOR_RELEASE_INTERVAL_MS
+from tests.cluster import until
 from tests.gateway.gateway_fixtures import World, begin, client_of
 from tests.gateway.scripted_engine import make_part
+from tests.patience import PATIENCE_S, pass_time
 
 
 @pytest.mark.parametrize("subprotocol", sorted(wire.CODECS))
@@ -459,9 +461,9 @@ async def test_an_oversize_message_closes_1009(world: World) -> None:
         assert await client.close_code() == 1009
 
 
-async def test_half_a_frame_and_silence_harm_nobody(world: World) -> None:
+async def test_half_a_frame_and_silence_harm_nobody(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections that send half a frame or nothing at all are dropped; a session runs on beside them."""
-    async with world.engine() as engine, world.gateway(start_timeout_s=0.5) as gateway:
+    async with world.engine() as engine, world.gateway(start_timeout_s=15.0) as gateway:
         async with client_of(gateway) as client:
             session = await begin(client, engine)
             port = int(gateway.url.rsplit(":", 1)[1])
@@ -469,6 +471,8 @@ async def test_half_a_frame_and_silence_harm_nobody(world: World) -> None:
             async with client_of(gateway) as broken:
                 broken.ws.transport.write(b"\x81\xfe\x10")
                 broken.ws.transport.abort()
+            await until(lambda: len(gateway.listener.connections) == 1 + len(silent))
+            pass_time(monkeypatch, 16)
             await engine.send_chunk(SessionId(session.session), 0)
             assert (await client.expect(wire.ChunkHeader)).seq == 0
             for reader, writer in silent:
@@ -562,7 +566,7 @@ async def test_who_fails_when_it_leaves_is_forgotten(world: World, monkeypatch: 
                 raise KeyError
 
             monkeypatch.setattr(broken.machine, "receive_disconnect", fail)
-        await asyncio.wait_for(failing.wait(), 10)
+        await asyncio.wait_for(failing.wait(), PATIENCE_S)
         assert faults(gateway) == {"connection": 1}
         assert gateway.hub.of(id) == () and broken not in gateway.hub.connections
         assert not gateway.hub.relay._links[engine.id].is_used()
@@ -592,11 +596,14 @@ async def test_who_only_asks_to_watch_keeps_no_stream(world: World, monkeypatch:
 
 async def test_a_silent_link_is_made_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its engine's machine is gone without a word: it answers neither a ping nor the close."""
-    monkeypatch.setattr("gateway.link.PING_INTERVAL_S", 0.2)
-    monkeypatch.setattr("gateway.link.PING_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("gateway.link.PING_INTERVAL_S", 0.1)
     async with world.engine() as engine, world.gateway() as gateway, client_of(gateway) as client:
         id = SessionId((await begin(client, engine)).session)
         engine.links[-1].transport.pause_reading()
+        connection = gateway.hub.relay._links[engine.id]._connection
+        assert connection is not None
+        await until(lambda: bool(connection.pending_pings))
+        pass_time(monkeypatch, PING_TIMEOUT_S + 1)
         await engine.accept(id)
         assert len(engine.links) == 2
         engine.links[0].transport.abort()

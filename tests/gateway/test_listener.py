@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import resource
+import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ from gateway.http import Request, Response, json_response, text_response
 from gateway.listener import UNREAD_BYTES, HolderOf, Listener, ListenerLimits, Refused
 from gateway.websocket import Receiver, SocketLimits, WebSocket
 from tests.gateway.gateway_fixtures import make_certificate
+from tests.patience import PATIENCE_S
 
 BIG_BYTES = 100 * 1024 * 1024
 PAGE_BYTES = 16 * 1024 * 1024
@@ -119,9 +121,13 @@ async def listening(
 
 
 async def talk(port: int, data: bytes) -> bytes:
-    """Send bytes, read until the server closes."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(data)
+    """Send bytes, read until the server closes. They lie there when it takes the connection in: on a machine
+    that stands still, its limits of time would else be over before it has heard a word."""
+    spoken = socket.create_connection(("127.0.0.1", port))
+    spoken.setblocking(False)
+    num_sent = spoken.send(data)
+    reader, writer = await asyncio.open_connection(sock=spoken)
+    writer.write(data[num_sent:])
     answer = await reader.read()
     writer.close()
     return answer
@@ -213,8 +219,9 @@ async def test_a_chunked_body_beyond_the_limit_is_refused() -> None:
         assert (await talk(port, head + body)).startswith(b"HTTP/1.1 413")
 
 
-async def test_an_answer_is_read_although_more_of_the_request_comes() -> None:
+async def test_an_answer_is_read_although_more_of_the_request_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reset would take it away from a client that is still sending."""
+    monkeypatch.setattr("gateway.listener.UNREAD_S", 600.0)
     async with listening() as (_app, port):
         head = b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n"
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -335,7 +342,7 @@ async def test_answers_that_nobody_reads_keep_neither_memory_nor_a_place(
     listener = Listener(app, limits=limits)
     port = await listener.start("127.0.0.1", 0)
     writer = await unread(port, requests)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         await app.asked.wait()
         await listener.drained()
     assert app.num_pages * PAGE_BYTES < 100 * 2**20
@@ -472,7 +479,7 @@ async def test_a_peer_that_does_not_read_is_cut_off() -> None:
             b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
         )
         writer.write(head + b"\x81\x85\x00\x00\x00\x00flood")
-        await asyncio.wait_for(asyncio.shield(_lost(app)), 10)
+        await asyncio.wait_for(asyncio.shield(_lost(app)), PATIENCE_S)
         writer.close()
         del reader
 
@@ -518,7 +525,7 @@ async def test_a_flood_of_what_is_no_message_is_cut_off(frame: bytes) -> None:
         writer.write(begun + 1_000 * frame)
         with contextlib.suppress(ConnectionResetError):
             await reader.read()
-        await asyncio.wait_for(app.echoes[0].lost.wait(), 10)
+        await asyncio.wait_for(app.echoes[0].lost.wait(), PATIENCE_S)
         assert app.echoes[0].socket.why_aborted == "too many pings, pongs or fragments"
         writer.close()
 
@@ -549,7 +556,7 @@ async def test_a_tls_handshake_takes_a_place(tmp_path: Path, limits: ListenerLim
 
     async with listening(limits, tls=tls, holder_of=holder_of, count_refused=refused.append) as (_app, port):
         silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
-        assert await asyncio.wait_for(talk(port, b""), 10) == b""
+        assert await asyncio.wait_for(talk(port, b""), PATIENCE_S) == b""
         assert refused == [limit]
         reader, writer = silent.pop()
         writer.write_eof()
@@ -569,7 +576,7 @@ async def test_a_tls_handshake_has_a_time_limit(tmp_path: Path, hello: bytes) ->
     """Whatever was sent of it."""
     tls, _trust = await make_tls(tmp_path)
     async with listening(ListenerLimits(request_timeout_s=0.2), tls=tls) as (_app, port):
-        assert await asyncio.wait_for(talk(port, hello), 10) == b""
+        assert await asyncio.wait_for(talk(port, hello), PATIENCE_S) == b""
 
 
 async def test_a_close_over_tls_ends_the_connection(tmp_path: Path) -> None:
@@ -578,7 +585,7 @@ async def test_a_close_over_tls_ends_the_connection(tmp_path: Path) -> None:
     async with listening(sockets=SocketLimits(close_timeout_s=600), tls=tls) as (_app, port):
         async with connect(f"wss://127.0.0.1:{port}/ws", ssl=trust, close_timeout=600) as ws:
             await ws.send("close")
-            await asyncio.wait_for(ws.wait_closed(), 20)
+            await asyncio.wait_for(ws.wait_closed(), PATIENCE_S)
             assert ws.close_code == 4400
 
 
@@ -591,6 +598,6 @@ async def test_a_dead_peer_is_noticed_by_ping() -> None:
             b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
         )
         writer.write(head + b"\x81\xfe\x10")
-        await asyncio.wait_for(_lost(app), 10)
+        await asyncio.wait_for(_lost(app), PATIENCE_S)
         writer.close()
         del reader

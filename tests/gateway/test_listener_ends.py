@@ -15,6 +15,7 @@ from gateway.http import Request, Response, text_response
 from gateway.listener import HttpConnection, Listener
 from gateway.websocket import Receiver
 from tests.gateway.test_listener import ask, unread
+from tests.patience import PATIENCE_S
 
 PIECE = bytes(1024 * 1024)
 
@@ -93,7 +94,7 @@ async def leave_unread(path: str, full: FullSignal) -> tuple[App, Listener, asyn
     weakref.finalize(connection, freed.set)
     del connection
     writer.transport.abort()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         await listener.drained()
     return app, listener, freed
 
@@ -109,7 +110,7 @@ def test_who_leaves_before_the_end_of_an_answer_leaves_nothing(
 
     async def run() -> None:
         app, listener, freed = await leave_unread(path, FullSignal(monkeypatch))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             if path == "/stream":
                 await app.ended.wait()
             await freed.wait()  # without a collection of garbage

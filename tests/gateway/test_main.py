@@ -15,6 +15,7 @@ from functools import partial
 import pytest
 
 from gateway.__main__ import FILES_BESIDES, VARIABLE
+from tests.patience import PATIENCE_S
 
 CONNECTIONS = 1_000
 
@@ -69,7 +70,7 @@ async def test_connections_leave_files_for_everything_else(redis_url: str) -> No
             stack.callback(writer.close)
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         stack.callback(writer.close)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             assert (await reader.readline()).startswith(b"HTTP/1.1 503")
 
 

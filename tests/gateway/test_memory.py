@@ -19,6 +19,7 @@ from gateway import protocol as wire
 from gateway.server import Gateway
 from scheduler.messages import SessionId, Watch
 from tests.gateway.gateway_fixtures import Client, begin, client_of, make_world
+from tests.patience import PATIENCE_S
 
 BROKEN = b"\xff\xff"
 """A frame that no client may send."""
@@ -56,7 +57,7 @@ class Remains:
     async def gone(self) -> list[str]:
         """What is not, after a while."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE_S):
                 while self.names():
                     self._changed.clear()
                     await self._changed.wait()
@@ -125,4 +126,4 @@ def is_ours(each: object) -> bool:
 def test_a_gateway_loads_no_ffmpeg() -> None:
     """It relays video, and has files of it made by a process of their own."""
     code = "import sys, gateway.server; sys.exit('av' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=PATIENCE_S).returncode == 0

@@ -11,6 +11,7 @@ from tests.cluster import until
 from tests.gateway.gateway_fixtures import Client, World, begin, client_of
 from tests.gateway.scripted_engine import make_part
 from tests.gateway.test_routes import ask
+from tests.patience import PATIENCE_S
 
 CHUNK_BYTES = 120
 """Of a chunk of the scripted engine."""
@@ -78,11 +79,11 @@ async def test_whether_players_play(world: World) -> None:
         session = SessionId((await begin(client, engine)).session)
         await engine.send_chunk(session, 0, parts=1)
         await client.expect(wire.ChunkHeader)
-        await ack(client, 0, 500)
+        await ack(client, 0, 1000 * PATIENCE_S)
         assert await played_and_stalled(gateway) == (0, 0)
         await ack(client, 0, 0)
         played_s, stalled_s = await played_and_stalled(gateway)
-        assert 0 < played_s <= 0.5 and stalled_s == 0
+        assert 0 < played_s <= PATIENCE_S and stalled_s == 0
         await ack(client, 0, 0)
         after_s = await played_and_stalled(gateway)
         assert after_s[0] == played_s and after_s[1] > 0

@@ -16,6 +16,7 @@ from gateway.prompt_hook import AWAY, REFUSED, Answer, PromptHook, Question, loa
 from gateway.steps import AppendInput, FailureKind
 from scheduler.messages import ErrorCode, PromptInput, ResetInput, SessionId
 from tests.gateway.gateway_fixtures import World, begin, client_of, make_certificate
+from tests.patience import PATIENCE_S
 
 S = SessionId("s_0000000000000001")
 
@@ -85,7 +86,7 @@ async def test_ends_do_not_wait_for_the_hook(world: World, who_ends: str) -> Non
             (connection,) = gateway.hub.connections
             tasks = connection.calls_tasks
             assert not all(task.done() for task in tasks)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE_S):
                 if who_ends == "gateway":
                     await running.aclose()
                 await client.ws.close()
@@ -177,7 +178,7 @@ async def test_a_hook_over_http(world: World) -> None:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/judge"
         async with (
             world.engine() as engine,
-            world.gateway(prompt_hook=url) as gateway,
+            world.gateway(prompt_hook=url, prompt_hook_timeout_s=PATIENCE_S) as gateway,
             client_of(gateway) as client,
         ):
             await client.send(wire.Start(prompt="a cat", id="1"))

@@ -16,6 +16,7 @@ from scheduler.store import Store
 from scheduler.store.values import ClusterInfo
 from tests.gateway.gateway_fixtures import World, begin, client_of
 from tests.gateway.scripted_engine import MODEL
+from tests.patience import PATIENCE_S
 from tests.scheduler.conftest import RedisServer, own_redis  # noqa: F401 - fixture
 
 
@@ -42,7 +43,7 @@ async def test_health_and_readiness(world: World) -> None:
     async with world.gateway() as gateway:
         assert (await ask(gateway, "/healthz"))[0] == 200
         assert (await ask(gateway, "/readyz"))[0] == 503
-        async with world.engine(), asyncio.timeout(20):
+        async with world.engine(), asyncio.timeout(PATIENCE_S):
             while (await ask(gateway, "/readyz"))[0] != 200:  # noqa: ASYNC110 - nothing says when
                 await asyncio.sleep(0.01)
             assert gateway.hub.catalog.models
@@ -290,7 +291,7 @@ async def test_cluster_stream(world: World) -> None:
         writer.write(f"GET /v1/cluster/stream HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\n\r\n".encode())
 
         async def next_event() -> tuple[str, dict[str, Any]]:
-            while not (line := await asyncio.wait_for(reader.readline(), 10)).startswith(b"event: "):
+            while not (line := await asyncio.wait_for(reader.readline(), PATIENCE_S)).startswith(b"event: "):
                 assert line, "the stream ended"
             data = await reader.readline()
             return line[7:].decode().strip(), json.loads(data.removeprefix(b"data: "))
@@ -306,7 +307,7 @@ async def test_cluster_stream(world: World) -> None:
         asked = json.loads((await ask(gateway, "/v1/cluster"))[2])
         assert set(cluster) == {"t_ms", "num_sessions", *asked} and cluster["num_sessions"] == 1
         await gateway.close()
-        assert (await asyncio.wait_for(reader.read(), 10)).endswith(b"0\r\n\r\n")
+        assert (await asyncio.wait_for(reader.read(), PATIENCE_S)).endswith(b"0\r\n\r\n")
         writer.close()
 
 
