@@ -21,6 +21,7 @@ from scheduler.messages import (
     unframe_media,
 )
 from scheduler.store import Store
+from tests.patience import PATIENCE_S
 
 SECRET = "the link's secret"
 R = TypeVar("R", bound=LinkReply)
@@ -67,7 +68,7 @@ class LinkClient:
 
     async def receive(self) -> LinkReply:
         """The next message of any kind."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             data = await self.socket.recv()
         if isinstance(data, str):
             message: LinkReply = decode_json(LINK_REPLIES, data)

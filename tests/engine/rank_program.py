@@ -43,7 +43,7 @@ from scheduler.messages import PromptInput, ResetInput, Residence, SessionId
 
 CHUNKS = 6
 SESSIONS = (SessionId("s_a"), SessionId("s_b"), SessionId("s_c"))
-TIMEOUT_S = 5.0
+TIMEOUT_S = 30.0
 
 
 class Model(ShapesModel):

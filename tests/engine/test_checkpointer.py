@@ -8,13 +8,14 @@ from contextlib import asynccontextmanager
 
 import torch
 
-from engine.checkpointer import MAX_UNACKNOWLEDGED, REST_S, RETRY_S, Checkpointer
+from engine.checkpointer import MAX_UNACKNOWLEDGED, REST_S, Checkpointer
 from engine.compute_messages import CheckpointMade
 from engine.state_format import describe, unpack
 from scheduler.messages import SessionId
 from scheduler.store import CheckpointPointer, CheckpointRefused, StaleEpoch, StoreUnavailable
 from tests.engine.edges import S1, until
 from tests.engine.test_state_format import HEADER
+from tests.patience import PATIENCE_S
 
 S2 = SessionId("s_0000000000000002")
 
@@ -106,7 +107,7 @@ async def test_a_place_out_of_reach_is_tried_again_with_the_newest() -> None:
         await until(lambda: place.calls == 1)
         checkpointer.offer(made(2))
         checkpointer.acknowledge(S1, 1, 2)
-        async with asyncio.timeout(10 * RETRY_S):
+        async with asyncio.timeout(PATIENCE_S):
             await until(lambda: bool(place.written))
         assert place.written == [(S1, 2)]
         checkpointer.offer(made(3))

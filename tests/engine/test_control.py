@@ -59,6 +59,7 @@ from scheduler.store import (
 from scheduler.store.values import SessionProgress
 from tests.engine.edges import S1, RecordedLink, made, until
 from tests.engine.process import config, place
+from tests.patience import PATIENCE_S
 from tests.scheduler.conftest import S2, RedisServer, forget_everything, lead
 
 E1, E2 = EngineId("e_00000001"), EngineId("e_00000002")
@@ -100,7 +101,7 @@ class World:
 
     async def command(self, kind: type[Open] | type[Feed]) -> Command:
         """The next command of this kind."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 command = await self.commands.get()
                 if isinstance(command, kind):
@@ -108,13 +109,18 @@ class World:
 
     async def event(self, kind: type[object], after: str = "0-0") -> object:
         """The first event of this kind."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 events = await self.store.read_events(after, block_ms=1_000)
                 for _, event in events:
                     if isinstance(event, kind):
                         return event
                 after = events[-1][0] if events else after
+
+    def wait_for_records(self) -> None:
+        """Whatever waits for Redis does so until it answers, also where this process has stood still."""
+        patient = replace(self.control._config, record_wait_ms=int(1000 * PATIENCE_S))
+        self.control._config = patient
 
     async def record(self) -> SessionRecord:
         found = await self.store.get_session(S1)
@@ -199,7 +205,7 @@ async def test_progress_is_published(world: World) -> None:
     """After a chunk the record shows next_seq and next_frame."""
     _, command = await opened(world)
     world.host.receive_event(made(0))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while (record := await world.record()).next_seq == 0:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.01)
     assert (record.next_seq, record.next_frame, record.active) == (1, 12, True)
@@ -315,6 +321,7 @@ async def test_an_end_is_told_once_its_record_is_closed(
 ) -> None:
     """A client that starts anew at once must not be refused for the session that it has just stopped."""
     await opened(world)
+    world.wait_for_records()
     phases: list[Phase] = []
     end, told = world.store.end_session, asyncio.Event()
 
@@ -371,6 +378,7 @@ async def test_usage_is_counted_up_to_a_migration(world: World) -> None:
 async def test_applied_inputs_are_in_redis_before_the_chunk_leaves(world: World) -> None:
     """When the link sees the chunk, applied_history has the entry already."""
     _, command = await opened(world)
+    world.wait_for_records()
     link = RecordedLink()
     subscribe(world, link)
     left = asyncio.Event()
@@ -404,7 +412,7 @@ async def test_an_engine_declared_gone_learns_it_by_its_heartbeat(
     async with running(store, redis_url, cluster) as world:
         await world.store.lose_engine(E1, term=await lead(world.store), reason="test")
         with pytest.raises(EngineGone):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_S):
                 await world.tasks[0]
     assert any(isinstance(error, EngineGone) for error in world.errors)
 
@@ -447,7 +455,7 @@ async def test_during_an_outage_chunks_leave_and_afterwards_all_is_written(
         link.send_media = lambda data, on_sent=None: left.set()  # type: ignore[method-assign]
         entry = command.pending[0].entry
         world.host.receive_event(made(0, applied=(AppliedInput(entry=entry, id=None, rev=0),)))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             await left.wait()
         assert [message.type for message in link.sent] == ["subscribed", "applied"]
         own_redis.start()
@@ -475,7 +483,7 @@ async def test_a_placement_that_redis_lost_is_written_again(world: World) -> Non
     )
     await world.store._redis.client.zadd(key("queue", "shapes"), {S1: 1})
     world.host.receive_event(made(0))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while (await world.record()).phase is not Phase.PLACED:  # noqa: ASYNC110 - no event tells when
             await asyncio.sleep(0.02)
     record = await world.record()
@@ -497,6 +505,7 @@ async def test_redis_that_comes_back_empty_gets_everything_again(world: World) -
     """Engine, session, checkpoint, what was applied, the log: inputs sent before have no second effect, new
     ones reach the engine, and a session taken over elsewhere is not this one."""
     store = world.store
+    world.wait_for_records()
     _, command = await opened(world)
     await world.event(SessionOpened)
     subscribe(world, RecordedLink())
@@ -507,14 +516,16 @@ async def test_redis_that_comes_back_empty_gets_everything_again(world: World) -
         AppliedInput(entry=e, id=i, rev=r) for e, i, r in ((start, None, 0), (receipt.entry, "one", 1))
     )
     world.host.receive_event(made(0, applied=applied))
-    await until(lambda: not world.host.sessions[S1].unrecorded)
+    async with asyncio.timeout(PATIENCE_S):
+        while len(await store.applied_history(S1)) < len(applied):  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0.02)
     pointer = CheckpointPointer(epoch=1, seq=0, last_applied=start, text="a red ball", seed=7, rev=0, size=2)
     await world.control.write_checkpoint(S1, pointer, b"ab")
     before, history = await world.record(), await store.applied_history(S1)
 
     await forget_everything(store)
     await until(lambda: world.host.sessions[S1].published is not None)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while await store.checkpoint_pointer(S1) is None:  # noqa: ASYNC110 - the last thing written
             await asyncio.sleep(0.02)
     after = await world.record()
@@ -559,7 +570,7 @@ async def test_several_writes_refused_for_one_loss_keep_the_session(
     monkeypatch.setattr(store, "restore_session", restore_and_wait)
     second = asyncio.create_task(ask_again())
     await forget_everything(store)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         await second
     await until(lambda: hosted.published is not None)
     assert world.host.sessions == {S1: hosted}
@@ -595,7 +606,7 @@ async def test_a_checkpoint_follows_though_redis_fails_once_more(
     monkeypatch.setattr(store, "restore_session", restore_unheard)
     monkeypatch.setattr(checkpoints, "write", fail_to_write)
     await forget_everything(store)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while await store.checkpoint_pointer(S1) is None:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.02)
     assert failures == [lost]
@@ -722,7 +733,7 @@ async def test_an_engine_beats_while_it_loads(store: Store, redis_url: str, clus
     del control.host
     beating = asyncio.create_task(control.beat())
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while (await store.list_engines())[0].phase == "wanted":  # noqa: ASYNC110 - no event tells
                 await asyncio.sleep(0.01)
     finally:
@@ -754,7 +765,7 @@ async def test_after_an_outage_progress_is_published_again(own_redis: RedisServe
         own_redis.kill()
         await until(lambda: not world.control._online)
         own_redis.start()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while (await world.record()).next_seq != 1:  # noqa: ASYNC110 - no event tells
                 await asyncio.sleep(0.02)
     assert world.errors == []
@@ -801,7 +812,7 @@ async def test_a_session_that_ended_here_is_not_opened_again(own_redis: RedisSer
         world.host.receive_request(cast(Link, link), Stop(session=S1, controller_epoch=1))
         await world.event(SessionClosed)
         await lose(world, own_redis, phase="placed", epoch=1, engine=E1)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while (await world.record()).phase is not Phase.CLOSED:  # noqa: ASYNC110 - no event tells
                 await asyncio.sleep(0.02)
         assert S1 not in world.host.sessions

@@ -15,13 +15,28 @@ from engine.codecs import find_coder
 from engine.encoder_child import ChildEncoder, EncoderLost
 from gateway.client_chunks import ChunkDecoder
 from gateway.client_errors import BadServer
+from tests.patience import PATIENCE_S
 
 SVT = find_coder("libsvtav1")
 
 
 def make(side: int = 96) -> ChildEncoder:
-    """With a limit that is short and still a hundred times what a frame takes."""
-    return ChildEncoder(SVT, width=side, height=side, fps=16, crf=23, limit_s=2.0)
+    """No child counts as one that hangs because the machine stood still."""
+    return ChildEncoder(SVT, width=side, height=side, fps=16, crf=23, limit_s=PATIENCE_S)
+
+
+def lose_soon(encoder: ChildEncoder) -> None:
+    """The child at work now has half a second for a frame, the next one as long as any."""
+    encoder._limit_s = 0.5
+    attempt = encoder._try
+
+    def attempt_once(frames: npt.NDArray[np.uint8], flags: int) -> list[bytes]:
+        try:
+            return attempt(frames, flags)
+        finally:
+            encoder._limit_s, encoder._try = PATIENCE_S, attempt  # type: ignore[method-assign]
+
+    encoder._try = attempt_once  # type: ignore[method-assign]
 
 
 def bars(first: int, frames: int) -> npt.NDArray[np.uint8]:
@@ -63,6 +78,7 @@ def test_a_chunk_arrives_although_its_encoder_hangs_or_dies(encoder: ChildEncode
         pid = encoder.pid
         assert pid is not None
         os.kill(pid, number)
+        lose_soon(encoder)
         units += encoder.encode(bars(first, 4), key=False)
         assert encoder.pid != pid and is_gone(pid)
     assert len(units) == 12 and columns(units) == list(range(12))
@@ -103,7 +119,7 @@ def test_the_child_ends_with_its_input() -> None:
     assert process.stdin is not None
     process.stdin.write(struct.pack("<B100x", 1))
     process.stdin.close()
-    assert process.wait(30) == 0
+    assert process.wait(PATIENCE_S) == 0
 
 
 def test_a_forgotten_encoder_takes_its_child_along() -> None:

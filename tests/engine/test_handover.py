@@ -22,6 +22,7 @@ from engine.state_format import StateFormatError, describe
 from scheduler.messages import EngineId
 from tests.engine.test_pairs import aside, meet
 from tests.engine.test_state_format import HEADER
+from tests.patience import PATIENCE_S
 
 ID = "m_1"
 BARE = replace(HEADER, buffers=(), replay=())
@@ -53,8 +54,8 @@ def test_a_note_arrives_with_its_buffers(pair: tuple[Pair, Pair], sizes: tuple[i
     buffers = {**buffers, "rows": torch.rand(3, 2, 5)[:, 1]} if sizes else buffers  # not contiguous
     note = Note(kind="final", migration_id=ID, header=describe(BARE, buffers, checked=False).header)
     for sender, receiver in (pair, pair[::-1], pair):
-        sending = aside(lambda sender=sender: send_note(sender, note, buffers, limit_s=5))  # type: ignore[misc]
-        got, state = receive_note(receiver, ID, limit_s=5)
+        sending = aside(lambda sender=sender: send_note(sender, note, buffers, limit_s=PATIENCE_S))  # type: ignore[misc]
+        got, state = receive_note(receiver, ID, limit_s=PATIENCE_S)
         sending.result()
         assert state is not None and got.header is not None
         assert got.header.scalars == BARE.scalars and list(state.buffers) == list(buffers)
@@ -74,9 +75,9 @@ def test_a_changed_byte_is_noticed(pair: tuple[Pair, Pair], at: int) -> None:
 
     pair[0].send_message = damage  # type: ignore[method-assign]
     try:
-        sending = aside(lambda: send_note(pair[0], note, buffers, limit_s=5))
+        sending = aside(lambda: send_note(pair[0], note, buffers, limit_s=PATIENCE_S))
         with pytest.raises(PairLost):
-            receive_note(pair[1], ID, limit_s=5)
+            receive_note(pair[1], ID, limit_s=PATIENCE_S)
         sending.result()
     finally:
         pair[0].send_message = send_message  # type: ignore[method-assign]
@@ -94,9 +95,9 @@ def test_a_changed_byte_in_a_buffer_that_follows_is_noticed(pair: tuple[Pair, Pa
 
     pair[0].send = damage  # type: ignore[assignment,method-assign]
     try:
-        sending = aside(lambda: send_note(pair[0], note, buffers, limit_s=5))
+        sending = aside(lambda: send_note(pair[0], note, buffers, limit_s=PATIENCE_S))
         with pytest.raises(StateFormatError, match="checksum"):
-            receive_note(pair[1], ID, limit_s=5)
+            receive_note(pair[1], ID, limit_s=PATIENCE_S)
         sending.result()
     finally:
         pair[0].send = send  # type: ignore[method-assign]
@@ -104,9 +105,9 @@ def test_a_changed_byte_in_a_buffer_that_follows_is_noticed(pair: tuple[Pair, Pa
 
 def test_a_note_of_another_migration_is_refused(pair: tuple[Pair, Pair]) -> None:
     """As when a group was kept too early."""
-    sending = aside(lambda: send_note(pair[0], Note(kind="ready", migration_id="m_0"), limit_s=5))
+    sending = aside(lambda: send_note(pair[0], Note(kind="ready", migration_id="m_0"), limit_s=PATIENCE_S))
     with pytest.raises(PairLost, match="m_0"):
-        receive_note(pair[1], ID, limit_s=5)
+        receive_note(pair[1], ID, limit_s=PATIENCE_S)
     sending.result()
 
 
@@ -115,4 +116,4 @@ def test_buffers_from_a_gpu_are_refused_without_one(pair: tuple[Pair, Pair]) -> 
     buffers = {"kv": torch.zeros(MAX_WHOLE_BYTES + 1, dtype=torch.uint8)}
     header = describe(BARE, buffers, checked=True).header
     with pytest.raises(StateFormatError, match="GPU"):
-        _receive_state(pair[1], header, ("kv",), limit_s=5)
+        _receive_state(pair[1], header, ("kv",), limit_s=PATIENCE_S)

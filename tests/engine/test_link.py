@@ -12,6 +12,7 @@ from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from engine.link import MAX_REQUEST_BYTES, Link, LinkServer
 from scheduler.messages import Credit, Pause, SessionId, Stats
 from tests.engine.link_client import SECRET, LinkClient
+from tests.patience import PATIENCE_S
 
 S1 = SessionId("s_0000000000000001")
 STATS = Stats(session=S1, epoch=1, seq=0, latency_ms=1.0, gen_ms=1.0, slack_ms=0.0, batch=1.0)
@@ -126,7 +127,7 @@ async def test_a_link_on_which_nothing_is_sent_any_more_is_cut(server: LinkServe
     link.send_media(b"media", lambda: {}["nothing"])
     with pytest.raises(ConnectionClosedError):
         while True:
-            await asyncio.wait_for(client.socket.recv(), 20)
+            await asyncio.wait_for(client.socket.recv(), PATIENCE_S)
     await inbox.lost.get()
 
 

@@ -54,9 +54,18 @@ from tests.engine.test_continuity import (
     undisturbed,
 )
 from tests.engine.test_pairs import aside, meet
+from tests.patience import PATIENCE_S
 
 A, B = EngineId("e_0000000a"), EngineId("e_0000000b")
 ID = "m_1"
+LIMIT_MS = int(1000 * PATIENCE_S)
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No step fails because this process stood still."""
+    for side in ("incoming", "outgoing"):
+        monkeypatch.setattr(f"engine.{side}.STEP_LIMIT_S", PATIENCE_S)
 
 
 @dataclass
@@ -142,12 +151,12 @@ async def migrate(
     outgoing = Outgoing(
         *(source.model, source.pool, ends[0], source, hosted_of(session)),
         MigrateSession(
-            session=session, epoch=1, migration_id=ID, engine=B, address=ends[1].address, limit_ms=20_000
+            session=session, epoch=1, migration_id=ID, engine=B, address=ends[1].address, limit_ms=LIMIT_MS
         ),
         clock=source.clock,
     )
     order = ReceiveSession(
-        session=session, epoch=1, migration_id=ID, engine=A, takes_slot=in_slot, limit_ms=20_000
+        session=session, epoch=1, migration_id=ID, engine=A, takes_slot=in_slot, limit_ms=LIMIT_MS
     )
     incoming = Incoming(target.model, target.pool, ends[1], target, order, ranks=ranks)
 
@@ -401,7 +410,7 @@ async def test_a_place_that_was_given_up_is_not_written_to() -> None:
     ends = tuple(Pairs(engine, "127.0.0.1", torch.device("cpu")) for engine in (A, B))
     there, here = meet((ends[0], ends[1]), ID)
     order = ReceiveSession(
-        session=session, epoch=1, migration_id=ID, engine=A, takes_slot=True, limit_ms=1_000
+        session=session, epoch=1, migration_id=ID, engine=A, takes_slot=True, limit_ms=LIMIT_MS
     )
     incoming = Incoming(target.model, target.pool, ends[1], target, order)
     slot = target.pool.allocate()
@@ -411,7 +420,7 @@ async def test_a_place_that_was_given_up_is_not_written_to() -> None:
     assert sent.buffers["kv"].any()
     sending = aside(
         lambda: send_note(
-            there, Note(kind="frames", migration_id=ID, header=sent.header), sent.buffers, limit_s=5
+            there, Note(kind="frames", migration_id=ID, header=sent.header), sent.buffers, limit_s=PATIENCE_S
         )
     )
     with pytest.raises(PairLost, match="off"):

@@ -11,6 +11,7 @@ import torch
 
 from engine.pairs import DONE, MAX_IDLE, Pair, PairLost, Pairs, share_of
 from scheduler.messages import EngineId
+from tests.patience import PATIENCE_S
 
 A, B = EngineId("e_00000001"), EngineId("e_00000002")
 CPU = torch.device("cpu")
@@ -33,7 +34,7 @@ def aside(function: Callable[[], T]) -> Future[T]:
     return future
 
 
-def meet(ends: tuple[Pairs, Pairs], id: str, limit_s: float = 5.0) -> tuple[Pair, Pair]:
+def meet(ends: tuple[Pairs, Pairs], id: str, limit_s: float = PATIENCE_S) -> tuple[Pair, Pair]:
     source, target = ends
     answered = aside(lambda: target.answer(id, limit_s=limit_s))
     return source.call(B, target.address, id, limit_s=limit_s), answered.result()
@@ -48,12 +49,12 @@ def carries(pair: tuple[Pair, Pair]) -> bool:
         sender.outbox[:99] = message
 
         def send(sender: Pair = sender, sent: list[torch.Tensor] = sent) -> None:
-            sender.send_message(99, limit_s=5)
-            sender.send(sent, limit_s=5)
+            sender.send_message(99, limit_s=PATIENCE_S)
+            sender.send(sent, limit_s=PATIENCE_S)
 
         sending = aside(send)
-        same = torch.equal(receiver.receive_message(limit_s=5)[:99], message)
-        receiver.receive(received, limit_s=5)
+        same = torch.equal(receiver.receive_message(limit_s=PATIENCE_S)[:99], message)
+        receiver.receive(received, limit_s=PATIENCE_S)
         sending.result()
         if not same or not all(map(torch.equal, sent, received)):
             return False
@@ -80,7 +81,7 @@ def test_a_group_that_the_target_has_closed_is_replaced(ends: tuple[Pairs, Pairs
         pair[1].close()
         if noticed:
             with pytest.raises(PairLost):
-                pair[0].receive_message(limit_s=5)
+                pair[0].receive_message(limit_s=PATIENCE_S)
         assert carries(meet(ends, f"m_{noticed}_again"))
         assert ends[0].num_idle == 0
 
@@ -120,16 +121,16 @@ def test_other_ranks_meet_where_rank_0_listens(ends: tuple[Pairs, Pairs]) -> Non
 
 def test_rank_0_waits_until_all_others_have_taken_a_step(ends: tuple[Pairs, Pairs]) -> None:
     """A failure is heard where a step is waited for; what nobody reads any more is taken back."""
-    first, *others = (ends[0].reports(limit_s=5) for _ in range(3))
+    first, *others = (ends[0].reports(limit_s=PATIENCE_S) for _ in range(3))
     others[0].add(share_of("m_1", 1), "met", DONE)
     with pytest.raises(PairLost, match="rank 2 does not say"):
         first.wait("m_1", 3, "met", limit_s=0.2)
     for rank, other in enumerate(others, start=1):
         other.add(share_of("m_1", rank), "ahead", DONE)
         other.add(share_of("m_1", rank), "verified", "its link was cut")
-    first.wait("m_1", 3, "ahead", limit_s=5)
+    first.wait("m_1", 3, "ahead", limit_s=PATIENCE_S)
     with pytest.raises(PairLost, match="rank 1: its link was cut"):
-        first.wait("m_1", 3, "verified", limit_s=5)
+        first.wait("m_1", 3, "verified", limit_s=PATIENCE_S)
     others[1].withdraw(share_of("m_1", 2))
     with pytest.raises(PairLost, match="rank 1 does not say"):
         first.wait("m_1", 2, "verified", limit_s=0.2)

@@ -169,7 +169,7 @@ async def test_a_killed_rank_ends_the_engine(rank: int, engines: Engines) -> Non
 @on_engines
 async def test_a_rank_that_hangs_ends_the_engine_within_the_timeout(engines: Engines) -> None:
     """Stopped, not dead: its connections stay open, so only the timeout of collectives tells."""
-    engine, link, _ = await started(engines, collective_timeout_s=3.0)
+    engine, link, _ = await started(engines, collective_timeout_s=5.0)
     hanging = engine.ranks[1]
     first = os.pidfd_open(engine.ranks[0])
     try:

@@ -13,9 +13,10 @@ from engine.models.shapes.model import TINY, ShapesModel
 from engine.pairs import PairLost, Pairs
 from engine.shares import Shares
 from scheduler.messages import EngineId, MigrateSession, ReceiveSession, SessionId
+from tests.patience import PATIENCE_S
 
 A, B = EngineId("e_0000000a"), EngineId("e_0000000b")
-S1, ID, LIMIT_MS = SessionId("s_1"), "m_1", 5_000
+S1, ID, LIMIT_MS = SessionId("s_1"), "m_1", int(1000 * PATIENCE_S)
 
 
 def threads() -> list[threading.Thread]:
@@ -39,14 +40,14 @@ def test_a_share_that_is_called_off_leaves_nothing(first: str) -> None:
     source.hear(MoveShare(order=away, meeting=ends[0].address))
     target.hear(MoveShare(order=here, meeting=ends[1].address))
     target.receive(Reserved(migration_id=ID, slot=pools[1].allocate()))
-    reports = ends[0].reports(limit_s=5)
-    reports.wait(ID, 2, "met", limit_s=5)
+    reports = ends[0].reports(limit_s=PATIENCE_S)
+    reports.wait(ID, 2, "met", limit_s=PATIENCE_S)
     assert len(threads()) == 2
     off = [(source, Thaw(session=S1, epoch=1)), (target, Unreserve(migration_id=ID))]
     for side, command in off if first == "source" else reversed(off):
         side.hear(command)
     for thread in threads():
-        thread.join(5)
+        thread.join(PATIENCE_S)
     assert not threads()
     with pytest.raises(PairLost, match="does not say"):
         reports.wait(ID, 2, "ahead", limit_s=0.1)
