@@ -17,7 +17,7 @@ import { codecString } from "./protocol.js";
  */
 
 const STUCK_FRAMES = 3;
-const STUCK_MS = 1000; // a busy machine may take some hundred, and a decoder that is only slow loses a chunk by it
+const STUCK_MS = 3000; // a busy machine takes a second, and a decoder that is only slow loses a chunk by it
 const LONGEST_STEP_MS = 100; // if the page itself stood still, pictures wait behind what looks after them
 const MAX_FAILURES = 5;
 const MAX_BAD_PICTURES = 64; // in a row: a chunk or two may be damaged, but not all of them

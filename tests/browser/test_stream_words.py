@@ -141,6 +141,31 @@ async def test_where_hardware_keeps_its_pictures_software_decodes(
         assert complaints == ["warning: video decoder: it keeps pictures to itself, trying software"]
 
 
+LATE = """async (silences) => {
+    window.VideoDecoder = class {
+        state = "configured";
+        configure() {}
+        decode() {}
+        close() {}
+    };
+    const { makeDecoder } = await import("/decoder.js");
+    let [nowMs, lost] = [0, 0];
+    const decoder = makeDecoder("vp9", { frame() {}, failed() {}, lost: () => (lost += 1) });
+    for (let unit = 0; unit < 12; unit++) decoder.decode(new Uint8Array(1), unit === 0, { seq: 0 });
+    return silences.map((ms) => {
+        for (const endMs = nowMs + ms; nowMs < endMs; ) decoder.check((nowMs += 20));
+        return lost;
+    });
+}"""
+"""A chunk of twelve, and no picture of it: how many are given up after so many more ms each."""
+
+
+async def test_a_decoder_that_is_only_slow_loses_nothing(browser: Browser, server: StreamServer) -> None:
+    """On a machine with far too much to do one took a second. One that has stopped is given up all the same."""
+    async with own_page(browser, server) as (page, _):
+        assert await page.evaluate(LATE, [2_500, 1_000]) == [0, 12]
+
+
 FULL_LEAD = """async () => {
     const { Player } = await import("/player.js");
     const canvas = Object.assign(document.createElement("canvas"), { width: 8, height: 8 });
