@@ -38,6 +38,7 @@ async def test_full_screen_by_button_and_key(browser: Browser, server: StreamSer
     async with tab(browser, server.url) as (page, complaints):
         await page.click("#fullscreen")
         await until(page, "document.fullscreenElement === document.getElementById('theatre')")
+        await until(page, "document.activeElement === document.body")  # nothing else has the focus there
         await page.keyboard.press("f")
         await until(page, "document.fullscreenElement === null")
         await page.focus("#prompt")

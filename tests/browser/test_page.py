@@ -52,9 +52,7 @@ async def test_new_prompt_changes_the_running_video(browser: Browser, server: St
     async with tab(browser, server.url) as (page, _):
         await begin(page)
         server.only.lead_ms = 5_000
-        await until(
-            page, "turboserve.bufferMs > 4000"
-        )  # so that much is queued, however late this machine is
+        await until(page, "turboserve.bufferMs > 4000")  # much is queued, however late this machine is
         before = await stats(page)
         await ask(page, GREEN_ON_BLACK)
         await until(page, "turboserve.rev === 1")
