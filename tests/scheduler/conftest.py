@@ -15,6 +15,7 @@ from redis.client import NEVER_DECODE
 
 from scheduler.messages import EngineId, GatewayId, ModelInfo, PromptInput, SessionId, SessionRecord
 from scheduler.store import Store
+from tests.patience import patient_redis  # noqa: F401 - fixture
 
 MODEL = ModelInfo(
     name="shapes",

@@ -20,6 +20,10 @@ def config(redis_url: str, cluster: str) -> SchedulerConfig:
     return SchedulerConfig(redis=redis_url, cluster=cluster, engines=0, heartbeat_timeout_ms=600_000)
 
 
+LEASE_MS = 600_000
+"""In Redis, by whose time nothing takes long here: this process may stand still."""
+
+
 class LongRead:
     """A store that reads each record by itself, and a clock, Redis time too, by which that takes `read_s`."""
 
@@ -28,7 +32,8 @@ class LongRead:
         self.renewals = 0
         self.on_read: Callable[[], Awaitable[object]] | None = None
         patch.setattr("scheduler.store.connection.BATCH", 1)
-        real_read, real_renew = store._redis.read_hashes, store.renew_lease
+        real_read, real_acquire = store._redis.read_hashes, store.acquire_lease
+        real_renew = store.renew_lease
 
         async def read(keys: Sequence[str]) -> list[dict[str, str]]:
             self.clock_s += read_s
@@ -38,13 +43,17 @@ class LongRead:
 
         async def renew(owner: str, term: int, ttl_ms: int) -> bool:
             self.renewals += 1
-            return await real_renew(owner, term, ttl_ms)
+            return await real_renew(owner, term, LEASE_MS)
+
+        async def acquire(owner: str, ttl_ms: int, *, floor: int = 0) -> int | None:
+            return await real_acquire(owner, LEASE_MS, floor=floor)
 
         patch.setattr(store._redis, "read_hashes", read)
 
         async def now_ms() -> int:
             return round(self.clock_s * 1000)
 
+        patch.setattr(store, "acquire_lease", acquire)
         patch.setattr(store, "renew_lease", renew)
         patch.setattr(store, "now_ms", now_ms)
 

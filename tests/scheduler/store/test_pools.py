@@ -12,16 +12,17 @@ import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from launch.redis_server import find_server
 from scheduler.store import Store, StoreUnavailable
 from scheduler.store.pools import UNSENT_MS
-from tests.cluster import free_port
+from tests.cluster import SCALE, free_port
 from tests.scheduler.conftest import E1, MODEL
 
 RIGHTS = ("~ts:{main}:*", "+@all", "-@admin", "-@dangerous", "+info")
@@ -47,7 +48,7 @@ def server(folder: Path, *options: str, mode: str = "") -> Iterator[tuple[int, s
 
 async def connected(url: str) -> Store:
     """As a role does it: again until the server is there."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(30 * SCALE):
         while True:
             try:
                 return await Store.connect(url)
@@ -218,22 +219,25 @@ async def test_sentinels_lead_to_the_new_master(tmp_path: Path) -> None:
             )
         )
         await (await connected(f"redis://:pw@127.0.0.1:{first}")).close()
+        await replica_has_everything(first, second)  # a sentinel that finds it later looks again after 10 s
         watch = (
             f"sentinel monitor main 127.0.0.1 {first} 1",
             "sentinel auth-pass main pw",
-            "sentinel down-after-milliseconds main 500",
+            "sentinel down-after-milliseconds main 600000",  # until the outage has been seen
             "sentinel failover-timeout main 5000",
         )
         sentinel, _ = stack.enter_context(server(tmp_path / "sentinel", *watch, mode="--sentinel"))
         url = f"redis+sentinel://:pw@127.0.0.1:{free_port()},127.0.0.1:{sentinel}/main"  # one of them is away
         store = await connected(url)
         await use(store)
-        await replica_is_known(sentinel, first, second)
+        await replica_is_known(sentinel)
         master.kill()
         master.wait()
         with pytest.raises(StoreUnavailable):
             await store.list_engines()
-        async with asyncio.timeout(30):
+        async with Redis(port=sentinel) as watcher:
+            await watcher.execute_command("SENTINEL", "SET", "main", "down-after-milliseconds", 500)
+        async with asyncio.timeout(30 * SCALE):
             while True:
                 try:
                     await store.heartbeat_engine(E1, load=0, chunk_ms=1, phase="ready", deadline_ms=None)
@@ -245,14 +249,24 @@ async def test_sentinels_lead_to_the_new_master(tmp_path: Path) -> None:
         await store.close()
 
 
-async def replica_is_known(sentinel: int, master: int, replica: int) -> None:
-    """Return when the replica has everything, and the sentinel would promote it."""
-    sentinels = Redis(port=sentinel, decode_responses=True, protocol=2)
+async def replica_has_everything(master: int, replica: int) -> None:
+    """Return when it is there, and follows its master."""
     copy = Redis(port=replica, password="pw", decode_responses=True, protocol=2)
     origin = Redis(port=master, password="pw", decode_responses=True, protocol=2)
-    async with asyncio.timeout(30), sentinels, copy, origin:
+    async with asyncio.timeout(30 * SCALE), copy, origin:
         await origin.set("mark", 1)
-        while not (await copy.exists("mark") and await is_promotable(sentinels)):  # noqa: ASYNC110 - no event
+        while True:
+            with suppress(RedisError):
+                if await copy.exists("mark"):
+                    return
+            await asyncio.sleep(0.05)
+
+
+async def replica_is_known(sentinel: int) -> None:
+    """Return when the sentinel would promote it."""
+    sentinels = Redis(port=sentinel, decode_responses=True, protocol=2)
+    async with asyncio.timeout(30 * SCALE), sentinels:
+        while not await is_promotable(sentinels):  # noqa: ASYNC110 - no event
             await asyncio.sleep(0.05)
 
 
