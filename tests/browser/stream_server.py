@@ -96,6 +96,8 @@ class Chunk:
     seq: int
     rev: int
     units: list[bytes]
+    applied: list[dict[str, Any]]
+    """What is told before it: the inputs that it is the first to show."""
 
 
 @dataclass(slots=True)
@@ -341,6 +343,8 @@ class StreamServer:
             await say(socket, type="gap", from_seq=message["next_seq"], to_seq=oldest - 1)
         seq = max(oldest, message["next_seq"] - self.faults.overlap_chunks)
         while seq < len(session.chunks):  # it may grow while earlier chunks are being sent
+            for applied in session.chunks[seq].applied:
+                await say(socket, **applied)
             await self._send_chunk(session, socket, session.chunks[seq], parts=2)
             seq += 1
         session.socket = socket
@@ -405,32 +409,35 @@ class StreamServer:
             while session.paused or self._unplayed_ms(session) >= max(session.lead_ms, 750):
                 session.changed.clear()
                 await session.changed.wait()
-            await self._apply(session)
+            applied = await self._apply(session)
             await asyncio.sleep(self.faults.gen_s)
-            await self._emit(session)
+            await self._emit(session, applied)
 
     def _unplayed_ms(self, session: Session) -> float:
         return session.buffer_ms + (len(session.chunks) - 1 - session.acked_seq) * 750
 
-    async def _apply(self, session: Session) -> None:
+    async def _apply(self, session: Session) -> list[dict[str, Any]]:
+        told = []
         for message in session.inputs:
             session.rev += 1
             if message["type"] == "prompt":
                 session.prompt = message["text"]
             applied = {"type": "applied", "id": message["id"], "rev": session.rev, "seq": len(session.chunks)}
             session.answers[message["id"]].append(applied)
+            told.append(applied)
             if session.socket is not None:
                 await say(session.socket, **applied)
         session.inputs.clear()
+        return told
 
-    async def _emit(self, session: Session) -> None:
+    async def _emit(self, session: Session, applied: list[dict[str, Any]]) -> None:
         seq = len(session.chunks)
         pictures = [draw(session.prompt, seq * CHUNK_FRAMES + k) for k in range(CHUNK_FRAMES)]
         if self.faults.lose_encoder_in == seq:
             units = session.encoder.encode_losing_it(pictures)
         else:
             units = session.encoder.encode(pictures, Rung.LOW if seq in self.faults.low_chunks else Rung.FULL)
-        chunk = Chunk(seq, session.rev, units)
+        chunk = Chunk(seq, session.rev, units, applied)
         session.chunks.append(chunk)
         await self._tell()
         for viewer in session.viewers:

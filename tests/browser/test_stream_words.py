@@ -161,7 +161,7 @@ LATE = """async (silences) => {
 
 
 async def test_a_decoder_that_is_only_slow_loses_nothing(browser: Browser, server: StreamServer) -> None:
-    """On a machine with far too much to do one took a second. One that has stopped is given up all the same."""
+    """Where there is far too much to do one took a second. One that has stopped is given up all the same."""
     async with own_page(browser, server) as (page, _):
         assert await page.evaluate(LATE, [2_500, 1_000]) == [0, 12]
 
