@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
 
+import pytest
+
 from engine.config import EngineConfig
 from launch.fork_server import ForkServer
 from launch.processes import Child, adopt_orphans, name_of
@@ -22,6 +24,7 @@ from scheduler.messages import EngineId, EngineRecord, EngineState, Input, Promp
 from scheduler.store import Store
 from tests.cluster import SCALE
 from tests.engine.link_client import SECRET
+from tests.patience import wait_for_redis
 from tests.scheduler.conftest import GATEWAY, RedisServer
 
 RESUME_HASH = "ab" * 32
@@ -131,8 +134,10 @@ class Engines:
         """None yet; those that are alive at the end are killed."""
         adopt_orphans()
         server = ForkServer(os.environ, logs / "fork-server.log")
-        store = await Store.connect(redis.url, cluster=cluster)
-        term = await store.acquire_lease("test", 3_600_000)
+        with pytest.MonkeyPatch.context() as patch:
+            wait_for_redis(patch)
+            store = await Store.connect(redis.url, cluster=cluster)
+            term = await store.acquire_lease("test", 3_600_000)
         assert term is not None
         engines = cls(store, term, redis, cluster, weights, logs, server)
         try:

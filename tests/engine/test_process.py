@@ -5,6 +5,7 @@ An engine that a test leaves alive serves the next one too.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import signal
@@ -32,6 +33,7 @@ from scheduler.store import Store
 from tests.engine.edges import until
 from tests.engine.link_client import LinkClient
 from tests.engine.process import EngineProcess, Engines, config, ended, place
+from tests.patience import PATIENCE_S
 from tests.scheduler.conftest import RedisServer
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
@@ -128,7 +130,9 @@ async def test_a_prompt_from_the_log_is_applied_and_recorded(served: Served) -> 
         applied = await served.link.until(Applied)
         await served.ack(applied.seq - 1)
     chunk = await served.link.chunk()
-    history = await served.store.applied_history(served.session)
+    async with asyncio.timeout(PATIENCE_S):  # a chunk does not wait for long for a Redis that stands still
+        while len(history := await served.store.applied_history(served.session)) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
     assert (applied.rev, chunk.seq, chunk.rev) == (1, applied.seq, 1)
     assert [(record.id, record.rev, record.seq) for record in history] == [
         (None, 0, 0),

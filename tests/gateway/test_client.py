@@ -318,7 +318,7 @@ async def test_nothing_is_said_before_the_server_has_let_us_in() -> None:
                     await socket.close(wire.CloseCode.RESTART)
                 case wire.Attach() if not is_refused.is_set():
                     text = "the model is not known here yet"
-                    await say(wire.Error(code=ErrorCode.UNAVAILABLE, message=text, retry_after_ms=1500))
+                    await say(wire.Error(code=ErrorCode.UNAVAILABLE, message=text, retry_after_ms=200))
                     is_refused.set()
                 case wire.Attach():
                     is_let_in.set()

@@ -13,6 +13,7 @@ from scheduler.messages import ErrorCode, SessionId, SessionRecord
 from scheduler.store import Store, StoreUnavailable
 from tests.gateway.gateway_fixtures import Client, World, client_of
 from tests.gateway.test_session import UNAVAILABLE, S, attach, only
+from tests.patience import PATIENCE_S
 
 Write = Callable[..., Awaitable[SessionRecord]]
 
@@ -88,6 +89,7 @@ async def test_a_gateway_that_ends_while_a_session_begins(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its client knows no resume token: it is closed, and not left in the line."""
+    monkeypatch.setattr("gateway.server.GOODBYE_S", PATIENCE_S)
     async with world.engine(), world.gateway() as gateway, client_of(gateway) as client:
         real: Write = gateway.hub.store.create_session
         created: list[SessionId] = []
