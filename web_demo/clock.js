@@ -45,14 +45,19 @@ export class PlaybackClock {
   }
 
   /**
-   * Stand still at mediaMs. `forData` says that the picture should be moving, so the pause is a stall.
+   * Stand still at mediaMs. `forData` says that the picture should be moving, so the pause is a stall: from when mediaMs was
+   * reached, which may be long ago where nobody looked.
    * @param {number} mediaMs @param {number} nowMs @param {boolean} forData
    */
   hold(mediaMs, nowMs, forData) {
+    const overMs = ((this.mediaMs(nowMs) ?? mediaMs) - mediaMs) / this.rate;
     this.anchor(mediaMs, nowMs);
     this.#heldSinceMs = nowMs;
     this.#heldForData = forData;
-    if (forData) this.stalls += 1;
+    if (!forData) return;
+    this.stalls += 1;
+    this.#playedMs -= overMs;
+    this.#stalledMs += overMs;
   }
 
   /** Forget everything but the counters: the next frame starts a new life. @param {number} nowMs */

@@ -72,6 +72,23 @@ async def test_a_pause_costs_no_picture(browser: Browser, server: StreamServer) 
         assert await page.evaluate("player.framesSkipped") == 0
 
 
+async def test_what_is_seen_late_to_have_run_dry_was_not_played(
+    browser: Browser, server: StreamServer
+) -> None:
+    """A page in the background, or on a machine that stood still, looks up long after: the picture stood."""
+    totals = "(({ playedMs, stalledMs }) => [playedMs, stalledMs])(player.clock.totals(performance.now()))"
+    async with own_page(browser, server) as (page, _):
+        await page.evaluate(OPEN)
+        await page.evaluate("receive(0)")
+        assert await shown(page, 0, 500) == [0, 500]
+        assert await page.evaluate(totals) == [500, 0]
+        assert await shown(page, 5_000) == [687.5]
+        assert await page.evaluate(totals) == [750, 4_250]
+        await page.evaluate("receive(1)")
+        assert await shown(page, 5_100) == [812.5]  # a little more slowly now
+        assert await page.evaluate(totals) == [850, 4_250]
+
+
 async def test_a_new_prompt_cuts_what_is_queued(browser: Browser, server: StreamServer) -> None:
     """Three pictures are left of the old one; then the new one begins."""
     async with own_page(browser, server) as (page, _):
