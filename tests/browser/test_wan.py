@@ -33,7 +33,7 @@ def wan() -> Iterator[Cluster]:
 
 def at(cluster: Cluster) -> tuple[str, int]:
     """Where its session is."""
-    (session,) = cluster.get("/v1/cluster")["sessions"]
+    (session,) = cluster.listed("sessions")
     return session["engine"], session["epoch"]
 
 
@@ -45,11 +45,12 @@ async def test_a_session_of_wan_from_start_to_stop(browser: Browser, wan: Cluste
         await ask(page, "waves roll onto a beach at sunset")
         await until(page, "turboserve.rev >= 1 && turboserve.state === 'generating'", LIMIT_S)
         before = await stats(page)
-        (moving,) = wan.get("/v1/cluster")["sessions"]
-        (other,) = set(wan.engines()) - {moving["engine"]}
+        engine, epoch = at(wan)
+        await until_there(lambda: len(wan.engines()) == 2)
+        (other,) = set(wan.engines()) - {engine}
         assert wan.post("/v1/admin/migrate", {"session": before["session"], "engine": other}) == 202
         await until(page, f"turboserve.seq >= {before['seq'] + 5}", LIMIT_S)
-        await until_there(lambda: at(wan) == (other, moving["epoch"] + 1), LIMIT_S)
+        await until_there(lambda: at(wan) == (other, epoch + 1), LIMIT_S)
         await page.click("#pause")
         await until(page, "turboserve.state === 'paused'", LIMIT_S)
         await page.click("#pause")
