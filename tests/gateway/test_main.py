@@ -37,6 +37,7 @@ async def start(config: object, *, prepare: Callable[[], object] | None = None) 
 async def with_files(redis_url: str, soft: int, hard: int) -> AsyncIterator[tuple[int, int, bytes]]:
     """A gateway that is started with these limits of open files: its pid, its port and what it has logged."""
     config = {"redis": redis_url, "link_secret": "s", "port": 0, "max_connections": CONNECTIONS}
+    config["start_timeout_s"] = PATIENCE_S  # of connections that say nothing
     limit = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
     process = await start(config, prepare=limit)
     assert process.stderr is not None

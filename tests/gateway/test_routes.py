@@ -14,6 +14,7 @@ from gateway.server import Gateway
 from scheduler.messages import EngineId, EngineRecord, EngineState, SessionId, Usage
 from scheduler.store import Store
 from scheduler.store.values import ClusterInfo
+from tests.cluster import until
 from tests.gateway.gateway_fixtures import World, begin, client_of
 from tests.gateway.scripted_engine import MODEL
 from tests.patience import PATIENCE_S
@@ -137,6 +138,7 @@ async def test_metrics(world: World) -> None:
         await engine.send_chunk(SessionId(session.session), 0)
         await client.recv()
         await client.recv()
+        await until(lambda: gateway.hub.cluster_feed.sample_age_s() < 3600)
         text = (await ask(gateway, "/metrics"))[2].decode()
         for line in (
             "turboserve_gateway_parts_total 2.0",
