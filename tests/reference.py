@@ -17,11 +17,14 @@ from numpy.typing import NDArray
 from engine.models.registry import load_model
 from gateway.client import Chunk
 from gateway.client_chunks import ChunkDecoder
-from scheduler.messages import Input
+from scheduler.messages import Input, ResetInput
 from tests.engine.harness import BATCHING_COSTS, Bench, RecordingModel
 
 Frames = NDArray[np.uint8]
 """[frames, height, width, 3]"""
+REBUILT = 2.0
+"""Grey levels, on average over a chunk, after a rebuild when the past had left the window; another picture is
+twenty."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,17 @@ class Reference:
         self.bench = Bench(model=RecordingModel(inner=model), costs=BATCHING_COSTS, slots=1, host_slabs=1)
         self.session = self.bench.open("s_reference", text=self.prompt, seed=self.seed)
         self.decoder = ChunkDecoder()
+
+    @property
+    def window_chunks(self) -> int:
+        """Whoever rebuilds it from a checkpoint with no more chunks shows the very frames."""
+        spec = self.bench.model.spec
+        return spec.window_frames // spec.chunk_latent_frames
+
+    def beginning(self, seq: int) -> int:
+        """The chunk with which the picture that is there before chunk `seq` has begun."""
+        resets = (at for at, inputs in self.script.items() if any(isinstance(i, ResetInput) for i in inputs))
+        return max((at for at in resets if at <= seq), default=0)
 
     def chunk(self, seq: int) -> Shown:
         """The chunk as it should be."""
@@ -101,6 +115,15 @@ def is_same(ours: Sequence[Shown], reference: Reference) -> bool:
     return bool(ours) and all(
         chunk.rev == reference.chunk(chunk.seq).rev
         and np.array_equal(chunk.frames, reference.chunk(chunk.seq).frames)
+        for chunk in ours
+    )
+
+
+def is_like(ours: Sequence[Shown], reference: Reference) -> bool:
+    """Does every chunk show what it should at its revision, as after a rebuild?"""
+    return all(
+        chunk.rev == reference.chunk(chunk.seq).rev
+        and distance(chunk.frames, reference.chunk(chunk.seq).frames) < REBUILT
         for chunk in ours
     )
 
