@@ -145,6 +145,16 @@ class Cluster:
         except (urllib.error.URLError, OSError, ValueError):
             return None
 
+    def order(self, what: str, **fields: object) -> int:
+        """Have `/v1/admin/<what>` done; returns the status. Who is told that Redis is out of reach, as it is
+        when it stands still for 2 s, asks again."""
+
+        def status() -> int | None:
+            answered = self.post(f"/v1/admin/{what}", fields)
+            return None if answered == 503 else answered
+
+        return wait_for(f"an answer to {what}", status)
+
     def post(self, path: str, body: dict[str, object]) -> int:
         """The status of the gateway's answer."""
         request = urllib.request.Request(
@@ -168,6 +178,11 @@ class Cluster:
         """Ids of the engines in a state, as the gateway knows them."""
         cluster = self.get("/v1/cluster") or {"engines": []}
         return [engine["id"] for engine in cluster["engines"] if engine["state"] == state]
+
+    def other_engine(self, engine: str) -> str:
+        """Of two that are ready, the one beside `engine`."""
+        (other,) = {e["id"] for e in self.listed("engines") if e["state"] == "ready"} - {engine}
+        return str(other)
 
     def wait_ready(self, num_engines: int) -> None:
         """Return when so many engines take sessions, and the gateway lets clients start."""

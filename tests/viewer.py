@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from gateway.client import Chunk, Session, connect
+from gateway.client import Chunk, Client, ServerError, Session, connect
 from gateway.client_session import Mode
+from scheduler.messages import ErrorCode
 
 
 class Viewer:
@@ -35,6 +37,11 @@ class Viewer:
             self.taken.append(chunk)
         return taken
 
+    async def take_to(self, seq: int) -> None:
+        """Take chunks until that one was taken: some may have come that were not."""
+        while self.next_seq <= seq:
+            await self.take(1)
+
     async def take_until_engine(self, engine: str | None = None, *, other_than: str | None = None) -> Chunk:
         """The first chunk that is of `engine`, or not of `other_than`."""
         while True:
@@ -49,6 +56,17 @@ async def watching(
 ) -> AsyncIterator[Viewer]:
     """A session from its start to its stop. A "viewer" takes chunks at the pace at which they play."""
     async with connect(url) as client:
-        session = await client.start(prompt, seed=seed, mode=mode, accept=(codec,))
+        session = await _started(client, prompt, seed, mode, codec)
         yield Viewer(session)
         await session.stop()
+
+
+async def _started(client: Client, prompt: str, seed: int, mode: Mode, codec: str) -> Session:
+    """Who comes while Redis stands still for 2 s is told when to come again, and does so once."""
+    try:
+        return await client.start(prompt, seed=seed, mode=mode, accept=(codec,))
+    except ServerError as exc:
+        if exc.code != ErrorCode.UNAVAILABLE.value or exc.retry_after_ms is None:
+            raise
+        await asyncio.sleep(exc.retry_after_ms / 1000)
+    return await client.start(prompt, seed=seed, mode=mode, accept=(codec,))

@@ -18,10 +18,11 @@ import pytest
 from gateway.client import SessionEnded
 from scheduler.messages import DesiredEngine, GatewayId, SessionId
 from scheduler.store import Store, StoreUnavailable
-from tests.cluster import SCALE, Cluster, free_port, is_running, running_cluster, until
+from tests.cluster import SCALE, Cluster, free_port, is_running, running_cluster, until, wait_for
+from tests.faults.test_migration import arrives, migrate
 from tests.viewer import watching
 
-pytestmark = [pytest.mark.cluster, pytest.mark.faults]
+pytestmark = [pytest.mark.cluster, pytest.mark.faults, pytest.mark.timeout(240)]
 
 
 SECRET = "link-secret"
@@ -35,14 +36,23 @@ def wounded() -> Iterator[Cluster]:
     """
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("TURBOSERVE_LINK_SECRET", SECRET)
-        with running_cluster("--policy", "least_loaded", "--capacity", "2") as running:
+        settings = ("--policy", "least_loaded", "--capacity", "2", "--stop-timeout-s", "20")
+        with running_cluster(*settings) as running:
             yield running
 
 
 @pytest.fixture
 def victim(wounded: Cluster) -> Cluster:
     wounded.wait_ready(2)
+    wait_for("the same two in run.json", lambda: is_whole(wounded))
     return wounded
+
+
+def is_whole(cluster: Cluster) -> bool:
+    """Do two engines run, and both take sessions?"""
+    running = cluster.pids("engine-")
+    ready = {f"engine-{id}" for id in cluster.engines()}
+    return len(running) == 2 and running.keys() == ready and all(map(is_running, running.values()))
 
 
 async def killed(cluster: Cluster, name: str, number: signal.Signals = signal.SIGKILL) -> dict[str, int]:
@@ -242,7 +252,7 @@ async def test_redis_comes_back_older(victim: Cluster) -> None:
     data, older = victim.dir / "redis", victim.dir / "redis.older"
     async with watching(victim.url) as viewer:
         (first,) = await viewer.take(1)
-        (spare,) = set(victim.engines()) - {first.engine}
+        spare = victim.other_engine(first.engine)
         shutil.copytree(data, older, ignore=shutil.ignore_patterns("*.sock"))
         await replaced(victim, spare, await killed(victim, f"engine-{spare}"))
         for path in filter(Path.is_file, older.rglob("*")):
@@ -261,9 +271,10 @@ async def test_engine_killed(victim: Cluster) -> None:
     async with watching(victim.url) as one, watching(victim.url, "a blue square", seed=2) as other:
         (first,), (undisturbed,) = await one.take(1), await other.take(1)
         if first.engine == undisturbed.engine:  # the other measured itself as much slower while both started
-            (free,) = set(victim.engines()) - {first.engine}
-            assert victim.post("/v1/admin/migrate", {"session": undisturbed.session, "engine": free}) == 202
-            undisturbed = await other.take_until_engine(free)
+            free = victim.other_engine(first.engine)
+            assert migrate(victim, other, free) == 202
+            await arrives(victim, other, free)
+            undisturbed = other.taken[-1]
         before = await killed(victim, f"engine-{first.engine}")
         moved = await one.take_until_engine(other_than=first.engine)
         assert moved.engine != first.engine
@@ -301,7 +312,8 @@ async def placed_on(cluster: Cluster, session: str, *, other_than: list[str]) ->
 
 
 async def test_engine_hangs(victim: Cluster) -> None:
-    """A stopped engine counts as dead after 2 s without a heartbeat; when it wakes up, it ends."""
+    """A stopped engine counts as dead after 2 s without a heartbeat; when it wakes up before it is killed, it
+    ends."""
     async with watching(victim.url) as viewer:
         (first,) = await viewer.take(1)
         before = await killed(victim, f"engine-{first.engine}", signal.SIGSTOP)
@@ -335,6 +347,6 @@ async def test_engine_drained(victim: Cluster) -> None:
     async with watching(victim.url) as viewer:
         (first,) = await viewer.take(1)
         before = victim.pids("")
-        assert victim.post("/v1/admin/drain", {"engine": first.engine}) in (200, 202, 204)
+        assert victim.order("drain", engine=first.engine) in (200, 202, 204)
         await viewer.take_until_engine(other_than=first.engine)
     await replaced(victim, first.engine, before)

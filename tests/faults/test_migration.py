@@ -18,6 +18,8 @@ from tests.viewer import Viewer, watching
 pytestmark = [pytest.mark.cluster, pytest.mark.faults, pytest.mark.timeout(300)]
 PROMPT = "a red ball moving left on white"
 BLEND = PromptInput(text="a large blue square moving right on black", transition="blend", blend_chunks=2)
+ORDERED_EVERY = 16
+"""Chunks."""
 
 
 @pytest.fixture(scope="module")
@@ -26,15 +28,17 @@ def pair() -> Iterator[Cluster]:
         yield running
 
 
-def other_engine(cluster: Cluster, engine: str) -> str:
-    (other,) = set(cluster.engines()) - {engine}
-    return other
-
-
 def migrate(cluster: Cluster, viewer: Viewer, engine: str) -> int:
     """Order it; returns the status."""
-    body = {"session": viewer.session.info.session, "engine": engine}
-    return cluster.post("/v1/admin/migrate", dict(body))
+    return cluster.order("migrate", session=viewer.session.info.session, engine=engine)
+
+
+async def arrives(cluster: Cluster, viewer: Viewer, engine: str) -> None:
+    """Take chunks until one is of the engine that it was told to move to. Of an engine that stands still for
+    3 s no session comes: the move is called off, and ordered again."""
+    while (await viewer.take(1))[0].engine != engine:
+        if viewer.next_seq % ORDERED_EVERY == 0:  # refused while it is on its way, and once it is there
+            assert migrate(cluster, viewer, engine) in (202, 409)
 
 
 async def record(cluster: Cluster, session: str) -> SessionRecord:
@@ -55,15 +59,15 @@ async def test_the_frames_are_those_of_an_undisturbed_run(pair: Cluster) -> None
     is sent while the session is on its way."""
     async with watching(pair.url, PROMPT, seed=31, mode="viewer") as viewer:
         (first,) = await viewer.take(1)
-        second = other_engine(pair, first.engine)
+        second = pair.other_engine(first.engine)
         assert migrate(pair, viewer, second) == 202
         applied = asyncio.create_task(viewer.session.prompt(BLEND.text, transition="blend", blend_chunks=2))
-        await viewer.take_until_engine(second)
+        await arrives(pair, viewer, second)
         while not applied.done():
             await viewer.take(1)
         await viewer.take(8)
         assert migrate(pair, viewer, first.engine) == 202
-        await viewer.take_until_engine(first.engine)
+        await arrives(pair, viewer, first.engine)
         await viewer.take(2)
         now = await record(pair, viewer.session.info.session)
     assert (now.epoch, now.in_flight, now.failed_moves) == (3, None, 0)
@@ -76,12 +80,12 @@ async def test_paused_while_it_moves(pair: Cluster) -> None:
         (first,) = await viewer.take(1)
         engine = first.engine
         for _ in range(6):
-            engine = other_engine(pair, engine)
+            engine = pair.other_engine(engine)
             assert migrate(pair, viewer, engine) == 202
             await viewer.session.pause()
             await until(lambda: [s["state"] for s in pair.listed("sessions")] == ["idle"])
             await viewer.session.resume()
-            await viewer.take_until_engine(engine)
+            await arrives(pair, viewer, engine)
             await viewer.take(2)
 
 
@@ -89,7 +93,7 @@ async def test_stopped_while_it_moves(pair: Cluster) -> None:
     """The order to move does not bring it back."""
     async with watching(pair.url, PROMPT, seed=33) as viewer:
         (first,) = await viewer.take(1)
-        assert migrate(pair, viewer, other_engine(pair, first.engine)) == 202
+        assert migrate(pair, viewer, pair.other_engine(first.engine)) == 202
         await viewer.session.stop()
     await until(lambda: not pair.listed("sessions"))
 
@@ -115,7 +119,7 @@ async def test_many_random_moves_under_load() -> None:
 async def wander(cluster: Cluster, engines: list[str], number: int, left: list[int]) -> None:
     """One session, until all moves are done; the viewer checks each chunk that it takes."""
     rng = random.Random(number)
-    prompts = 0
+    prompts, shown_at = 0, 0
     async with watching(cluster.url, PROMPT, seed=number, codec=CODECS[number]) as viewer:
         await viewer.take(1)
         while left[0] > 0:
@@ -135,5 +139,7 @@ async def wander(cluster: Cluster, engines: list[str], number: int, left: list[i
                     await viewer.take(1)
                 prompts += 1
                 assert (await applied).rev == prompts
+                shown_at = (await applied).seq
             await viewer.take(rng.randrange(1, 3))
+        await viewer.take_to(shown_at)
         assert viewer.taken[-1].rev == prompts
