@@ -7,11 +7,13 @@ a test leaves alive serve the next one too.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
@@ -28,13 +30,13 @@ from scheduler.messages import (
     SessionRecord,
 )
 from scheduler.store import Store, StoreUnavailable
-from tests.cluster import until
+from tests.cluster import SCALE, until
 from tests.engine.link_client import LinkClient
 from tests.engine.process import EngineProcess, Engines, place
 from tests.scheduler.conftest import RedisServer
 
 SOURCE, TARGET = "source", "target"
-LIMIT_MS = 8_000
+LIMIT_MS = round(8_000 * SCALE)
 """Of a migration."""
 
 
@@ -153,19 +155,28 @@ class Stage:
 
     async def over(self) -> SessionRecord:
         """The record once the migration is neither committed nor called off any more."""
-        while (found := await self.record()).in_flight is not None:
-            await self.store.call_off_migration(self.session, term=self.term)
+        while True:
+            with contextlib.suppress(StoreUnavailable):  # it may need a moment after it stood still
+                if (found := await self.record()).in_flight is None:
+                    return found
+                await self.store.call_off_migration(self.session, term=self.term)
             await asyncio.sleep(0.1)  # as a leader's tick
-        return found
 
     async def goes_on(self, chunks: int = 2) -> None:
         """Return when the client got so many more, then check all that it got."""
-        goal = self.client.next_seq + chunks
-        await until(lambda: self.client.next_seq >= goal)
+        for goal in range(self.client.next_seq + 1, self.client.next_seq + chunks + 1):
+            await until(partial(self._has, goal))
         seqs, epochs = [s for s, _, _ in self.client.seen], [e for _, _, e in self.client.seen]
         assert seqs == list(range(len(seqs)))
         assert epochs == sorted(epochs)
         assert len({(owner, epoch) for _, owner, epoch in self.client.seen}) == len(set(epochs))
+
+    async def follows(self, record: SessionRecord) -> None:
+        """Return when the client has a chunk of this owner: before, it may still have others of the last."""
+        await until(lambda: self.client.seen[-1][2] >= record.epoch)
+
+    def _has(self, chunks: int) -> bool:
+        return self.client.next_seq >= chunks
 
 
 _numbers = itertools.count(1)
