@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import struct
@@ -292,6 +293,7 @@ async def wire(url: str, flavour: Flavour = None) -> AsyncIterator[Wire]:
             yield client
         finally:
             if client.closed is None and not client.lingers:  # slots are few, and are kept for minutes
-                await client.send("stop")
+                with contextlib.suppress(ConnectionClosed):  # of a moment ago, which it has not read yet
+                    await client.send("stop")
             await socket.close()
             await client._reader
