@@ -19,7 +19,7 @@ from tests.faults.test_kill import SECRET, answers, second_gateway
 from tests.gateway.gateway_fixtures import Client
 from tests.viewer import Viewer, watching
 
-pytestmark = [pytest.mark.cluster, pytest.mark.faults]
+pytestmark = [pytest.mark.cluster, pytest.mark.faults, pytest.mark.timeout(240)]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from gateway.client import SessionEnded, connect
 from tests.cluster import Cluster, running_cluster
 from tests.viewer import watching
 
-pytestmark = [pytest.mark.cluster, pytest.mark.faults]
+pytestmark = [pytest.mark.cluster, pytest.mark.faults, pytest.mark.timeout(240)]
 
 FRAGILE = Path(__file__).parents[1] / "fragile"
 
