@@ -14,7 +14,8 @@ import hypothesis
 import pytest
 
 from launch import redis_server
-from tests.cluster import FOREIGN_ORIGIN, Cluster, running_cluster, wait_for
+from tests.cluster import FOREIGN_ORIGIN, Cluster, is_running, running_cluster, wait_for
+from tests.patience import PATIENT
 from tests.redis_process import RedisProcess
 
 os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:2")  # see launch.roles.engine_environment
@@ -52,7 +53,7 @@ def redis_url() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A running cluster with two engines, shared: who kills processes of it asks for `restored_cluster`."""
-    with running_cluster("--allowed-origins", FOREIGN_ORIGIN) as running:
+    with running_cluster(*PATIENT, "--allowed-origins", FOREIGN_ORIGIN) as running:
         yield running
 
 
@@ -61,5 +62,11 @@ def restored_cluster(cluster: Cluster) -> Iterator[Cluster]:
     """The same, for tests that kill some of its processes: it is whole again when the next test begins."""
     num_processes = len(cluster.pids(""))
     yield cluster
-    wait_for("all processes", lambda: len(cluster.pids("")) == num_processes)
+
+    def is_whole() -> bool:
+        """Not if `up` has yet to notice that one is gone."""
+        pids = cluster.pids("").values()
+        return len(pids) == num_processes and all(map(is_running, pids))
+
+    wait_for("all processes", is_whole)
     cluster.wait_ready(2)

@@ -16,6 +16,10 @@ from tests.cluster import SCALE
 PATIENCE_S = 30 * SCALE
 """For anything that happens at once on a machine that moves."""
 
+PATIENT = ("--heartbeat-timeout-ms", str(round(1000 * PATIENCE_S)))
+"""Arguments of `up`, for clusters in which no engine is to be found silent: others lose one that stands still
+for two seconds. Those that die are missed at once all the same."""
+
 
 def wait_for_redis(patch: pytest.MonkeyPatch) -> None:
     """Commands and connections may take as long as it takes. One that has died is still noticed at once."""

@@ -9,6 +9,7 @@ import pytest
 
 from bench.plugin import PACED, install, python_path
 from tests.cluster import Cluster, free_port, running_cluster
+from tests.patience import PATIENT, patient_redis  # noqa: F401 - one is a fixture
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def unused_port() -> int:
 @pytest.fixture
 def small_cluster() -> Iterator[Cluster]:
     """A running cluster with one engine of this test alone."""
-    with running_cluster("--capacity", "1", engines=1) as running:
+    with running_cluster(*PATIENT, "--capacity", "1", engines=1) as running:
         yield running
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.cluster import running_cluster, wait_for
+from tests.patience import PATIENT
 from tests.viewer import watching
 
 
@@ -19,7 +20,7 @@ def lines(log: Path) -> list[dict[str, Any]]:
 @pytest.mark.cluster
 async def test_every_role_logs_json() -> None:
     """Each line knows its process; the session's beginning and end are the gateway's to tell."""
-    with running_cluster("--log-format", "json", "--capacity", "1", engines=1) as cluster:
+    with running_cluster(*PATIENT, "--log-format", "json", "--capacity", "1", engines=1) as cluster:
         async with watching(cluster.url) as viewer:
             await viewer.take(2)
             session = viewer.session.id

@@ -35,7 +35,8 @@ def role(name: str, *arguments: str, log: Path, **settings: str) -> Iterator[sub
 
 
 async def test_roles_make_a_cluster(redis_url: str, tmp_path: Path) -> None:
-    """Scheduler, gateway and engine, started at once, find each other; each ends in order when asked to."""
+    """Scheduler, gateway and engine find each other, who comes first waits; each ends in order when asked to.
+    The Redis is new: which engines are wanted is said only when any that outlived a loss could speak."""
     settings = {"redis": redis_url, "cluster": "alone", "link_secret": "hush", "capacity": "1"}
     port = free_port()
     with ExitStack() as stack:
@@ -43,6 +44,8 @@ async def test_roles_make_a_cluster(redis_url: str, tmp_path: Path) -> None:
             stack.enter_context(role(name, *arguments, log=tmp_path / name, **settings))
             for name, arguments in (("scheduler", ["--engines", "1"]), ("gateway", ["--port", str(port)]))
         )
+        # A machine that stands still may take longer to start it than an engine waits for it.
+        wait_for("a leader", lambda: "engines have" in (tmp_path / "scheduler").read_text(), 60 * SCALE)
         engine = stack.enter_context(role("engine", log=tmp_path / "engine", **settings))
         wait_for("a ready engine", lambda: "serves shapes" in (tmp_path / "engine").read_text(), 60 * SCALE)
         wait_for("a gateway that knows it", lambda: is_ready(port), 20 * SCALE)

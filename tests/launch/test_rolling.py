@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
@@ -20,11 +21,13 @@ import pytest
 from redis.asyncio import Redis
 
 from scheduler.keys import Keys
-from tests.cluster import SCALE, free_port, is_ready, until
+from scheduler.store import Store
+from tests.cluster import SCALE, free_port, is_ready, until, wait_for
 from tests.launch.test_roles_alone import role
+from tests.patience import PATIENCE_S
 from tests.viewer import Viewer, watching
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = "rolling"
@@ -174,6 +177,8 @@ async def test_two_versions_serve_one_session(redis_url: str, tmp_path: Path) ->
     prompts apply once, the old processes end in order, and nothing ends over what another version says.
     """
     settings = {"redis": redis_url, "cluster": CLUSTER, "link_secret": "hush", "capacity": "2"}
+    settings["heartbeat_timeout_ms"] = str(round(1000 * PATIENCE_S))  # no engine is to be found silent
+    await mark_new(redis_url)
     (logs := tmp_path / "logs").mkdir()
     build_next_version(tmp_path / "next")
     ports = [free_port(), free_port()]
@@ -186,6 +191,7 @@ async def test_two_versions_serve_one_session(redis_url: str, tmp_path: Path) ->
         new_leader = new.start("scheduler", *SCHEDULER)
         for started in (engine, new_engine):
             await started.says(" serves shapes ")
+        await until(lambda: is_ready(ports[0]))
         here, there = engine.engine(), new_engine.engine()
         async with service(ports) as port, watching(f"http://127.0.0.1:{port}") as viewer:
             await viewer.take(1)
@@ -213,6 +219,13 @@ async def test_two_versions_serve_one_session(redis_url: str, tmp_path: Path) ->
         assert NEW_WORD in reader.log.read_text()
     for log in logs.iterdir():
         assert_harmless(log)
+
+
+async def mark_new(redis_url: str) -> None:
+    """As `up` does: no scheduler waits for engines that might have outlived a loss of data."""
+    store = await Store.connect(redis_url, cluster=CLUSTER)
+    await store.mark_new()
+    await store.close()
 
 
 async def assert_both_wrote(redis_url: str, here: str, there: str) -> None:
@@ -244,14 +257,23 @@ async def prompt(viewer: Viewer, *, rev: int) -> None:
 
 
 def order(port: int, what: str, **body: str) -> None:
-    """As an operator does it."""
+    """As an operator does it. Who is told that Redis is out of reach, because it stood still, asks again."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/v1/admin/{what}",
         json.dumps(body).encode(),
         {"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request) as answer:
-        assert answer.status in (200, 202)
+
+    def is_done() -> bool:
+        try:
+            with urllib.request.urlopen(request) as answer:
+                return answer.status in (200, 202)
+        except urllib.error.HTTPError as exc:
+            with exc:
+                assert exc.code == 503, exc.read()
+            return False
+
+    wait_for(what, is_done)
 
 
 def assert_harmless(log: Path) -> None:

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from tests.cluster import Cluster, running_cluster
+from tests.patience import PATIENT
 from tests.viewer import Viewer, watching
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -20,18 +21,19 @@ def num_engines(cluster: Cluster) -> int:
     return len(cluster.listed("engines"))
 
 
-async def watch_scale_in(cluster: Cluster, viewer: Viewer) -> str:
-    """Watch until one engine is left, and on; the engine in the end."""
+async def watch_scale_in(cluster: Cluster, viewer: Viewer) -> None:
+    """Watch until one engine is left, and a chunk is of it: those that the other one made may come late."""
     while await asyncio.to_thread(num_engines, cluster) > 1:
         await viewer.take(1)
-    return (await viewer.take(3))[-1].engine
+    (left,) = await asyncio.to_thread(cluster.listed, "engines")
+    await viewer.take_until_engine(left["id"])
 
 
 async def test_an_engine_is_started_for_a_step_of_load_and_given_back(paced: tuple[str, ...]) -> None:
     """One viewer more than an engine has slots for: all get their chunks, on two engines. When all but one of
     each engine have left, these come together on one by live migration, and each chunk is the next one."""
     slots = ("--max-engines", "2", "--capacity", str(SLOTS))
-    with running_cluster(*paced, *slots, engines=1) as cluster:
+    with running_cluster(*paced, *PATIENT, *slots, engines=1) as cluster:
         step = [AsyncExitStack() for _ in range(SLOTS + 1)]
 
         async def enter(number: int) -> Viewer:
@@ -46,8 +48,7 @@ async def test_an_engine_is_started_for_a_step_of_load_and_given_back(paced: tup
             assert len(stay) == 2
             leavers = [stack for number, stack in enumerate(step) if number not in stay.values()]
             await asyncio.gather(*(stack.aclose() for stack in leavers))
-            ends = await asyncio.gather(*(watch_scale_in(cluster, viewers[n]) for n in stay.values()))
-            assert set(ends) == set(cluster.engines())
+            await asyncio.gather(*(watch_scale_in(cluster, viewers[n]) for n in stay.values()))
         finally:
             await asyncio.gather(*(stack.aclose() for stack in step))
         log = (cluster.dir / "logs" / "scheduler-0.log").read_text()

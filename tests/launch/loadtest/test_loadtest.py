@@ -22,6 +22,7 @@ from launch.loadtest.tally import Tally
 from launch.supervisor import StartError
 from scheduler.trace import EventKind, Trace, TraceEvent
 from tests.cluster import Cluster, running_cluster
+from tests.patience import PATIENT
 
 pytestmark = pytest.mark.cluster
 
@@ -54,7 +55,7 @@ def paced_cluster(paced: tuple[str, ...]) -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("TURBOSERVE_TOKEN_SECRETS", SECRET)
         environment.setenv("TURBOSERVE_TOKEN", token(Scope.CONTROL, Scope.ADMIN))
-        with running_cluster(*paced, "--auth", "token", engines=1) as cluster:
+        with running_cluster(*paced, *PATIENT, "--auth", "token", engines=1) as cluster:
             yield cluster
 
 
