@@ -44,9 +44,11 @@ def spec(folder: Path, program: str, name: str = "engine", ranks: int = 1, **var
     )
 
 
-def pid_of_server() -> int:
-    (pid,) = (pid for pid in children_of(os.getpid()) if command_of(pid).endswith("fork_server"))
-    return pid
+def signal_server(server: ForkServer, number: signal.Signals) -> None:
+    """Begin it, unless it runs, and send it that."""
+    server.begin()
+    assert server._server is not None
+    server._server._process.send(number)
 
 
 async def test_ranks_run_with_the_environment_and_log_of_their_engine(
@@ -127,7 +129,7 @@ async def test_the_agent_is_a_child_of_the_launcher(server: ForkServer, tmp_path
     agent = await server.start(spec(tmp_path, WAITS))
     assert parent_of(agent.pid) == os.getpid()
     await until(lambda: os.getsid(agent.pid) == agent.pid)
-    os.kill(pid_of_server(), signal.SIGKILL)
+    signal_server(server, signal.SIGKILL)
     await until(lambda: "rank" in (tmp_path / "engine.log").read_text())
     other = await server.start(spec(tmp_path, "print('here')", "other"))
     assert await other.exited == 0
@@ -181,9 +183,12 @@ async def test_an_agent_whose_start_was_given_up_is_collected(
             agents.append(self)
 
     monkeypatch.setattr("launch.fork_server.Child", Noted)
+    signal_server(server, signal.SIGSTOP)  # or its answer might come first
     starting = asyncio.create_task(server.start(spec(tmp_path, WAITS)))
     await until(lambda: (tmp_path / "engine.log").exists())
     starting.cancel()
+    await asyncio.wait((starting,))
+    signal_server(server, signal.SIGCONT)
     await until(lambda: bool(agents))
     assert await agents[0].exited == 0
     assert agents[0].pid not in children_of(os.getpid())
@@ -192,8 +197,7 @@ async def test_an_agent_whose_start_was_given_up_is_collected(
 
 async def test_a_fork_server_that_hangs_keeps_nobody_from_ending(server: ForkServer, tmp_path: Path) -> None:
     """An engine that waits for it can be given up; so can the fork server."""
-    server.begin()
-    os.kill(pid_of_server(), signal.SIGSTOP)
+    signal_server(server, signal.SIGSTOP)
     job = EngineJob(spec(tmp_path, WAITS), start=server.start)
     running = asyncio.create_task(job.run())
     await until(lambda: (tmp_path / "engine.log").exists())
@@ -203,9 +207,10 @@ async def test_a_fork_server_that_hangs_keeps_nobody_from_ending(server: ForkSer
 
 async def test_one_that_dies_while_it_is_asked_is_replaced(server: ForkServer, tmp_path: Path) -> None:
     """The start that waits for it does not notice."""
+    signal_server(server, signal.SIGSTOP)  # or its answer might come first
     starting = asyncio.create_task(server.start(spec(tmp_path, "print('here')")))
     await until(lambda: (tmp_path / "engine.log").exists())
-    os.kill(pid_of_server(), signal.SIGKILL)
+    signal_server(server, signal.SIGKILL)
     assert await (await starting).exited == 0
     assert "here" in (tmp_path / "engine.log").read_text()
 
