@@ -17,6 +17,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import kubernetes_validate
 
+from tests.cluster import SCALE
+
 NAMESPACE = "video"
 Document = dict[str, Any]
 
@@ -73,7 +75,7 @@ class Api:
 
     async def until(self, condition: Any) -> None:
         """Return when `condition()` holds after a request or a change."""
-        async with asyncio.timeout(30), self.changed:
+        async with asyncio.timeout(30 * SCALE), self.changed:
             await self.changed.wait_for(condition)
 
     def count(self, method: str) -> int:

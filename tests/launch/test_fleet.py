@@ -109,8 +109,9 @@ async def test_a_dead_engine_is_reported_and_not_started_again(tmp_path: Path) -
         assert await stage.pids_of(B) == [pid_b]
 
 
-async def test_engines_start_in_turns(tmp_path: Path) -> None:
+async def test_engines_start_in_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next one when one is ready, has ended, or is not wanted any more before it has begun."""
+    monkeypatch.setattr("launch.fleet.TURN_S", 600.0)
     async with staged(tmp_path, starts_at_once=1) as stage:
         stage.fleet.reconcile([A, B, C])
         (first,) = await stage.pids_of(A)

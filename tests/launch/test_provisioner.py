@@ -11,6 +11,7 @@ import pytest
 from launch.provisioner import Provisioner
 from scheduler.messages import DesiredEngine, EngineId, EngineState, ModelInfo
 from scheduler.store import Store
+from tests.cluster import SCALE
 from tests.scheduler.conftest import forget_everything, restore, snapshot
 
 A, B = (DesiredEngine(id=EngineId(f"e_0000000{n}"), model="shapes") for n in "ab")
@@ -112,7 +113,7 @@ async def test_a_leader_that_began_anew_is_obeyed_only_above_the_old_terms(
     fresh = await lead(store)
     assert fresh < term
     await store.write_desired(fresh, [B])
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(20 * SCALE):
         while await store.renew_lease("test", fresh, 60_000):  # noqa: ASYNC110 - until it is taken away
             await asyncio.sleep(0.02)
     newer = await lead(store)
@@ -135,7 +136,7 @@ async def test_what_an_older_redis_wants_is_not_obeyed(store: Store, engines: En
     engines.running |= {A.id, B.id}
     await restore(store, older)
     await store.write_desired(term, [A])  # a leader that has noticed nothing
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(20 * SCALE):
         while await store.renew_lease("test", term, 60_000):  # noqa: ASYNC110 - until it is taken away
             await asyncio.sleep(0.02)
     newer = await lead(store)
