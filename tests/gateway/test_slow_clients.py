@@ -93,7 +93,7 @@ class Streamer:
             tasks.create_task(self._stream())
 
     async def until_chosen(self, *rungs: Rung) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while self.rungs != rungs:
                 self.changed.clear()
                 await self.changed.wait()
@@ -213,14 +213,14 @@ async def test_a_client_on_a_thin_network_ends_up_at_the_lower_rung(world: World
                 got = chunks(slow, acks=True)
                 low = 0
                 taken: list[Chunk] = []
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(PATIENCE_S):
                     while low < AT_LOW:
                         taken.append(await anext(got))
                         low += size(taken[-1]) == streamer.sizes.get((taken[-1].seq, Rung.LOW))
                 watching.cancel()
             page = gateway.hub.metrics.page()
             await streamer.until_chosen(Rung.LOW)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE_S):
                 taken += [await anext(got) for _ in range(MAX_AHEAD + 2)]
             streaming.cancel()
     assert [chunk.seq for chunk in taken] == list(range(len(taken)))
