@@ -59,6 +59,12 @@ async def staged(api: Api, cluster: str = "pods") -> AsyncIterator[Stage]:
         await asyncio.wait((running,))
 
 
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After what failed."""
+    monkeypatch.setattr("launch.backoff._FIRST_DELAY_S", 0.02)
+
+
 @pytest.fixture
 async def api() -> AsyncIterator[Api]:
     async with running_api() as api:
