@@ -154,10 +154,11 @@ async def test_killed_gateway_and_engine_are_survived(
     async with tab(browser, restored_cluster.url) as (page, _):
         await begin(page, frames=20)
         session = (await stats(page))["session"]
-        for victim in ("gateway-", f"engine-{(await stats(page))['engine']}"):
-            seq = (await stats(page))["newestSeq"]
-            kill(restored_cluster, victim)
-            await until(page, f"turboserve.state === 'generating' && turboserve.seq >= {seq + 4}", LIMIT_S)
+        for victim in ("gateway-", "engine-{engine}"):
+            figures = await stats(page)
+            kill(restored_cluster, victim.format(**figures))
+            seq = figures["newestSeq"] + 4
+            await until(page, f"turboserve.state === 'generating' && turboserve.seq >= {seq}", LIMIT_S)
         figures = await stats(page)
         assert (figures["session"], figures["gaps"]) == (session, 0)
         assert figures["chunks"] == figures["newestSeq"] + 1
