@@ -85,7 +85,7 @@ class Program:
             attention=loaded.attention,
             ranks=ranks,
             encoders=self.encoders,
-            host=HostPool(model, budget_bytes=2 * slab_bytes(model)),
+            host=HostPool(model, budget_bytes=len(SESSIONS) * slab_bytes(model)),
             progress=Progress(monotonic_ms),
             clock=monotonic_ms,
             emit=self._take,
@@ -189,7 +189,7 @@ class Program:
             "batches": self.batches,
             "heads": self.pool.kv.shape[5],
             "regular": [run.is_regular for run in self.runs],
-            "resided": [e.residence.value for e in self.events if isinstance(e, Resided)],
+            "resided": [(e.session, e.residence.value) for e in self.events if isinstance(e, Resided)],
             "failed": [e.session for e in self.events if isinstance(e, SessionFailed)],
             "free": self.pool.num_free,
             "applied": [

@@ -77,7 +77,9 @@ def test_both_ranks_run_the_same_plan(both: dict[str, Ranks]) -> None:
 def test_sessions_leave_their_slots_and_come_back_on_both_ranks(alone: Found, both: dict[str, Ranks]) -> None:
     """Each rank's heads to its own host memory; no pass runs on one rank while the other still copies."""
     first, second = both["offload"][0], both["offload"][1]
-    assert first["resided"] == ["offloaded", "resident"] * 3
+    for session in SESSIONS:  # a copy may last while another session leaves
+        where = [residence for id, residence in first["resided"] if id == session]
+        assert where == ["offloaded", "resident"]
     assert first["resided"] == second["resided"] and first["batches"] == second["batches"]
     assert_equal_latents(first, alone)
 
