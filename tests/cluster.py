@@ -224,11 +224,13 @@ FOREIGN_ORIGIN = f"http://localhost:{FOREIGN_PORT}"
 def running_cluster(*arguments: str, engines: int = 2) -> Iterator[Cluster]:
     """A ready cluster with so many engines; stopped at the end, and nothing of it left.
 
-    Clients get the full bitrate however late they are on this machine: pictures are compared exactly.
+    Clients get the full bitrate however late they are on this machine: pictures are compared exactly. On a
+    machine that is known as slow, an engine may be silent for longer before it counts as lost.
     """
     # Not pytest's own folders: their names are too long for sockets, which the fallback has tests for.
     folder = Path(tempfile.mkdtemp(prefix="ts-"))
-    cluster = Cluster(folder / "run", free_port(), "--engines", str(engines), "--no-low-rung", *arguments)
+    settings = ("--no-low-rung", "--heartbeat-timeout-ms", f"{max(2_000, 2_000 * SCALE):.0f}")
+    cluster = Cluster(folder / "run", free_port(), "--engines", str(engines), *settings, *arguments)
     try:
         cluster.wait_ready(engines)
         yield cluster

@@ -9,6 +9,7 @@ import pytest_asyncio
 
 from tests.engine.conftest import random_weights  # noqa: F401 - a fixture
 from tests.faults.stage import FaultyEngines, Script
+from tests.patience import patient_redis  # noqa: F401 - a fixture
 from tests.scheduler.conftest import RedisServer, start_redis
 
 LAST_LINES = 15

@@ -14,6 +14,7 @@ from scheduler.messages import PromptInput
 from tests.cluster import Cluster, running_cluster, until
 from tests.faults.test_content import NEXT, PROMPT, assert_no_jump, steer
 from tests.faults.test_kill import back, replaced
+from tests.patience import PATIENT
 from tests.reference import REBUILT, Reference, distance, owners_from, shown
 from tests.viewer import Viewer, watching
 
@@ -29,7 +30,7 @@ bug that test_content.py plants is more."""
 @pytest.fixture
 def victim() -> Iterator[Cluster]:
     """One of its own: after engines that died young others wait before they start."""
-    with running_cluster("--capacity", "2") as running:
+    with running_cluster("--capacity", "2", *PATIENT) as running:
         yield running
 
 

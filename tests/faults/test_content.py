@@ -15,6 +15,7 @@ import pytest
 from scheduler.messages import PromptInput, ResetInput
 from tests.cluster import Cluster, running_cluster
 from tests.engine.harness import Bench
+from tests.patience import PATIENT
 from tests.reference import Reference, Shown, distance, is_like, is_same, owners_from, seam, shown
 from tests.viewer import Viewer, watching
 
@@ -27,7 +28,7 @@ BLEND = PromptInput(text=NEXT, transition="blend", blend_chunks=2)
 @pytest.fixture(scope="module")
 def wounded() -> Iterator[Cluster]:
     """Its policy moves no session of its own accord: it is where the engine is that is killed."""
-    with running_cluster("--policy", "least_loaded", "--capacity", "2") as running:
+    with running_cluster("--policy", "least_loaded", "--capacity", "2", *PATIENT) as running:
         yield running
 
 
@@ -131,7 +132,7 @@ def assert_no_jump(seen: list[Shown], moved: int, normal: list[Shown], cuts: Con
 async def test_checkpoints_in_a_directory(tmp_path: Path) -> None:
     """Nothing of them is in the control Redis; the picture is the same."""
     kept = tmp_path / "checkpoints"
-    with running_cluster("--checkpoints", str(kept), "--capacity", "1") as cluster:
+    with running_cluster("--checkpoints", str(kept), "--capacity", "1", *PATIENT) as cluster:
         async with watching(cluster.url, PROMPT, seed=14, mode="viewer") as viewer:
             (first, *_) = await viewer.take(3)
             held = kill(cluster, viewer, first.engine)

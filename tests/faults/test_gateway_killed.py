@@ -17,6 +17,7 @@ from scheduler.store import Store
 from tests.cluster import SCALE, Cluster, running_cluster, until
 from tests.faults.test_kill import SECRET, answers, second_gateway
 from tests.gateway.gateway_fixtures import Client
+from tests.patience import PATIENT
 from tests.viewer import Viewer, watching
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults, pytest.mark.timeout(240)]
@@ -27,7 +28,7 @@ def narrow() -> Iterator[Cluster]:
     """One engine with one slot."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("TURBOSERVE_LINK_SECRET", SECRET)
-        with running_cluster("--capacity", "1", engines=1) as running:
+        with running_cluster("--capacity", "1", *PATIENT, engines=1) as running:
             yield running
 
 

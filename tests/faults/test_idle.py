@@ -14,12 +14,13 @@ from gateway.client import Session
 from scheduler.messages import Residence, SessionId, SessionRecord
 from scheduler.store import Store
 from tests.cluster import SCALE, Cluster, running_cluster
+from tests.patience import PATIENT
 from tests.reference import Reference, is_like, is_same, owners_from, shown
 from tests.viewer import Viewer, watching
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults, pytest.mark.timeout(240)]
 PROMPT = "a red ball moving left on white"
-SETTINGS = ("--capacity", "1", "--offload-after-s", "0.2")
+SETTINGS = ("--capacity", "1", "--offload-after-s", "0.2", *PATIENT)
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +40,17 @@ def without_host_memory() -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def patient() -> Iterator[Cluster]:
     """One slot, and idle sessions may keep it for long."""
-    with running_cluster("--capacity", "1", "--offload-after-s", "600", engines=1) as running:
+    with running_cluster("--capacity", "1", "--offload-after-s", "600", *PATIENT, engines=1) as running:
         yield running
 
 
 @asynccontextmanager
 async def records(cluster: Cluster) -> AsyncIterator[Store]:
     store = await Store.connect(cluster.run_json()["redis"])
-    yield store
-    await store.close()
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 async def becomes(store: Store, session: Session, *residences: Residence) -> SessionRecord:

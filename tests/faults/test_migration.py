@@ -12,6 +12,7 @@ import pytest
 from scheduler.messages import PromptInput, SessionId, SessionRecord
 from scheduler.store import Store
 from tests.cluster import Cluster, running_cluster, until
+from tests.patience import PATIENT
 from tests.reference import Reference, is_same, owners_from, shown
 from tests.viewer import Viewer, watching
 
@@ -24,7 +25,7 @@ ORDERED_EVERY = 16
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Cluster]:
-    with running_cluster("--policy", "least_loaded", "--capacity", "2") as running:
+    with running_cluster("--policy", "least_loaded", "--capacity", "2", *PATIENT) as running:
         yield running
 
 
@@ -108,7 +109,7 @@ CODECS = ("h264", "vp9", "mjpeg")
 async def test_many_random_moves_under_load() -> None:
     """Migrations, pauses long enough to be offloaded, resumes and prompts, at random, of several sessions:
     each client gets every chunk once, in order, decodable, in its codec; every prompt applies once."""
-    with running_cluster("--capacity", "4", "--offload-after-s", "0.2", engines=2) as cluster:
+    with running_cluster("--capacity", "4", "--offload-after-s", "0.2", *PATIENT) as cluster:
         engines = cluster.engines()
         left = [MOVES]
         await asyncio.gather(*(wander(cluster, engines, number, left) for number in range(SESSIONS)))

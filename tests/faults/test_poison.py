@@ -10,6 +10,7 @@ import pytest
 from bench.plugin import PACED, plugged_in
 from gateway.client import SessionEnded, connect
 from tests.cluster import Cluster, running_cluster
+from tests.patience import PATIENT
 from tests.viewer import watching
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults, pytest.mark.timeout(240)]
@@ -20,7 +21,7 @@ FRAGILE = Path(__file__).parents[1] / "fragile"
 @pytest.fixture
 def fragile_cluster() -> Iterator[Cluster]:
     """Two engines with places for two."""
-    arguments = ("--model", "fragile", "--policy", "least_loaded", "--capacity", "2")
+    arguments = ("--model", "fragile", "--policy", "least_loaded", "--capacity", "2", *PATIENT)
     with plugged_in(PACED), plugged_in(FRAGILE), running_cluster(*arguments, engines=2) as running:
         yield running
 

@@ -10,6 +10,7 @@ import pytest
 from launch.processes import children_of
 from tests.cluster import Cluster, is_running, parent_of, running_cluster, until
 from tests.engine.process import rank_of
+from tests.patience import PATIENT
 from tests.viewer import watching
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults, pytest.mark.timeout(240)]
@@ -23,7 +24,7 @@ def ranks_of(cluster: Cluster) -> dict[int, int]:
 
 async def test_an_engine_of_two_ranks_serves_and_is_replaced_when_one_dies() -> None:
     """`up --ranks 2`: one session watches on while rank 1 is killed and another engine takes over."""
-    with running_cluster("--ranks", "2", "--capacity", "1", engines=1) as cluster:
+    with running_cluster("--ranks", "2", "--capacity", "1", *PATIENT, engines=1) as cluster:
         before = ranks_of(cluster)
         assert sorted(before) == [0, 1]
         async with watching(cluster.url) as viewer:
