@@ -68,8 +68,14 @@ def token(subject: str, *scopes: Scope, session: str | None = None) -> str:
 
 
 async def take_download(recorder: Recorder, session: SessionId, owner: str) -> Download:
-    """One under way, as long as it is kept."""
-    download = await recorder.open(session, owner)
+    """One under way, as long as it is kept, of a file that nobody makes: that takes a process."""
+
+    async def make_nothing(download: Download) -> None:
+        download.length = 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Download, "make", make_nothing)
+        download = await recorder.open(session, owner)
     assert download is not None
     return download
 
