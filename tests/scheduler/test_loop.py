@@ -73,8 +73,10 @@ async def scheduling(store: Store, config: SchedulerConfig) -> AsyncIterator[Sch
 
 @pytest.fixture
 def config(redis_url: str, cluster: str) -> SchedulerConfig:
-    """Two engines; engines that never beat are not lost within a test."""
-    return SchedulerConfig(redis=redis_url, cluster=cluster, heartbeat_timeout_ms=600_000)
+    """Two engines; engines that never beat are not lost within a test, nor is a lease, by standing still."""
+    return SchedulerConfig(
+        redis=redis_url, cluster=cluster, heartbeat_timeout_ms=600_000, lease_ttl_ms=60_000
+    )
 
 
 async def wait_for(store: Store, want: Callable[[Event], bool], after: str = START) -> Event:
