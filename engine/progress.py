@@ -16,6 +16,9 @@ STARTING = "starting"
 MIN_LIMIT_MS = 2_000.0
 """No operation is suspected earlier."""
 _WINDOW_MS = 3_000.0
+_BETWEEN_LOOKS_MS = 1_000.0
+"""Twice the time between heartbeats. Whoever could not look for longer stood still, and the operation at hand
+with it, most likely: the process was stopped, or the machine was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +39,8 @@ class Progress:
         self._clock = clock
         self.stamp = Stamp(phase=STARTING, since_ms=clock(), limit_ms=None)
         self._busy_ms = 0.0
+        self._looked = (self.stamp, clock())
+        self._forgiven_ms = 0.0
         self._read = [(clock(), 0.0)]
 
     def enter(self, phase: str, *, limit_ms: float = MIN_LIMIT_MS) -> None:
@@ -54,9 +59,16 @@ class Progress:
         return now
 
     def left_ms(self) -> float | None:
-        """Milliseconds until the operation at hand is overdue, negative when it is; None: no limit."""
-        stamp = self.stamp
-        return None if stamp.limit_ms is None else stamp.since_ms + stamp.limit_ms - self._clock()
+        """Milliseconds until the operation at hand is overdue, negative when it is; None: no limit. To be
+        called by one thread, at each heartbeat: when that could not, the operation gets the time back."""
+        now, stamp = self._clock(), self.stamp
+        (before, looked_ms), self._looked = self._looked, (stamp, now)
+        if stamp is not before:
+            self._forgiven_ms, looked_ms = 0.0, max(looked_ms, stamp.since_ms)
+        if now - looked_ms > _BETWEEN_LOOKS_MS:
+            self._forgiven_ms += now - looked_ms
+        limit_ms = stamp.limit_ms
+        return None if limit_ms is None else stamp.since_ms + limit_ms + self._forgiven_ms - now
 
     def load(self) -> float:
         """Busy share over the last seconds, 0 to 1. To be called by one thread, at each heartbeat."""

@@ -61,7 +61,8 @@ def find_lost(view: View, changes: Changes, config: SchedulerConfig) -> dict[Eng
 
     Silence only counts while Redis was reachable and its clock not set: after that every engine gets three
     heartbeats, and at least the timeout, to be heard again, and one that starts all of the time that it lost.
-    Nothing else limits a start: what an engine says of its phase counts from its registration on.
+    Nothing else limits a start: what an engine says of its phase counts from its registration on, and only if
+    it says so: of one that was stopped in a phase, silence tells, and its limit is longer.
     """
     engines, read_ms, known = view.engines, view.read_ms, view.keep(fleet)
     grace_ms = max(3 * config.heartbeat_ms, config.heartbeat_timeout_ms)
@@ -70,27 +71,22 @@ def find_lost(view: View, changes: Changes, config: SchedulerConfig) -> dict[Eng
     if view.heard_ms >= read_ms - config.heartbeat_timeout_ms and known.deadline_ms >= read_ms:
         if known.asked_ms >= read_ms - config.start_timeout_ms:
             return {}
-    starting, deadline_ms = view.is_state(EngineState.STARTING), engines["deadline_ms"]
-    is_silent = ~starting & (engines["heartbeat_ms"] < read_ms - config.heartbeat_timeout_ms)
+    starting, heartbeat_ms = view.is_state(EngineState.STARTING), engines["heartbeat_ms"]
+    is_silent = ~starting & (heartbeat_ms < read_ms - config.heartbeat_timeout_ms)
     start_ms = read_ms - engines["started_ms"] - _lost_ms(engines["started_ms"], changes.breaks)
     is_judged = read_ms - changes.reachable_ms > min(START_GRACE_MS, config.start_timeout_ms)
     is_unready = starting & (start_ms > config.start_timeout_ms) & is_judged
-    is_overdue = ~starting & (deadline_ms < read_ms)  # NEVER_MS is after any time
-    is_late = is_silent | is_unready | is_overdue
+    over_ms = heartbeat_ms - engines["deadline_ms"]  # NEVER_MS is after any time
+    hangs = ~starting & (over_ms >= 0) & ~is_silent
     lost: dict[EngineId, LoseEngine] = {}
-    for row in is_late.nonzero()[0].tolist():
-        hangs = False
+    for row in (is_silent | is_unready | hangs).nonzero()[0].tolist():
         if is_silent[row]:
-            age_ms = read_ms - engines["heartbeat_ms"][row]
-            why = f"silent for {age_ms} ms, limit {config.heartbeat_timeout_ms} ms"
+            why = f"silent for {read_ms - heartbeat_ms[row]} ms, limit {config.heartbeat_timeout_ms} ms"
         elif is_unready[row]:
             why = f"not ready for {start_ms[row]} ms, limit {config.start_timeout_ms} ms"
         else:
-            why = f"its phase is {read_ms - deadline_ms[row]} ms over its limit"
-            # A stopped process is overdue as well, but does not beat.
-            age_ms = read_ms - engines["heartbeat_ms"][row]
-            hangs = bool(age_ms <= 2 * config.heartbeat_ms)
-        lost[engines.ids[row]] = LoseEngine(engine=engines.ids[row], why=why, hangs=hangs)
+            why = f"its phase was {over_ms[row]} ms over its limit when it was heard last"
+        lost[engines.ids[row]] = LoseEngine(engine=engines.ids[row], why=why, hangs=bool(hangs[row]))
     return lost
 
 

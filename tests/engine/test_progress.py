@@ -24,10 +24,29 @@ def test_an_operation_has_a_limit_and_rest_has_none() -> None:
     assert progress.left_ms() is None
     clock.now_ms = 0.0
     progress.enter("pass", limit_ms=5_000.0)
-    clock.now_ms = 6_000.0
-    assert progress.left_ms() == -1_000.0
+    for since_ms in range(500, 6_500, 500):
+        clock.now_ms = float(since_ms)
+        assert progress.left_ms() == 5_000 - since_ms
     progress.rest()
     assert progress.stamp.phase == IDLE and progress.left_ms() is None
+
+
+def test_an_operation_gets_the_time_back_in_which_nobody_could_look() -> None:
+    """The process was stopped for 3 s, twice: neither this pass nor the next is suspected for it."""
+    clock = Clock()
+    progress = Progress(clock)
+    progress.enter("pass")
+    clock.now_ms = 500.0
+    assert progress.left_ms() == 1_500.0
+    clock.now_ms = 3_500.0
+    assert progress.left_ms() == 1_500.0
+    clock.now_ms = 4_000.0
+    assert progress.left_ms() == 1_000.0
+    clock.now_ms = 7_000.0
+    assert progress.left_ms() == 1_000.0
+    progress.enter("pass")
+    clock.now_ms = 7_500.0
+    assert progress.left_ms() == 1_500.0
 
 
 def test_no_operation_is_suspected_within_two_seconds() -> None:

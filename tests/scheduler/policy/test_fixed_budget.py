@@ -114,6 +114,7 @@ def test_sizing(view: View, expected: list[tuple[str, ...]]) -> None:
     assert decide(POLICY, view) == expected
 
 
+HEARD_MS = NOW_MS - 1_000
 LATE_MS = NOW_MS - CONFIG.heartbeat_timeout_ms - 1
 LIMIT_MS = NOW_MS - CONFIG.start_timeout_ms
 
@@ -124,8 +125,14 @@ LIMIT_MS = NOW_MS - CONFIG.start_timeout_ms
         pytest.param(engine("e_1", heartbeat_ms=LATE_MS), True, id="silent"),
         pytest.param(engine("e_1", heartbeat_ms=LATE_MS + 1), False, id="just in time"),
         pytest.param(engine("e_1", DRAINING, heartbeat_ms=LATE_MS), True, id="silent while draining"),
-        pytest.param(engine("e_1", deadline_ms=NOW_MS - 1), True, id="phase over its limit"),
-        pytest.param(engine("e_1", deadline_ms=NOW_MS), False, id="phase within its limit"),
+        pytest.param(
+            engine("e_1", heartbeat_ms=HEARD_MS, deadline_ms=HEARD_MS), True, id="phase over its limit"
+        ),
+        pytest.param(
+            engine("e_1", heartbeat_ms=HEARD_MS, deadline_ms=HEARD_MS + 1),
+            False,
+            id="not heard since its phase was",
+        ),
         pytest.param(engine("e_1", STARTING, heartbeat_ms=0), False, id="starting needs no heartbeat"),
         pytest.param(engine("e_1", STARTING, deadline_ms=NOW_MS - 1), False, id="starting has another limit"),
         pytest.param(
