@@ -13,7 +13,7 @@ from playwright.async_api import Browser, Page
 
 from scheduler.domain import EngineId, EngineState, SessionId
 from scheduler.store.values import Decision
-from tests.browser.driver import HIDEABLE, SCALE, tab, until
+from tests.browser.driver import HIDEABLE, SCALE, empty_tab, tab, until
 from tests.browser.scripted_cluster import ScriptedSource, served, url
 from tests.cluster import free_port
 
@@ -105,19 +105,15 @@ async def test_a_lost_feed_is_said_and_comes_back(browser: Browser) -> None:
     source = ScriptedSource()
     source.engine(ONE)
     source.session("s_0000000000000001", ONE)
-    async with served(source, free_port()) as port:  # nobody gets it in between
-        context = await browser.new_context()
-        page = await context.new_page()
-        await page.goto(url(port))
-        await until(page, "window.turboserve !== undefined && turboserve.feed === 'live'")
-    try:
+    async with empty_tab(browser) as page:
+        async with served(source, free_port()) as port:  # nobody gets it in between
+            await page.goto(url(port))
+            await until(page, "window.turboserve !== undefined && turboserve.feed === 'live'")
         await until(page, "turboserve.feed === 'lost'")
         assert "retrying" in (await page.text_content("#status") or "")
         assert await page.locator(".chip").count() == 1
         async with served(source, port):
             await until(page, "turboserve.feed === 'live'")
-    finally:
-        await context.close()
 
 
 async def test_a_simulation_refuses_to_be_changed(browser: Browser) -> None:

@@ -12,7 +12,18 @@ import av
 import pytest
 from playwright.async_api import Browser, Page
 
-from tests.browser.driver import NARROW, ask, listen, pixels, share, stats, tab, until, until_pixels
+from tests.browser.driver import (
+    NARROW,
+    ask,
+    empty_tab,
+    listen,
+    pixels,
+    share,
+    stats,
+    tab,
+    until,
+    until_pixels,
+)
 from tests.cluster import FOREIGN_ORIGIN, FOREIGN_PORT
 
 pytestmark = [
@@ -112,8 +123,7 @@ async def test_a_page_of_another_site_embeds_a_stream(browser: Browser, cluster:
         writer.write(head.encode() + html)
         writer.close()
 
-    page = await browser.new_page()
-    try:
+    async with empty_tab(browser) as page:
         complaints = listen(page)
         async with await asyncio.start_server(answer, "localhost", FOREIGN_PORT):
             await page.goto(FOREIGN_ORIGIN)
@@ -124,8 +134,6 @@ async def test_a_page_of_another_site_embeds_a_stream(browser: Browser, cluster:
         await page.evaluate("turboserve.stop()")
         await until(page, "turboserve.phase === 'ended'")
         assert complaints == []
-    finally:
-        await page.close()
 
 
 def kill(cluster: Cluster, prefix: str) -> None:

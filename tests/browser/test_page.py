@@ -14,6 +14,7 @@ from tests.browser.driver import (
     NARROW,
     WIDE,
     ask,
+    empty_tab,
     listen,
     pixels,
     share,
@@ -477,9 +478,7 @@ async def test_a_link_pasted_into_the_open_page_is_watched(browser: Browser, ser
 
 async def test_the_example_of_twenty_lines_plays(browser: Browser, server: StreamServer) -> None:
     """`example.html` as the README shows it: start, then steer."""
-    context = await browser.new_context()
-    try:
-        page = await context.new_page()
+    async with empty_tab(browser) as page:
         complaints = listen(page)
         await page.goto(f"{server.url}/example.html")
         await page.click("button")
@@ -489,8 +488,6 @@ async def test_the_example_of_twenty_lines_plays(browser: Browser, server: Strea
         await page.click("button")
         await server.until(lambda: server.only.rev == 1)
         assert complaints == []
-    finally:
-        await context.close()
 
 
 async def test_session_taken_over_by_another_tab_does_not_fight_back(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, Page, Request, Route
 
-from tests.browser.driver import HIDEABLE, listen, until
+from tests.browser.driver import HIDEABLE, empty_tab, listen, until
 from tests.browser.stream_server import StreamServer, say
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
@@ -29,16 +29,12 @@ async def own_page(
     browser: Browser, server: StreamServer, *, init_script: str = ""
 ) -> AsyncIterator[tuple[Page, list[str]]]:
     """A page with `window.stream`, and the list its errors and warnings go to."""
-    context = await browser.new_context()
-    try:
-        page = await context.new_page()
+    async with empty_tab(browser) as page:
         await page.add_init_script(init_script)
         complaints = listen(page)
         await page.goto(f"{server.url}/example.html")
         await page.evaluate(MAKE)
         yield page, complaints
-    finally:
-        await context.close()
 
 
 async def thrown_by(page: Page, call: str) -> str | None:
