@@ -109,6 +109,7 @@ class Recorder:
         download = Download(self._root / session, owner)
         self._downloads.add(download)
         async with self._making:
+            await self.written()
             await download.make()
         return download if download.length else None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from gateway import protocol as wire
 from gateway.auth import Identity, Scope, mint_token
 from gateway.recorder import MAX_DOWNLOADS, MAX_DOWNLOADS_EACH, MAX_WAITING_BYTES, Download, Recorder
+from gateway.segments import SegmentWriter
 from gateway.server import Gateway
 from scheduler.keys import CLOSED_TTL_S
 from scheduler.messages import SessionId, Unsubscribe, encode_json, frame_media
@@ -113,7 +116,7 @@ async def test_recording_survives_moves_and_gateways(world: World, tmp_path: Pat
             encoder = Encoder()
             await send(second, id, (2, 3), encoder)
             await receive(client, (2, 3))
-            await written(here)
+            await written(here)  # the other gateway knows nothing of it
         status, headers, body = await fetch(there, id, session.resume)
         assert status == 200 and headers["content-type"] == "video/mp4"
         assert headers["content-disposition"] == f'attachment; filename="{id}.mp4"'
@@ -233,6 +236,38 @@ async def test_slow_disk_costs_video_not_memory(world: World, tmp_path: Path) ->
         _, _, page = await ask(gateway, "/metrics")
         assert b"turboserve_gateway_recording_dropped_chunks_total 1.0" in page
         assert names(tmp_path) == []
+
+
+async def test_a_download_has_what_still_waits_for_the_disk(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks has been sent it. Its file is begun once the disk has it."""
+    begun, is_free = asyncio.Event(), threading.Event()
+    write = SegmentWriter.append
+
+    def append(writer: SegmentWriter, parts: list[tuple[wire.ChunkHeader, bytes]]) -> int:
+        is_free.wait()
+        return write(writer, parts)
+
+    async def make(download: Download) -> None:
+        begun.set()
+        download.length = len(names(tmp_path / UNSERVED))
+
+    monkeypatch.setattr(SegmentWriter, "append", append)
+    monkeypatch.setattr(Download, "make", make)
+    async with world.gateway(recordings=str(tmp_path)) as gateway:
+        recorder = gateway.hub.recorder
+        assert recorder is not None
+        try:
+            recorder.begin(UNSERVED).add(header_of(0, 1000), bytes(1000))
+            opening = asyncio.create_task(recorder.open(UNSERVED, "alice"))
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert not begun.is_set()
+        finally:
+            is_free.set()
+        download = await opening
+        assert download is not None and download.length == 1
 
 
 async def test_who_attaches_again_and_again_writes_nothing(world: World, tmp_path: Path) -> None:
