@@ -55,6 +55,8 @@ BEHIND_S = 5.0
 try may take as long."""
 LAG_S = 1.0
 """So long a record may be behind anyway: of a recorder some engines make a hundred chunks a second."""
+PAUSES_S = 2.0
+"""An attach waits so long for a pause or resume that a connection before it may still be writing."""
 INTERNAL = "internal error; the log of the gateway says more"
 MAX_FORGETS = 10_000
 """Beyond, the oldest is dropped: engines close abandoned sessions by themselves, and the scheduler those that
@@ -185,15 +187,39 @@ class Lane:
         self._calls: deque[tuple[Call, asyncio.Event]] = deque()
         self.task: asyncio.Task[None] | None = None
 
-    def push(self, call: Call, over: asyncio.Event, carry_out: CarryOut) -> None:
+    def push(self, call: Call, over: asyncio.Event, carry_out: CarryOut) -> asyncio.Task[None]:
         """Add a call, which `carry_out`, always the same, gets in a task. `over`: set once it is in vain."""
         self._calls.append((call, over))
         if self.task is None or self.task.done():
             self.task = asyncio.get_running_loop().create_task(self._run(carry_out))
+        return self.task
 
     async def _run(self, carry_out: CarryOut) -> None:
         while self._calls:
             await carry_out(*self._calls.popleft())
+
+
+class Pauses:
+    """Who writes to the store that a session is paused or not, which its client may have been told by then:
+    whoever takes the session over here waits for that, and knows what holds."""
+
+    def __init__(self) -> None:
+        self._writing: dict[SessionId, asyncio.Task[None]] = {}
+
+    def begin(self, session: SessionId, writing: asyncio.Task[None]) -> None:
+        """The newest controller's."""
+        self._writing[session] = writing
+        writing.add_done_callback(partial(self._end, session))
+
+    def _end(self, session: SessionId, writing: asyncio.Task[None]) -> None:
+        if self._writing.get(session) is writing:
+            del self._writing[session]
+
+    async def written(self, session: SessionId) -> None:
+        """Wait for it, but not while the store is away."""
+        writing = self._writing.get(session)
+        if writing is not None and writing is not asyncio.current_task():
+            await asyncio.wait((writing,), timeout=PAUSES_S)
 
 
 class CallQueue:
@@ -212,14 +238,16 @@ class CallQueue:
         hook: PromptHook | None = None,
         *,
         faults: Faults,
+        pauses: Pauses,
         redis_up_s: Callable[[], float] = lambda: math.inf,
     ) -> None:
-        """redis_up_s: see `Hub.redis_up_s`."""
+        """pauses: of all connections. redis_up_s: see `Hub.redis_up_s`."""
         self._store = store
         self._gateway = gateway
         self._queue_limit = queue_limit
         self._hook = hook
         self._faults = faults
+        self._pauses = pauses
         self._redis_up_s = redis_up_s
         self._is_finished = False
         self._has_given_up = False
@@ -239,7 +267,9 @@ class CallQueue:
         if isinstance(call, CreateSession | TakeControl) and not self._is_finished:
             self._over.set()
             self._over = asyncio.Event()
-        lane.push(call, self._over, partial(self._carry_out, on_result))
+        task = lane.push(call, self._over, partial(self._carry_out, on_result))
+        if isinstance(call, SetPaused):
+            self._pauses.begin(call.session, task)
 
     async def _carry_out(
         self, on_result: Callable[[Call, object], None], call: Call, over: asyncio.Event
@@ -276,6 +306,8 @@ class CallQueue:
         if self._hook is not None and (refusal := await self._judge(self._hook, call, over)) is not None:
             self._has_given_up |= self._is_finished and refusal is UNJUDGED
             return refusal
+        if isinstance(call, TakeControl):
+            await self._pauses.written(call.session)
         backoff_s, refused_s = FIRST_BACKOFF_S, None
         now_s = asyncio.get_running_loop().time
         while True:

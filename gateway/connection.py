@@ -92,6 +92,7 @@ class ClientConnection:
             hub.config.queue_limit,
             hub.prompt_hook,
             faults=hub.faults,
+            pauses=hub.pauses,
             redis_up_s=hub.redis_up_s,
         )
         self._codec = CODECS[JSON_SUBPROTOCOL]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway.access import Access
-from gateway.calls import Forgetter
+from gateway.calls import Forgetter, Pauses
 from gateway.catalog import Catalog
 from gateway.cluster_feed import ClusterFeed
 from gateway.config import GatewayConfig
@@ -38,6 +38,7 @@ class Hub:
         self.tracing = make_tracing(config.trace_share, gateway)
         self.faults = Faults(lambda where: metrics.faults.labels(where).inc())
         self.relay = Relay(store, config.link_secret, metrics, self.faults)
+        self.pauses = Pauses()
         self.forgetter = Forgetter(store, gateway, self.is_held)
         self.cluster_feed = ClusterFeed(store, metrics=metrics.cluster)
         self.recorder = _make_recorder(config, store, metrics)

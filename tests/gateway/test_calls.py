@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
-from gateway.calls import CallQueue
+import pytest
+
+from gateway.calls import CallQueue, Pauses
 from gateway.faults import Faults
-from gateway.steps import AppendInput, Call, Failure, FailureKind
+from gateway.steps import AppendInput, Call, Failure, FailureKind, SetPaused, TakeControl
 from scheduler.messages import GatewayId, PromptInput, SessionId
-from scheduler.store import InputReceipt, Store, StoreUnavailable
+from scheduler.store import InputReceipt, NoSuchSession, Store, StoreUnavailable
 
 S1 = SessionId("s_0000000000000001")
 
@@ -36,9 +38,15 @@ def append(id: str) -> AppendInput:
     return AppendInput(session=S1, controller_epoch=1, message=message, write=id, ids=(id,))
 
 
+def queue_of(store: object, pauses: Pauses) -> CallQueue:
+    """The calls of one connection."""
+    gateway, faults = GatewayId("g_00000001"), Faults(lambda where: None)
+    return CallQueue(cast(Store, store), gateway, 1, faults=faults, pauses=pauses)
+
+
 async def results_of(store: FrailStore, *, is_gone: bool) -> list[object]:
     """Of two inputs, the first of which fails while its client is there or gone."""
-    queue = CallQueue(cast(Store, store), GatewayId("g_00000001"), 1, faults=Faults(lambda where: None))
+    queue = queue_of(store, Pauses())
     results: list[object] = []
 
     def take(_call: Call, result: object) -> None:
@@ -67,3 +75,65 @@ async def test_after_an_input_that_is_given_up_none_of_who_is_gone_is_written() 
     results = await results_of(store, is_gone=True)
     assert store.taken == []
     assert [cast(Failure, result).kind for result in results] == [FailureKind.UNAVAILABLE] * 2
+
+
+class SlowStore:
+    """Notes what it is told; a pause is written once it may be."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.may_write = asyncio.Event()
+
+    async def set_paused(self, session: SessionId, paused: bool, **_: object) -> None:
+        await self.may_write.wait()
+        self.told.append("pause" if paused else "resume")
+
+    async def take_control(self, session: SessionId, **_: object) -> None:
+        self.told.append("attach")
+        raise NoSuchSession("gone")
+
+    async def is_settled(self) -> bool:
+        return True
+
+
+def set_paused(paused: bool) -> SetPaused:
+    return SetPaused(session=S1, controller_epoch=1, paused=paused)
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+async def test_who_takes_a_session_over_waits_for_its_pause_to_be_written(is_gone: bool) -> None:
+    """The engine may have answered it already. The resume behind it is written, too, whether or not its
+    client is still there."""
+    store, pauses = SlowStore(), Pauses()
+    before, after = queue_of(store, pauses), queue_of(store, pauses)
+
+    def resume(call: Call, _result: object) -> None:
+        if isinstance(call, SetPaused) and call.paused:
+            before.push(set_paused(False), resume)
+
+    before.push(set_paused(True), resume)
+    await asyncio.sleep(0)
+    if is_gone:
+        before.finish()
+    after.push(TakeControl(session=S1, resume_hash="", next_seq=0), lambda call, result: None)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    store.may_write.set()
+    await asyncio.gather(*before.tasks, *after.tasks)
+    assert store.told == ["pause", "resume", "attach"]
+
+
+async def test_an_attach_does_not_wait_for_a_pause_of_its_own_or_a_store_that_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A pause is tried again until Redis is back, an attach is told that it is not there."""
+    store, pauses = SlowStore(), Pauses()
+    before, after = queue_of(store, pauses), queue_of(store, pauses)
+    monkeypatch.setattr("gateway.calls.PAUSES_S", 0.01)
+    before.push(set_paused(True), lambda call, result: None)
+    after.push(TakeControl(session=S1, resume_hash="", next_seq=0), lambda call, result: None)
+    await asyncio.gather(*after.tasks)
+    store.may_write.set()
+    before.push(TakeControl(session=S1, resume_hash="", next_seq=0), lambda call, result: None)
+    await asyncio.gather(*before.tasks)
+    assert store.told == ["attach", "pause", "attach"]
