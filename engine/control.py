@@ -369,7 +369,7 @@ class Control:
     # --- parts of the above ----------------------------------------------------------------------------
 
     async def _beat_once(self) -> None:
-        left_ms, costs = self._progress.left_ms(), self._costs_to_publish()
+        left_ms, costs = self._progress.left_ms(self._config.heartbeat_ms), self._costs_to_publish()
         latency = self.host.latency if self.registration else None  # it loads: there is no host
         try:
             state = await self._store.heartbeat_engine(

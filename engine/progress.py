@@ -16,9 +16,9 @@ STARTING = "starting"
 MIN_LIMIT_MS = 2_000.0
 """No operation is suspected earlier."""
 _WINDOW_MS = 3_000.0
-_BETWEEN_LOOKS_MS = 1_000.0
-"""Twice the time between heartbeats. Whoever could not look for longer stood still, and the operation at hand
-with it, most likely: the process was stopped, or the machine was."""
+_LATE = 2.0
+"""Whoever looks after so many times the time between heartbeats stood still, and the operation at hand with
+it, most likely: the process was stopped, or the machine was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,14 +58,14 @@ class Progress:
             self._busy_ms += now - self.stamp.since_ms
         return now
 
-    def left_ms(self) -> float | None:
+    def left_ms(self, heartbeat_ms: float) -> float | None:
         """Milliseconds until the operation at hand is overdue, negative when it is; None: no limit. To be
-        called by one thread, at each heartbeat: when that could not, the operation gets the time back."""
+        called by one thread every heartbeat_ms: when that could not, the operation gets the time back."""
         now, stamp = self._clock(), self.stamp
         (before, looked_ms), self._looked = self._looked, (stamp, now)
         if stamp is not before:
             self._forgiven_ms, looked_ms = 0.0, max(looked_ms, stamp.since_ms)
-        if now - looked_ms > _BETWEEN_LOOKS_MS:
+        if now - looked_ms > _LATE * heartbeat_ms:
             self._forgiven_ms += now - looked_ms
         limit_ms = stamp.limit_ms
         return None if limit_ms is None else stamp.since_ms + limit_ms + self._forgiven_ms - now

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from engine.progress import IDLE, STARTING, Progress
 
+BEAT_MS = 500
+
 
 class Clock:
     """Time that a test moves."""
@@ -21,14 +23,14 @@ def test_an_operation_has_a_limit_and_rest_has_none() -> None:
     progress = Progress(clock)
     assert progress.stamp.phase == STARTING
     clock.now_ms = 600_000.0
-    assert progress.left_ms() is None
+    assert progress.left_ms(BEAT_MS) is None
     clock.now_ms = 0.0
     progress.enter("pass", limit_ms=5_000.0)
-    for since_ms in range(500, 6_500, 500):
+    for since_ms in range(BEAT_MS, 6_500, BEAT_MS):
         clock.now_ms = float(since_ms)
-        assert progress.left_ms() == 5_000 - since_ms
+        assert progress.left_ms(BEAT_MS) == 5_000 - since_ms
     progress.rest()
-    assert progress.stamp.phase == IDLE and progress.left_ms() is None
+    assert progress.stamp.phase == IDLE and progress.left_ms(BEAT_MS) is None
 
 
 def test_an_operation_gets_the_time_back_in_which_nobody_could_look() -> None:
@@ -37,16 +39,26 @@ def test_an_operation_gets_the_time_back_in_which_nobody_could_look() -> None:
     progress = Progress(clock)
     progress.enter("pass")
     clock.now_ms = 500.0
-    assert progress.left_ms() == 1_500.0
+    assert progress.left_ms(BEAT_MS) == 1_500.0
     clock.now_ms = 3_500.0
-    assert progress.left_ms() == 1_500.0
+    assert progress.left_ms(BEAT_MS) == 1_500.0
     clock.now_ms = 4_000.0
-    assert progress.left_ms() == 1_000.0
+    assert progress.left_ms(BEAT_MS) == 1_000.0
     clock.now_ms = 7_000.0
-    assert progress.left_ms() == 1_000.0
+    assert progress.left_ms(BEAT_MS) == 1_000.0
     progress.enter("pass")
     clock.now_ms = 7_500.0
-    assert progress.left_ms() == 1_500.0
+    assert progress.left_ms(BEAT_MS) == 1_500.0
+
+
+def test_where_heartbeats_are_rare_an_operation_that_hangs_is_still_found() -> None:
+    """The time between them is a setting: what is usual by it is no standstill."""
+    clock = Clock()
+    progress = Progress(clock)
+    progress.enter("pass")
+    for clock.now_ms in (1_500.0, 3_000.0):
+        left_ms = progress.left_ms(1_500)
+    assert left_ms == -1_000.0
 
 
 def test_no_operation_is_suspected_within_two_seconds() -> None:
@@ -54,7 +66,7 @@ def test_no_operation_is_suspected_within_two_seconds() -> None:
     clock = Clock()
     progress = Progress(clock)
     progress.enter("pass", limit_ms=80.0)
-    assert progress.left_ms() == 2_000.0
+    assert progress.left_ms(BEAT_MS) == 2_000.0
 
 
 def test_load_is_the_busy_share_of_the_last_seconds() -> None:
