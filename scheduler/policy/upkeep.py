@@ -61,8 +61,8 @@ def find_lost(view: View, changes: Changes, config: SchedulerConfig) -> dict[Eng
 
     Silence only counts while Redis was reachable and its clock not set: after that every engine gets three
     heartbeats, and at least the timeout, to be heard again, and one that starts all of the time that it lost.
-    Nothing else limits a start: what an engine says of its phase counts from its registration on, and only if
-    it says so: of one that was stopped in a phase, silence tells, and its limit is longer.
+    Nothing else limits a start: what an engine says of its phase counts from its registration on. One hangs
+    that is heard after its phase should have ended; of one that is not heard, only its silence tells.
     """
     engines, read_ms, known = view.engines, view.read_ms, view.keep(fleet)
     grace_ms = max(3 * config.heartbeat_ms, config.heartbeat_timeout_ms)
