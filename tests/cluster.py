@@ -146,27 +146,12 @@ class Cluster:
             return None
 
     def order(self, what: str, **fields: object) -> int:
-        """Have `/v1/admin/<what>` done; returns the status. Who is told that Redis is out of reach, as it is
-        when it stands still for 2 s, asks again."""
-
-        def status() -> int | None:
-            answered = self.post(f"/v1/admin/{what}", fields)
-            return None if answered == 503 else answered
-
-        return wait_for(f"an answer to {what}", status)
+        """See `order`."""
+        return order(self.url, what, **fields)
 
     def post(self, path: str, body: dict[str, object]) -> int:
-        """The status of the gateway's answer."""
-        request = urllib.request.Request(
-            f"{self.url}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=5 * SCALE) as answer:
-                status: int = answer.status
-                return status
-        except urllib.error.HTTPError as exc:
-            exc.close()
-            return exc.code
+        """See `post`."""
+        return post(self.url, path, body)
 
     def listed(self, what: str) -> list[dict[str, Any]]:
         """The `sessions` or `engines` of /v1/cluster, as soon as the gateway answers."""
@@ -237,6 +222,31 @@ def running_cluster(*arguments: str, engines: int = 2) -> Iterator[Cluster]:
     finally:
         cluster.stop()
         shutil.rmtree(folder)
+
+
+def post(url: str, path: str, body: dict[str, object]) -> int:
+    """The status of the answer of the gateway there."""
+    request = urllib.request.Request(
+        f"{url}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=5 * SCALE) as answer:
+            status: int = answer.status
+            return status
+    except urllib.error.HTTPError as exc:
+        exc.close()
+        return exc.code
+
+
+def order(url: str, what: str, **fields: object) -> int:
+    """Have the gateway there do `/v1/admin/<what>`; returns the status. Who is told that Redis is out of
+    reach, as it is when it stands still for 2 s, asks again."""
+
+    def status() -> int | None:
+        answered = post(url, f"/v1/admin/{what}", fields)
+        return None if answered == 503 else answered
+
+    return wait_for(f"an answer to {what}", status)
 
 
 def is_ready(port: int) -> bool:

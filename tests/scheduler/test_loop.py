@@ -48,6 +48,7 @@ from tests.scheduler.conftest import (
     create,
     forget_everything,
     ready,
+    recovered,
     restore,
     snapshot,
 )
@@ -521,15 +522,6 @@ async def written(store: Store) -> None:
     """Return when what Redis was told so far would outlive it: it may keep more while it syncs its file."""
     while (await store._redis.client.info("persistence"))["aof_buffer_length"]:  # noqa: ASYNC110 - no event
         await asyncio.sleep(0.02)
-
-
-async def recovered(store: Store) -> None:
-    """Return when Redis answers again."""
-    while True:
-        try:
-            return await store.ping()
-        except StoreUnavailable:
-            await asyncio.sleep(0.02)
 
 
 # --- configuration

@@ -23,7 +23,7 @@ from launch.redis_server import find_server
 from scheduler.store import Store, StoreUnavailable
 from scheduler.store.pools import UNSENT_MS
 from tests.cluster import SCALE, free_port
-from tests.scheduler.conftest import E1, MODEL
+from tests.scheduler.conftest import E1, MODEL, connected
 
 RIGHTS = ("~ts:{main}:*", "+@all", "-@admin", "-@dangerous", "+info")
 """As docs/deploy.md gives them."""
@@ -44,16 +44,6 @@ def server(folder: Path, *options: str, mode: str = "") -> Iterator[tuple[int, s
     finally:
         process.kill()
         process.wait()
-
-
-async def connected(url: str) -> Store:
-    """As a role does it: again until the server is there."""
-    async with asyncio.timeout(30 * SCALE):
-        while True:
-            try:
-                return await Store.connect(url)
-            except StoreUnavailable:
-                await asyncio.sleep(0.05)
 
 
 @contextmanager
